@@ -1,0 +1,18 @@
+"""Where things lie. Everything is found from the repository root, so commands work from any folder."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECTS = ROOT / "projects"
+SCALES = ("smoke", "cpu", "gpu", "paper")
+
+
+def results_dir() -> Path:
+    """`results/`, or the folder that the environment variable REPRO_RESULTS names."""
+    return Path(os.environ.get("REPRO_RESULTS", ROOT / "results"))
+
+
+def cache_dir() -> Path:
+    """`data/cache/`, or the folder that the environment variable REPRO_CACHE names."""
+    return Path(os.environ.get("REPRO_CACHE", ROOT / "data" / "cache"))
