@@ -1,0 +1,226 @@
+"""`repro`: the library by hand. Snakemake's rules call the same functions.
+
+Nothing heavy is imported before a subcommand needs it, so that `repro --help` is instant.
+"""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shared import manifest, paths
+from shared.errors import UserError
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit status: 0, 1 (a difference or a failure was found), 2 (UserError), 130 (Ctrl-C)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.function(options))
+    except UserError as error:
+        print(f"repro: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("repro: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `repro list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="repro", description="Run experiments of the papers and make tables, figures, claims, the report."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, example: str, function: object) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        added.set_defaults(function=function)
+        return added
+
+    def common(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--scale", default="cpu", help="smoke, cpu (default), gpu or paper")
+        added.add_argument("--results", type=Path, default=paths.results_dir(), metavar="DIR", help="folder of the results")
+
+    added = command("list", "papers, experiments, scales, and which rows exist", "repro list zo2", _list)
+    added.add_argument("paper", nargs="?", help="one paper only")
+    added.add_argument("--results", type=Path, default=paths.results_dir(), metavar="DIR", help="folder of the results")
+
+    added = command("run", "run one experiment and write its rows", "repro run zo2/memory --scale cpu --set steps=3", _run)
+    added.add_argument("experiment", metavar="PAPER/EXPERIMENT")
+    added.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the scale's entry (YAML); may be repeated"
+    )
+    common(added)
+
+    for name, what in (("table", "tables"), ("figure", "figures")):
+        added = command(name, f"make {what} from rows: all of a paper, or one", f"repro {name} zo2/memory --scale cpu", _make)
+        added.add_argument("target", metavar="PAPER[/NAME]")
+        added.set_defaults(kind=what)
+        common(added)
+
+    added = command("claims", "judge a paper's claims from rows", "repro claims zo2 --scale cpu", _claims)
+    added.add_argument("paper")
+    common(added)
+
+    added = command("report", "make the report page from what exists", "repro report --scale cpu", _report)
+    common(added)
+
+    added = command(
+        "compare",
+        "compare two folders of results: exact, but for timings",
+        "repro compare results/cpu results/reference/cpu",
+        _compare,
+    )
+    added.add_argument("measured", type=Path)
+    added.add_argument("reference", type=Path)
+    added.add_argument(
+        "--tolerance", type=float, default=0.25, metavar="SHARE", help="relative difference of timings worth showing (default 0.25)"
+    )
+
+    command("doctor", "check Python, packages, torch, disk, memory and the data cache", "repro doctor", _doctor)
+
+    if importlib.util.find_spec("shared.data.cli"):
+        from shared.data import cli as data
+
+        data.add_parser(commands)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from shared import rows
+
+    names = [options.paper] if options.paper else list(manifest.manifests())
+    table = Table("experiment", "what", *paths.SCALES, caption="● rows exist   ○ runs at this scale", box=None, header_style="bold")
+    for paper in names:
+        known = manifest.manifest(paper)
+        configs = {scale: manifest.scale_config(paper, scale) for scale in paths.SCALES}
+        table.add_row(f"[bold]{paper}[/bold]", f"[bold]{known.display}[/bold]")
+        for name, experiment in known.experiments.items():
+            marks = []
+            for scale in paths.SCALES:
+                exists = rows.rows_path(options.results, scale, paper, name).exists()
+                marks.append("●" if exists else "○" if name in configs[scale] else "")
+            table.add_row(f"{paper}/{name}", experiment.title, *marks)
+    Console().print(table)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    paper, name = _split(options.experiment, "PAPER/EXPERIMENT")
+    overrides = {}
+    for setting in options.set:
+        key, sign, value = setting.partition("=")
+        if not sign or not key:
+            raise UserError(f"--set takes KEY=VALUE, not '{setting}'")
+        overrides[key] = _value(setting, value)
+    needs = manifest.check_experiment(paper, name)
+    for variable in THREAD_VARIABLES:  # before numpy and torch are imported, which read them once
+        os.environ.setdefault(variable, str(needs.threads))
+    from shared import experiment
+
+    if needs.processes > 1 and "RANK" not in os.environ:
+        experiment.load(paper, name, options.scale, overrides)  # a mistake is one line here, and a page of torchrun's below
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={needs.processes}",
+            "-m",
+            "shared.cli",
+        ]
+        settings = [f"--set={setting}" for setting in options.set]
+        done = subprocess.run([*torchrun, "run", options.experiment, f"--scale={options.scale}", f"--results={options.results}", *settings])
+        return 1 if done.returncode else 0
+    path = experiment.run_experiment(paper, name, options.scale, overrides, options.results)
+    if overrides:
+        print(f"repro: {path} now holds a run with --set; run it without, or delete it, before you trust tables", file=sys.stderr)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(path)
+    return 0
+
+
+def _make(options: argparse.Namespace) -> int:
+    from shared import figures, tables
+
+    paper, _, name = options.target.partition("/")
+    manifest.manifest(paper)
+    manifest.check_scale(options.scale)
+    if not name:
+        module = tables if options.kind == "tables" else figures
+        for path in module.build(paper, options.scale, options.results):
+            print(path)
+    elif options.kind == "tables":
+        print(tables.make(paper, name, options.scale, options.results).to_markdown())
+    else:
+        figure = figures.make(paper, name, options.scale, options.results)
+        for path in figures.save(figure, options.results / options.scale / paper / "figures" / name):
+            print(path)
+    return 0
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from shared import claims
+
+    manifest.manifest(options.paper)
+    manifest.check_scale(options.scale)
+    table = Table("claim", "verdict", "measured", "bound", "paper", header_style="bold")
+    for entry in claims.evaluate(options.paper, options.scale, options.results):
+        table.add_row(*(str(entry[key] or "–") for key in ("id", "verdict", "measured", "bound", "paper")))
+    Console().print(table, markup=False)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from shared import report
+
+    manifest.check_scale(options.scale)
+    print(report.build(options.scale, options.results))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from shared import compare
+
+    return compare.compare(options.measured, options.reference, options.tolerance)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from shared import doctor
+
+    return doctor.check()
+
+
+def _split(target: str, form: str) -> tuple[str, str]:
+    paper, slash, name = target.partition("/")
+    if not slash or not paper or not name:
+        raise UserError(f"'{target}' must be {form}, e.g. zo2/memory")
+    return paper, name
+
+
+def _value(setting: str, text: str) -> object:
+    import yaml
+
+    try:
+        return manifest.parse_yaml(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {setting}: the value is not valid YAML") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

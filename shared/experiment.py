@@ -1,0 +1,181 @@
+"""Runs an experiment: checks its configuration, calls its `run(config, run)`, writes its rows in one step.
+
+An experiment module `projects/<paper>/experiments/<name>.py` has a class `Config(shared.experiment.Config)` and a function
+`run(config, run)` that measures and calls `run.row(...)`. It knows nothing of tables, of the paper's numbers, or of files.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared import manifest, provenance, rows
+from shared.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+T = TypeVar("T")
+PLAIN_INTERVAL_SECONDS = 10.0  # between progress lines when nobody watches a terminal
+
+
+class Config(BaseModel):
+    """Base of every experiment's configuration: unknown keys, wrong types and non-finite numbers are refused; `seed` is there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    seed: int = Field(default=0, ge=0)
+
+
+class Run:
+    """What an experiment may do besides computing: emit rows and arrays, show progress, log.
+
+    Attributes:
+        seed: the configuration's seed.
+        scale: the scale that is running, for messages; behaviour belongs in the configuration.
+    """
+
+    def __init__(self, seed: int = 0, scale: str = "smoke", quiet: bool = False) -> None:
+        self.seed = seed
+        self.scale = scale
+        self.rows: list[dict[str, rows.Scalar]] = []
+        self.arrays: dict[str, np.ndarray] = {}
+        self._quiet = quiet
+        self._bars: Progress | None = None
+
+    def row(self, **values: object) -> None:
+        """Emit one row: text, numbers, true/false or None by column. A column of floats ends with a unit (`shared.rows.UNITS`).
+
+        Raises:
+            ValueError: at once, so that a wrong name shows at the first row and not at the end of the run.
+        """
+        self.rows.append(rows.check_row(values))
+
+    def array(self, name: str, values: np.ndarray) -> None:
+        """Save a numeric array beside the rows, under `name`; `shared.rows.read_array(frame, name)` reads it."""
+        if not name.isidentifier():
+            raise ValueError(f"array name '{name}' must be an identifier")
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"array '{name}' has dtype {array.dtype}; booleans, integers and floats can be saved")
+        self.arrays[name] = array
+
+    def progress(self, steps: Iterable[T] | int, description: str) -> Iterator[T]:
+        """Iterate over `steps` (or `range(steps)`) while showing how far it is and how long it will take; may be nested."""
+        iterable: Iterable[Any] = range(steps) if isinstance(steps, int) else steps
+        total = len(iterable) if isinstance(iterable, Sized) else None
+        if self._quiet:
+            return iter(iterable)
+        return self._bar(iterable, total, description) if sys.stderr.isatty() else self._lines(iterable, total, description)
+
+    def log(self, text: str) -> None:
+        """Say something on stderr."""
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False)
+        elif not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the progress display down."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+
+    def _bar(self, iterable: Iterable[T], total: int | None, description: str) -> Iterator[T]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if self._bars is None:  # one display for all bars, so that nested ones share it
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+            self._bars = Progress(*columns, console=Console(stderr=True))
+            self._bars.start()
+        bars = self._bars
+        task = bars.add_task(description, total=total)
+        try:
+            for item in iterable:
+                yield item
+                bars.advance(task)
+        finally:
+            bars.remove_task(task)
+
+    def _lines(self, iterable: Iterable[T], total: int | None, description: str) -> Iterator[T]:
+        start = last = time.monotonic()
+        for done, item in enumerate(iterable):
+            now = time.monotonic()
+            if done and now - last >= PLAIN_INTERVAL_SECONDS:
+                last = now
+                left = f", about {(now - start) / done * (total - done):.0f} s left" if total else ""
+                self.log(f"{description}: {done}/{total or '?'} after {now - start:.0f} s{left}")
+            yield item
+
+
+def load(paper: str, name: str, scale: str, overrides: Mapping[str, object] | None = None) -> tuple[ModuleType, Config]:
+    """Import an experiment and make its configuration: the entry of the scale with `overrides` on top.
+
+    Raises:
+        UserError: an unknown paper, experiment, scale or key, or a value that is not allowed; one line.
+    """
+    manifest.check_experiment(paper, name)
+    entries = manifest.scale_config(paper, scale)
+    if name not in entries:
+        listed = ", ".join(entries) or "nothing"
+        raise UserError(f"{paper}/{name} does not run at scale '{scale}'; projects/{paper}/scales/{scale}.yaml lists: {listed}")
+    module = importlib.import_module(f"projects.{paper}.experiments.{name}")
+    values = {**entries[name], **(overrides or {})}
+    try:
+        # As JSON, because strict validation of JSON takes a list for a tuple and text for an enumeration, and nothing else.
+        config = module.Config.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise UserError(manifest.explain(error, f"{paper}/{name} at scale {scale}", module.Config)) from None
+    return module, config
+
+
+def run_experiment(paper: str, name: str, scale: str, overrides: Mapping[str, object] | None, results_dir: Path) -> Path:
+    """Run one experiment and write `<results_dir>/<scale>/<paper>/rows/<name>.json`.
+
+    Under torchrun every process runs the experiment, and the one of rank 0 writes what it emitted.
+
+    Args:
+        overrides: values that replace those of the scale's entry, by key.
+
+    Returns:
+        The path of the rows file.
+
+    Raises:
+        UserError: see `load`; or the disk is full.
+    """
+    module, config = load(paper, name, scale, overrides)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(manifest.check_experiment(paper, name).threads)
+    path = rows.rows_path(results_dir, scale, paper, name)
+    writes = int(os.environ.get("RANK", "0")) == 0
+    if writes:
+        rows.clean_stale(path)
+    started = provenance.collect(scale)
+    run = Run(seed=config.seed, scale=scale, quiet=not writes)
+    try:
+        module.run(config, run)
+    finally:
+        run.close()
+    if not run.rows:
+        raise UserError(f"{paper}/{name} emitted no rows; its run() must call run.row(...)")
+    if writes:
+        content = {
+            "paper": paper,
+            "experiment": name,
+            "scale": scale,
+            "config": json.loads(config.model_dump_json()),
+            "seed": config.seed,
+            "provenance": {**provenance.finish(started), "overridden": sorted(overrides or {})},
+            "rows": run.rows,
+        }
+        rows.write_rows(path, content, run.arrays)
+    return path
