@@ -1,0 +1,116 @@
+"""Gaussian directions that are never stored, and the arithmetic of MeZO on them.
+
+z ~ N(0, I) is drawn again from its seed whenever it is needed. Two properties make the block-wise walk of ZO2 equal
+to MeZO to the last bit:
+
+- a generator that walks the tensors in the same order draws the same numbers, wherever the walk pauses;
+- every expression keeps MeZO's rounding: noise is `(scale * z) * eps` in the tensor's own dtype (scales are +-1 and
+  +-2, exact in binary), the update is `theta - lr * g * z`, and with weight decay `theta - lr * (g * z + decay *
+  theta)`.
+
+On a CPU z is drawn in cache-sized pieces. The Gaussian stream of torch's CPU generator can be cut at multiples of 16
+elements when both sides keep at least 16, so the pieces do not change a bit. A CUDA generator cannot be cut, there a
+tensor is drawn whole.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 16  # elements drawn at a time on a CPU: 256 KiB of float32, inside a second-level cache
+
+Addition = tuple[Tensor, Tensor, float]  # (target, source, scale): target = source + scale * z * eps
+
+
+def pieces(numel: int, piece: int = PIECE) -> Iterator[slice]:
+    """Cut `range(numel)` at multiples of 16 that leave at least 16 elements on either side."""
+    start = 0
+    while numel - start >= piece + 16:
+        yield slice(start, start + piece)
+        start += piece
+    if start < numel or numel == 0:
+        yield slice(start, numel)
+
+
+class Scratch:
+    """Memory for one piece of noise (and one more for weight decay), shared by the streams, which are never used at
+    the same time.
+
+    `longest` is the element count of the largest tensor they will meet: the size of a piece on CUDA, where a tensor
+    is drawn whole.
+    """
+
+    def __init__(self, device: torch.device, longest: int):
+        self.device = device
+        self.piece = PIECE if device.type == "cpu" else longest
+        self._size = min(longest, self.piece + 15)
+        self._rows: dict[tuple[torch.dtype, int], Tensor] = {}
+
+    def row(self, dtype: torch.dtype, index: int = 0) -> Tensor:
+        """One-dimensional memory of `dtype`, with arbitrary content."""
+        if (dtype, index) not in self._rows:
+            self._rows[dtype, index] = torch.empty(self._size, device=self.device, dtype=dtype)
+        return self._rows[dtype, index]
+
+
+class Noise:
+    """A private generator that walks tensors; the user's global generators are never touched."""
+
+    def __init__(self, scratch: Scratch):
+        self.generator = torch.Generator(scratch.device)
+        self._scratch = scratch
+
+    def seed(self, seed: int) -> None:
+        """Start the stream of `seed`. Zero is a seed like any other."""
+        self.generator.manual_seed(seed)
+
+    def state(self) -> Tensor:
+        """Where the stream stands (16 bytes on CUDA, 5056 on a CPU)."""
+        return self.generator.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        self.generator.set_state(state)
+
+    def draw(self, target: Tensor, eps: float) -> None:
+        """target = z * eps, in the target's dtype."""
+        target.normal_(generator=self.generator).mul_(eps)
+
+    def skip(self, tensor: Tensor) -> None:
+        """Advance the stream past one tensor."""
+        for piece in self._pieces(tensor):
+            self._z(tensor, piece)
+
+    def add(self, additions: Sequence[Addition], eps: float) -> None:
+        """For each (target, source, scale) in turn: target = source + scale * z * eps, all with the same z (one draw)."""
+        first = additions[0][0]
+        for piece in self._pieces(first):
+            noise = self._z(first, piece).mul_(eps)
+            for target, source, scale in additions:
+                torch.add(_part(source, piece), noise, alpha=scale, out=_part(target, piece))
+
+    def update(self, theta: Tensor, lr: float, g: float, decay: float) -> None:
+        """theta = theta - lr * g * z, or theta - lr * (g * z + decay * theta) when `decay` is not zero."""
+        for piece in self._pieces(theta):
+            z, part = self._z(theta, piece), _part(theta, piece)
+            if decay == 0:
+                z.mul_(lr * g)
+            else:
+                shrink = self._scratch.row(theta.dtype, 1)[: part.numel()].view_as(part)
+                z.mul_(g).add_(torch.mul(part, decay, out=shrink)).mul_(lr)
+            part.sub_(z)
+
+    def _pieces(self, tensor: Tensor) -> Iterator[slice | None]:
+        if tensor.is_contiguous():
+            yield from pieces(tensor.numel(), self._scratch.piece)
+        else:
+            yield None  # z follows the logical order of the elements, which a flat view of this tensor would not
+
+    def _z(self, tensor: Tensor, piece: slice | None) -> Tensor:
+        if piece is None:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).normal_(generator=self.generator)
+        return self._scratch.row(tensor.dtype)[: piece.stop - piece.start].normal_(generator=self.generator)
+
+
+def _part(tensor: Tensor, piece: slice | None) -> Tensor:
+    return tensor if piece is None else tensor.view(-1)[piece]
