@@ -5,6 +5,7 @@ the right ones is the caller's to check.
 """
 
 import contextlib
+import getpass
 import os
 import re
 import shutil
@@ -59,7 +60,7 @@ def _pip(provider: PyPI, archive: Archive, folder: Path, watch: Watch) -> None:
 
 
 def debian_index(folder: Path, watch: Watch) -> None:
-    """Write `Packages`, the list of all Debian packages with long English descriptions, into `folder`.
+    """Write `Packages`, the list of all Debian packages, and `Translation-en`, their long descriptions, into `folder`.
 
     The package lists are read into a private place, so this needs no root, changes nothing of the system's, and has the long
     descriptions even where the system leaves them out.
@@ -67,10 +68,13 @@ def debian_index(folder: Path, watch: Watch) -> None:
     state = folder / "apt"
     for part in ("lists/partial", "cache/archives/partial"):
         (state / part).mkdir(parents=True)
-    options = [f"-oDir::State::lists={state}/lists", f"-oDir::Cache={state}/cache", "-oAcquire::Languages=en"]
-    options += ["-oAPT::Get::List-Cleanup=0", f"-oAPT::Sandbox::User={os.environ.get('USER', 'root')}"]
+    options = [f"-oDir::State::lists={state}/lists", f"-oDir::Cache={state}/cache", f"-oAPT::Sandbox::User={getpass.getuser()}"]
+    options += ["-oAcquire::Languages=en", "-oAcquire::GzipIndexes=false"]
     _run(["apt-get", *options, "--error-on=any", "update"], folder, watch)
     _run(["apt-cache", *options, "dumpavail"], folder, watch, output=folder / "Packages")
+    with (folder / "Translation-en").open("wb") as out:
+        for part in sorted((state / "lists").glob("*_i18n_Translation-en")):
+            out.write(part.read_bytes() + b"\n")
     shutil.rmtree(state)
 
 

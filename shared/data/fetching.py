@@ -10,6 +10,7 @@ import errno
 import fcntl
 import importlib.util
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -178,9 +179,10 @@ def _package_folder(provider: Python) -> Path:
 
 def _folder_size(folder: Path) -> int:
     size = 0
-    for file in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # clients rename and delete while this looks
-            size += file.stat().st_size if file.is_file() else 0
+    for parent, _, files in os.walk(folder):  # clients rename and delete while this looks: os.walk minds neither
+        for file in files:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(parent, file)).st_size
     return size
 
 
