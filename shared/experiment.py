@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
-PLAIN_INTERVAL_SECONDS = 10.0  # between progress lines when nobody watches a terminal
+# Between progress lines where a bar would not do: no terminal, or several jobs on one (Snakemake sets REPRO_PLAIN_PROGRESS).
+PLAIN_INTERVAL_SECONDS = 10.0
 
 
 class Config(BaseModel):
@@ -43,11 +44,12 @@ class Run:
         scale: the scale that is running, for messages; behaviour belongs in the configuration.
     """
 
-    def __init__(self, seed: int = 0, scale: str = "smoke", quiet: bool = False) -> None:
+    def __init__(self, seed: int = 0, scale: str = "smoke", label: str = "", quiet: bool = False) -> None:
         self.seed = seed
         self.scale = scale
         self.rows: list[dict[str, rows.Scalar]] = []
         self.arrays: dict[str, np.ndarray] = {}
+        self._label = label
         self._quiet = quiet
         self._bars: Progress | None = None
 
@@ -74,7 +76,8 @@ class Run:
         total = len(iterable) if isinstance(iterable, Sized) else None
         if self._quiet:
             return iter(iterable)
-        return self._bar(iterable, total, description) if sys.stderr.isatty() else self._lines(iterable, total, description)
+        watched = sys.stderr.isatty() and "REPRO_PLAIN_PROGRESS" not in os.environ
+        return self._bar(iterable, total, description) if watched else self._lines(iterable, total, description)
 
     def log(self, text: str) -> None:
         """Say something on stderr."""
@@ -112,9 +115,20 @@ class Run:
             now = time.monotonic()
             if done and now - last >= PLAIN_INTERVAL_SECONDS:
                 last = now
-                left = f", about {(now - start) / done * (total - done):.0f} s left" if total else ""
-                self.log(f"{description}: {done}/{total or '?'} after {now - start:.0f} s{left}")
+                self.log(f"{self._label} {description} {_ruler(done, total, now - start)}".strip())
             yield item
+
+
+def _ruler(done: int, total: int | None, seconds: float) -> str:
+    """How far, as text: `━━━━━───── 12/24, 0:35 left`."""
+    if not total:
+        return f"{done} after {_clock(seconds)}"
+    filled = round(20 * done / total)
+    return f"{'━' * filled}{'─' * (20 - filled)} {done}/{total}, {_clock(seconds / done * (total - done))} left"
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def load(paper: str, name: str, scale: str, overrides: Mapping[str, object] | None = None) -> tuple[ModuleType, Config]:
@@ -160,7 +174,7 @@ def run_experiment(paper: str, name: str, scale: str, overrides: Mapping[str, ob
     if writes:
         rows.clean_stale(path)
     started = provenance.collect(scale)
-    run = Run(seed=config.seed, scale=scale, quiet=not writes)
+    run = Run(seed=config.seed, scale=scale, label=f"{paper}/{name}", quiet=not writes)
     try:
         module.run(config, run)
     finally:

@@ -1,0 +1,59 @@
+# Names that every stage uses.
+
+import fcntl
+import json
+import os
+import shlex
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, workflow.basedir)
+
+from shared import data, manifest, paths
+from shared.dependencies import local_imports
+
+SCALE = config["scale"]
+RESULTS = paths.results_dir()
+if RESULTS.is_relative_to(paths.ROOT):
+    RESULTS = RESULTS.relative_to(paths.ROOT)
+PAPERS = {name: paper for name, paper in manifest.manifests().items() if manifest.scale_config(name, SCALE)}
+
+# The interpreter that runs Snakemake has the packages; the threads of a job's own libraries are the manifest's, not the job's.
+REPRO = f"REPRO_PLAIN_PROGRESS=1 {shlex.quote(sys.executable)} -m shared.cli"
+
+
+def sources(*parts):
+    """The files that a module of this repository imports, itself among them, relative to the root."""
+    return [str(file.relative_to(paths.ROOT)) for file in local_imports(paths.ROOT.joinpath(*parts))]
+
+
+def result(*parts):
+    """A path in the results of this scale."""
+    return str(RESULTS.joinpath(SCALE, *parts))
+
+
+def alone(wanted):
+    """Threads that keep other jobs off this machine; on a cluster, where no total is given, just those wanted."""
+    try:
+        return max(workflow.cores, wanted)
+    except WorkflowError:
+        return wanted
+
+
+def rows_of(paper, experiments):
+    return [result(paper, "rows", f"{name}.json") for name in sorted(set(experiments))]
+
+
+# Snakemake's own lock outlives a killed run and then refuses the next one, so the default profile turns it off; this one goes
+# with its process.
+if workflow.is_main_process and not workflow.dryrun:
+    LOCK = os.open(paths.ROOT / "Snakefile", os.O_RDONLY)
+    try:
+        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise WorkflowError("another snakemake is running in this folder; wait for it or stop it")
+
+
+onerror:
+    print(f"What failed is named above; the rest is done. The same command resumes. A page from what there is: repro report --scale {SCALE}")

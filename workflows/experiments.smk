@@ -1,0 +1,35 @@
+# One rule per experiment: its sources, its scale entry and its data in, a rows file out.
+#
+# update() keeps the old rows until the new ones are renamed over them; Snakemake would delete them first.
+
+import math
+
+for paper, known in PAPERS.items():
+    for name, entry in manifest.scale_config(paper, SCALE).items():
+        needs = known.experiments[name]
+
+        rule:
+            name:
+                f"{paper}_{name}"
+            input:
+                sources=sources("projects", paper, "experiments", f"{name}.py"),
+                data=[str(data.stamp(wanted)) for wanted in needs.data],
+            output:
+                update(result(paper, "rows", f"{name}.json")),
+            params:
+                experiment=f"{paper}/{name}",
+                entry=json.dumps(entry, sort_keys=True, default=str),
+                threads=needs.threads,
+                processes=needs.processes,
+            # A timed experiment, or one that has the GPU, runs alone.
+            threads: alone(needs.threads * needs.processes) if needs.timed or needs.gpu else needs.threads * needs.processes
+            resources:
+                mem_mb=math.ceil(1000 * needs.memory_gb),
+                runtime=math.ceil(10 + 3 * needs.minutes),
+                gpu=needs.processes if needs.gpu else 0,
+                slurm_extra="--exclusive" if needs.timed else "",
+            message:
+                f"{paper}/{name}: {needs.title}"
+            shell:
+                "OMP_NUM_THREADS={params.threads} MKL_NUM_THREADS={params.threads} OPENBLAS_NUM_THREADS={params.threads} "
+                "NUMEXPR_NUM_THREADS={params.threads} {REPRO} run {params.experiment} --scale {SCALE}"

@@ -1,0 +1,28 @@
+# Every figure of a paper from its rows, one job per paper.
+
+FIGURES = {}
+for paper in PAPERS:
+    wanted = manifest.ready(paper, SCALE, "figures")
+    FIGURES[paper] = [result(paper, "figures", f"{name}.{suffix}") for name in wanted for suffix in ("svg", "png")]
+    if wanted:
+
+        rule:
+            name:
+                f"{paper}_figures"
+            input:
+                rows=rows_of(paper, sum(wanted.values(), [])),
+                sources=sources("projects", paper, "figures.py"),
+            output:
+                [report(file, category=paper, subcategory="figures") if file.endswith((".svg", ".html")) else file for file in FIGURES[paper]],
+            params:
+                paper=paper,
+            message:
+                f"{paper}: figures"
+            localrule: True
+            shell:
+                "{REPRO} figure {params.paper} --scale {SCALE}"
+
+
+rule figures:
+    input:
+        sum(FIGURES.values(), []),

@@ -1,0 +1,21 @@
+# The page, from every table, figure and verdict.
+
+PAGE = result("report.html")
+
+
+rule report:
+    input:
+        tables=sum(TABLES.values(), []),
+        figures=sum(FIGURES.values(), []),
+        claims=sum(CLAIMS.values(), []),
+        rows=[file for paper in PAPERS for file in rows_of(paper, manifest.scale_config(paper, SCALE))],
+        manifests=[f"projects/{paper}/paper.yaml" for paper in PAPERS],
+        sources=sources("shared", "report.py"),
+        template="shared/templates/report.html.j2",
+    output:
+        report(PAGE),
+    message:
+        "report"
+    localrule: True
+    shell:
+        "{REPRO} report --scale {SCALE}"
