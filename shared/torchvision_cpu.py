@@ -20,7 +20,7 @@ class _BeforeTorchvision:
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
         if name == "torchvision":
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
             spec = importlib.machinery.PathFinder.find_spec(name)
             if spec is not None and spec.submodule_search_locations:
                 define_missing_operators(spec.submodule_search_locations[0])
@@ -30,7 +30,7 @@ class _BeforeTorchvision:
 def install() -> None:
     """Register the hook once; without effect when torchvision is already imported."""
     if "torchvision" not in sys.modules and not any(isinstance(f, _BeforeTorchvision) for f in sys.meta_path):
-        sys.meta_path.insert(0, _BeforeTorchvision())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 def define_missing_operators(package_dir: str) -> bool:
@@ -47,8 +47,8 @@ def define_missing_operators(package_dir: str) -> bool:
         pass
     if hasattr(torch.ops.torchvision, "nms"):
         return False
-    library = torch.library.Library("torchvision", "DEF")
+    definitions = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
-        library.define(operator + _SIGNATURE)
-    _keep_alive.append(library)
+        definitions.define(operator + _SIGNATURE)
+    _keep_alive.append(definitions)
     return True

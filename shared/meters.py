@@ -1,0 +1,231 @@
+"""Meters: bytes, time and FLOPs. A row that holds a measurement names the counter that made it.
+
+| counter | what it counts | exact |
+| --- | --- | --- |
+| `allocator` | bytes handed out by torch's CPU allocator (`live_bytes`) | yes, and the same in every run |
+| `cuda_allocator` | bytes handed out by torch's CUDA allocator | yes |
+| `nvml` | the GPU's memory in use as its driver sees it | to the driver's page |
+| `rss` | resident pages of a process at their highest (`peak_rss_bytes`, in a subprocess) | no |
+"""
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+
+class LiveBytes:
+    """What `live_bytes` counted: the running total of allocated bytes, with the phases that were marked."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._events: np.ndarray = np.empty((0, 2), dtype=np.int64)  # time in ns, change in bytes
+        self._spans: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Mark a phase; it may be entered several times."""
+        if name not in self._names:
+            self._names.append(name)
+        with record_function(_PHASE + name):
+            yield
+
+    def peak_bytes(self, phase: str | None = None) -> int:
+        """The most bytes alive at any moment (of the phase), counted from zero at the start of the meter."""
+        times, totals = self._events[:, 0], np.cumsum(self._events[:, 1])
+        if phase is None:
+            return int(max(0, totals.max(initial=0)))
+        highest = 0
+        for start, end in self._spans[phase]:
+            first, last = np.searchsorted(times, [start, end])
+            standing = int(totals[first - 1]) if first > 0 else 0
+            highest = max(highest, standing, int(totals[first:last].max(initial=0)))
+        return highest
+
+    def _read(self, recorded: Any) -> None:
+        changes: list[tuple[int, int]] = []
+        for event in recorded.profiler.kineto_results.events():
+            name = event.name()
+            if name == "[memory]":
+                changes.append((event.start_ns(), event.nbytes()))
+            elif name.startswith(_PHASE):
+                self._spans.setdefault(name[len(_PHASE) :], []).append((event.start_ns(), event.end_ns()))
+        self._events = np.array(changes, dtype=np.int64).reshape(-1, 2)
+        self._events = self._events[np.argsort(self._events[:, 0], kind="stable")]
+
+
+_PHASE = "live_bytes:"
+
+
+@contextmanager
+def live_bytes() -> Iterator[LiveBytes]:
+    """Count the bytes that torch's CPU allocator hands out inside, allocation by allocation.
+
+    Deterministic, and blind to everything that does not come from the allocator: memory maps, the libraries' own buffers, other threads'
+    allocations (autograd's threads are seen). Read the result after the block has ended.
+    """
+    meter = LiveBytes()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+        yield meter
+    meter._read(recorded)
+
+
+@contextmanager
+def cuda_peak_bytes(device: torch.device | str = "cuda") -> Iterator[Callable[[], dict[str, int]]]:
+    """Peaks on a GPU by two counters, as a function to call after the block: {"cuda_allocator": bytes, "nvml": bytes}.
+
+    `nvml` is sampled every 5 ms by a thread and holds what other processes use; it is absent where nvidia-ml-py is not installed.
+    """
+    import threading
+
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    peaks: dict[str, int] = {}
+    stop = threading.Event()
+
+    def sample() -> None:
+        try:
+            import pynvml
+        except ImportError:
+            return
+        pynvml.nvmlInit()
+        index = torch.device(device).index or 0
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        while not stop.is_set():
+            peaks["nvml"] = max(peaks.get("nvml", 0), int(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
+            stop.wait(0.005)
+        pynvml.nvmlShutdown()
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    try:
+        yield lambda: peaks
+    finally:
+        torch.cuda.synchronize(device)
+        peaks["cuda_allocator"] = int(torch.cuda.max_memory_allocated(device))
+        stop.set()
+        sampler.join()
+
+
+def peak_rss_bytes() -> int:
+    """The most resident memory this process has had (VmHWM of Linux)."""
+    return _status_bytes("VmHWM")
+
+
+def data_bytes() -> int:
+    """The private writable memory of this process, which RLIMIT_DATA limits (VmData of Linux)."""
+    return _status_bytes("VmData")
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key}")
+
+
+@dataclass(frozen=True)
+class Limited:
+    """How a subprocess under a memory limit ended: its exit status, what it printed, and the last line of its errors."""
+
+    status: int
+    output: str
+    error: str
+
+
+def run_limited(module: str, arguments: Sequence[str], data_limit_bytes: int | None, timeout_seconds: float = 600) -> Limited:
+    """Run `python -m module arguments` with its private writable memory limited (RLIMIT_DATA): an allocation beyond the limit fails.
+
+    The limit is set inside the new process before torch is imported. One thread.
+    """
+    limit = "" if data_limit_bytes is None else f"resource.setrlimit(resource.RLIMIT_DATA, ({data_limit_bytes},) * 2); "
+    code = f"import resource, runpy, sys; {limit}del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", code, module, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, env=environment, check=False)
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    return Limited(done.returncode, done.stdout, errors[-1] if errors else "")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repeats of one variant, in seconds, in the order in which they ran."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[int], Iterator[int]] = lambda total: iter(range(total)),
+) -> dict[str, Timing]:
+    """Time variants in turns (A B C A B C ...), so that a busy moment of the machine falls on all of them.
+
+    The first `warmup` rounds are not recorded. CUDA work is waited for.
+    """
+    recorded: dict[str, list[float]] = {name: [] for name in variants}
+    for round_number in progress(warmup + repeats):
+        for name, run in variants.items():
+            _synchronise()
+            start = clock()
+            run()
+            _synchronise()
+            if round_number >= warmup:
+                recorded[name].append(clock() - start)
+    return {name: Timing(tuple(seconds)) for name, seconds in recorded.items()}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of times with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio(numerator: Timing | Sequence[float], denominator: Timing | Sequence[float], resamples: int = 2000) -> Ratio:
+    """Median of the round-by-round ratios of two interleaved timings, with a bootstrap interval over the rounds (fixed seed)."""
+    top = np.asarray(numerator.seconds if isinstance(numerator, Timing) else numerator)
+    bottom = np.asarray(denominator.seconds if isinstance(denominator, Timing) else denominator)
+    if top.shape != bottom.shape or top.size == 0:
+        raise ValueError(f"the timings hold {top.size} and {bottom.size} rounds; they must be interleaved, a pair a round")
+    rounds = top / bottom
+    draws = np.random.default_rng(0).integers(0, rounds.size, (resamples, rounds.size))
+    low, high = np.quantile(np.median(rounds[draws], axis=1), [0.025, 0.975])
+    return Ratio(float(np.median(rounds)), float(low), float(high))
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in `run()` (a multiply-add is two)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean for ratios."""
+    return math.exp(sum(math.log(v) for v in values) / len(values))
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

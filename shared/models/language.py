@@ -1,0 +1,138 @@
+"""Pretrained language models and sentence encoders.
+
+A model is named by an entry of the data catalogue ("smollm2-135m"), by a folder, or by a hub id whose files are in the user's hub cache.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from shared import data
+from shared.errors import UserError
+from shared.paths import cache_dir
+
+transformers_logging.disable_progress_bar()  # several lines for a load of a second; experiments show their own
+
+PACKAGED = ("smollm2-135m",)  # causal language models of the catalogue; they come as GGUF and are converted once
+
+
+def local_model(name_or_path: str | Path) -> Path:
+    """The folder with a model's config.json, safetensors weights and tokenizer.
+
+    Raises:
+        UserError: it is not there; the message says what would bring it.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} holds no config.json; a model folder is what save_pretrained writes")
+        return path
+    name = str(name_or_path)
+    if name in PACKAGED:
+        return _converted(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise UserError(
+            f"no model '{name}': it is no folder, not one of {', '.join(PACKAGED)}, and not in the hub cache: hf download {name}"
+        ) from None
+
+
+def load_causal_lm(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """A causal language model in eval mode, and its tokenizer. Raises UserError as `local_model` does."""
+    from transformers import AutoModelForCausalLM
+
+    folder = local_model(name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.eval(), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, with a padding token."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def empty_causal_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The architecture of a model folder with its parameters on the meta device (no memory), buffers real, tied weights tied."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # registering parameters on the meta device has made new objects of tied ones
+    return model.eval()
+
+
+class SentenceEncoder(torch.nn.Module):
+    """all-MiniLM-L6-v2: mean-pooled, normalised embeddings of sentences. `model` and `tokenizer` are transformers' own."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+
+    def tokens(self, sentences: list[str], max_tokens: int = 128) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, each [sentences, tokens], padded to the longest."""
+        batch = self.tokenizer(sentences, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unit vectors [sentences, 384]."""
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask[..., None].to(hidden.dtype)
+        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+
+def load_sentence_encoder() -> SentenceEncoder:
+    """all-MiniLM-L6-v2 (22.7 M parameters, 384 dimensions), in eval mode. Raises UserError when it has not been fetched."""
+    from transformers import AutoModel
+
+    config = next(data.path("minilm-l6").rglob("config.json"))
+    model = AutoModel.from_pretrained(config.parent, local_files_only=True, dtype=torch.float32)
+    return SentenceEncoder(model, load_tokenizer(config.parent)).eval()
+
+
+def _converted(name: str) -> Path:
+    """The catalogue's GGUF file as a folder of safetensors, made once (half a minute) and kept in the cache."""
+    source = data.path(name)
+    stamp = data.stamp(name).stat()
+    folder = cache_dir() / ".converted" / f"{name}-{stamp.st_size}"
+    if (folder / "model.safetensors").is_file():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf = next(source.rglob("*.gguf"))
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # What the GGUF loader returns remembers its quantisation and refuses to be saved; a fresh model of its architecture does not.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(loaded)(config)
+    model.load_state_dict(loaded.state_dict())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}."))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        os.replace(temporary, folder)
+    except OSError:
+        if not (folder / "model.safetensors").is_file():  # another process may have been first, with the same result
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
