@@ -1,8 +1,69 @@
 """One function for each dataset of the catalogue: from the files in the cache to numpy arrays, DataFrames, lists.
 
-Each raises UserError, naming the command that fetches it, when the dataset is not in the cache. None touches the network.
+Each raises UserError, naming the command that fetches it, when the dataset is not in the cache. None touches the network. Models and
+tokenizers are read in `shared/models/`, from `shared.data.path(name)`.
 """
 
-from shared.data.loaders.text import fine_food_reviews, wiki100
+from shared.data.loaders.graphs import CORA_CLASSES, Cora, cora, debian_packages, wordnet
+from shared.data.loaders.images import (
+    CIFAR10_CLASSES,
+    FASHION_MNIST_CLASSES,
+    Labelled,
+    cifar10,
+    digits,
+    emoji,
+    fashion_mnist,
+    font_glyphs,
+    mnist,
+    photos,
+    quickdraw,
+)
+from shared.data.loaders.scenes import (
+    MOTORCYCLE_CALIBRATION,
+    RenderedFrames,
+    SensorFrames,
+    Stereo,
+    StereoCalibration,
+    aloe,
+    castel_real,
+    castle_simu,
+    motorcycle,
+)
+from shared.data.loaders.tables import letter
+from shared.data.loaders.text import fine_food_reviews, fortunes, gcide, gsm_symbolic, imdb, vader_ground_truth, wiki100
 
-__all__ = ["fine_food_reviews", "wiki100"]
+__all__ = [
+    "CIFAR10_CLASSES",
+    "CORA_CLASSES",
+    "FASHION_MNIST_CLASSES",
+    "MOTORCYCLE_CALIBRATION",
+    "Cora",
+    "Labelled",
+    "RenderedFrames",
+    "SensorFrames",
+    "Stereo",
+    "StereoCalibration",
+    "aloe",
+    "castel_real",
+    "castle_simu",
+    "cifar10",
+    "cora",
+    "debian_packages",
+    "digits",
+    "emoji",
+    "fashion_mnist",
+    "fine_food_reviews",
+    "font_glyphs",
+    "fortunes",
+    "gcide",
+    "gsm_symbolic",
+    "imdb",
+    "letter",
+    "mnist",
+    "motorcycle",
+    "photos",
+    "quickdraw",
+    "vader_ground_truth",
+    "wiki100",
+    "wordnet",
+]

@@ -1,0 +1,5 @@
+import sys
+
+from shared.data.cli import main
+
+sys.exit(main())
