@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from projects.zo2.lanes import Pager, Span, Traffic
 from projects.zo2.mezo import NO_DECAY, Loss, model_loss
 from projects.zo2.noise import Noise, Scratch
-from projects.zo2.storage import Codec, DiskStore, Field, Layout, RamStore, SafetensorsWriter
+from projects.zo2.storage import Codec, DiskStore, Field, Layout, RamStore, SafetensorsReader, SafetensorsWriter
 from projects.zo2.streams import Lockstep
 from projects.zo2.units import Unit, find_blocks, partition
 from shared.errors import UserError
@@ -340,21 +340,18 @@ class ZO2:
     @torch.no_grad()
     def load(self, path: Path) -> None:
         """Take the weights from a safetensors file that `save` wrote; a pending update is forgotten."""
-        from safetensors import safe_open
-
         self._pending = None
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            wanted = {f.name for f in self._fields()}
-            if names != wanted:
-                odd = sorted(names ^ wanted)[0]
-                raise UserError(f"{path} does not fit the model: '{odd}' is only in {'the file' if odd in names else 'the model'}")
-            for index, unit in enumerate(self._parts.blocks):
-                with self._at_home(unit, write=True):
-                    for name in self._saved_names(unit, index):
-                        self._tensors[index][name].data.copy_(file.get_tensor(name))
-            for name, tensor in self._resident_state().items():
-                tensor.data.copy_(file.get_tensor(name))
+        file = SafetensorsReader(path)
+        wanted = {f.name for f in self._fields()}
+        if file.names() != wanted:
+            odd = sorted(file.names() ^ wanted)[0]
+            raise UserError(f"{path} does not fit the model: '{odd}' is only in {'the file' if odd in file else 'the model'}")
+        for index, unit in enumerate(self._parts.blocks):
+            with self._at_home(unit, write=True):
+                for name in self._saved_names(unit, index):
+                    self._tensors[index][name].data.copy_(file.read(name))
+        for name, tensor in self._resident_state().items():
+            tensor.data.copy_(file.read(name))
 
     def write_resident(self) -> None:
         """Make a file that is trained in place a whole checkpoint: the blocks are in it after a flush, what stays on the device is not."""
@@ -699,26 +696,23 @@ def _adopt(model: nn.Module, blocks: dict[str, nn.Module], path: Path, device: t
 
     The Parameters are made anew, because torch does not let `.data` leave the meta device; tied ones stay tied.
     """
-    from safetensors import safe_open
-
     inside = {id(m) for block in blocks.values() for m in block.modules()}
     made: dict[int, nn.Parameter] = {}
-    with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-        for prefix, module in model.named_modules():
-            for key, parameter in list(module.named_parameters(recurse=False)):
-                name = f"{prefix}.{key}" if prefix else key
-                if not parameter.is_meta:
-                    continue
-                if id(parameter) not in made:
-                    if id(module) in inside:
-                        value = _placeholder(parameter, device)
-                    elif name in names:
-                        value = file.get_tensor(name).to(device, parameter.dtype)
-                    else:
-                        raise UserError(f"{path} holds no tensor '{name}'; it is not a checkpoint of this model")
-                    made[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
-                module._parameters[key] = made[id(parameter)]
+    file = SafetensorsReader(path)
+    for prefix, module in model.named_modules():
+        for key, parameter in list(module.named_parameters(recurse=False)):
+            name = f"{prefix}.{key}" if prefix else key
+            if not parameter.is_meta:
+                continue
+            if id(parameter) not in made:
+                if id(module) in inside:
+                    value = _placeholder(parameter, device)
+                elif name in file:
+                    value = file.read(name).to(device, parameter.dtype)
+                else:
+                    raise UserError(f"{path} holds no tensor '{name}'; it is not a checkpoint of this model")
+                made[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
+            module._parameters[key] = made[id(parameter)]
 
 
 def _placeholder(tensor: Tensor, device: torch.device) -> Tensor:

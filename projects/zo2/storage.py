@@ -285,6 +285,39 @@ def read_header(path: Path) -> tuple[dict[str, dict], int]:
     return entries, 8 + length
 
 
+class SafetensorsReader:
+    """Reads a safetensors file tensor by tensor into memory of their own.
+
+    safetensors' own `safe_open` maps the whole file privately, which counts in full against a limit on the memory of
+    the process (RLIMIT_DATA), and its tensors are views into that mapping.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._header, self._start = read_header(path)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._header
+
+    def names(self) -> set[str]:
+        return set(self._header)
+
+    def read(self, name: str) -> Tensor:
+        """A copy of the tensor `name`. Raises UserError when its dtype is none that torch has here."""
+        entry = self._header[name]
+        dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise UserError(f"{self.path}: '{name}' is {entry['dtype']}, which is not supported")
+        tensor = torch.empty(entry["shape"], dtype=dtype)
+        if tensor.numel():
+            fd = os.open(self.path, os.O_RDONLY)
+            try:
+                _transfer(os.preadv, fd, [_bytes(tensor)], self._start + entry["data_offsets"][0], self.path)
+            finally:
+                os.close(fd)
+        return tensor
+
+
 class SafetensorsWriter:
     """Writes a safetensors file tensor by tensor, so that no more than one of them is in memory. The file appears at
     `path` when it is whole.
@@ -315,17 +348,15 @@ class SafetensorsWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        whole = kind is None and not self._left
         try:
-            if whole:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+            with self._file:
+                if kind is None and not self._left:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            if kind is None and not self._left:
+                os.replace(self._partial, self.path)
         finally:
-            self._file.close()
-            if not whole:
-                self._partial.unlink(missing_ok=True)
-        if whole:
-            os.replace(self._partial, self.path)
+            self._partial.unlink(missing_ok=True)  # on a full disk even closing the file fails
 
 
 def _bytes(tensor: Tensor) -> memoryview:
