@@ -160,8 +160,7 @@ def _make(options: argparse.Namespace) -> int:
     manifest.check_scale(options.scale)
     if not name:
         module = tables if options.kind == "tables" else figures
-        for path in module.build(paper, options.scale, options.results):
-            print(path)
+        print(*module.build(paper, options.scale, options.results), sep="\n")
     elif options.kind == "tables":
         print(tables.make(paper, name, options.scale, options.results).to_markdown())
     else:

@@ -17,6 +17,7 @@ from cycler import cycler
 from matplotlib import rc_context
 
 from shared import manifest, rows, tables
+from shared.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,8 +87,6 @@ def make(paper: str, name: str, scale: str, results_dir: Path) -> "Figure":
     """One figure of a paper from the rows at `scale`, in the common style."""
     from matplotlib.figure import Figure
 
-    from shared.errors import UserError
-
     function = manifest.bound_function(paper, "figures", name)
     measured = tables.frames(paper, scale, manifest.manifest(paper).figures[name], results_dir)
     with style():
@@ -98,12 +97,19 @@ def make(paper: str, name: str, scale: str, results_dir: Path) -> "Figure":
 
 
 def build(paper: str, scale: str, results_dir: Path) -> list[Path]:
-    """Write every figure whose experiments run at `scale`, as `figures/<name>.{svg,png}` in the paper's results."""
+    """Write every figure whose experiments run at `scale`, as `figures/<name>.{svg,png}` in the paper's results.
+
+    Raises:
+        UserError: rows are missing; the figures that do not need them are written all the same.
+    """
     from matplotlib import pyplot
 
     written = []
-    for name in manifest.ready(paper, scale, "figures"):
+    complete, missing = tables.with_rows(paper, scale, "figures", results_dir)
+    for name in complete:
         figure = make(paper, name, scale, results_dir)
         written += save(figure, results_dir / scale / paper / "figures" / name)
         pyplot.close(figure)
+    if missing:
+        raise UserError(missing)
     return written

@@ -26,7 +26,11 @@ def build(scale: str, results_dir: Path) -> Path:
     shown = [paper for paper in papers if paper["runs"]]
     ledger = [{**entry, "display": paper["display"], "anchor": paper["name"]} for paper in shown for entry in paper["ledger"]]
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = environment.get_template("report.html.j2").render(
         scale=scale,
@@ -85,7 +89,7 @@ def _run(content: rows.RowsFile) -> dict[str, Any]:
         "seed": content.seed,
         "rows": len(content.rows),
         "device": provenance.device(origin),
-        "commit": (origin.get("commit") or "no commit")[:10],
+        "commit": f"commit {origin['commit'][:10]}" if origin.get("commit") else "outside version control",
         "dirty": bool(origin.get("dirty")),
         "started": str(origin.get("started", "")),
         "minutes": float(origin.get("duration_seconds", 0)) / 60,

@@ -123,18 +123,18 @@ def human_bytes(value: float) -> str:
     """1500000 -> '1.50 MB' (powers of 1000)."""
     for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= size:
-            return f"{_three(value / size)} {unit}"
+            return f"{_short(value / size)} {unit}"
     return f"{value:.0f} B"
 
 
 def human_seconds(value: float) -> str:
     """0.00123 -> '1.23 ms'."""
     if value == 0 or abs(value) >= 1:
-        return f"{_three(value)} s"
+        return f"{_short(value)} s"
     for size, unit in ((1e-3, "ms"), (1e-6, "µs")):
         if abs(value) >= size:
-            return f"{_three(value / size)} {unit}"
-    return f"{_three(value / 1e-9)} ns"
+            return f"{_short(value / size)} {unit}"
+    return f"{_short(value / 1e-9)} ns"
 
 
 def human_share(value: float) -> str:
@@ -186,20 +186,42 @@ def make(paper: str, name: str, scale: str, results_dir: Path) -> Table:
 
 
 def build(paper: str, scale: str, results_dir: Path) -> list[Path]:
-    """Write every table whose experiments run at `scale`, as `tables/<name>.{md,csv,tex,html}` in the paper's results."""
+    """Write every table whose experiments run at `scale`, as `tables/<name>.{md,csv,tex,html}` in the paper's results.
+
+    Raises:
+        UserError: rows are missing; the tables that do not need them are written all the same.
+    """
     written = []
-    for name in manifest.ready(paper, scale, "tables"):
+    complete, missing = with_rows(paper, scale, "tables", results_dir)
+    for name in complete:
         table = make(paper, name, scale, results_dir)
         for suffix, text in (("md", table.to_markdown()), ("csv", table.to_csv()), ("tex", table.to_latex()), ("html", table.to_html())):
             path = results_dir / scale / paper / "tables" / f"{name}.{suffix}"
             rows.atomic_write(path, text.encode())
             written.append(path)
+    if missing:
+        raise UserError(missing)
     return written
 
 
-def _three(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
+def with_rows(paper: str, scale: str, kind: str, results_dir: Path) -> tuple[list[str], str]:
+    """Names of the tables or figures (`kind`) of a scale whose rows are all there, and a sentence about the others, or nothing."""
+    complete, missing = [], {}
+    for name, experiments in manifest.ready(paper, scale, kind).items():
+        absent = [one for one in experiments if not rows.rows_path(results_dir, scale, paper, one).exists()]
+        if absent:
+            missing.update(dict.fromkeys(absent, name))
+        else:
+            complete.append(name)
+    if not missing:
+        return complete, ""
+    first = next(iter(missing))
+    return complete, f"no rows of {', '.join(missing)} for the other {kind}; make them: repro run {paper}/{first} --scale {scale}"
+
+
+def _short(value: float) -> str:
+    """Three or four significant digits, without an exponent."""
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _label(name: str) -> str:

@@ -56,4 +56,4 @@ if workflow.is_main_process and not workflow.dryrun:
 
 
 onerror:
-    print(f"What failed is named above; the rest is done. The same command resumes. A page from what there is: repro report --scale {SCALE}")
+    print("What failed is named above; all that does not need it is done. The same command resumes.")

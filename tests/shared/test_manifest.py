@@ -1,0 +1,108 @@
+"""Manifests and scales: read strictly, and wrong ones told in one line."""
+
+import subprocess
+import sys
+
+import pytest
+
+from shared import manifest
+from shared.errors import UserError
+
+GOOD = "name: one\ndisplay: One\ntitle: T\nexperiments:\n  first: {title: A, minutes: 1, memory_gb: 1, data: [b, a]}\n"
+
+
+def refuse(call, *arguments):
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_toy_is_read(toy):
+    (name, paper), *rest = manifest.manifests().items()
+    assert (name, rest) == ("toy", [])
+    assert paper.experiments["clock"].timed
+    assert not paper.experiments["squares"].timed
+    assert paper.tables["both"] == ["squares", "slow"]
+    assert manifest.scale_config("toy", "cpu")["clock"] == {}
+    assert manifest.scale_config("toy", "cpu")["squares"]["factor_scale"] == 0.1
+
+
+def test_a_scale_without_a_file_runs_nothing(toy):
+    assert manifest.scale_config("toy", "paper") == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "said"),
+    [
+        (manifest.manifest, ("toi",), "unknown paper 'toi'; did you mean toy?"),
+        (manifest.manifest, ("zzz",), "unknown paper 'zzz'; there are: toy"),
+        (manifest.scale_config, ("toy", "cpuu"), "unknown scale 'cpuu'; did you mean cpu?"),
+        (manifest.check_experiment, ("toy", "sqares"), "unknown experiment of toy 'sqares'; did you mean squares?"),
+        (manifest.bound_function, ("toy", "tables", "bth"), "unknown table of toy 'bth'; did you mean both?"),
+    ],
+)
+def test_an_unknown_name_is_told_with_near_ones(toy, call, arguments, said):
+    assert refuse(call, *arguments) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("title: T", "titel: T"), "unknown key 'titel'; did you mean title?"),
+        (GOOD.replace("minutes: 1", "minutes: -1"), "'experiments.first.minutes' = -1"),
+        (GOOD.replace("minutes: 1", "minutes: soon"), "'experiments.first.minutes' = 'soon'"),
+        (GOOD.replace(", minutes: 1", ""), "'experiments.first.minutes' is missing"),
+        (GOOD.replace("name: one", "name: two"), "the folder is 'one'"),
+        (GOOD + "tables: {t: [second]}", "table 't' takes rows of 'second'"),
+        (GOOD.replace("first:", "not-a-name:"), "must be a Python identifier"),
+        (GOOD + "experiments: [", "not valid YAML"),
+        ("- a list", "must map names to values"),
+    ],
+)
+def test_a_wrong_manifest_is_one_line_that_names_the_file(write_paper, text, said):
+    write_paper("one", {"paper.yaml": text})
+    message = refuse(manifest.manifest, "one")
+    assert said in message
+    assert "paper.yaml" in message
+
+
+@pytest.mark.parametrize(("entry", "said"), [("frist: {}", "did you mean first?"), ("first: 3", "must map keys to values")])
+def test_a_wrong_scale_file_is_one_line(write_paper, entry, said):
+    write_paper("one", {"paper.yaml": GOOD, "scales/cpu.yaml": entry})
+    assert said in refuse(manifest.scale_config, "one", "cpu")
+
+
+def test_data_needed_is_what_the_experiments_of_the_scale_need(write_paper):
+    write_paper("one", {"paper.yaml": GOOD, "scales/cpu.yaml": "first:"})
+    write_paper("two", {"paper.yaml": GOOD.replace("name: one", "name: two").replace("[b, a]", "[c]"), "scales/cpu.yaml": "first:"})
+    assert manifest.data_needed("one", "cpu") == ["a", "b"]
+    assert manifest.data_needed(None, "cpu") == ["a", "b", "c"]
+    assert manifest.data_needed(None, "gpu") == []
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ("def t(): pass", "must take ['first']"),
+        ("def t(first, second): pass", "t(first, second) must take ['first']"),
+        ("def other(first): pass", "has no function 't'"),
+    ],
+)
+def test_a_function_takes_the_experiments_of_its_manifest(write_paper, tables, said):
+    write_paper("one", {"paper.yaml": GOOD + "tables: {t: [first]}", "tables.py": tables})
+    assert said in refuse(manifest.bound_function, "one", "tables", "t")
+
+
+def test_ready_are_the_tables_whose_experiments_all_run(toy):
+    assert set(manifest.ready("toy", "cpu", "tables")) == {"squares", "both"}
+    assert set(manifest.ready("toy", "gpu", "tables")) == {"squares"}
+
+
+def test_exponents_are_numbers():
+    assert manifest.parse_yaml("[1e-3, -2E5, 1.5e-2, 12, e3, 1e]") == [0.001, -200000.0, 0.015, 12, "e3", "1e"]
+
+
+def test_nothing_heavy_is_imported():
+    code = "import sys, shared.manifest, shared.dependencies, shared.cli; print([m for m in ('torch', 'pandas', 'numpy', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
