@@ -77,22 +77,14 @@ def main() -> int:
 
 
 def _list() -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "kind", "download", "licence", "in cache", "papers", box=None, pad_edge=False)
+    rows = [("name", "kind", "download", "in cache", "papers", "licence")]
     for name, fields in catalogue().items():
-        size = fields.download_bytes
-        table.add_row(
-            name,
-            fields.kind,
-            f"{size / 1e6:.1f} MB" if size else "-",
-            fields.data_licence or fields.licence,
-            "yes" if cache.is_complete(name) else "no",
-            " ".join(fields.papers) or "-",
-        )
-    console = Console(highlight=False)
-    console.print(table, width=None if console.is_terminal else 200)
+        size = f"{fields.download_bytes / 1e6:.1f} MB" if fields.download_bytes else "-"
+        cached = "yes" if cache.is_complete(name) else "no"
+        rows.append((name, fields.kind, size, cached, " ".join(fields.papers) or "-", fields.data_licence or fields.licence))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for *cells, licence in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), licence, sep="  ")
 
 
 def _fetch(names: list[str], source: Path | None, paper: str | None, scale: str) -> None:

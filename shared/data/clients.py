@@ -73,8 +73,8 @@ def debian_index(folder: Path, watch: Watch) -> None:
     _run(["apt-get", *options, "--error-on=any", "update"], folder, watch)
     _run(["apt-cache", *options, "dumpavail"], folder, watch, output=folder / "Packages")
     with (folder / "Translation-en").open("wb") as out:
-        for part in sorted((state / "lists").glob("*_i18n_Translation-en")):
-            out.write(part.read_bytes() + b"\n")
+        for translation in sorted((state / "lists").glob("*_i18n_Translation-en")):
+            out.write(translation.read_bytes() + b"\n")
     shutil.rmtree(state)
 
 

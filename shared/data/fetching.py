@@ -223,8 +223,9 @@ def _user_errors(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress(name: str) -> Iterator[Report]:
-    """A progress line on standard error: what is fetched, how much of it, how long."""
+    """A progress line on a terminal: what is fetched, how much of it, how long."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, total=entry(name).download_bytes)
         yield lambda size: progress.update(task, completed=size)

@@ -36,18 +36,62 @@ def cora() -> Cora:
     nodes = pd.read_parquet(folder / "cora_nodes.parquet.gzip")
     citations = pd.read_parquet(folder / "cora_rels.parquet.gzip")
     row = pd.Series(range(len(nodes)), index=nodes["nodeId"])
-    edges = np.stack([row[citations[column]].to_numpy(np.int64) for column in ("sourceNodeId", "targetNodeId")], axis=1)
+    edges = np.stack([row[citations[column]] for column in ("sourceNodeId", "targetNodeId")], axis=1).astype(np.int64)
     return Cora(np.array(nodes["features"].tolist(), np.uint8), nodes["subject"].to_numpy(np.int64), edges)
 
 
 # lexnames(5WN): the lexicographer files by number.
-_LEXICOGRAPHER_FILES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition noun.communication "
-    "noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person noun.phenomenon noun.plant "
-    "noun.possession noun.process noun.quantity noun.relation noun.shape noun.state noun.substance noun.time verb.body verb.change "
-    "verb.cognition verb.communication verb.competition verb.consumption verb.contact verb.creation verb.emotion verb.motion "
-    "verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl"
-).split()
+_NOUN_FILES = (
+    "Tops",
+    "act",
+    "animal",
+    "artifact",
+    "attribute",
+    "body",
+    "cognition",
+    "communication",
+    "event",
+    "feeling",
+    "food",
+    "group",
+    "location",
+    "motive",
+    "object",
+    "person",
+    "phenomenon",
+    "plant",
+    "possession",
+    "process",
+    "quantity",
+    "relation",
+    "shape",
+    "state",
+    "substance",
+    "time",
+)
+_VERB_FILES = (
+    "body",
+    "change",
+    "cognition",
+    "communication",
+    "competition",
+    "consumption",
+    "contact",
+    "creation",
+    "emotion",
+    "motion",
+    "perception",
+    "possession",
+    "social",
+    "stative",
+    "weather",
+)
+_LEXICOGRAPHER_FILES = [
+    *("adj.all", "adj.pert", "adv.all"),
+    *(f"noun.{name}" for name in _NOUN_FILES),
+    *(f"verb.{name}" for name in _VERB_FILES),
+    "adj.ppl",
+]
 
 
 def wordnet(

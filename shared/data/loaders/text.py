@@ -41,8 +41,9 @@ VaderPart = Literal["tweets", "amazonReviewSnippets", "movieReviewSnippets", "ny
 
 
 def vader_ground_truth(part: VaderPart) -> pd.DataFrame:
-    """Short texts with the mean of about 20 human ratings (Hutto and Gilbert, 2014): 4,200 tweets, 3,708 Amazon snippets, 10,605 film-review
-    snippets, 5,190 newspaper snippets.
+    """Short texts with the mean of about 20 human ratings (Hutto and Gilbert, 2014).
+
+    4,200 tweets, 3,708 Amazon, 10,605 film-review and 5,190 newspaper snippets.
 
     Columns: `id` (str), `valence` (float64, -4 most negative to 4 most positive), `text` (str).
     """
