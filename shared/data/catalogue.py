@@ -103,7 +103,7 @@ Provider = Annotated[PyPI | Npm | Debian | DebianIndex | Hub | Torchvision | Pyt
 class Entry(_Model):
     """One dataset, model or tokenizer."""
 
-    kind: Literal["dataset", "model", "tokenizer"]
+    kind: Literal["dataset", "model", "tokenizer", "code"]
     title: str
     licence: str = Field(description="as the package states it")
     data_licence: str | None = Field(default=None, description="as the data's owner states it, where the owner is another")

@@ -11,7 +11,10 @@ from shared.data.loaders import r
 
 
 def wiki100() -> dict[str, str]:
-    """101 Wikipedia articles on broad subjects as {title: plain text}, by title; 4.8 million characters in all."""
+    """101 Wikipedia articles on broad subjects as {title: text}, by title; 4.8 million characters in all.
+
+    The text is plain but for section headings, which stand before their paragraph as "*: Heading - ".
+    """
     return {file.stem: file.read_text(encoding="utf-8") for file in sorted(path("wiki100").glob("*.txt"))}
 
 
@@ -90,20 +93,21 @@ _BASE64 = {letter: value for value, letter in enumerate("ABCDEFGHIJKLMNOPQRSTUVW
 
 
 def gcide() -> pd.DataFrame:
-    """The GNU Collaborative International Dictionary of English: one row for each headword, in the order of the text.
+    """The GNU Collaborative International Dictionary of English: one row for each entry, in the order of the text.
 
-    Columns: `headword` (str), `text` (str, its whole entry). Headwords that share an entry repeat it.
+    Columns: `headword` (str, the alphabetically first of those that lead to the entry), `text` (str).
     """
     folder = path("gcide")
     with gzip.open(folder / "gcide.dict.dz") as stream:  # dictzip is gzip with an index of its own in a header field
         data = stream.read()
-    rows = []
+    headwords: dict[tuple[int, int], str] = {}
     for line in (folder / "gcide.index").read_text(encoding="utf-8").splitlines():
         headword, start, length = line.split("\t")
-        rows.append((headword, _number(start), _number(length)))
-    rows = sorted((row for row in rows if not row[0].startswith("00-database")), key=lambda row: row[1])
-    texts = [data[start : start + length].decode("utf-8", "replace") for _, start, length in rows]
-    return pd.DataFrame({"headword": [row[0] for row in rows], "text": texts})
+        if not headword.startswith("00-database"):
+            headwords.setdefault((_number(start), _number(length)), headword)
+    spans = sorted(headwords)
+    texts = [data[start : start + length].decode("utf-8", "replace") for start, length in spans]
+    return pd.DataFrame({"headword": [headwords[span] for span in spans], "text": texts})
 
 
 def _number(digits: str) -> int:
