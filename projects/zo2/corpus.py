@@ -1,0 +1,226 @@
+"""The user's own text as batches of tokens.
+
+A file is tokenised once, line by line, into memory-mapped arrays beside the run: neither the text nor the tokens are
+ever in memory as a whole. Which rows step t takes is a pure function of (seed, t), so that a run can go on anywhere.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.errors import UserError
+from shared.seeding import step_seed
+
+IGNORED = -100  # the label of a token that no loss is taken on
+_TOKENISED = 256  # texts handed to the tokenizer at a time
+
+Batch = dict[str, Tensor]
+Example = tuple[list[int], list[int]]  # tokens before the loss begins, tokens with a loss
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content. Raises UserError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+class Corpus:
+    """Rows of at most `length` tokens.
+
+    `rows` is how many there are, `tokens` how many tokens they have together. Made by `Corpus.build`.
+    """
+
+    def __init__(self, folder: Path):
+        about = json.loads((folder / "about.json").read_text())
+        self.length: int = about["length"]
+        self._tokens = np.memmap(folder / "tokens.bin", np.int32, "r")
+        self._with_loss = np.memmap(folder / "with_loss.bin", np.bool_, "r")
+        self._ends = np.memmap(folder / "ends.bin", np.int64, "r")
+        self.rows, self.tokens = len(self._ends), len(self._tokens)
+
+    @classmethod
+    def build(cls, file: Path, tokenizer: Any, length: int, folder: Path) -> "Corpus":
+        """Tokenise `file` into `folder`, or open what is there when it was made from the same file in the same way.
+
+        A `.txt` file has texts with blank lines between them. A `.jsonl` file has on each line an object with `text`;
+        with `prompt` and `completion` (the loss is on the completion); or with `messages`, a list of {"role",
+        "content"} that go through the tokenizer's chat template (the loss is on the last one, if the assistant's).
+        Texts are packed, each closed by the end-of-text token, into rows of `length`; the others are a row each,
+        where a prompt too long loses its beginning and a completion its end.
+
+        Raises UserError, with the number of the line, for a line that is none of these.
+        """
+        vocabulary = hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode()).hexdigest()
+        about = {"data": sha256(file), "tokenizer": vocabulary, "length": length}
+        try:
+            if json.loads((folder / "about.json").read_text()) == about:
+                return cls(folder)
+        except (OSError, ValueError):
+            pass
+        partial = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            _write(file, tokenizer, length, partial)
+            (partial / "about.json").write_text(json.dumps(about))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return cls(folder)
+
+    def batch(self, rows: np.ndarray | range) -> Batch:
+        """`input_ids` and `labels`, padded on the right.
+
+        There is no attention mask: in a causal model no token sees the padding to its right.
+        """
+        spans = [(0 if row == 0 else int(self._ends[row - 1]), int(self._ends[row])) for row in rows]
+        longest = max(end - start for start, end in spans)
+        input_ids = torch.zeros(len(spans), longest, dtype=torch.int64)
+        labels = torch.full((len(spans), longest), IGNORED, dtype=torch.int64)
+        for index, (start, end) in enumerate(spans):
+            tokens = torch.from_numpy(self._tokens[start:end].astype(np.int64))
+            input_ids[index, : end - start] = tokens
+            labels[index, : end - start] = tokens.where(torch.from_numpy(np.array(self._with_loss[start:end])), IGNORED)
+        return {"input_ids": input_ids, "labels": labels}
+
+    def step_batches(self, seed: int, step: int, batch_size: int, accumulate: int) -> list[Batch]:
+        """The micro-batches of a step: each pass over the rows is in a new order."""
+        first = step * batch_size * accumulate
+        places = range(first, first + batch_size * accumulate)
+        rows = np.array([_order(seed, place // self.rows, self.rows)[place % self.rows] for place in places])
+        return [self.batch(part) for part in rows.reshape(accumulate, batch_size)]
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    return np.random.default_rng(step_seed(seed, "order", epoch)).permutation(rows).astype(np.int32)
+
+
+def _write(file: Path, tokenizer: Any, length: int, folder: Path) -> None:
+    """The arrays of a corpus: tokens, whether each has a loss, and where each row ends."""
+    with (
+        open(folder / "tokens.bin", "wb") as tokens,
+        open(folder / "with_loss.bin", "wb") as with_loss,
+        open(folder / "ends.bin", "wb") as ends,
+    ):
+        written = 0
+        for before, after in _rows(file, tokenizer, length):
+            array("i", before + after).tofile(tokens)
+            with_loss.write(bytes(len(before)) + b"\1" * len(after))
+            written += len(before) + len(after)
+            array("q", [written]).tofile(ends)
+    if not written:
+        raise UserError(f"{file} holds no text to train on")
+
+
+def _rows(file: Path, tokenizer: Any, length: int) -> Iterator[Example]:
+    """Rows of at most `length`, each with at least one token to predict."""
+    packed: list[int] = []
+    full = False
+    for before, after in _examples(file, tokenizer):
+        if before:
+            after = after[: length - 1]
+            yield before[-(length - len(after)) :], after
+            continue
+        packed += after
+        cut = len(packed) // length * length
+        for start in range(0, cut, length):
+            yield packed[start : start + 1], packed[start + 1 : start + length]
+        full = full or cut > 0
+        del packed[:cut]
+    if len(packed) > 1 and not full:  # otherwise the rest of the last text is left out: rows of one length keep every step alike
+        yield packed[:1], packed[1:]
+
+
+def _examples(file: Path, tokenizer: Any) -> Iterator[Example]:
+    """Tokens of each text or conversation; the first part is empty for a text, which may be packed with others."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    texts: list[str] = []
+
+    def tokenised() -> Iterator[Example]:
+        if texts:
+            for ids in tokenizer(texts, add_special_tokens=True)["input_ids"]:
+                yield [], ids if ids[-1:] == end else ids + end
+            texts.clear()
+
+    for number, text in _texts(file):
+        if isinstance(text, str):
+            texts.append(text)
+            if len(texts) == _TOKENISED:
+                yield from tokenised()
+            continue
+        yield from tokenised()
+        if isinstance(text, tuple):
+            before, after = tokenizer(text[0])["input_ids"], tokenizer(text[1], add_special_tokens=False)["input_ids"]
+            start = before or ([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else end)
+            if not start:
+                raise UserError(f"{file}, line {number}: an empty prompt, and the tokenizer has no token that begins or ends a text")
+            yield start, after + end
+        else:
+            try:
+                ids = tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
+                question = tokenizer.apply_chat_template(text[:-1], tokenize=True, return_dict=False, add_generation_prompt=True)
+            except Exception as error:  # templates raise whatever they like
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise UserError(f"{file}, line {number}: the tokenizer's chat template refuses it: {reason}") from None
+            if len(ids) < 2:
+                raise UserError(f"{file}, line {number}: a conversation of fewer than two tokens")
+            answered = text[-1]["role"] == "assistant" and 0 < len(question) < len(ids) and ids[: len(question)] == question
+            split = len(question) if answered else 1
+            yield ids[:split], ids[split:]
+    yield from tokenised()
+
+
+def _texts(file: Path) -> Iterator[tuple[int, str | tuple[str, str] | list[dict[str, str]]]]:
+    """(line number, a text | a prompt and its completion | messages)."""
+    if file.suffix not in (".txt", ".jsonl"):
+        raise UserError(f"{file}: name a .jsonl or a .txt file")
+    try:
+        with open(file, encoding="utf-8", newline="\n") as lines:
+            number, paragraph = 0, ""
+            for number, line in enumerate(lines, 1):
+                if file.suffix == ".txt":
+                    paragraph += line
+                    if paragraph.strip() and not line.strip():
+                        yield number, paragraph
+                        paragraph = ""
+                elif line.strip():
+                    yield number, _parsed(file, number, line)
+            if paragraph.strip():
+                yield number, paragraph
+    except UnicodeDecodeError:
+        raise UserError(f"{file}, near line {number + 1}: not UTF-8") from None
+
+
+def _parsed(file: Path, number: int, line: str) -> str | tuple[str, str] | list[dict[str, str]]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{file}, line {number}: not JSON ({error})") from None
+    if isinstance(record, dict):
+        match record:
+            case {"text": str(text)} if text:
+                return text
+            case {"prompt": str(prompt), "completion": str(completion)} if completion:
+                return prompt, completion
+            case {"messages": [*messages]} if messages and all(
+                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+            ):
+                return messages
+    raise UserError(
+        f'{file}, line {number}: needs a "text", a "prompt" and a "completion", or "messages" with "role" and "content", none empty'
+    )

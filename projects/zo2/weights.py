@@ -1,0 +1,204 @@
+"""A model's tensors on their way between files: one at a time, so that no model is ever in memory as a whole.
+
+A model is built on the meta device (`shared.models.empty_causal_lm`) and gets its values from a folder of safetensors
+files, or from a checkpoint of a run. With LoRA the base stays as it is and only the adapters are saved.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from projects.zo2.engine import ZO2
+from projects.zo2.storage import Field, SafetensorsReader, SafetensorsWriter
+from projects.zo2.units import find_blocks
+from shared.errors import UserError
+from shared.seeding import generator
+
+Source = Callable[[list[str]], Tensor]  # the names under which a model knows a tensor -> its value
+
+_SAMPLES = 64  # pieces of a weights file that the fingerprint looks at
+_SAMPLE_NBYTES = 1 << 16
+_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration and tokenizer files of a model folder
+_PEFT_PREFIX = "base_model.model."
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder. Raises UserError when there are none or one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} does not exist; a model folder needs safetensors weights (save_pretrained writes them)")
+    return files
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells models apart without reading them whole: a hash of the configuration and of
+    each weights file's size, beginning, end and samples between them.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in weight_files(folder):
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            digest.update(size.to_bytes(8, "little"))
+            for sample in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_NBYTES) * sample // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_NBYTES))
+    return digest.hexdigest()
+
+
+def folder_source(folder: Path, prefix: str) -> Source:
+    """The tensors of a model folder. `prefix` is the model's own for its body ("model", "transformer"): some
+    checkpoints leave it out.
+    """
+    readers = [SafetensorsReader(path) for path in weight_files(folder)]
+
+    def read(names: list[str]) -> Tensor:
+        plain = [name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", ".") for name in names]
+        for name in (*plain, *(name.removeprefix(f"{prefix}.") for name in plain)):
+            for reader in readers:
+                if name in reader:
+                    return reader.read(name)
+        raise UserError(f"{folder} holds no tensor '{plain[0]}'; its weights do not fit its config.json")
+
+    return read
+
+
+def file_source(path: Path) -> Source:
+    """The tensors of a checkpoint that `save_weights` wrote."""
+    reader = SafetensorsReader(path)
+
+    def read(names: list[str]) -> Tensor:
+        for name in names:
+            if name in reader:
+                return reader.read(name)
+        raise UserError(f"{path} holds no tensor '{names[0]}'")
+
+    return read
+
+
+def adapter_source(base: Source, model: nn.Module, seed: int, saved: Path | None) -> Source:
+    """`base`, and the adapters from the file `saved`, or as LoRA begins: B = 0 and A uniform, each drawn from its own seed."""
+    reader = SafetensorsReader(saved) if saved is not None else None
+    shapes = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def read(names: list[str]) -> Tensor:
+        name = names[0]
+        if name not in shapes:
+            return base(names)
+        if reader is not None:
+            return reader.read(_adapter_name(name))
+        value = torch.zeros(shapes[name].shape)
+        if "lora_A" in name:
+            bound = 1 / math.sqrt(value.shape[1])  # what PEFT's kaiming_uniform_(a=sqrt(5)) comes to
+            value.uniform_(-bound, bound, generator=generator(seed, "lora", name))
+        return value
+
+    return read
+
+
+def _adapter_name(name: str) -> str:
+    return name.replace(".default.", ".")
+
+
+def add_lora(model: Any, rank: int, alpha: int, targets: list[str] | None, base_name: str) -> Any:
+    """`model` with LoRA adapters on the meta device and everything else frozen. `targets` None: all linear layers but the head.
+
+    Raises UserError when a target does not exist.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets or "all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
+    config.base_model_name_or_path = base_name
+    try:
+        return get_peft_model(model, config, low_cpu_mem_usage=True).eval()
+    except ValueError as error:
+        raise UserError(f"--lora-targets: {str(error).splitlines()[0]}") from None
+
+
+def _aliases(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[str]]]:
+    """Every parameter once, with all its names."""
+    names: dict[int, tuple[nn.Parameter, list[str]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), (parameter, []))[1].append(name)
+    yield from names.values()
+
+
+def write_working_file(model: nn.Module, source: Source, path: Path, storage_dtype: torch.dtype | None) -> None:
+    """The file that is trained in place: all parameters, the blocks' buffers too, blocks held as `storage_dtype`."""
+    blocks = find_blocks(model, None)
+    inside = {id(tensor) for block in blocks.values() for tensor in (*block.parameters(), *block.buffers())}
+    parameters = [(parameter, names) for parameter, names in _aliases(model)]
+    buffers = [(n, b) for prefix, block in blocks.items() for n, b in block.named_buffers(prefix=prefix)]
+
+    def stored(tensor: Tensor) -> torch.dtype:
+        return storage_dtype if storage_dtype is not None and id(tensor) in inside and tensor.is_floating_point() else tensor.dtype
+
+    fields = [Field(names[0], tuple(p.shape), stored(p), True) for p, names in parameters]
+    fields += [Field(name, tuple(b.shape), stored(b), True) for name, b in buffers]
+    with SafetensorsWriter(path, fields) as writer:
+        for parameter, names in parameters:
+            writer.write(_fitting(source, parameter, names).to(parameter.dtype))
+        for _, buffer in buffers:
+            writer.write(buffer)
+
+
+def fill(model: nn.Module, source: Source) -> None:
+    """Take a model off the meta device. Tied parameters stay tied."""
+    made = {id(p): nn.Parameter(_fitting(source, p, names).to(p.dtype), p.requires_grad) for p, names in _aliases(model) if p.is_meta}
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if id(parameter) in made:
+                module._parameters[key] = made[id(parameter)]
+
+
+def _fitting(source: Source, parameter: nn.Parameter, names: list[str]) -> Tensor:
+    value = source(names)
+    if value.shape != parameter.shape:
+        raise UserError(f"the weights' '{names[0]}' is {list(value.shape)}, its config.json says {list(parameter.shape)}")
+    return value
+
+
+def save_weights(engine: ZO2, path: Path, steps: int, lora: bool) -> None:
+    """All weights, or only the adapters under the names that PEFT loads. The file appears when it is whole and remembers `steps`."""
+    metadata = {"steps": str(steps)}
+    if not lora:
+        engine.save(path, metadata)
+        return
+    adapters = {_adapter_name(name): tensor.cpu().clone() for name, tensor in engine.tensors() if "lora_" in name}
+    with SafetensorsWriter(path, [Field(n, tuple(t.shape), t.dtype, True) for n, t in adapters.items()], metadata) as writer:
+        for tensor in adapters.values():
+            writer.write(tensor)
+
+
+def saved_steps(path: Path) -> int | None:
+    """After how many steps `save_weights` wrote this file; None when there is none."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return int(header["__metadata__"]["steps"])
+
+
+def copy_configuration(folder: Path, out: Path, dtype: torch.dtype) -> None:
+    """Everything of a model folder but the weights: configuration, generation defaults, tokenizer."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json") and file.name != "config.json":
+            shutil.copyfile(file, out / file.name)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    partial = out / ".config.json.part"
+    partial.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(partial, out / "config.json")
