@@ -1,0 +1,1 @@
+"""ZO2's experiments: each module measures one thing and emits rows."""

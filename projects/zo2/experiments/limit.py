@@ -1,0 +1,85 @@
+"""Table "limit": SmolLM2-135M on real text under a limit of the process's memory (RLIMIT_DATA), with MeZO and with ZO2 from disk.
+
+Each run is a process of its own. MeZO runs once without a limit, to show what it takes, and once under the limit; ZO2 runs under the limit.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from pydantic import Field
+
+from shared import experiment, meters
+
+
+class Config(experiment.Config):
+    model: str = "smollm2-135m"
+    limit_megabytes: int = Field(default=1000, ge=1)
+    tokens: int = Field(default=64, ge=2)
+    steps: int = Field(default=2, ge=1)
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    from shared.models import local_model
+
+    source = local_model(config.model)
+    limit = config.limit_megabytes * 1_000_000
+    with tempfile.TemporaryDirectory() as folder:
+        for method, bound in run.progress([("mezo", None), ("mezo", limit), ("zo2", limit)], "processes"):
+            working = Path(folder) / "model.safetensors"
+            shutil.copyfile(source / "model.safetensors", working)
+            arguments = [method, str(source), str(working), str(config.tokens), str(config.steps), str(config.seed)]
+            done = meters.run_limited(__name__, arguments, bound)
+            found = json.loads(done.output.splitlines()[-1]) if done.status == 0 else {}
+            run.row(
+                model=config.model,
+                method=method,
+                limit_bytes=bound,
+                finished=done.status == 0,
+                outcome="trained" if done.status == 0 else done.error[:120],
+                tokens=config.tokens,
+                steps=config.steps,
+                peak_rss_bytes=found.get("peak_rss_bytes"),
+                peak_data_rss_bytes=found.get("peak_data_bytes"),
+                first_loss=found.get("losses", [None])[0],
+                last_loss=found.get("losses", [None])[-1],
+            )
+
+
+def train(method: str, source: Path, working: Path, tokens: int, steps: int, seed: int) -> dict[str, object]:
+    """What the limited process does. The order of the noise is the engine's; that of plain MeZO is the registration order."""
+    import torch
+
+    from projects.zo2 import ZO2, MeZO
+    from projects.zo2.tasks import text_tokens
+    from shared.data.loaders import wiki100
+    from shared.models import empty_causal_lm, load_causal_lm
+    from shared.models.language import load_tokenizer
+
+    torch.set_num_threads(1)
+    batches = text_tokens(load_tokenizer(source), list(wiki100().values()), 1, tokens, steps)
+    highest = meters.data_bytes()
+    losses = []
+    if method == "mezo":
+        model = load_causal_lm(source)[0]
+        trainer = MeZO(model)
+        for number, batch in enumerate(batches):
+            losses.append(trainer.step(batch, seed + number)[0])
+            highest = max(highest, meters.data_bytes())
+    else:
+        engine = ZO2(empty_causal_lm(source), storage=working)
+        for number, batch in enumerate(batches):
+            losses.append(engine.step(batch, seed=seed + number).loss)
+            highest = max(highest, meters.data_bytes())
+        engine.write_resident()
+        engine.close()
+    return {"losses": losses, "peak_rss_bytes": meters.peak_rss_bytes(), "peak_data_bytes": highest}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    for name, kind in (("method", str), ("source", Path), ("working", Path), ("tokens", int), ("steps", int), ("seed", int)):
+        parser.add_argument(name, type=kind)
+    print(json.dumps(train(**vars(parser.parse_args()))))

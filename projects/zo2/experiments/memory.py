@@ -1,0 +1,114 @@
+"""Table "memory" and figure "memory_law": peak bytes on the device against depth, for MeZO, ZO2 and first-order training.
+
+OPT shapes with random weights, untied embeddings, batch 1, as in the authors' own test: memory does not depend on the weights. On a CPU the
+counter is torch's allocator, event by event, with the offloaded blocks outside it; on a GPU both the CUDA allocator and the driver.
+"""
+
+import gc
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from projects.zo2 import ZO2, MeZO
+from projects.zo2.baselines import FirstOrder
+from projects.zo2.tasks import random_tokens
+from shared import experiment, meters
+from shared.errors import UserError
+from shared.models import causal_lm_config, random_causal_lm
+from shared.models.shapes import OPT_SHAPES
+
+Method = Literal["mezo", "zo2-3", "zo2-2", "zo2-lean", "sgd", "adamw"]
+
+
+class Config(experiment.Config):
+    hidden: int | None = Field(default=None, ge=8)
+    heads: int = Field(default=12, ge=1)
+    depths: list[int] = []
+    shapes: list[Literal[tuple(OPT_SHAPES)]] = []  # type: ignore[valid-type]
+    methods: list[Method] = ["mezo", "zo2-3"]
+    tokens: int = Field(default=64, ge=2)
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    largest_resident_gigabytes: float = Field(default=1e9, gt=0)
+
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "zo2-3": {"slots": 3},
+    "zo2-2": {"slots": 2},
+    "zo2-lean": {"slots": 1, "cache_noise": False},
+}
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("zo2/memory wants a GPU at this scale and none is here; run it with --scale cpu")
+    sizes = [(f"opt-h{config.hidden}", depth, config.hidden, config.heads) for depth in config.depths if config.hidden]
+    sizes += [(name, *OPT_SHAPES[name]) for name in config.shapes]
+    work = [(size, method) for size in sizes for method in config.methods]
+    for (name, layers, hidden, heads), method in run.progress(work, "models"):
+        shape = causal_lm_config("opt", layers, hidden, heads, positions=2048, tied=False)
+        dtype = getattr(torch, config.dtype)
+        copies = {"mezo": 1, "sgd": 2, "adamw": 4}.get(method, 0)
+        parameters = layers * (12 * hidden**2 + 13 * hidden) + 2 * 50272 * hidden
+        if copies * parameters * dtype.itemsize > config.largest_resident_gigabytes * 1e9:
+            run.row(**_identity(config, name, layers, hidden, method), peak_bytes=None, host_bytes=0, counter="out of memory")
+            continue
+        measure = _on_cpu if config.device == "cpu" else _on_cuda
+        for counter, peak, host in measure(lambda: random_causal_lm(shape, config.seed, dtype), method, config):
+            run.row(**_identity(config, name, layers, hidden, method), peak_bytes=peak, host_bytes=host, counter=counter)
+
+
+def _identity(config: Config, name: str, layers: int, hidden: int, method: str) -> dict[str, Any]:
+    return {
+        "model": name,
+        "layers": layers,
+        "hidden": hidden,
+        "method": method,
+        "tokens": config.tokens,
+        "dtype": config.dtype,
+        "device": config.device,
+        "block_bytes": (12 * hidden**2 + 13 * hidden) * getattr(torch, config.dtype).itemsize,
+    }
+
+
+def _train(build: Callable[[], Any], method: str, config: Config) -> tuple[Callable[[], None], Callable[[], None], int]:
+    """What to run inside the meter, what to do afterwards, and the bytes on the host tier."""
+    model = build()
+    batch = random_tokens(model.config.vocab_size, 1, config.tokens, 1, config.seed)[0]
+    batch = {name: tensor.to(config.device) for name, tensor in batch.items()}
+    if method in ENGINES:
+        engine = ZO2(model, storage="ram", device=config.device, **ENGINES[method])
+
+        def steps() -> None:
+            engine.step(batch, seed=0)
+            engine.flush()
+
+        return steps, engine.close, engine.host_nbytes
+    model = model.to(config.device)
+    if method == "mezo":
+        mezo = MeZO(model)
+        return lambda: (mezo.step(batch, 0), None)[1], lambda: None, 0
+    trainer = FirstOrder(model, {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[method], lr=1e-6)
+    return lambda: (trainer.step(batch), None)[1], lambda: None, 0
+
+
+def _on_cpu(build: Callable[[], Any], method: str, config: Config) -> list[tuple[str, int, int]]:
+    gc.collect()
+    with meters.live_bytes() as meter:
+        steps, close, host = _train(build, method, config)
+        with meter.phase("training"):
+            steps()
+        close()
+    return [("allocator", meter.peak_bytes("training"), host)]
+
+
+def _on_cuda(build: Callable[[], Any], method: str, config: Config) -> list[tuple[str, int, int]]:
+    gc.collect()
+    torch.cuda.empty_cache()
+    steps, close, host = _train(build, method, config)
+    with meters.cuda_peak_bytes(config.device) as peaks:
+        steps()
+    close()
+    return [(counter, peak, host) for counter, peak in peaks().items()]
