@@ -94,7 +94,7 @@ def round_stochastically(source: Tensor, target: Tensor, generator: torch.Genera
     mantissa_bits = round(-math.log2(info.eps))
     smallest_exponent = round(math.log2(info.tiny))
     exponent = torch.frexp(source.float()).exponent.sub_(1).clamp_(min=smallest_exponent)
-    ulp = torch.ldexp(torch.ones((), device=source.device), exponent.sub_(mantissa_bits))
+    ulp = torch.ldexp(torch.ones(exponent.shape, device=source.device), exponent.sub_(mantissa_bits))
     noise = torch.rand(source.shape, generator=generator, device=source.device).sub_(0.5)
     target.copy_(noise.mul_(ulp).add_(source).clamp_(info.min, info.max))
 
