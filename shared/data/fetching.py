@@ -36,19 +36,19 @@ def fetch(name: str, source: Path | None = None) -> Path:
     Raises UserError, in one line, when no provider can give the right bytes, or the disk is full; the cache is then as it was before.
     """
     fields = entry(name)
-    with _user_errors(name), _locked(cache_dir() / ".locks" / name):
+    with _user_errors(name), _locked(cache_dir() / ".locks" / name), _scratch(name) as work:
         with contextlib.suppress(UserError):
             cache.verify([name])
             return cache.path(name)
-        with _scratch(name) as work, _progress(name) as report:
+        with _progress(name) as report:
             if source is None:
                 _from_providers(name, fields, work, report)
             else:
                 _from_source(name, fields, work, source, report)
-            folder = cache_dir() / name
-            if folder.exists():
-                folder.rename(work / "old")
-            (work / "new").rename(folder)
+        folder = cache_dir() / name
+        if folder.exists():
+            folder.rename(work / "old")
+        (work / "new").rename(folder)
     return cache.path(name)
 
 
