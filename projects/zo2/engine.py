@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from projects.zo2.lanes import Pager, Span, Traffic
 from projects.zo2.mezo import NO_DECAY, Loss, model_loss
-from projects.zo2.noise import Noise, Scratch
+from projects.zo2.noise import Noise, Scratch, doubles_exactly
 from projects.zo2.storage import Codec, DiskStore, Field, Layout, RamStore, SafetensorsReader, SafetensorsWriter
 from projects.zo2.streams import Lockstep
 from projects.zo2.units import Unit, find_blocks, partition
@@ -86,7 +86,7 @@ class ZO2:
         slots: how many blocks the device holds.
         overlap: move blocks while computing.
         cache_noise: keep the noise of the visiting block in a buffer (one more block of device memory) and draw it
-            once instead of three times.
+            once instead of three times. Without effect in float16, where it would not be MeZO's to the last bit.
         reuse, bucket: keep the slots for good; move a block as one copy. Off only to show what they are worth.
         drop_cache: for a file, read and write the disk itself and not the page cache.
         device: where to compute; default the device of the first parameter (a CPU for the meta device).
@@ -171,6 +171,7 @@ class ZO2:
         self._probe_noise, self._update_noise = Noise(scratch), Noise(scratch)
         sizes = {u: sum(_aligned(p) for p in u.parameters.values() if p not in self._parts.shared) for u in self._units.values()}
         largest_block = max(sizes[u] for u in self._parts.blocks)
+        cache_noise = cache_noise and all(doubles_exactly(p.dtype) for u in self._parts.blocks for p in u.parameters.values())
         self._cache = torch.empty(largest_block, dtype=torch.uint8, device=self.device) if cache_noise else None
         self._work = torch.empty(max(sizes.values()), dtype=torch.uint8, device=self.device) if probe == "fresh" else None
 

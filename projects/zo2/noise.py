@@ -5,7 +5,7 @@ to MeZO to the last bit:
 
 - a generator that walks the tensors in the same order draws the same numbers, wherever the walk pauses;
 - every expression keeps MeZO's rounding: noise is `(scale * z) * eps` in the tensor's own dtype (scales are +-1 and
-  +-2, exact in binary), the update is `theta - lr * g * z`, and with weight decay `theta - lr * (g * z + decay *
+  +-2, exact in binary, so `scale * (z * eps)` is the same except where z * eps is subnormal: in float16), the update is `theta - lr * g * z`, and with weight decay `theta - lr * (g * z + decay *
   theta)`.
 
 On a CPU z is drawn in cache-sized pieces. The Gaussian stream of torch's CPU generator can be cut at multiples of 16
@@ -31,6 +31,11 @@ def pieces(numel: int, piece: int = PIECE) -> Iterator[slice]:
         start += piece
     if start < numel or numel == 0:
         yield slice(start, numel)
+
+
+def doubles_exactly(dtype: torch.dtype) -> bool:
+    """Whether 2 * (z * eps) is (2 * z) * eps to the last bit: not in float16, where z * eps is often subnormal."""
+    return dtype != torch.float16
 
 
 class Scratch:
@@ -84,10 +89,16 @@ class Noise:
     def add(self, additions: Sequence[Addition], eps: float) -> None:
         """For each (target, source, scale) in turn: target = source + scale * z * eps, all with the same z (one draw)."""
         first = additions[0][0]
-        for piece in self._pieces(first):
-            noise = self._z(first, piece).mul_(eps)
+        for piece in self._pieces(*(tensor for addition in additions for tensor in addition[:2])):
+            z = self._z(first, piece)
+            if doubles_exactly(z.dtype):
+                z.mul_(eps)
             for target, source, scale in additions:
-                torch.add(_part(source, piece), noise, alpha=scale, out=_part(target, piece))
+                noise, alpha = z, scale
+                if not doubles_exactly(z.dtype):
+                    noise = torch.mul(z, scale, out=self._scratch.row(z.dtype, 1)[: z.numel()].view_as(z)).mul_(eps)
+                    alpha = 1.0
+                torch.add(_part(source, piece), noise, alpha=alpha, out=_part(target, piece))
 
     def update(self, theta: Tensor, lr: float, g: float, decay: float) -> None:
         """theta = theta - lr * g * z, or theta - lr * (g * z + decay * theta) when `decay` is not zero."""
@@ -100,11 +111,11 @@ class Noise:
                 z.mul_(g).add_(torch.mul(part, decay, out=shrink)).mul_(lr)
             part.sub_(z)
 
-    def _pieces(self, tensor: Tensor) -> Iterator[slice | None]:
-        if tensor.is_contiguous():
-            yield from pieces(tensor.numel(), self._scratch.piece)
+    def _pieces(self, *tensors: Tensor) -> Iterator[slice | None]:
+        if all(tensor.is_contiguous() for tensor in tensors):
+            yield from pieces(tensors[0].numel(), self._scratch.piece)
         else:
-            yield None  # z follows the logical order of the elements, which a flat view of this tensor would not
+            yield None  # z follows the logical order of the elements, which a flat view of these tensors would not
 
     def _z(self, tensor: Tensor, piece: slice | None) -> Tensor:
         if piece is None:
