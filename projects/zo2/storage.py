@@ -87,16 +87,18 @@ class Layout:
 def round_stochastically(source: Tensor, target: Tensor, generator: torch.Generator) -> None:
     """target = source, rounded up or down to the target's dtype with the probability that makes the expectation exact.
 
-    Uniform noise of one unit in the last place is added before rounding to nearest. Exact within a binade; values
-    beyond the largest finite number of the target dtype saturate as they do in a plain cast.
+    What the target dtype can hold stays as it is; values beyond its largest finite number become that number.
     """
     info = torch.finfo(target.dtype)
     mantissa_bits = round(-math.log2(info.eps))
     smallest_exponent = round(math.log2(info.tiny))
-    exponent = torch.frexp(source.float()).exponent.sub_(1).clamp_(min=smallest_exponent)
+    source = source.float()
+    exponent = torch.frexp(source).exponent.sub_(1).clamp_(min=smallest_exponent)
     ulp = torch.ldexp(torch.ones(exponent.shape, device=source.device), exponent.sub_(mantissa_bits))
-    noise = torch.rand(source.shape, generator=generator, device=source.device).sub_(0.5)
-    target.copy_(noise.mul_(ulp).add_(source).clamp_(info.min, info.max))
+    steps = source / ulp  # exact, as all that follows: ulp is a power of two
+    inner = steps.trunc()  # the neighbour towards zero
+    outwards = torch.rand(source.shape, generator=generator, device=source.device) < (steps - inner).abs_()
+    target.copy_(inner.add_(steps.sign_().mul_(outwards)).mul_(ulp).clamp_(info.min, info.max))
 
 
 class Codec:
