@@ -57,12 +57,15 @@ def find_blocks(model: nn.Module, names: Sequence[str] | None = None) -> dict[st
             raise UserError("the model has no ModuleList or Sequential that holds parameters; name the container with blocks=[...]")
         largest = max(candidates, key=lambda name: sum(p.numel() for p in candidates[name].parameters()))
         containers[largest] = candidates[largest]
-    return {
+    blocks = {
         f"{prefix}.{child}" if prefix else child: module
         for prefix, container in containers.items()
         for child, module in container.named_children()
         if any(True for _ in module.parameters())
     }
+    if not blocks:
+        raise UserError(f"blocks={list(containers)}: nothing in there holds parameters; name a ModuleList or Sequential of layers")
+    return blocks
 
 
 def _containers(model: nn.Module) -> dict[str, nn.Module]:
@@ -96,7 +99,7 @@ def partition(model: nn.Module, blocks: Sequence[str] | None = None, shared: Seq
     def walk(module: nn.Module, prefix: str) -> None:
         if id(module) in block_ids:
             return
-        if id(module) in holds_block:
+        if id(module) in holds_block or isinstance(module, nn.ModuleList | nn.ModuleDict):  # a list or dict has no forward of its own
             for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
                 if parameter.requires_grad:
                     root[name] = parameter
