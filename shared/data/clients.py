@@ -28,7 +28,7 @@ _REASONS = [
     (r"Unable to locate package|Version '.*' for '.*' was not found", "apt does not know this version: run `apt-get update` as root first"),
     (
         r"NewConnectionError|Temporary failure|Name or service not known|Network is unreachable|timed out|Timeout|ENOTFOUND|EAI_AGAIN"
-        r"|ECONNREFUSED|ETIMEDOUT|Could not resolve|Could not connect|Failed to fetch|ProxyError|ConnectError|URLError|LocalEntryNotFound",
+        r"|ECONNREFUSED|ETIMEDOUT|Could not resolve|Could not connect|Failed to fetch|ProxyError|ConnectError|URLError|Local entry not found",
         "no network, or the registry does not answer",
     ),
     (r"No matching distribution|E404|ETARGET|404|not found", "the registry does not have this version"),
@@ -43,7 +43,7 @@ def download(provider: Registry, archive: Archive, folder: Path, watch: Watch) -
     if isinstance(provider, PyPI):
         _pip(provider, archive, folder, watch)
     elif isinstance(provider, Npm):
-        _run(["npm", "pack", "--silent", "--fetch-retries=1", f"{archive.package}@{archive.version}"], folder, watch)
+        _run(["npm", "pack", "--loglevel=error", "--fetch-retries=1", f"{archive.package}@{archive.version}"], folder, watch)
     else:
         _run(["apt-get", "download", f"{archive.package}={archive.version}"], folder, watch)
 
@@ -79,11 +79,14 @@ def debian_index(folder: Path, watch: Watch) -> None:
 
 
 def hub(provider: Hub, files: Sequence[str], folder: Path, watch: Watch) -> None:
-    """Download the files that match the patterns from a repository of the hub into `folder`."""
+    """Download the files that match the patterns from a repository of the hub into `folder / "files"`.
+
+    That folder is not made beforehand: without a network the hub's client is content with any folder that exists.
+    """
     command = [sys.executable, "-m", "huggingface_hub.cli.hf", "download", provider.repo, "--revision", provider.revision]
     for pattern in files:
         command += ["--include", pattern]
-    _run([*command, "--local-dir", "."], folder, watch)
+    _run([*command, "--local-dir", "files"], folder, watch)
 
 
 def torchvision(provider: Torchvision, folder: Path, watch: Watch) -> None:

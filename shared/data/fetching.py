@@ -90,7 +90,7 @@ def _from_client(provider: DebianIndex | Hub | Torchvision, fields: Entry, scrat
         _copy(scratch, fields, target)
     elif isinstance(provider, Hub):
         clients.hub(provider, fields.files, scratch, watch)
-        _copy(scratch, fields, target)
+        _copy(scratch / "files", fields, target)
     else:
         clients.torchvision(provider, scratch, watch)
         _copy(scratch / provider.folder, fields, target)

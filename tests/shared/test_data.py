@@ -436,6 +436,31 @@ def test_pip_takes_a_wheel_from_a_local_index_by_hash(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
+    ("provider", "folder"),
+    [
+        ({"type": "hub", "repo": "someone/tiny"}, "files"),
+        ({"type": "torchvision", "dataset": "Tiny", "folder": "Tiny/raw"}, "Tiny/raw"),
+    ],
+    ids=["hub", "torchvision"],
+)
+def test_files_of_a_client_without_archives_are_taken(lab: Lab, provider: dict[str, str], folder: str) -> None:
+    commands = []
+
+    def run(command: list[str], where: Path, watch: Callable[[], None]) -> None:
+        commands.append(" ".join(command))
+        shutil.copytree(lab.folder / "files", where / folder)
+        (where / folder / "README.md").touch()
+        watch()
+
+    lab.monkeypatch.setattr(clients, "_run", run)
+    lab.entry["providers"] = [provider]
+    lab.save()
+    data.fetch("tiny")
+    lab.assert_whole()
+    assert ("someone/tiny" if provider["type"] == "hub" else "torchvision.datasets import Tiny") in commands[0]
+
+
+@pytest.mark.parametrize(
     ("printed", "reason"),
     [
         ("E: Unable to locate package dataset-fashion-mnist", "run `apt-get update` as root"),

@@ -71,6 +71,11 @@ def _() -> None:
     assert [tuple(tensor.shape) for tensor in state.values() if 1000 in tensor.shape] == [(1000, 1280), (1000,)]
 
 
+@known("mezo-pypi")
+def _() -> None:
+    assert {file.name for file in (data.path("mezo-pypi") / "mezo").iterdir()} == {"__init__.py", "distributed.py", "mezo.py"}
+
+
 @known("tok-gpt2")
 def _() -> None:
     import json
