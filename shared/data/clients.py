@@ -28,7 +28,8 @@ _REASONS = [
     (r"Unable to locate package|Version '.*' for '.*' was not found", "apt does not know this version: run `apt-get update` as root first"),
     (
         r"NewConnectionError|Temporary failure|Name or service not known|Network is unreachable|timed out|Timeout|ENOTFOUND|EAI_AGAIN"
-        r"|ECONNREFUSED|ETIMEDOUT|Could not resolve|Could not connect|Failed to fetch|ProxyError|ConnectError|URLError|Local entry not found",
+        r"|ECONNREFUSED|ETIMEDOUT|Could not resolve|Could not connect|Failed to fetch|ProxyError|ConnectError|URLError"
+        r"|Local entry not found",
         "no network, or the registry does not answer",
     ),
     (r"No matching distribution|E404|ETARGET|404|not found", "the registry does not have this version"),
