@@ -7,11 +7,10 @@
 #
 # profiles/default/config.yaml is read by itself: one failure does not stop the rest, and the same command resumes.
 
-from snakemake.utils import min_version, validate
+from snakemake.utils import min_version
 
 min_version("9.0")
 workdir: workflow.basedir
-validate(config, "workflows/config.schema.yaml")
 
 include: "workflows/common.smk"
 include: "workflows/data.smk"

@@ -4,16 +4,20 @@ Nothing heavy is imported before a subcommand needs it, so that `repro --help` i
 """
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shared import manifest, paths
 from shared.errors import UserError
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDE = 240  # columns of a table that goes into a file or a pipe, where 80 would cut names in two
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -88,15 +92,13 @@ def _parser() -> argparse.ArgumentParser:
 
     command("doctor", "check Python, packages, torch, disk, memory and the data cache", "repro doctor", _doctor)
 
-    if importlib.util.find_spec("shared.data.cli"):
-        from shared.data import cli as data
+    from shared.data import cli as data
 
-        data.add_parser(commands)
+    data.add_parser(commands)
     return parser
 
 
 def _list(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from shared import rows
@@ -113,7 +115,7 @@ def _list(options: argparse.Namespace) -> int:
                 exists = rows.rows_path(options.results, scale, paper, name).exists()
                 marks.append("●" if exists else "○" if name in configs[scale] else "")
             table.add_row(f"{paper}/{name}", experiment.title, *marks)
-    Console().print(table)
+    _print(table)
     return 0
 
 
@@ -146,7 +148,10 @@ def _run(options: argparse.Namespace) -> int:
         return 1 if done.returncode else 0
     path = experiment.run_experiment(paper, name, options.scale, overrides, options.results)
     if overrides:
-        print(f"repro: {path} now holds a run with --set; run it without, or delete it, before you trust tables", file=sys.stderr)
+        print(
+            f"repro: {path} holds a run with --set; `repro run {options.experiment}` or snakemake puts the scale's own back",
+            file=sys.stderr,
+        )
     if int(os.environ.get("RANK", "0")) == 0:
         print(path)
     return 0
@@ -171,8 +176,8 @@ def _make(options: argparse.Namespace) -> int:
 
 
 def _claims(options: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from shared import claims
 
@@ -180,8 +185,8 @@ def _claims(options: argparse.Namespace) -> int:
     manifest.check_scale(options.scale)
     table = Table("claim", "verdict", "measured", "bound", "paper", header_style="bold")
     for entry in claims.evaluate(options.paper, options.scale, options.results):
-        table.add_row(*(str(entry[key] or "–") for key in ("id", "verdict", "measured", "bound", "paper")))
-    Console().print(table, markup=False)
+        table.add_row(*(Text(entry[key] or "–") for key in ("id", "verdict", "measured", "bound", "paper")))
+    _print(table)
     return 0
 
 
@@ -194,15 +199,32 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from rich.table import Table
+    from rich.text import Text
+
     from shared import compare
 
-    return compare.compare(options.measured, options.reference, options.tolerance)
+    found = compare.differences(options.measured, options.reference, options.tolerance)
+    if found:
+        table = Table("", "file", "what", "measured", "reference", header_style="bold")
+        for one in sorted(found, key=lambda one: not one.drift):
+            table.add_row("drift" if one.drift else "told", *(Text(text) for text in (one.where, one.what, one.measured, one.reference)))
+        _print(table)
+    drifted = sum(one.drift for one in found)
+    print(f"{drifted} differ where they must not; {len(found) - drifted} differences of timings, or new files, are only told")
+    return 1 if drifted else 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from shared import doctor
 
     return doctor.check()
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def _split(target: str, form: str) -> tuple[str, str]:

@@ -40,24 +40,6 @@ def is_timing(column: str) -> bool:
     return _TIMING.search(column) is not None
 
 
-def compare(measured: Path, reference: Path, tolerance: float) -> int:
-    """Print what differs. Returns 1 when a deterministic value drifted or a file of the reference is missing, else 0."""
-    from rich.console import Console
-    from rich.table import Table
-
-    found = differences(measured, reference, tolerance)
-    console = Console()
-    if found:
-        table = Table("", "file", "what", str(measured), str(reference), header_style="bold")
-        for one in sorted(found, key=lambda one: not one.drift):
-            table.add_row("drift" if one.drift else "told", one.where, one.what, one.measured, one.reference)
-        console.print(table, markup=False)
-    drifted = sum(one.drift for one in found)
-    files = len(_files(reference))
-    print(f"{files} files of the reference: {drifted} differ where they must not, {len(found) - drifted} differences are only told")
-    return 1 if drifted else 0
-
-
 def differences(measured: Path, reference: Path, tolerance: float) -> list[Difference]:
     """Everything that is not the same in two folders `results/<scale>`.
 

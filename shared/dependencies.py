@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from shared import paths
+from shared.errors import UserError
 
 PACKAGES = ("shared", "projects")
 
@@ -19,8 +20,13 @@ def local_imports(file: Path, root: Path | None = None) -> list[Path]:
     Args:
         file: a Python file under `root`.
         root: the repository root; by default `shared.paths.ROOT`.
+
+    Raises:
+        UserError: there is no such file.
     """
     root = root or paths.ROOT
+    if not file.is_file():
+        raise UserError(f"{file} is missing; write it, or take its name out of the manifest")
     found: set[Path] = set()
     waiting = [file.resolve()]
     while waiting:

@@ -7,6 +7,7 @@ from importlib import metadata
 import psutil
 
 from shared import paths
+from shared.errors import UserError
 
 
 def check() -> int:
@@ -74,7 +75,10 @@ def _machine() -> list[tuple[bool, str, str]]:
 def _cache() -> list[tuple[bool, str, str]]:
     from shared import data, manifest
 
-    needed = manifest.data_needed(None, "cpu")
-    absent = [name for name in needed if not data.stamp(name).exists()]
+    try:
+        needed = manifest.data_needed(None, "cpu")
+        absent = [name for name in needed if not data.stamp(name).exists()]
+    except UserError as error:
+        return [(False, "data", str(error))]
     said = f"{len(needed) - len(absent)} of the {len(needed)} entries that scale cpu needs are in {paths.cache_dir()}"
     return [(True, "data", said + (f"; the first run fetches {', '.join(absent)}" if absent else ""))]

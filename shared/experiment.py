@@ -191,5 +191,7 @@ def run_experiment(paper: str, name: str, scale: str, overrides: Mapping[str, ob
             "provenance": {**provenance.finish(started), "overridden": sorted(overrides or {})},
             "rows": run.rows,
         }
+        if overrides:  # not what the scale says, so the workflow must not take it for that
+            path.with_name(f".{name}.current").unlink(missing_ok=True)
         rows.write_rows(path, content, run.arrays)
     return path

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import re
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -189,5 +190,6 @@ def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
         else:
             message = detail["msg"].removeprefix("Value error, ")
             message = message[0].lower() + message[1:]
-            sentences.append(f"'{key}' = {detail['input']!r}: {message}" if key else message)
+            given = textwrap.shorten(repr(detail["input"]), 60, placeholder=" ...")
+            sentences.append(f"'{key}' = {given}: {message}" if key else message)
     return f"{where}: {'; '.join(' '.join(sentence.split()) for sentence in sentences)}"

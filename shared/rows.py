@@ -128,7 +128,7 @@ class RowsFile(BaseModel):
     seed: int
     provenance: dict[str, Any]
     arrays: dict[str, ArrayEntry]
-    rows: list[Annotated[dict[str, Scalar], AfterValidator(check_row)]]
+    rows: list[Annotated[dict[str, Any], AfterValidator(check_row)]]
 
     def frame(self) -> "pandas.DataFrame":
         """One row per row. `frame.attrs` keeps paper, experiment, scale, config, seed and provenance."""

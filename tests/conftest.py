@@ -42,6 +42,7 @@ def write_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
 
 
 def _only_projects_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Look for papers under `root` and nowhere else."""
     monkeypatch.setattr(paths, "PROJECTS", root / "projects")
     monkeypatch.setattr(projects, "__path__", [str(root / "projects"), *projects.__path__])
     return root / "projects"
@@ -68,7 +69,7 @@ class Repository:
 
     def planned(self, *arguments: str) -> set[str]:
         """The names of the rules that Snakemake would run, without the targets that only collect."""
-        done = self.snakemake("-n", "--quiet", "none", *arguments)
+        done = self.snakemake("-n", *arguments)
         assert done.returncode == 0, done.stderr + done.stdout
         lines = (done.stderr + done.stdout).splitlines()
         if "Job stats:" not in lines:
@@ -78,17 +79,18 @@ class Repository:
         return set(names) - {"total", "reproduce_all", "toy", "tables", "figures", "claims"}
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *arguments], cwd=self.root, env=self._environment(), capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            [sys.executable, *arguments], cwd=self.root, env=self._environment(), capture_output=True, text=True, timeout=300
+        )
 
     def _environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("REPRO_", "SNAKEMAKE_"))}
         return {**kept, "REPRO_CACHE": str(self.root / "cache"), "COLUMNS": "200"}
 
 
-@pytest.fixture
-def empty_repo(tmp_path: Path) -> Repository:
-    """A copy of this repository without its papers."""
-    root = tmp_path / "repository"
+def make_empty_repository(folder: Path) -> Repository:
+    """A copy of this repository without its papers, in `folder`."""
+    root = folder / "repository"
     ignore = shutil.ignore_patterns("__pycache__", "cache")
     for name in ("shared", "workflows", "profiles", "data"):
         shutil.copytree(paths.ROOT / name, root / name, ignore=ignore)
@@ -98,11 +100,23 @@ def empty_repo(tmp_path: Path) -> Repository:
     return Repository(root)
 
 
+def make_toy_repository(folder: Path) -> Repository:
+    """A copy of this repository whose only paper is the toy, in `folder`."""
+    made = make_empty_repository(folder)
+    shutil.copytree(TOY / "projects", made.root / "projects", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return made
+
+
 @pytest.fixture
-def toy_repo(empty_repo: Repository) -> Repository:
+def empty_repo(tmp_path: Path) -> Repository:
+    """A copy of this repository without its papers."""
+    return make_empty_repository(tmp_path)
+
+
+@pytest.fixture
+def toy_repo(tmp_path: Path) -> Repository:
     """A copy of this repository whose only paper is the toy."""
-    shutil.copytree(TOY / "projects", empty_repo.root / "projects", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    return empty_repo
+    return make_toy_repository(tmp_path)
 
 
 @pytest.fixture

@@ -7,6 +7,12 @@ import shlex
 import sys
 
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+try:
+    validate(config, "config.schema.yaml")
+except WorkflowError as error:  # two lines are enough: the rest is the schema
+    raise WorkflowError(" ".join(str(error).splitlines()[:2])) from None
 
 sys.path.insert(0, workflow.basedir)
 
@@ -42,7 +48,8 @@ def alone(wanted):
 
 
 def rows_of(paper, experiments):
-    return [result(paper, "rows", f"{name}.json") for name in sorted(set(experiments))]
+    """The rows of experiments, and the files that say that they are current (see experiments.smk)."""
+    return [result(paper, "rows", file) for name in sorted(set(experiments)) for file in (f"{name}.json", f".{name}.current")]
 
 
 # Snakemake's own lock outlives a killed run and then refuses the next one, so the default profile turns it off; this one goes

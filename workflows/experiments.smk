@@ -1,6 +1,7 @@
 # One rule per experiment: its sources, its scale entry and its data in, a rows file out.
 #
-# update() keeps the old rows until the new ones are renamed over them; Snakemake would delete them first.
+# update() keeps the old rows until the new ones are renamed over them; Snakemake would delete them first. But it forgets why it
+# wanted to run a job that failed, so a second output, which a failed job does not leave behind, says whether the rows are current.
 
 import math
 
@@ -15,7 +16,8 @@ for paper, known in PAPERS.items():
                 sources=sources("projects", paper, "experiments", f"{name}.py"),
                 data=[str(data.stamp(wanted)) for wanted in needs.data],
             output:
-                update(result(paper, "rows", f"{name}.json")),
+                rows=update(result(paper, "rows", f"{name}.json")),
+                current=touch(result(paper, "rows", f".{name}.current")),
             params:
                 experiment=f"{paper}/{name}",
                 entry=json.dumps(entry, sort_keys=True, default=str),

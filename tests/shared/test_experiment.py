@@ -143,7 +143,7 @@ def test_without_a_terminal_progress_is_a_few_lines(monkeypatch):
     assert list(Run(label="toy/x").progress(20, "steps")) == list(range(20))
     lines = stderr.getvalue().splitlines()
     assert 3 <= len(lines) <= 6
-    assert lines[0] == "toy/x steps ━━━━──────────────── 4/20, 0:48 left"
+    assert lines[0] == "toy/x steps ━━━───────────────── 3/20, 1:08 left"
 
 
 def test_progress_of_unknown_length(monkeypatch):

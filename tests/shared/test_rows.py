@@ -14,7 +14,15 @@ import pytest
 from shared import rows
 from shared.errors import UserError
 
-CONTENT = {"paper": "toy", "experiment": "squares", "scale": "cpu", "config": {"n": 1}, "seed": 0, "provenance": {"cpu": "x"}, "rows": [{"n": 1}]}
+CONTENT = {
+    "paper": "toy",
+    "experiment": "squares",
+    "scale": "cpu",
+    "config": {"n": 1},
+    "seed": 0,
+    "provenance": {"cpu": "x"},
+    "rows": [{"n": 1}],
+}
 
 
 @pytest.fixture

@@ -9,7 +9,11 @@ from shared.seeding import generator, seed_everything, step_seed
 
 
 def test_the_values_are_the_same_on_every_machine():
-    assert [step_seed(0), step_seed(0, "noise", 3), step_seed(2**70, "é")] == [6337105172096484814, 1958075765024164654, 6675637758714498845]
+    assert [step_seed(0), step_seed(0, "noise", 3), step_seed(2**70, "é")] == [
+        6337105172096484814,
+        1958075765024164654,
+        6675637758714498845,
+    ]
 
 
 def test_keys_of_any_kind_give_different_seeds():

@@ -3,9 +3,9 @@
 from typing import Literal
 
 import numpy as np
+from projects.toy.method import square
 from pydantic import Field
 
-from projects.toy.method import square
 from shared import experiment
 
 

@@ -1,0 +1,71 @@
+"""Provenance: enough to judge a number by, and nothing that names a person or a host."""
+
+import getpass
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from shared import paths, provenance
+
+
+def collected():
+    return provenance.finish(provenance.collect("cpu"))
+
+
+def test_what_a_reader_needs_is_there():
+    origin = collected()
+    assert origin["scale"] == "cpu"
+    assert origin["cores"] >= 1
+    assert origin["cpu"]
+    assert "numpy" in origin["packages"]
+    assert origin["duration_seconds"] >= 0
+    assert origin["load_start"] >= 0 <= origin["load_end"]
+    assert origin["started"].endswith("+00:00")
+    assert "started_monotonic" not in origin
+    json.dumps(origin, allow_nan=False)
+
+
+def test_nothing_names_a_host_a_user_or_a_folder():
+    text = json.dumps(collected())
+    for secret in (socket.gethostname(), str(Path.home()), str(paths.ROOT)):
+        assert len(secret) < 4 or secret not in text
+    assert f'"{getpass.getuser()}"' not in text
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@e", *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "one")
+    return tmp_path
+
+
+def test_a_change_is_seen_and_a_result_is_no_change(clone):
+    (clone / "results").mkdir()
+    (clone / "results" / "x").write_text("1")
+    origin = provenance.collect("cpu")
+    assert len(origin["commit"]) == 40
+    assert origin["dirty"] is False
+    (clone / "file").write_text("2")
+    assert provenance.collect("cpu")["dirty"] is True
+
+
+def test_outside_version_control(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    origin = provenance.collect("cpu")
+    assert (origin["commit"], origin["dirty"]) == (None, False)
+
+
+def test_the_device_in_words():
+    assert provenance.device({"gpu": "H200", "cpu": "x"}) == "H200"
+    assert provenance.device({"gpu": None, "cpu": "EPYC", "cores": 2, "torch_threads": 1}) == "EPYC (2 cores, 1 thread)"
+    assert provenance.device({"gpu": None, "cpu": "EPYC", "cores": 2, "torch_threads": None}) == "EPYC (2 cores)"
