@@ -58,8 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         help="fine-tune a causal language model on your text",
         description="Fine-tune a causal language model on your text with forward passes only, under a hard limit on memory. "
         "The same command goes on where it was stopped or killed.",
-        epilog="example: python -m projects.zo2 finetune --model smollm2-135m --data reviews.jsonl --memory-budget 1GB --steps 1000 --out tuned\n"
-        'A line of reviews.jsonl: {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role": ..., "content": ...}, ...]}',
+        epilog="example:\n"
+        "  python -m projects.zo2 finetune --model smollm2-135m --data reviews.jsonl --memory-budget 1GB --steps 1000 --out tuned\n\n"
+        'a line of reviews.jsonl: {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role": ..., "content": ...}, ...]}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     added.set_defaults(function="finetune")

@@ -5,10 +5,11 @@ On a CPU the budget is on what the process allocates (VmData of /proc/self/statu
 on what torch allocates there.
 """
 
+import ctypes
 import re
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +21,10 @@ from projects.zo2.units import partition
 from shared.errors import UserError
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _THREAD = 9 << 20  # the stack of a thread and what its allocator starts with
-_SLACK = 48 << 20  # scratch memory of matrix products, pieces of noise, fragments
+_SLACK = 64 << 20  # scratch memory of matrix products, pieces of noise, fragments
+_MARGIN = 8 << 20  # by which the program may be larger the next time
 _LOSS_PIECE = 8 << 20  # bytes of logits that the loss looks at together; it makes about three copies of them
 _CHOICES = ((3, True), (2, True), (1, True), (1, False))  # slots, noise kept; the fastest first
 
@@ -43,6 +46,15 @@ def memory(key: Literal["VmData", "VmHWM"]) -> int:
     """What the process has allocated (VmData) or its highest resident size (VmHWM), in bytes."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key + ":"))
+
+
+def return_freed_memory() -> None:
+    """From now on, tensors of a megabyte and more go back to the system when they are freed.
+
+    Left alone, glibc keeps more and more of them in its heap, whose holes count against the limit.
+    """
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def loss_rows(vocabulary: int) -> int:
@@ -95,10 +107,9 @@ def make_plan(model: nn.Module, work: Workload, budget: int | None) -> Plan:
             return plan
     assert budget is not None
     leanest = min(plans, key=lambda plan: plan.total)
+    enough = -(-(leanest.total + _MARGIN) // 10**7) * 10
     advice = "" if work.storage == "disk" else " (less with --storage disk)"
-    raise UserError(
-        f"a budget of {format_size(budget)} is too small: this run needs --memory-budget {-(-leanest.total // 10**6)}MB{advice}: {leanest}"
-    )
+    raise UserError(f"a budget of {format_size(budget)} is too small: this run needs --memory-budget {enough}MB{advice}: {leanest}")
 
 
 def _plan(model: nn.Module, work: Workload, slots: int, cache_noise: bool) -> Plan:

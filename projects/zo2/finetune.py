@@ -14,6 +14,7 @@ import argparse
 import errno
 import fcntl
 import math
+import os
 import shutil
 import signal
 import time
@@ -144,6 +145,9 @@ def finetune(options: argparse.Namespace) -> int:
     storage = options.storage or ("ram" if size is None or device.type == "cuda" else "disk")
     if storage == "none" and recipe.storage_dtype:
         raise UserError("--storage-dtype needs --storage ram or disk: blocks that never leave the device are not stored")
+    if size is not None:  # the tokenizer's threads would keep an unpredictable share of it
+        budget.return_freed_memory()
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)

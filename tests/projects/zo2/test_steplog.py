@@ -1,0 +1,101 @@
+"""The log of a run: what a crash may do to it, and what must be refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from projects.zo2 import Step
+from projects.zo2.steplog import StepLog, read_log
+from shared.errors import UserError
+
+ORDER = ["", "embedding", "blocks.0"]
+STEPS = [Step(0, 2.5, -0.1, 1e-6, 7), Step(1, math.nan, math.nan, 1e-6, 8), Step(2, 2.4, 1 / 3, 5e-7, 2**63 - 1)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A log with three steps, a flush and an evaluation: six lines."""
+    log = StepLog(tmp_path / "steps.jsonl", {"settings": {"lr": 1e-6}})
+    log.step(STEPS[0], ORDER)
+    log.step(STEPS[1], ORDER)
+    log.flush()
+    log.flush()
+    log.evaluation(2.25)
+    log.step(STEPS[2], ORDER)
+    log.close()
+    return log.path
+
+
+def test_what_was_written_is_read(path: Path) -> None:
+    log = read_log(path)
+    assert log is not None
+    assert log.header == {"schema": 1, "settings": {"lr": 1e-6}}
+    assert (log.order, log.flushes, log.evaluations) == (ORDER, {2}, {2: 2.25})
+    assert [repr(step) for step in log.steps] == [repr(step) for step in STEPS]  # NaN is not equal to itself
+    assert [step.skipped for step in log.steps] == [False, True, False]
+    lines = path.read_text().splitlines()
+    assert len(lines) == 6
+    assert json.loads(lines[2])["projected_gradient"] is None
+    assert len(lines[-1]) < 150
+
+
+def test_a_torn_last_line_is_left_out_wherever_it_tore(path: Path) -> None:
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for end in range(last, len(whole)):
+        path.write_bytes(whole[:end])
+        log = read_log(path)
+        assert log is not None
+        assert (len(log.steps), log.nbytes) == (2, last)
+    path.write_bytes(whole[:last] + b"\0\0\0\n")
+    assert len(read_log(path).steps) == 2  # type: ignore[union-attr]
+
+
+def test_the_next_append_cuts_the_torn_line_off(path: Path) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    log = StepLog(path, {"ignored": True})
+    assert len(log.log.steps) == 2
+    log.step(STEPS[2], ORDER)
+    log.close()
+    assert path.read_bytes() == whole
+
+
+def test_a_log_that_died_in_its_first_line_begins_anew(path: Path) -> None:
+    whole = path.read_bytes()
+    for end in (0, 1, whole.index(b"\n")):
+        path.write_bytes(whole[:end])
+        assert read_log(path) is None
+    log = StepLog(path, {"settings": {"lr": 1e-6}})
+    log.close()
+    assert path.read_bytes() == whole[: whole.index(b"\n") + 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "replacement", "message"),
+    [
+        (1, '{"settings": {}}', "line 1: not the header"),
+        (1, "[]", "line 1: not a JSON object"),
+        (2, "{", "line 2: not a JSON object"),
+        (2, '{"event":"step","step":0,"seed":7,"projected_gradient":1,"lr":1,"loss":1}', "line 2: 'order' is missing"),
+        (3, '{"event":"step","step":2,"seed":7,"projected_gradient":1,"lr":1,"loss":1}', "line 3: step 2 where step 1 should be"),
+        (3, '{"event":"step","step":1,"projected_gradient":1,"lr":1,"loss":1}', "line 3: 'seed' is missing"),
+        (3, '{"event":"step","step":1,"seed":7,"projected_gradient":"x","lr":1,"loss":1}', "line 3: could not convert"),
+        (4, '{"event":"flush","step":1}', "line 4: flush after 1 steps where 2 were made"),
+        (5, '{"event":"party","step":2}', "line 5: unknown event 'party'"),
+        (6, '{"event":"step","step":9,"seed":7,"projected_gradient":1,"lr":1,"loss":1}', "line 6: step 9 where step 2"),
+    ],
+)
+def test_anything_else_is_refused_with_its_line(path: Path, line: int, replacement: str, message: str) -> None:
+    lines = path.read_text().splitlines()
+    lines[line - 1] = replacement
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=message):
+        read_log(path)
+
+
+def test_a_missing_log_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_log(tmp_path / "steps.jsonl")
