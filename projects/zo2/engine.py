@@ -29,7 +29,7 @@ from projects.zo2.lanes import Pager, Span, Traffic
 from projects.zo2.mezo import NO_DECAY, Loss, model_loss
 from projects.zo2.noise import Noise, Scratch, doubles_exactly
 from projects.zo2.storage import Codec, DiskStore, Field, Layout, RamStore, SafetensorsReader, SafetensorsWriter
-from projects.zo2.streams import Lockstep
+from projects.zo2.streams import DIFFERENT_PATHS, Lockstep
 from projects.zo2.units import Unit, find_blocks, partition
 from shared.errors import UserError
 from shared.seeding import step_seed
@@ -146,7 +146,7 @@ class ZO2:
             raise UserError("the model has no trainable parameter")
         self.device = torch.device(device) if device is not None else first.device
 
-        self._training = model.training
+        self._training = {module: module.training for module in model.modules()}
         model.eval()  # a dropout that differs between the two forwards would be read as a gradient
         config = getattr(model, "config", None)
         self._use_cache = getattr(config, "use_cache", None)
@@ -213,6 +213,7 @@ class ZO2:
         try:
             losses = self._lockstep.run(closures)
             self._mode = None
+            self._follow_order(None)
         except BaseException:
             self._mode = None
             self._recover()
@@ -382,7 +383,8 @@ class ZO2:
         self._hooks = []
         if self._pager is not None:
             self._pager.close()
-        self.model.train(self._training)
+        for module, training in self._training.items():
+            module.training = training
         if self._use_cache is not None:
             self.model.config.use_cache = self._use_cache
 
@@ -397,6 +399,18 @@ class ZO2:
         claimed = {p for other in earlier for p in other.owned.values()}
         mine = [(name, p) for name, p in unit.parameters.items() if p not in claimed]
         unit.owned = dict(sorted(mine, key=lambda item: item[1] not in self._parts.shared))
+
+    def _follow_order(self, unit: Unit | None) -> None:
+        """Before `unit` is visited, or at the end: if the last step went on with another unit, apply what is pending to
+        all that it went on with, because its noise comes in that order and this step may not reach them.
+        """
+        left = self._order[len(self._visited) + 1 :]
+        if self._pending is None or (left[0] if left else None) is unit:
+            return
+        for late in left:
+            with self._at_home(late, write=True):
+                self._apply_pending(late)
+        self._pending = None
 
     def _begin(self, seed: int) -> None:
         self._visited = []
@@ -548,16 +562,21 @@ class ZO2:
         # An autocast context that the loss opens turns this on; it would serve the first forward's casts of the weights to the second.
         torch.set_autocast_cache_enabled(False)
         if self._lockstep.active == 0:
-            if unit in self._visited and not all(p in self._parts.shared for p in unit.parameters.values()):
+            if self._visit is not None:
+                raise UserError(f"'{unit.name}' runs inside '{self._visit.unit.name}': what one block computes must be a part of it")
+            if unit in self._visited and (unit.block is not None or not all(p in self._parts.shared for p in unit.parameters.values())):
                 remedy = "blocks cannot be shared across depth" if unit.block is not None else "name it in shared=[...]"
                 raise UserError(f"one forward runs '{unit.name}' twice, which would perturb it twice: {remedy}")
             if unit not in self._visited:
+                self._follow_order(unit)
                 self._claim(unit, [self._root, *self._visited])
                 self._visited.append(unit)
                 self._visit = self._arrive(unit)
             else:
                 self._visit = _Visit(unit)
-        elif self._lockstep.active == self._streams // 2 and self._visit is not None and self._visit.unit is unit:
+        elif self._visit is None or self._visit.unit is not unit:
+            raise UserError(DIFFERENT_PATHS)
+        elif self._lockstep.active == self._streams // 2:
             self._minus()
 
     def _enter_forward(self, unit: Unit) -> None:

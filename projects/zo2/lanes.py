@@ -57,8 +57,12 @@ class Lane:
         if self._thread is not None:
             return self._thread.submit(self._run, task)
         done: Future[None] = Future()
-        self._run(task)
-        done.set_result(None)
+        try:
+            self._run(task)
+        except BaseException as error:  # as in a thread: it is raised to whoever needs what the task was to do
+            done.set_exception(error)
+        else:
+            done.set_result(None)
         return done
 
     def _run(self, task: Callable[[], None]) -> None:

@@ -10,12 +10,16 @@ saved and restored.
 """
 
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
 
 from shared.errors import UserError
+
+
+DIFFERENT_PATHS = "the perturbed forwards took different paths through the model; its control flow depends on the data"
 
 
 class Lockstep:
@@ -26,9 +30,12 @@ class Lockstep:
 
     def __init__(self) -> None:
         self.active = 0
+        self._inference = False
 
     def pause(self, label: str) -> None:
         """End this closure's turn. Called from inside a closure."""
+        if torch.is_inference_mode_enabled() != self._inference:  # it cannot be switched at a pause, and would stay on afterwards
+            raise UserError("the loss must not enter torch.inference_mode; a step computes without gradients anyway")
         parent = getcurrent().parent
         assert parent is not None
         parent.switch(label)
@@ -39,7 +46,10 @@ class Lockstep:
         An exception in one of them unwinds the others and propagates. Raises UserError when the closures pause at
         different labels.
         """
+        self._inference = torch.is_inference_mode_enabled()
         coroutines = [greenlet(closure) for closure in closures]
+        for coroutine in coroutines:
+            coroutine.gr_context = copy_context()  # a coroutine of its own would see none of the caller's context variables
         contexts = [_torch_context() for _ in closures]
         outside = contexts[0]
         try:
@@ -54,7 +64,7 @@ class Lockstep:
                 if all(ended):
                     return turns
                 if any(ended) or any(turn != turns[0] for turn in turns):
-                    raise UserError("the perturbed forwards took different paths through the model; its control flow depends on the data")
+                    raise UserError(DIFFERENT_PATHS)
         finally:
             for index, coroutine in enumerate(coroutines):
                 if coroutine and not coroutine.dead:
