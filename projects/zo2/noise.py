@@ -96,7 +96,7 @@ class Noise:
             for target, source, scale in additions:
                 noise, alpha = z, scale
                 if not doubles_exactly(z.dtype):
-                    noise = torch.mul(z, scale, out=self._scratch.row(z.dtype, 1)[: z.numel()].view_as(z)).mul_(eps)
+                    noise = torch.mul(z, scale, out=self._like(z)).mul_(eps)
                     alpha = 1.0
                 torch.add(_part(source, piece), noise, alpha=alpha, out=_part(target, piece))
 
@@ -107,8 +107,7 @@ class Noise:
             if decay == 0:
                 z.mul_(lr * g)
             else:
-                shrink = self._scratch.row(theta.dtype, 1)[: part.numel()].view_as(part)
-                z.mul_(g).add_(torch.mul(part, decay, out=shrink)).mul_(lr)
+                z.mul_(g).add_(torch.mul(part, decay, out=self._like(z))).mul_(lr)
             part.sub_(z)
 
     def _pieces(self, *tensors: Tensor) -> Iterator[slice | None]:
@@ -121,6 +120,11 @@ class Noise:
         if piece is None:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).normal_(generator=self.generator)
         return self._scratch.row(tensor.dtype)[: piece.stop - piece.start].normal_(generator=self.generator)
+
+    def _like(self, z: Tensor) -> Tensor:
+        """Memory of the shape of `z`, which `_z` returned: a second piece, or new where z was drawn whole."""
+        row = self._scratch.row(z.dtype, 1)
+        return row[: z.numel()].view_as(z) if z.numel() <= row.numel() else torch.empty_like(z)
 
 
 def _part(tensor: Tensor, piece: slice | None) -> Tensor:
