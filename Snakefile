@@ -24,7 +24,7 @@ include: "workflows/report.smk"
 rule reproduce_all:
     default_target: True
     input:
-        PAGE,
+        rules.report.input,
 
 
 for paper in PAPERS:
@@ -36,3 +36,4 @@ for paper in PAPERS:
             TABLES[paper],
             FIGURES[paper],
             CLAIMS[paper],
+            all_rows(paper),

@@ -76,7 +76,7 @@ class Repository:
             return set()
         table = lines[lines.index("Job stats:") + 3 :]
         names = [line.split()[0] for line in table[: table.index("")]]
-        return set(names) - {"total", "reproduce_all", "toy", "tables", "figures", "claims"}
+        return set(names) - {"total", "reproduce_all", "toy", "tables", "figures", "claims", "report"}
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -9,7 +9,7 @@ for paper in PAPERS:
             name:
                 f"{paper}_claims"
             input:
-                rows=rows_of(paper, manifest.scale_config(paper, SCALE)),
+                rows=all_rows(paper),
                 sources=sources("projects", paper, "claims.py"),
             output:
                 CLAIMS[paper],
@@ -25,3 +25,4 @@ for paper in PAPERS:
 rule claims:
     input:
         sum(CLAIMS.values(), []),
+        [file for paper in PAPERS if CLAIMS[paper] for file in all_rows(paper)],

@@ -48,8 +48,15 @@ def alone(wanted):
 
 
 def rows_of(paper, experiments):
-    """The rows of experiments, and the files that say that they are current (see experiments.smk)."""
+    """The rows of experiments, and the files that say that they are current (see experiments.smk).
+
+    Targets ask for them beside what is made from them: Snakemake looks for a missing file only where a job that will run wants it.
+    """
     return [result(paper, "rows", file) for name in sorted(set(experiments)) for file in (f"{name}.json", f".{name}.current")]
+
+
+def all_rows(paper):
+    return rows_of(paper, manifest.scale_config(paper, SCALE))
 
 
 # Snakemake's own lock outlives a killed run and then refuses the next one, so the default profile turns it off; this one goes

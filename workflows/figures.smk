@@ -1,9 +1,11 @@
 # Every figure of a paper from its rows, one job per paper.
 
 FIGURES = {}
+FIGURE_ROWS = []
 for paper in PAPERS:
     wanted = manifest.ready(paper, SCALE, "figures")
     FIGURES[paper] = [result(paper, "figures", f"{name}.{suffix}") for name in wanted for suffix in ("svg", "png")]
+    FIGURE_ROWS += rows_of(paper, sum(wanted.values(), []))
     if wanted:
 
         rule:
@@ -13,7 +15,7 @@ for paper in PAPERS:
                 rows=rows_of(paper, sum(wanted.values(), [])),
                 sources=sources("projects", paper, "figures.py"),
             output:
-                [report(file, category=paper, subcategory="figures") if file.endswith((".svg", ".html")) else file for file in FIGURES[paper]],
+                [report(file, category=paper, subcategory="figures") if file.endswith(".svg") else file for file in FIGURES[paper]],
             params:
                 paper=paper,
             message:
@@ -26,3 +28,4 @@ for paper in PAPERS:
 rule figures:
     input:
         sum(FIGURES.values(), []),
+        FIGURE_ROWS,

@@ -3,12 +3,12 @@
 PAGE = result("report.html")
 
 
-rule report:
+rule page:
     input:
         tables=sum(TABLES.values(), []),
         figures=sum(FIGURES.values(), []),
         claims=sum(CLAIMS.values(), []),
-        rows=[file for paper in PAPERS for file in rows_of(paper, manifest.scale_config(paper, SCALE))],
+        rows=[file for paper in PAPERS for file in all_rows(paper)],
         manifests=[f"projects/{paper}/paper.yaml" for paper in PAPERS],
         sources=sources("shared", "report.py"),
         template="shared/templates/report.html.j2",
@@ -19,3 +19,9 @@ rule report:
     localrule: True
     shell:
         "{REPRO} report --scale {SCALE}"
+
+
+rule report:
+    input:
+        PAGE,
+        rules.page.input.rows,

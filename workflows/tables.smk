@@ -1,9 +1,11 @@
 # Every table of a paper from its rows, one job per paper.
 
 TABLES = {}
+TABLE_ROWS = []
 for paper in PAPERS:
     wanted = manifest.ready(paper, SCALE, "tables")
     TABLES[paper] = [result(paper, "tables", f"{name}.{suffix}") for name in wanted for suffix in ("md", "csv", "tex", "html")]
+    TABLE_ROWS += rows_of(paper, sum(wanted.values(), []))
     if wanted:
 
         rule:
@@ -14,7 +16,7 @@ for paper in PAPERS:
                 sources=sources("projects", paper, "tables.py"),
                 numbers=sorted(str(file.relative_to(paths.ROOT)) for file in (paths.PROJECTS / paper / "paper").glob("*.csv")),
             output:
-                [report(file, category=paper, subcategory="tables") if file.endswith((".svg", ".html")) else file for file in TABLES[paper]],
+                [report(file, category=paper, subcategory="tables") if file.endswith(".html") else file for file in TABLES[paper]],
             params:
                 paper=paper,
             message:
@@ -27,3 +29,4 @@ for paper in PAPERS:
 rule tables:
     input:
         sum(TABLES.values(), []),
+        TABLE_ROWS,
