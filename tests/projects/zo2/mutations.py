@@ -1,0 +1,375 @@
+"""Deliberate faults in the engine, each of which must turn the tests red.
+
+    python tests/projects/zo2/mutations.py            # all; about three minutes
+    python tests/projects/zo2/mutations.py flush      # those whose reason contains the word
+
+Each fault is put into a copy of the repository's files, where the tests named with it run until the first one fails.
+Exit status 1 when one survives, or when the text it replaces is no longer there.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+ENGINE, NOISE, STORAGE, LANES = (f"projects/zo2/{name}.py" for name in ("engine", "noise", "storage", "lanes"))
+STREAMS, UNITS, MEZO = (f"projects/zo2/{name}.py" for name in ("streams", "units", "mezo"))
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In `file`, `old` (found exactly once) becomes `new`; the test files `tests` must notice."""
+
+    file: str
+    old: str
+    new: str
+    why: str
+    tests: tuple[str, ...] = ("oracles",)
+
+
+MUTATIONS = [
+    Mutation(
+        ENGINE,
+        "self._update_noise.update(parameter.data, self._pending.lr,",
+        "self._update_noise.update(parameter.data, self.lr(self.steps) if callable(self.lr) else self.lr,",
+        "the pending update uses the learning rate of the next step",
+    ),
+    Mutation(
+        ENGINE,
+        """        if self._pending is not None:
+            self._update_noise.seed(self._pending.seed)
+        self._apply_pending(self._root)
+""",
+        "        self._apply_pending(self._root)\n",
+        "the update stream is not seeded in each step",
+    ),
+    Mutation(
+        ENGINE,
+        """        self.flush()
+        self.model.eval()
+        self._mode = "forward"
+""",
+        """        self.model.eval()
+        self._mode = "forward"
+""",
+        "no flush before an evaluation",
+        ("engine",),
+    ),
+    Mutation(
+        ENGINE,
+        "[(plus, home, 1.0), (home, plus, -2.0)], self.eps)",
+        "[(plus, home, 1.0)], self.eps)\n            self._probe_noise.add([(home, plus, -2.0)], self.eps)",
+        "the second copy of a shared parameter has a noise of its own",
+    ),
+    Mutation(
+        ENGINE,
+        '("plus", "minus"): -2.0',
+        '("plus", "minus"): -1.0',
+        "the second probe is at theta and not at theta - eps z",
+    ),
+    Mutation(
+        ENGINE,
+        '        self._move(visit, "home")\n',
+        "",
+        "the perturbation is not taken away when a unit is left",
+    ),
+    Mutation(
+        ENGINE,
+        """            if self.probe == "inplace":
+                self._probe_noise.restore(self._twin_states[parameter])
+                self._probe_noise.add([(home, home, 1.0)], self.eps)
+""",
+        "",
+        "shared parameters are not restored",
+    ),
+    Mutation(
+        LANES,
+        "for f in (slot.ready, slot.drained, self._written.get(block))",
+        "for f in (slot.ready, slot.drained)",
+        "a prefetch does not wait for the block's own write",
+        ("lanes",),
+    ),
+    Mutation(
+        LANES,
+        "for f in (slot.ready, slot.drained, self._written.get(block))",
+        "for f in (slot.ready, self._written.get(block))",
+        "an upload does not wait until its slot has drained",
+        ("lanes",),
+    ),
+    Mutation(
+        LANES,
+        "free = [s for s in self._slots if s.block is None] or [s for s in self._slots if evict and not s.in_use]",
+        "free = [s for s in self._slots if s.block is None] or [s for s in self._slots if evict]",
+        "a slot in use is given away",
+        ("lanes", "engine"),
+    ),
+    Mutation(
+        STORAGE,
+        "            self.nbytes += -(-f.nbytes // ALIGNMENT) * ALIGNMENT\n",
+        "            self.nbytes += f.nbytes\n",
+        "tensors in a slot are not padded to the alignment",
+        ("storage",),
+    ),
+    Mutation(
+        STORAGE,
+        "self.fields = sorted(fields, key=lambda f: not f.writable)",
+        "self.fields = list(fields)",
+        "frozen tensors travel back",
+        ("storage", "oracles"),
+    ),
+    Mutation(
+        ENGINE,
+        "write=self._layouts[visit.unit.block].writable_nbytes > 0)",
+        "write=True)",
+        "a frozen block is written back",
+    ),
+    Mutation(
+        ENGINE,
+        "decay = 0.0 if any(part in name for part in self.no_decay) else self.weight_decay",
+        "decay = self.weight_decay",
+        "biases and norms decay",
+    ),
+    Mutation(
+        ENGINE,
+        "_Pending(seed, g, lr) if math.isfinite(g) else None",
+        "_Pending(seed, g, lr)",
+        "an update that is not finite is not dropped",
+    ),
+    Mutation(
+        ENGINE,
+        "_Pending(seed, g, lr) if math.isfinite(g) else None",
+        "_Pending(seed, g, lr) if g and math.isfinite(g) else None",
+        "a projected gradient of zero does not decay",
+    ),
+    Mutation(
+        ENGINE,
+        "if seed is None else seed\n",
+        "if not seed else seed\n",
+        "seed 0 is treated as none",
+    ),
+    Mutation(
+        ENGINE,
+        "        torch.set_autocast_cache_enabled(False)\n",
+        "",
+        "autocast serves the first forward's weights to the second",
+    ),
+    Mutation(
+        STORAGE,
+        "< (steps - inner).abs_()",
+        "< (steps - inner).abs_().sqrt_()",
+        "stochastic rounding is biased outwards",
+        ("storage",),
+    ),
+    Mutation(
+        STORAGE,
+        "exponent.sub_(mantissa_bits)",
+        "exponent.sub_(mantissa_bits - 1)",
+        "stochastic rounding uses steps twice as long",
+        ("storage",),
+    ),
+    Mutation(
+        STORAGE,
+        ".clamp_(min=smallest_exponent)",
+        "",
+        "stochastic rounding forgets the subnormal numbers",
+        ("storage",),
+    ),
+    Mutation(
+        NOISE,
+        "while numel - start >= piece + 16:",
+        "while numel - start > piece:",
+        "the last piece of noise may be shorter than 16",
+        ("noise",),
+    ),
+    Mutation(
+        NOISE,
+        """        for piece in self._pieces(tensor):
+            self._z(tensor, piece)
+""",
+        "        return\n",
+        "skip() does not advance the stream",
+        ("noise", "engine"),
+    ),
+    Mutation(
+        NOISE,
+        "        if all(tensor.is_contiguous() for tensor in tensors):\n",
+        "        if True:\n",
+        "tensors that are not contiguous are taken for flat ones",
+        ("noise",),
+    ),
+    Mutation(
+        NOISE,
+        "    return dtype != torch.float16\n",
+        "    return True\n",
+        "float16 noise is doubled after it was rounded",
+        ("noise", "oracles"),
+    ),
+    Mutation(
+        NOISE,
+        "z.mul_(lr * g)",
+        "z.mul_(g).mul_(lr)",
+        "the update is rounded once more than MeZO's",
+    ),
+    Mutation(
+        ENGINE,
+        "        self._order = [self._root, *self._visited]\n",
+        "        self._order = [self._root, *self._units.values()]\n",
+        "units update in the order of the module tree",
+        ("oracles", "engine"),
+    ),
+    Mutation(
+        ENGINE,
+        "        for late in left:\n",
+        "        for late in left[:0]:\n",
+        "what the next forward does not reach loses its update",
+        ("engine",),
+    ),
+    Mutation(
+        ENGINE,
+        "                if self._lockstep.active == self._streams - 1:\n",
+        "                if self._lockstep.active == 0:\n",
+        "a block leaves after the first forward",
+    ),
+    Mutation(
+        ENGINE,
+        "        elif self._lockstep.active == self._streams // 2:\n",
+        "        elif self._lockstep.active == self._streams - 1:\n",
+        "with micro-batches only the last one sees theta - eps z",
+    ),
+    Mutation(
+        ENGINE,
+        "        minus = self._lockstep.active >= self._streams // 2\n",
+        "        minus = False\n",
+        "both forwards see the same copy of a shared parameter",
+    ),
+    Mutation(
+        ENGINE,
+        """        if self._visit is not None:
+            self._depart()
+        self._end_twins()
+""",
+        "        self._end_twins()\n",
+        "a fault inside a block leaves it perturbed",
+        ("engine",),
+    ),
+    Mutation(
+        ENGINE,
+        """            if unit.name in self._pending.applied:
+                self._update_noise.skip(parameter.data)
+            else:
+""",
+        "            if True:\n",
+        "after a fault an update is applied twice",
+        ("engine",),
+    ),
+    Mutation(
+        ENGINE,
+        "        model.eval()  # a dropout",
+        "        # a dropout",
+        "dropout stays on until the first step",
+        ("engine",),
+    ),
+    Mutation(
+        ENGINE,
+        "        self.model.eval()\n        self._begin(seed)\n",
+        "        self._begin(seed)\n",
+        "a step does not switch dropout off",
+        ("engine",),
+    ),
+    Mutation(
+        UNITS,
+        "{p for p, n in users.items() if n > 1} | set(root.values())",
+        "set(root.values())",
+        "tied weights are probed twice",
+        ("units", "oracles"),
+    ),
+    Mutation(
+        STREAMS,
+        "                    _set_torch_context(contexts[index])\n",
+        "",
+        "one forward's autocast leaks into the other",
+        ("streams",),
+    ),
+    Mutation(
+        ENGINE,
+        "        self._pending = None\n        file = SafetensorsReader(path)\n",
+        "        file = SafetensorsReader(path)\n",
+        "loading keeps the pending update of before",
+        ("engine",),
+    ),
+    Mutation(
+        ENGINE,
+        "        self.flush()\n        for name, tensor in self._resident_state().items():\n            yield",
+        "        for name, tensor in self._resident_state().items():\n            yield",
+        "no flush before saving",
+        ("engine",),
+    ),
+    Mutation(
+        MEZO,
+        "self.perturb(seed, -2)",
+        "self.perturb(seed + 1, -2)",
+        "the reference itself probes another direction",
+        ("mezo",),
+    ),
+    Mutation(
+        MEZO,
+        "theta.data - lr * (g * z + self.weight_decay * theta.data)",
+        "theta.data - lr * (g * z) - lr * (self.weight_decay * theta.data)",
+        "the reference itself rounds otherwise than published",
+        ("mezo", "oracles"),
+    ),
+]
+
+
+def broken(mutation: Mutation, root: Path = ROOT) -> bool:
+    """Whether the text to replace is not there exactly once."""
+    return (root / mutation.file).read_text().count(mutation.old) != 1
+
+
+def run(mutation: Mutation | None, tests: tuple[str, ...]) -> str:
+    """Run the tests on a copy with the fault; returns the first failure, or "" when they pass."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
+        copy = Path(temporary)
+        for folder in ("projects", "shared", "tests/projects/zo2"):
+            shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mutation is not None:
+            target = copy / mutation.file
+            target.write_text(target.read_text().replace(mutation.old, mutation.new))
+        files = [f"tests/projects/zo2/test_{name}.py" for name in tests]
+        environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore", *files]
+        try:
+            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        if done.returncode == 0:
+            return ""
+        assert done.returncode == 1, done.stdout + done.stderr  # 1: a test failed; anything else: pytest itself did
+        return next((line.removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))), "failed")
+
+
+def main(words: list[str]) -> int:
+    out = sys.stdout.write
+    chosen = [m for m in MUTATIONS if all(word in m.why for word in words)]
+    survivors = []
+    for number, mutation in enumerate(chosen, 1):
+        if broken(mutation):
+            result = "TEXT NOT FOUND"
+        else:
+            failure = run(mutation, mutation.tests)
+            result = f"killed by {failure.split(' - ')[0]}" if failure else "SURVIVED"
+        if not result.startswith("killed"):
+            survivors.append(mutation)
+        out(f"{number:3}/{len(chosen)}  {mutation.why}: {result}\n")
+        sys.stdout.flush()
+    out(f"{len(chosen) - len(survivors)} of {len(chosen)} faults killed\n")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
