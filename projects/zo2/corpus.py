@@ -173,13 +173,15 @@ def _examples(file: Path, tokenizer: Any) -> Iterator[Example]:
         else:
             try:
                 ids = tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
-                question = tokenizer.apply_chat_template(text[:-1], tokenize=True, return_dict=False, add_generation_prompt=True)
+                question: list[int] = []
+                if len(text) > 1 and text[-1]["role"] == "assistant":
+                    question = tokenizer.apply_chat_template(text[:-1], tokenize=True, return_dict=False, add_generation_prompt=True)
             except Exception as error:  # templates raise whatever they like
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UserError(f"{file}, line {number}: the tokenizer's chat template refuses it: {reason}") from None
             if len(ids) < 2:
                 raise UserError(f"{file}, line {number}: a conversation of fewer than two tokens")
-            answered = text[-1]["role"] == "assistant" and 0 < len(question) < len(ids) and ids[: len(question)] == question
+            answered = 0 < len(question) < len(ids) and ids[: len(question)] == question
             split = len(question) if answered else 1
             yield ids[:split], ids[split:]
     yield from tokenised()

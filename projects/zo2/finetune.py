@@ -207,9 +207,10 @@ class _Run:
             torch.get_num_threads(),
         )
         plan = budget.make_plan(model, work, self.size)
-        slots = "" if self.storage == "none" else f", {plan.slots} slots"
+        where = {"ram": "in memory", "disk": "on disk", "none": "on the device"}[self.storage]
+        slots = "" if self.storage == "none" else f", {plan.slots} visiting at a time"
         self._say(f"data: {corpus.rows} rows of up to {corpus.length} tokens, {corpus.tokens} in all")
-        self._say(f"plan: blocks in {self.storage}{slots}, noise {'kept' if plan.cache_noise else 'redrawn'}; {plan}")
+        self._say(f"plan: blocks {where}{slots}, noise {'kept' if plan.cache_noise else 'redrawn'}; {plan}")
 
         with ExitStack() as stack:
             stack.enter_context(budget.limit(self.size, self.device))
@@ -334,7 +335,7 @@ def _same_run(known: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     before = known.get("settings", {})
     for key, value in now["settings"].items():
         if before.get(key) != value:
-            option = "checkpoint-every, eval-every" if key == "flush_every" else key.replace("_", "-")
+            option = "checkpoint-every and --eval-every" if key == "flush_every" else key.replace("_", "-")
             raise UserError(f"{out} holds a run with --{option} {before.get(key)}, not {value}; name another --out")
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM, OPTConfig, PreTrainedTokenizerFast
 
-from projects.zo2 import MeZO, finetune, weights
+from projects.zo2 import MeZO, budget, finetune, weights
 from projects.zo2.__main__ import main
 from projects.zo2.budget import format_size, parse_size
 from projects.zo2.corpus import IGNORED, Corpus
 from projects.zo2.steplog import StepLog, read_log
-from projects.zo2.storage import SafetensorsReader
+from projects.zo2.storage import SafetensorsReader, SafetensorsWriter
 from shared.errors import UserError
 
 TEMPLATE = (
@@ -161,9 +161,11 @@ def test_storage_changes_nothing_and_a_log_is_enough(folder: Path, tmp_path: Pat
     assert all(loaded[name].numpy().tobytes() == value for name, value in runs["ram"].items())
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-def test_low_bit_runs_replay_and_go_on_exactly(folder: Path, tmp_path: Path, rounding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    more = ["--steps", "12", "--storage-dtype", "bfloat16", "--rounding", rounding, "--checkpoint-every", "4", "--probe", "fresh"]
+@pytest.mark.parametrize(("rounding", "probe"), [("nearest", "inplace"), ("stochastic", "inplace"), ("stochastic", "fresh")])
+def test_low_bit_runs_replay_and_go_on_exactly(
+    folder: Path, tmp_path: Path, rounding: str, probe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--steps", "12", "--storage-dtype", "bfloat16", "--rounding", rounding, "--checkpoint-every", "4", "--probe", probe]
     more += ["--eval-data", str(folder / "prompts.jsonl"), "--eval-every", "5"]
     whole = weights_of(tune(folder, tmp_path / "whole", *more))
     crash(monkeypatch, arguments(folder, tmp_path / "parts", *more), after=11)
@@ -223,6 +225,7 @@ def test_more_steps_go_on_from_the_finished_model(folder: Path, tmp_path: Path, 
     tune(folder, tmp_path / "grown", "--steps", "4")
     grown = tune(folder, tmp_path / "grown", "--steps", "9", "--storage", "disk")
     assert weights_of(grown) == whole
+    assert "after step 4: 0 steps are replayed" in capsys.readouterr().out
     written = grown.stat().st_mtime_ns
     tune(folder, tmp_path / "grown", "--steps", "9")
     assert "9 steps already" in capsys.readouterr().out
@@ -279,6 +282,23 @@ def test_what_a_crash_leaves_half_written_is_swept_away(folder: Path, tmp_path: 
         log.write(b'{"event":"step","step":7,"se')
     assert weights_of(tune(folder, out, *more)) == whole
     assert not list(out.rglob(".*.part"))
+
+
+def test_a_checkpoint_that_is_interrupted_leaves_the_last_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["--steps", "9", "--checkpoint-every", "3"]
+    original = SafetensorsWriter.write
+
+    def write(self: SafetensorsWriter, tensor: torch.Tensor) -> None:
+        original(self, tensor)
+        if weights.saved_steps(self.path) == 3 and len(self._left) == 5:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(SafetensorsWriter, "write", write)
+        assert main(arguments(folder, out, *more)) == 130
+    assert weights.saved_steps(out / "checkpoint" / "weights.safetensors") == 3
+    assert weights_of(tune(folder, out, *more)) == weights_of(tune(folder, tmp_path / "whole", *more))
 
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_stays(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,7 +390,31 @@ def test_the_budget_is_kept_and_kills_plain_loading(folder: Path, tmp_path: Path
     size = parse_size(re.search(r"fits (\d+MB)", done.stdout)[1])  # type: ignore[index]
     peak = parse_size(re.search(r"peak memory (\S+ \S+) allocated", done.stdout)[1])  # type: ignore[index]
     assert 0.8 * size < peak <= size  # the plan is neither broken nor idle talk
-    assert "1 slots, noise redrawn" in done.stdout
+    assert "blocks on disk, 1 visiting at a time" in done.stdout
+
+
+def test_a_plan_takes_what_the_budget_allows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "memory", lambda key: 10**8)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(hidden_size=1024, intermediate_size=2048, num_hidden_layers=4, vocab_size=1000))
+    block = sum(p.numel() for p in model.model.layers[0].parameters()) * 4
+
+    def plan(nbytes: int | None, storage: str = "disk", probe: str = "inplace") -> budget.Plan:
+        return budget.make_plan(model, budget.Workload(2, 1, 64, probe, storage, None, torch.device("cpu"), 1), nbytes)
+
+    fastest = plan(None)
+    assert (fastest.slots, fastest.cache_noise) == (3, True)
+    assert fastest.parts["slots"] == 3 * block
+    assert fastest.parts["resident weights"] == 4 * (2 * 1000 * 1024 + 1024)
+    assert fastest.parts["shared weights"] == 0  # this model is not tied
+    found = [plan(fastest.total - n * block) for n in range(4)]
+    assert [(p.slots, p.cache_noise) for p in found] == [(3, True), (2, True), (1, True), (1, False)]
+    assert all(p.total <= fastest.total - n * block for n, p in enumerate(found))
+    with pytest.raises(UserError, match="is too small: this run needs --memory-budget"):
+        plan(fastest.total - 4 * block)
+    assert plan(None, probe="fresh").total > fastest.total + block
+    assert plan(None, "ram").parts["stored blocks"] == 4 * block
+    assert plan(None, "none").parts["model"] == fastest.parts["resident weights"] + 4 * block
 
 
 def test_sizes() -> None:
