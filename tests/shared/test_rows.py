@@ -161,6 +161,15 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(small_disk):
         assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
 
 
+def test_any_file_is_written_in_one_step(small_disk):
+    path = small_disk / "page.html"
+    rows.atomic_write(path, b"old")
+    with pytest.raises(UserError, match="no space left"):
+        rows.atomic_write(path, b"x" * 1_000_000)
+    assert path.read_bytes() == b"old"
+    assert list(small_disk.iterdir()) == [path]
+
+
 def _write_many(path, number):
     for turn in range(30):
         rows.write_rows(path, {**CONTENT, "seed": number, "rows": [{"n": number}] * (turn + 1)}, {"grid": np.full(100, number)})

@@ -129,7 +129,7 @@ def test_the_papers_numbers_have_sources(toy):
     ("text", "said"),
     [
         ("n,source\n1,table 1\n2,\n", "line 3 has no source"),
-        ("n,source\n1,  \n", "line 2 has no source"),
+        ('n,source\n1,"  "\n', "line 2 has no source"),
         ("n\n1\n", "has no column 'source'"),
         ("", "not a CSV table"),
         ("n,source\n1,2,3,4\n1,2\n1,2,3,4,5,6\n", "not a CSV table"),
