@@ -144,6 +144,22 @@ def test_a_visit_without_a_write_leaves_the_store_alone():
     pager.close()
 
 
+def test_a_slot_in_use_is_never_given_away():
+    shelf = Shelf(4)
+    pager = _pager(shelf, slots=2)
+    held = pager.acquire(0)
+    for block in (2, 3):
+        assert _value(pager.acquire(block)) == block
+        pager.release(block, write=False)
+    assert _value(held) == 0
+    pager.release(0, write=False)
+    pager.close()
+    pager = _pager(Shelf(2), slots=1)
+    pager.acquire(0)
+    with pytest.raises(AssertionError, match="was not released before the next"):
+        pager.acquire(1)
+
+
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("what", ["read", "write"])
 def test_a_failed_transfer_is_raised_and_never_taken_for_a_success(overlap, what):
