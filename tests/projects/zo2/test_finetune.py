@@ -266,7 +266,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) -> 
     whole = weights_of(tune(folder, tmp_path / "whole", *more))
     for storage in blows:
         assert not (tmp_path / storage / "model.safetensors").exists()
-        assert weights.saved_steps(tmp_path / storage / "checkpoint" / "weights.safetensors") in (40, 60, 80)
+        assert (weights.saved_steps(tmp_path / storage / "checkpoint" / "weights.safetensors") or 0) >= 40
         assert weights_of(tune(folder, tmp_path / storage, *more, "--storage", storage)) == whole, storage
 
 
