@@ -65,6 +65,7 @@ class LiveBytes:
 
 
 _PHASE = "live_bytes:"
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its start and stop on stderr, in the midst of progress bars
 
 
 @contextmanager
