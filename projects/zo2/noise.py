@@ -5,8 +5,8 @@ to MeZO to the last bit:
 
 - a generator that walks the tensors in the same order draws the same numbers, wherever the walk pauses;
 - every expression keeps MeZO's rounding: noise is `(scale * z) * eps` in the tensor's own dtype (scales are +-1 and
-  +-2, exact in binary, so `scale * (z * eps)` is the same except where z * eps is subnormal: in float16), the update is `theta - lr * g * z`, and with weight decay `theta - lr * (g * z + decay *
-  theta)`.
+  +-2, exact in binary, so `scale * (z * eps)` is the same except where z * eps is subnormal: in float16), the update
+  is `theta - lr * g * z`, and with weight decay `theta - lr * (g * z + decay * theta)`.
 
 On a CPU z is drawn in cache-sized pieces. The Gaussian stream of torch's CPU generator can be cut at multiples of 16
 elements when both sides keep at least 16, so the pieces do not change a bit. A CUDA generator cannot be cut, there a

@@ -276,13 +276,14 @@ def read_header(path: Path) -> tuple[dict[str, dict], int]:
             if not 0 < length <= 100_000_000:
                 raise ValueError("header length")
             header = json.loads(file.read(length))
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = 8 + length + max((e["data_offsets"][1] for e in entries.values()), default=0)
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path} is not a safetensors file") from None
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    if size != 8 + length + max((e["data_offsets"][1] for e in entries.values()), default=0):
+    if size != end:
         raise UserError(f"{path} is truncated; fetch or save it again")
     return entries, 8 + length
 

@@ -18,7 +18,6 @@ from greenlet import getcurrent, greenlet
 
 from shared.errors import UserError
 
-
 DIFFERENT_PATHS = "the perturbed forwards took different paths through the model; its control flow depends on the data"
 
 
