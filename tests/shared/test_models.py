@@ -125,7 +125,7 @@ def test_an_empty_model_has_its_ties_and_no_memory(tied, tmp_path):
 
 
 def test_a_folder_is_a_model_if_it_has_a_config(tmp_path):
-    with pytest.raises(UserError, match="holds no config.json"):
+    with pytest.raises(UserError, match=r"holds no config.json"):
         local_model(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert local_model(tmp_path) == tmp_path

@@ -291,7 +291,13 @@ def run_engine(
 
 
 def run_zo2(
-    case: Case, steps: int = 30, *, batch: Callable[[int], Any] | None = None, device: str = "cpu", model: nn.Module | None = None, **options: Any
+    case: Case,
+    steps: int = 30,
+    *,
+    batch: Callable[[int], Any] | None = None,
+    device: str = "cpu",
+    model: nn.Module | None = None,
+    **options: Any,
 ) -> Outcome:
     engine = make_engine(case, model=model, device=device, **options)
     found = run_engine(engine, case, steps, batch=batch, device=device)

@@ -97,7 +97,9 @@ def test_what_goes_down_comes_up(store, bucket):
                 contents[block][f.name] = view.clone()  # what is frozen never travels back
     for block in range(3):
         shelf.read(block, device)
-        assert all(torch.equal(v, contents[block][f.name]) for f, v in zip(layouts[block].fields, layouts[block].views(device), strict=True))
+        assert all(
+            torch.equal(v, contents[block][f.name]) for f, v in zip(layouts[block].fields, layouts[block].views(device), strict=True)
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])

@@ -134,7 +134,7 @@ def test_inference_mode_is_refused_inside_and_allowed_around():
             lockstep.pause("a")
         return 1
 
-    with pytest.raises(UserError, match="must not enter torch.inference_mode"):
+    with pytest.raises(UserError, match=r"must not enter torch.inference_mode"):
         lockstep.run([closure, closure])
     assert not torch.is_inference_mode_enabled()
     with torch.inference_mode():

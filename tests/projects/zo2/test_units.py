@@ -1,5 +1,7 @@
 """Taking a model apart."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from shared.errors import UserError
 
 
 def _mlp(*sizes):
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(sizes)))
 
 
 class Model(nn.Module):
@@ -104,11 +106,11 @@ def test_a_module_may_be_declared_shared():
 def test_blocks_may_not_share_with_anything():
     model = Model()
     model.body["layers"][2][0].weight = model.body["layers"][0][0].weight
-    with pytest.raises(UserError, match="block 'body.layers.2' shares a parameter with 'body.layers.0'"):
+    with pytest.raises(UserError, match=r"block 'body.layers.2' shares a parameter with 'body.layers.0'"):
         partition(model)
     model = Model()
     model.body["layers"][1][1].bias = model.body["norm"].bias
-    with pytest.raises(UserError, match="block 'body.layers.1' shares a parameter with 'body.norm'"):
+    with pytest.raises(UserError, match=r"block 'body.layers.1' shares a parameter with 'body.norm'"):
         partition(model)
 
 
