@@ -128,7 +128,7 @@ def test_a_failed_experiment_loses_only_itself_and_the_next_call_resumes(done):
     (done.root / "fail").touch()
     scale = done.root / "projects" / "toy" / "scales" / "smoke.yaml"
     scale.write_text(scale.read_text().replace("seconds: 0", "seconds: 0.001").replace("[1, 2, 3]", "[1, 2]"))
-    run = done.snakemake("--cores", "1", "--config", "scale=smoke")
+    run = done.snakemake("--cores", "1", "--prioritize", "toy_slow", "--config", "scale=smoke")  # the failure comes first
     assert run.returncode == 1
     assert "this experiment fails" in run.stderr
     assert "The same command resumes" in run.stderr + run.stdout
