@@ -134,6 +134,8 @@ class ZO2:
             _adopt(model, find_blocks(model, blocks), storage, torch.device(device or "cpu"))
             in_place = True
         else:
+            if any(p.is_meta for p in model.parameters()):
+                raise UserError("the model is on the meta device: name the file with its weights by storage=Path(...)")
             in_place = False
         self._parts = partition(model, blocks, shared)
         self._units = {unit.name: unit for unit in (*self._parts.resident, *self._parts.blocks)}
@@ -186,6 +188,9 @@ class ZO2:
         for unit in self._units.values():
             self._hooks.append(unit.module.register_forward_pre_hook(self._entered(unit), prepend=True))
             self._hooks.append(unit.module.register_forward_hook(self._left(unit)))
+            for name, child in unit.module.named_children():
+                if any(unit.block is not None or (p.requires_grad and p not in self._parts.shared) for p in child.parameters()):
+                    self._hooks.append(child.register_forward_pre_hook(self._entered_child(unit, name), prepend=True))
 
     # ---- what a user calls -------------------------------------------------------------------------------------------
 
@@ -197,7 +202,10 @@ class ZO2:
         The update it finds is pending until the next step or `flush`. An exception inside leaves the weights
         unperturbed and nothing pending.
         """
+        self._check_wrapped()
         micro_batches = batch if isinstance(batch, list) else [batch]
+        if not micro_batches:
+            raise UserError("a step needs at least one micro-batch")
         seed = step_seed(self.seed, self.steps) if seed is None else seed
         if lr is None:
             lr = self.lr(self.steps) if callable(self.lr) else self.lr
@@ -235,6 +243,7 @@ class ZO2:
 
         May run the model several times, as a generation does. Gives the same result when called twice.
         """
+        self._check_wrapped()
         self.flush()
         self.model.eval()
         self._mode = "forward"
@@ -387,6 +396,10 @@ class ZO2:
             module.training = training
         if self._use_cache is not None:
             self.model.config.use_cache = self._use_cache
+
+    def _check_wrapped(self) -> None:
+        if not self._hooks:
+            raise UserError("this engine has let go of the model (unwrap or close): make a new one")
 
     # ---- a visit -----------------------------------------------------------------------------------------------------
     #
@@ -542,6 +555,21 @@ class ZO2:
                 self._enter_step(unit)
             elif unit.block is not None and self._pager is not None:
                 raise UserError("the model's blocks are away: call it through engine.step, engine.evaluate or engine.forward")
+
+        return hook
+
+    def _entered_child(self, unit: Unit, name: str) -> Callable[..., None]:
+        """Refuses a part of a unit that runs while the unit does not, as the layers of an iterated list of lists would."""
+
+        def hook(module: nn.Module, args: Any) -> None:
+            needed = self._mode == "step" or (unit.block is not None and self._pager is not None)
+            if needed and (self._visit is None or self._visit.unit is not unit):
+                remedy = (
+                    "call the model through the engine"
+                    if self._mode is None
+                    else f"choose blocks=[...] so that '{unit.name}' is called itself"
+                )
+                raise UserError(f"'{unit.name}.{name}' runs outside '{unit.name}', whose weights are not there: {remedy}")
 
         return hook
 
