@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -358,6 +359,20 @@ MUTATIONS = [
         "low-bit blocks are not written back to the file",
     ),
     Mutation(
+        ENGINE,
+        "            if needed and (self._visit is None or self._visit.unit is not unit):\n",
+        "            if False:\n",
+        "layers that are called behind their unit's back are not trained",
+        ("engine",),
+    ),
+    Mutation(
+        UNITS,
+        " or isinstance(module, nn.ModuleList | nn.ModuleDict):",
+        ":",
+        "a list of modules outside the blocks is not trained",
+        ("units", "oracles"),
+    ),
+    Mutation(
         MEZO,
         "self.perturb(seed, -2)",
         "self.perturb(seed + 1, -2)",
@@ -403,21 +418,25 @@ def run(mutation: Mutation | None, tests: tuple[str, ...]) -> str:
 
 
 def main(words: list[str]) -> int:
-    out = sys.stdout.write
     chosen = [m for m in MUTATIONS if all(word in m.why for word in words)]
-    survivors = []
-    for number, mutation in enumerate(chosen, 1):
+    if not chosen:
+        sys.stderr.write("no fault's reason contains these words\n")
+        return 2
+
+    def judge(mutation: Mutation) -> str:
         if broken(mutation):
-            result = "TEXT NOT FOUND"
-        else:
-            failure = run(mutation, mutation.tests)
-            result = f"killed by {failure.split(' - ')[0]}" if failure else "SURVIVED"
-        if not result.startswith("killed"):
-            survivors.append(mutation)
-        out(f"{number:3}/{len(chosen)}  {mutation.why}: {result}\n")
-        sys.stdout.flush()
-    out(f"{len(chosen) - len(survivors)} of {len(chosen)} faults killed\n")
-    return 1 if survivors else 0
+            return "TEXT NOT FOUND"
+        failure = run(mutation, mutation.tests)
+        return f"killed by {failure.split(' - ')[0]}" if failure else "SURVIVED"
+
+    killed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        for number, (mutation, result) in enumerate(zip(chosen, workers.map(judge, chosen), strict=True), 1):
+            killed += result.startswith("killed")
+            sys.stdout.write(f"{number:3}/{len(chosen)}  {mutation.why}: {result}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{killed} of {len(chosen)} faults killed\n")
+    return 0 if killed == len(chosen) else 1
 
 
 if __name__ == "__main__":

@@ -240,6 +240,58 @@ def test_a_model_without_anything_to_train_is_refused():
         ZO2(_Chooses().requires_grad_(False))
 
 
+def test_a_model_without_weights_needs_their_file():
+    with torch.device("meta"):
+        model = _Chooses()
+    with pytest.raises(UserError, match=r"on the meta device: name the file"):
+        ZO2(model)
+
+
+def test_a_step_on_nothing_is_refused(plain, helpers):
+    with pytest.raises(UserError, match="at least one micro-batch"):
+        helpers.make_engine(plain).step([])
+
+
+def test_an_engine_that_has_let_go_is_refused(plain, helpers):
+    engine = helpers.make_engine(plain)
+    engine.unwrap()
+    for call in (engine.step, engine.evaluate):
+        with pytest.raises(UserError, match="has let go of the model"):
+            call(helpers.batch_of(plain, 0))
+
+
+class _Iterates(nn.Module):
+    """Runs the layers of its parts one by one, so that the parts themselves are never called."""
+
+    def __init__(self, pre, blocks):
+        super().__init__()
+        self.pre, self.blocks = pre, nn.ModuleList(blocks)
+
+    def forward(self, x):
+        for layer in self.pre:
+            x = layer(x)
+        for block in self.blocks:
+            x = block[0](x) if isinstance(block, nn.ModuleList) else block(x)
+        return x.square().mean()
+
+
+def test_parts_of_what_is_never_called_itself_are_refused_and_not_forgotten():
+    def engine(pre, blocks):
+        return ZO2(_Iterates(pre, blocks), blocks=["blocks"], loss=lambda model, x: model(x))
+
+    blocks = [nn.Linear(3, 3) for _ in range(3)]
+    with pytest.raises(UserError, match=r"'pre.0' runs outside 'pre'"):
+        engine(nn.Sequential(nn.Linear(3, 3)), blocks).step(torch.ones(2, 3))
+    lists = engine(nn.ModuleList([nn.Linear(3, 3)]), [nn.ModuleList([nn.Linear(3, 3)]) for _ in range(2)])
+    with pytest.raises(UserError, match=r"'blocks.0.0' runs outside 'blocks.0'"):
+        lists.step(torch.ones(2, 3))
+    with pytest.raises(UserError, match=r"'blocks.0.0' runs outside 'blocks.0'"):
+        lists.evaluate(torch.ones(2, 3))
+    trained = engine(nn.ModuleList([nn.Linear(3, 3)]), [nn.Linear(3, 3) for _ in range(2)])
+    trained.step(torch.ones(2, 3))
+    assert trained.parameter_order()[:2] == ["pre.0.weight", "pre.0.bias"]
+
+
 def test_an_existing_file_is_refused_and_left_alone(plain, tmp_path):
     path = tmp_path / "mine.safetensors"
     path.write_bytes(b"precious")
