@@ -14,7 +14,7 @@ from typing import Any
 from shared import manifest, rows
 from shared.errors import UserError
 
-_TIMING = re.compile(r"(^|_)(seconds|per_second|\w*time|speed\w*|rss)(_|$)")
+_TIMING = re.compile(r"(^|_)(seconds|per_second|\w*time|speed\w*|rss|vmdata)(_|$)")
 
 
 @dataclass(frozen=True)

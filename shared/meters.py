@@ -152,7 +152,9 @@ def run_limited(module: str, arguments: Sequence[str], data_limit_bytes: int | N
     limit = "" if data_limit_bytes is None else f"resource.setrlimit(resource.RLIMIT_DATA, ({data_limit_bytes},) * 2); "
     code = f"import resource, runpy, sys; {limit}del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", code, module, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    # Otherwise freed tensors may stay in glibc's heap, and what a process takes varies by more than 100 MB from run to run.
+    environment = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, env=environment, check=False)
     errors = [line for line in done.stderr.splitlines() if line.strip()]
     return Limited(done.returncode, done.stdout, errors[-1] if errors else "")

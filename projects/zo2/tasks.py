@@ -79,7 +79,8 @@ class Classification:
 class FineFood(Classification):
     """Amazon fine-food reviews, great or not, by the similarity of a MiniLM embedding to a description of each label.
 
-    The embeddings of the labels are those of the pretrained model, and fixed. The word embeddings are frozen: the blocks are trained.
+    The embeddings of the labels are those of the pretrained model, and fixed. The word embeddings are frozen: the
+    blocks are trained.
     """
 
     descriptions = ("This is a bad product, I did not like it.", "This is a great product, I loved it.")

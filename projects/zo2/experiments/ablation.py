@@ -1,6 +1,7 @@
 """Table "ablation": bytes moved and time per step with each part of ZO2 taken away. The losses must not change by a bit.
 
-A small Llama shape with random weights. "tier" is where the blocks rest: RAM, or a file that is read from and written to the disk each time.
+A small Llama shape with random weights. "tier" is where the blocks rest: RAM, or a file that is read from and written
+to the disk each time.
 """
 
 from typing import Any
@@ -54,7 +55,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     tier=tier,
                     variant=variant,
                     **record,
-                    buffers=len(steppers[variant].trainer.slot_pointers),
+                    buffers=len(steppers[variant].trainer.slot_pointers) if variant != "no reused slots" else None,
                     differing_losses=sum(a != b for a, b in zip(steppers[variant].losses, reference, strict=True)),
                     blocks=config.layers,
                 )

@@ -1,7 +1,9 @@
-"""Table "accuracy" and figure "loss_curves": fine-tuning with MeZO, with ZO2, with ZO2 that nobody flushes, and with first-order training.
+"""Table "accuracy" and figure "loss_curves": fine-tuning with MeZO, with ZO2, with ZO2 that nobody flushes, and with
+first-order training.
 
-The paper's claim is that MeZO and ZO2 are the same, so the weights' digests stand in the table. At the cpu scale the progress of zeroth-order training
-over these few steps is small, and reported as it is; nothing is tuned on the test split.
+The paper's claim is that MeZO and ZO2 are the same, so the weights' digests stand in the table. At the cpu scale the
+progress of zeroth-order training over these few steps is small, and reported as it is; nothing is tuned on the test
+split.
 """
 
 import copy

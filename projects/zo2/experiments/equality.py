@@ -1,8 +1,8 @@
 """Table "equality": in how many bits ZO2 differs from MeZO, over steps with a changing learning rate and weight decay.
 
-Small models with random weights (equality is a property of the arithmetic). Beside the variants that must be equal stand known faults of public
-implementations, to show what each does: no flush before the weights are read, the next step's learning rate for the pending update, and tied
-embeddings perturbed twice.
+Small models with random weights (equality is a property of the arithmetic). Beside the variants that must be equal
+stand known faults of public implementations, to show what each does: no flush before the weights are read, the next
+step's learning rate for the pending update, and tied embeddings perturbed twice.
 """
 
 import copy
@@ -75,24 +75,21 @@ def run(config: Config, run: experiment.Run) -> None:
         expected = [mezo.step(batch, i) for i, batch in enumerate(batches)]
         weights = {name: p.data for name, p in reference.named_parameters()}
 
-        def emit(variant: str, kind: str, losses: list[tuple[float, float]], found: dict[str, torch.Tensor]) -> None:
-            differing, largest = differing_bits(weights, found)  # noqa: B023 (called within the same turn of the loop)
-            run.row(
-                model=family,  # noqa: B023
-                variant=variant,
-                kind=kind,
-                steps=config.steps,
-                parameters=sum(p.numel() for p in weights.values()),  # noqa: B023
-                differing_losses=sum(a[0] != b[0] for a, b in zip(losses, expected, strict=True)),  # noqa: B023
-                differing_gradients=sum(a[1] != b[1] for a, b in zip(losses, expected, strict=True)),  # noqa: B023
-                differing_bits=differing,
-                largest_difference=largest,
-            )
-
-        for variant, (losses, found) in results.items():
-            emit(variant, "must be equal", losses, found)
-        for variant, (losses, found) in faults(model, batches, order, common, config).items():
-            emit(variant, "known fault", losses, found)
+        broken = faults(model, batches, order, common, config)
+        for kind_of_run, runs in (("must be equal", results), ("known fault", broken)):
+            for variant, (losses, found) in runs.items():
+                bits, largest = differing_bits(weights, found)
+                run.row(
+                    model=family,
+                    variant=variant,
+                    kind=kind_of_run,
+                    steps=config.steps,
+                    parameters=sum(p.numel() for p in weights.values()),
+                    differing_losses=sum(a[0] != b[0] for a, b in zip(losses, expected, strict=True)),
+                    differing_gradients=sum(a[1] != b[1] for a, b in zip(losses, expected, strict=True)),
+                    differing_bits=bits,
+                    largest_difference=largest,
+                )
 
 
 def faults(

@@ -1,7 +1,8 @@
 """Table "lowbit": the blocks stored in fewer bits than they are computed with, rounded to nearest or stochastically.
 
-MiniLM on fine-food reviews (real weights, real text). The probe is "fresh", so that a stored value changes by updates alone and not by the drift of
-restoring. Reported: bytes, how much of one update survives storage, how far the losses drift from those of float32 storage, and the test loss.
+MiniLM on fine-food reviews (real weights, real text). The probe is "fresh", so that a stored value changes by updates
+alone and not by the drift of restoring. Reported: bytes, how much of one update survives storage, how far the losses
+drift from those of float32 storage, and the test loss.
 """
 
 from typing import Any, Literal

@@ -1,11 +1,13 @@
 """Table "memory" and figure "memory_law": peak bytes on the device against depth, for MeZO, ZO2 and first-order training.
 
-OPT shapes with random weights, untied embeddings, batch 1, as in the authors' own test: memory does not depend on the weights. On a CPU the
-counter is torch's allocator, event by event, with the offloaded blocks outside it; on a GPU both the CUDA allocator and the driver.
+OPT shapes with random weights, untied embeddings, batch 1, as in the authors' own test: memory does not depend on the
+weights. On a CPU the counter is torch's allocator, event by event, with the offloaded blocks outside it; on a GPU
+both the CUDA allocator and the driver.
 """
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,7 +21,7 @@ from shared.errors import UserError
 from shared.models import causal_lm_config, random_causal_lm
 from shared.models.shapes import OPT_SHAPES
 
-Method = Literal["mezo", "zo2-3", "zo2-2", "zo2-lean", "sgd", "adamw"]
+Method = Literal["mezo", "zo2-resident", "zo2-3", "zo2-lean", "sgd", "adamw"]
 
 
 class Config(experiment.Config):
@@ -28,16 +30,18 @@ class Config(experiment.Config):
     depths: list[int] = []
     shapes: list[Literal[tuple(OPT_SHAPES)]] = []  # type: ignore[valid-type]
     methods: list[Method] = ["mezo", "zo2-3"]
+    first_order_depths: list[int] | None = None
     tokens: int = Field(default=64, ge=2)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     largest_resident_gigabytes: float = Field(default=1e9, gt=0)
 
 
+FIRST_ORDER = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 ENGINES: dict[str, dict[str, Any]] = {
-    "zo2-3": {"slots": 3},
-    "zo2-2": {"slots": 2},
-    "zo2-lean": {"slots": 1, "cache_noise": False},
+    "zo2-resident": {"storage": None},
+    "zo2-3": {"storage": "ram"},
+    "zo2-lean": {"storage": "ram", "slots": 1, "cache_noise": False},
 }
 
 
@@ -46,17 +50,18 @@ def run(config: Config, run: experiment.Run) -> None:
         raise UserError("zo2/memory wants a GPU at this scale and none is here; run it with --scale cpu")
     sizes = [(f"opt-h{config.hidden}", depth, config.hidden, config.heads) for depth in config.depths if config.hidden]
     sizes += [(name, *OPT_SHAPES[name]) for name in config.shapes]
-    work = [(size, method) for size in sizes for method in config.methods]
+    skipped = set(config.depths) - set(config.depths if config.first_order_depths is None else config.first_order_depths)
+    work = [(size, method) for size in sizes for method in config.methods if method not in FIRST_ORDER or size[1] not in skipped]
     for (name, layers, hidden, heads), method in run.progress(work, "models"):
         shape = causal_lm_config("opt", layers, hidden, heads, positions=2048, tied=False)
         dtype = getattr(torch, config.dtype)
-        copies = {"mezo": 1, "sgd": 2, "adamw": 4}.get(method, 0)
+        copies = {"mezo": 1, "zo2-resident": 1, "sgd": 2, "adamw": 4}.get(method, 0)
         parameters = layers * (12 * hidden**2 + 13 * hidden) + 2 * 50272 * hidden
         if copies * parameters * dtype.itemsize > config.largest_resident_gigabytes * 1e9:
             run.row(**_identity(config, name, layers, hidden, method), peak_bytes=None, host_bytes=0, counter="out of memory")
             continue
         measure = _on_cpu if config.device == "cpu" else _on_cuda
-        for counter, peak, host in measure(lambda: random_causal_lm(shape, config.seed, dtype), method, config):
+        for counter, peak, host in measure(partial(random_causal_lm, shape, config.seed, dtype), method, config):
             run.row(**_identity(config, name, layers, hidden, method), peak_bytes=peak, host_bytes=host, counter=counter)
 
 
@@ -79,7 +84,7 @@ def _train(build: Callable[[], Any], method: str, config: Config) -> tuple[Calla
     batch = random_tokens(model.config.vocab_size, 1, config.tokens, 1, config.seed)[0]
     batch = {name: tensor.to(config.device) for name, tensor in batch.items()}
     if method in ENGINES:
-        engine = ZO2(model, storage="ram", device=config.device, **ENGINES[method])
+        engine = ZO2(model, device=config.device, **ENGINES[method])
 
         def steps() -> None:
             engine.step(batch, seed=0)
@@ -90,7 +95,7 @@ def _train(build: Callable[[], Any], method: str, config: Config) -> tuple[Calla
     if method == "mezo":
         mezo = MeZO(model)
         return lambda: (mezo.step(batch, 0), None)[1], lambda: None, 0
-    trainer = FirstOrder(model, {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[method], lr=1e-6)
+    trainer = FirstOrder(model, FIRST_ORDER[method], lr=1e-6)
     return lambda: (trainer.step(batch), None)[1], lambda: None, 0
 
 

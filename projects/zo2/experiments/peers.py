@@ -1,7 +1,8 @@
 """Table "peers": what other installable implementations do on the same inputs.
 
-`mezo` 0.0.1 draws the update of a large tensor row by row and its perturbation whole: the cosine of the two directions shows when they are the same.
-accelerate's disk offload is compared on a forward alone, because its parameters are on the meta device and cannot be trained this way.
+`mezo` 0.0.1 draws the update of a large tensor row by row and its perturbation whole: the cosine of the two
+directions shows when they are the same. accelerate's disk offload is compared on a forward alone, because its
+parameters are on the meta device and cannot be trained this way.
 """
 
 import importlib.util

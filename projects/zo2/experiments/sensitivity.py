@@ -1,7 +1,8 @@
-"""Table "sensitivity" and figure "offloading_cost": step time with offloading to a cold disk over step time on the device, against tokens per step.
+"""Table "sensitivity" and figure "offloading_cost": step time with offloading to a cold disk over step time on the
+device, against tokens per step.
 
-The prediction beside it follows the paper's overlap condition: from the spans of a run without overlap, a step with overlap takes what is outside
-the blocks plus the longest of the three lanes.
+The prediction beside it follows the paper's overlap condition: from the spans of a run without overlap, a step with
+overlap takes what is outside the blocks plus the longest of the three lanes.
 """
 
 from typing import Any

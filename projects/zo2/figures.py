@@ -1,0 +1,99 @@
+"""ZO2's figures: rows in, matplotlib `Figure` out."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from projects.zo2.tables import cost_of_offloading
+from shared.figures import PALETTE
+
+LABELS = {
+    "adamw": "AdamW",
+    "sgd": "SGD",
+    "mezo": "MeZO",
+    "zo2-resident": "ZO2, nothing offloaded",
+    "zo2-3": "ZO2, 3 slots",
+    "zo2-lean": "ZO2, 1 slot",
+}
+COLOURS = dict(
+    zip(LABELS, (PALETTE["purple"], PALETTE["amber"], PALETTE["orange"], PALETTE["sky"], PALETTE["blue"], PALETTE["green"]), strict=True)
+)
+
+
+def memory_law(memory: pd.DataFrame) -> Figure:
+    """Peak bytes against depth; ZO2 is flat."""
+    figure, axes = plt.subplots()
+    shown = memory[memory["peak_bytes"].notna()]
+    counter = "nvml" if (shown["counter"] == "nvml").any() else shown["counter"].iloc[0]
+    shown = shown[shown["counter"] == counter]
+    for method, rows in shown.groupby("method", sort=False):
+        rows = rows.sort_values("layers")
+        axes.plot(rows["layers"], rows["peak_bytes"] / 1e9, marker="o", label=LABELS[str(method)], color=COLOURS[str(method)])
+    axes.set(yscale="log", xscale="log", xlabel="blocks", ylabel="peak device memory in GB", title="Memory does not grow with depth")
+    depths = sorted(shown["layers"].unique())
+    axes.set_xticks(depths, [str(d) for d in depths])
+    axes.minorticks_off()
+    ticks = [
+        t
+        for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+        if shown["peak_bytes"].min() / 1.5e9 <= t <= shown["peak_bytes"].max() / 0.7e9
+    ]
+    axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+    axes.legend()
+    return figure
+
+
+def offloading_cost(sensitivity: pd.DataFrame) -> Figure:
+    """Step time from a cold disk over resident step time, against tokens per step, with the predicted limit."""
+    found = cost_of_offloading(sensitivity)
+    figure, axes = plt.subplots()
+    spread = [found["overlap_ratio"] - found["overlap_low_ratio"], found["overlap_high_ratio"] - found["overlap_ratio"]]
+    axes.plot(found["tokens"], found["sync_ratio"], marker="s", color=PALETTE["orange"], label="without overlap")
+    axes.errorbar(found["tokens"], found["overlap_ratio"], spread, marker="o", capsize=3, color=PALETTE["blue"], label="with overlap")
+    axes.plot(
+        found["tokens"], found["predicted_ratio"], linestyle="--", color=PALETTE["black"], linewidth=1.3, label="predicted with overlap"
+    )
+    axes.axhline(1.0, color="#999999", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(found["tokens"]), [str(t) for t in found["tokens"]])
+    axes.set(xlabel="tokens per step", ylabel="step time over resident", title="Offloading to a cold disk")
+    axes.legend()
+    return figure
+
+
+def lanes(schedule: pd.DataFrame) -> Figure:
+    """What the lanes do during the last step, with and without overlap."""
+    variants = list(dict.fromkeys(schedule["variant"]))
+    figure, all_axes = plt.subplots(len(variants), 1, sharex=True, figsize=(6.0, 3.9))
+    order = ["upload", "compute", "offload"]
+    shades = (PALETTE["blue"], PALETTE["sky"])
+    for axes, variant in zip(all_axes, variants, strict=True):
+        for span in schedule[schedule["variant"] == variant].itertuples():
+            row = order.index(span.lane)
+            start, end = 1000 * span.start_seconds, 1000 * span.end_seconds
+            axes.barh(row, end - start, left=start, height=0.75, color=shades[span.block % 2], edgecolor="white", linewidth=0.5)
+            if end - start > 12:
+                axes.text((start + end) / 2, row, str(span.block), ha="center", va="center", fontsize=8, color="white")
+        axes.set_yticks(range(len(order)), order)
+        axes.invert_yaxis()
+        axes.set_title(variant)
+        axes.grid(axis="y", visible=False)
+    all_axes[-1].set_xlabel("milliseconds since block 0 began to compute (numbers are blocks)")
+    return figure
+
+
+def loss_curves(accuracy: pd.DataFrame) -> Figure:
+    """Training losses; MeZO and ZO2 lie on one another."""
+    steps = accuracy[accuracy["kind"] == "step"]
+    figure, axes = plt.subplots()
+    looks = {
+        "AdamW (first order)": {"color": PALETTE["purple"]},
+        "MeZO": {"color": PALETTE["orange"], "linewidth": 5, "alpha": 0.5},
+        "ZO2": {"color": PALETTE["blue"], "linewidth": 1.5},
+    }
+    for method, look in looks.items():
+        rows = steps[steps["method"] == method].sort_values("step")
+        axes.plot(rows["step"], rows["train_loss"], label=method, **look)
+    axes.set(xlabel="step", ylabel="training loss of the batch", title="MeZO and ZO2 are one curve")
+    axes.legend()
+    return figure

@@ -1,0 +1,308 @@
+"""ZO2's tables: rows in, `Table` out."""
+
+import pandas as pd
+
+from shared.meters import ratio
+from shared.tables import Column, Table, paper_numbers
+
+METHODS = {
+    "adamw": "adamw_bytes",
+    "sgd": "sgd_bytes",
+    "mezo": "mezo_bytes",
+    "zo2-resident": "resident_bytes",
+    "zo2-3": "zo2_bytes",
+    "zo2-lean": "lean_bytes",
+}
+
+
+def equality(equality: pd.DataFrame) -> Table:
+    return Table(
+        title="Bits in which ZO2 differs from MeZO",
+        caption=(
+            "After the last step and a flush: losses, projected gradients and parameter bits that are not those of plain MeZO with the same noise. "
+            "The learning rate changes at every step and weight decay is on. Random weights: equality is a property of the arithmetic."
+        ),
+        frame=equality,
+        columns={
+            "model": "model",
+            "variant": "variant",
+            "kind": "kind",
+            "steps": "steps",
+            "differing_losses": "losses",
+            "differing_gradients": "gradients",
+            "differing_bits": "bits",
+            "largest_difference": Column("largest difference", "{:.1e}"),
+        },
+        notes=[
+            "'known fault': what public implementations do, done here on purpose, to show the difference it makes.",
+            "The paper compares printed losses of its models and reports them equal; it gives no table of them that could be had.",
+        ],
+    )
+
+
+def memory(memory: pd.DataFrame) -> Table:
+    keys = ["model", "layers", "counter"]
+    measured = memory[memory["counter"] != "out of memory"]
+    frame = measured.pivot_table(index=keys, columns="method", values="peak_bytes", aggfunc="first").rename(columns=METHODS)
+    frame = frame[[name for name in METHODS.values() if name in frame.columns]]
+    frame["saving_share"] = 1 - frame["zo2_bytes"] / frame["mezo_bytes"]
+    frame["host_bytes"] = measured[measured["method"] == "zo2-3"].set_index(keys)["host_bytes"]
+    return Table(
+        title="Peak device memory against depth",
+        caption=(
+            f"Highest number of bytes alive on the device during a step, OPT shapes with untied embeddings, batch 1, {memory['tokens'].iloc[0]} tokens, "
+            f"{memory['dtype'].iloc[0]}. Random weights: memory does not depend on them."
+        ),
+        frame=frame.reset_index().sort_values("layers", kind="stable"),
+        columns={
+            "model": "model",
+            "layers": "layers",
+            "counter": "counter",
+            "adamw_bytes": "AdamW",
+            "sgd_bytes": "SGD",
+            "mezo_bytes": "MeZO",
+            "resident_bytes": "ZO2, nothing offloaded",
+            "zo2_bytes": "ZO2, 3 slots",
+            "lean_bytes": "ZO2, 1 slot, noise not cached",
+            "saving_share": "saved against MeZO",
+            "host_bytes": "on the host",
+        }
+        if set(METHODS.values()) <= set(frame.columns)
+        else {},
+        paper=paper_numbers("zo2", "memory"),
+        notes=[
+            "The counter 'allocator' counts torch's allocations one by one; the offloaded blocks lie outside it, in the last column.",
+            "MeZO draws the noise of a whole tensor; ZO2 draws it in pieces. 'Nothing offloaded' shows what that alone saves.",
+        ],
+    )
+
+
+def limit(limit: pd.DataFrame) -> Table:
+    names = {"mezo": "MeZO", "zo2-resident": "ZO2, nothing offloaded", "zo2": "ZO2 from disk"}
+    frame = limit.assign(method=limit["method"].map(names))
+    return Table(
+        title="A pretrained model under a memory limit",
+        caption=(
+            f"{limit['model'].iloc[0]} on Wikipedia text, {limit['tokens'].iloc[0]} tokens a step, float32. Each line is a process of its own; the "
+            "limit holds for all its private writable memory (RLIMIT_DATA), Python and torch included."
+        ),
+        frame=frame,
+        columns={
+            "method": "method",
+            "limit_bytes": "limit",
+            "finished": "finished",
+            "peak_rss_bytes": "highest resident memory",
+            "last_loss": Column("last loss", "{:.6f}"),
+            "outcome": "outcome",
+        },
+        notes=["Both that finish draw the same noise, and their losses agree to the last digit."],
+    )
+
+
+def timings(frame: pd.DataFrame, baseline: str, by: list[str], variant: str = "variant") -> pd.DataFrame:
+    """Median step time per (by, variant), and its ratio to `baseline`'s with a 95 % interval over the rounds."""
+    found = []
+    for key, group in frame.groupby(by, sort=False):
+        reference = group[group[variant] == baseline].sort_values("repeat")["step_seconds"].to_numpy()
+        for name, rounds in group.groupby(variant, sort=False):
+            seconds = rounds.sort_values("repeat")["step_seconds"].to_numpy()
+            against = ratio(seconds, reference)
+            found.append(
+                {
+                    **dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True)),
+                    variant: name,
+                    "step_seconds": float(pd.Series(seconds).median()),
+                    "time_ratio": against.value,
+                    "time_low_ratio": against.low,
+                    "time_high_ratio": against.high,
+                    "interval": f"{against.low:.3f} to {against.high:.3f}",
+                    "bytes_up": rounds["bytes_up"].iloc[-1],
+                    "bytes_down": rounds["bytes_down"].iloc[-1],
+                    "waited_seconds": float(rounds["waited_seconds"].median()),
+                }
+            )
+    return pd.DataFrame(found)
+
+
+def throughput(throughput: pd.DataFrame) -> Table:
+    baseline = "ZO2, all on the device"
+    if baseline not in set(throughput["variant"]):
+        baseline = str(throughput["variant"].iloc[0])
+    frame = timings(throughput, baseline, ["model", "tokens"])
+    frame.insert(3, "tokens_per_second", frame["tokens"] / frame["step_seconds"])
+    return Table(
+        title="Throughput with and without offloading",
+        caption=(
+            f"Median over {throughput['repeat'].nunique()} rounds in which each variant made one step in turn, one thread of compute. "
+            f"Ratios are to '{baseline}' in the same round."
+        ),
+        frame=frame,
+        columns={
+            "model": "model",
+            "variant": "variant",
+            "tokens": "tokens a step",
+            "tokens_per_second": "tokens/s",
+            "time_ratio": "time against resident",
+            "interval": "95 % interval",
+            "bytes_up": Column("up a step", _megabytes),
+            "bytes_down": Column("down a step", _megabytes),
+            "waited_seconds": "waited for uploads",
+        },
+        notes=[
+            "'Cold' writes through to the disk and drops the page cache, so that each read is a real one; 'warm' leaves both to the system.",
+            "Tokens count once, though each goes through two forwards. Absolute times depend on the machine and its load; the ratios are paired.",
+        ],
+    )
+
+
+def sensitivity(sensitivity: pd.DataFrame) -> Table:
+    frame = cost_of_offloading(sensitivity)
+    return Table(
+        title="Cost of offloading against tokens per step",
+        caption="Step time from a cold disk over step time with everything on the device; small OPT shape with random weights.",
+        frame=frame,
+        columns={
+            "batch_size": "batch",
+            "sequence": "sequence",
+            "tokens": "tokens",
+            "overlap_ratio": "with overlap",
+            "interval": "95 % interval",
+            "sync_ratio": "without",
+            "predicted_ratio": "predicted with overlap",
+            "lane_ratio": "longest lane over compute",
+        },
+        notes=["Predicted: what the resident step takes, or the longest lane plus what is outside the blocks, whichever is longer."],
+    )
+
+
+def cost_of_offloading(sensitivity: pd.DataFrame) -> pd.DataFrame:
+    """Per number of tokens: measured ratios with and without overlap, and the predicted one."""
+    found = []
+    for (batch, sequence, tokens), group in sensitivity.groupby(["batch_size", "sequence", "tokens"], sort=True):
+        seconds = {name: rounds.sort_values("repeat")["step_seconds"].to_numpy() for name, rounds in group.groupby("variant")}
+        lanes = group.iloc[0]
+        overlap, sync = ratio(seconds["overlap"], seconds["resident"]), ratio(seconds["no overlap"], seconds["resident"])
+        resident = float(pd.Series(seconds["resident"]).median())
+        transfers = max(lanes["upload_lane_seconds"], lanes["offload_lane_seconds"])
+        outside = max(0.0, resident - lanes["compute_lane_seconds"])
+        found.append(
+            {
+                "batch_size": batch,
+                "sequence": sequence,
+                "tokens": tokens,
+                "overlap_ratio": overlap.value,
+                "overlap_low_ratio": overlap.low,
+                "overlap_high_ratio": overlap.high,
+                "interval": f"{overlap.low:.3f} to {overlap.high:.3f}",
+                "sync_ratio": sync.value,
+                "predicted_ratio": max(1.0, (outside + transfers) / resident),
+                "lane_ratio": transfers / lanes["compute_lane_seconds"],
+            }
+        )
+    return pd.DataFrame(found).sort_values("tokens")
+
+
+def ablation(ablation: pd.DataFrame) -> Table:
+    frame = timings(ablation, "full", ["tier"])
+    extra = ablation.groupby(["tier", "variant"], sort=False)[["buffers", "differing_losses"]].last().reset_index()
+    frame = frame.merge(extra, on=["tier", "variant"])
+    full = frame[frame["variant"] == "full"].set_index("tier")
+    frame["up_ratio"] = frame["bytes_up"] / frame["tier"].map(full["bytes_up"])
+    frame["down_ratio"] = frame["bytes_down"] / frame["tier"].map(full["bytes_down"])
+    return Table(
+        title="What each part is worth",
+        caption="Each line takes one part of ZO2 away. Times are paired with 'full' round by round; small Llama shape with random weights.",
+        frame=frame,
+        columns={
+            "tier": "blocks rest in",
+            "variant": "variant",
+            "up_ratio": Column("uploads", "{:.0f}x"),
+            "down_ratio": Column("offloads", "{:.0f}x"),
+            "time_ratio": "time",
+            "interval": "95 % interval",
+            "buffers": Column("device buffers", "{:.0f}"),
+            "differing_losses": "losses that differ",
+        },
+        notes=[
+            "Without reused slots every visit allocates a buffer of its own; how many distinct addresses that makes is up to the allocator."
+        ],
+    )
+
+
+def lowbit(lowbit: pd.DataFrame) -> Table:
+    return Table(
+        title="Low-bit storage of the blocks",
+        caption=(
+            f"MiniLM on fine-food reviews, {lowbit['steps'].iloc[0]} steps, pristine probes. 'Survives': share of the stored values that the first update "
+            "changed, and the cosine of that change with the update."
+        ),
+        frame=lowbit,
+        columns={
+            "storage_dtype": "stored as",
+            "rounding": "rounding",
+            "offloaded_bytes": "bytes a block",
+            "surviving_share": "survives",
+            "update_cosine": Column("cosine", "{:.3f}"),
+            "largest_loss_difference": Column("largest loss difference", "{:.1e}"),
+            "test_loss": Column("test loss", "{:.4f}"),
+            "test_accuracy": "test accuracy",
+        },
+        notes=[
+            "Where nothing survives (a cosine of –), the model does not train at all: the update is smaller than half a step of the stored format."
+        ],
+    )
+
+
+def accuracy(accuracy: pd.DataFrame) -> Table:
+    return Table(
+        title="Fine-tuning quality",
+        caption=(
+            f"After {int(accuracy['step'].max())} steps on held-out examples. The claim is that MeZO and ZO2 are the same, so the digest of all weights is "
+            "part of the table. One seed, one learning rate, nothing tuned on the test split."
+        ),
+        frame=accuracy[accuracy["kind"] == "end"],
+        columns={
+            "method": "method",
+            "test_loss": Column("test loss", "{:.6f}"),
+            "test_accuracy": "test accuracy",
+            "weights_sha256": "digest of the weights",
+        },
+        notes=["Zeroth-order progress over so few steps is small; first-order training is far ahead at equal steps, as theory says."],
+    )
+
+
+def peers(peers: pd.DataFrame) -> Table:
+    directions = peers[peers["peer_cosine"].notna()]
+    forwards = peers[peers["forward_seconds"].notna()].groupby("peer", sort=False)
+    lines = [
+        {
+            "peer": row.peer,
+            "what": f"update against probe, {row.shape}",
+            "result": f"cosine {row.peer_cosine:.3f} (ours {row.zo2_cosine:.3f})",
+        }
+        for row in directions.itertuples()
+    ]
+    memory = forwards.get_group("in memory")["forward_seconds"].to_numpy()
+    for name, rounds in forwards:
+        against = ratio(rounds["forward_seconds"].to_numpy(), memory)
+        trains = f"{int(rounds['trainable_tensors'].iloc[0])} of {int(rounds['tensors'].iloc[0])} tensors trainable"
+        lines.append(
+            {
+                "peer": name,
+                "what": "forward, blocks on disk",
+                "result": f"{against.value:.2f}x in memory ({against.low:.2f} to {against.high:.2f}); {trains}; "
+                f"loss {'equal' if rounds['equal_loss'].all() else 'different'}",
+            }
+        )
+    return Table(
+        title="Other implementations",
+        caption="What installable packages do on the same inputs, in the same run.",
+        frame=pd.DataFrame(lines),
+        notes=[
+            "mezo 0.0.1 updates tensors of more than 100,000 elements row by row: unless a row is a multiple of 16 long, not along its probe."
+        ],
+    )
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:,.1f} MB" if value else "–"
