@@ -1,6 +1,6 @@
 """Deliberate faults in the engine, each of which must turn the tests red.
 
-    python tests/projects/zo2/mutations.py            # all; about three minutes
+    python tests/projects/zo2/mutations.py            # all; four minutes on two cores
     python tests/projects/zo2/mutations.py flush      # those whose reason contains the word
 
 Each fault is put into a copy of the repository's files, where the tests named with it run until the first one fails.
