@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: help reproduce $(PAPERS) bench report compare test lint
 
 help:  ## this list
-	@sed -nE 's/^([^ :]+):.*  ## (.*)/\1|\2/p' Makefile | sed 's/^\$$(PAPERS)/$(firstword $(PAPERS))/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
+	@awk -F':.*  ## ' '/^[a-z$$].*  ## / {sub(/^\$$\(PAPERS\)/, "$(firstword $(PAPERS))", $$1); printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 reproduce: .venv/installed  ## everything: environment, data, experiments, tables, figures, claims, report [SCALE=smoke|cpu|gpu|paper]
 	repro data fetch --for all --scale $(SCALE)

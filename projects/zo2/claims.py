@@ -111,7 +111,7 @@ def limit(limit: pd.DataFrame) -> Verdict:
     claim="Dual forward and deferred update bring the transfers down to one upload and one offload per block and step.",
     source="method (dual forward, parameter update deferred to the next visit)",
     bound="bytes up and down exactly 1 : 2 : 3 with all, without the deferred update, and with three visits",
-    paper="1 up, 1 down",
+    paper="one upload and one offload",
     needs="rows of zo2/ablation",
 )
 def one_transfer(ablation: pd.DataFrame) -> Verdict:

@@ -39,7 +39,7 @@ def memory_law(memory: pd.DataFrame) -> Figure:
         if shown["peak_bytes"].min() / 1.5e9 <= t <= shown["peak_bytes"].max() / 0.7e9
     ]
     axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
@@ -67,18 +67,19 @@ def lanes(schedule: pd.DataFrame) -> Figure:
     figure, all_axes = plt.subplots(len(variants), 1, sharex=True, figsize=(6.0, 3.9))
     order = ["upload", "compute", "offload"]
     shades = (PALETTE["blue"], PALETTE["sky"])
+    readable = 0.03 * (schedule["end_seconds"].max() - schedule["start_seconds"].min())  # a bar that has room for a number
     for axes, variant in zip(all_axes, variants, strict=True):
         for span in schedule[schedule["variant"] == variant].itertuples():
             row = order.index(span.lane)
-            start, end = 1000 * span.start_seconds, 1000 * span.end_seconds
+            start, end = span.start_seconds, span.end_seconds
             axes.barh(row, end - start, left=start, height=0.75, color=shades[span.block % 2], edgecolor="white", linewidth=0.5)
-            if end - start > 12:
+            if end - start > readable:
                 axes.text((start + end) / 2, row, str(span.block), ha="center", va="center", fontsize=8, color="white")
         axes.set_yticks(range(len(order)), order)
         axes.invert_yaxis()
         axes.set_title(variant)
         axes.grid(axis="y", visible=False)
-    all_axes[-1].set_xlabel("milliseconds since block 0 began to compute (numbers are blocks)")
+    all_axes[-1].set_xlabel("seconds since block 0 began to compute; numbers are blocks")
     return figure
 
 
@@ -95,5 +96,5 @@ def loss_curves(accuracy: pd.DataFrame) -> Figure:
         rows = steps[steps["method"] == method].sort_values("step")
         axes.plot(rows["step"], rows["train_loss"], label=method, **look)
     axes.set(xlabel="step", ylabel="training loss of the batch", title="MeZO and ZO2 are one curve")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
