@@ -1,0 +1,296 @@
+"""What the repository says of itself is true: pins, environments, the README's commands and examples, links, rules of safety."""
+
+import argparse
+import ast
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from projects.zo2 import __main__ as zo2
+from shared import cli, manifest, paths
+
+PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "projects/zo2/README.md"]
+REFERENCE = paths.ROOT / "results" / "reference" / "cpu"
+HOSTS = {"arxiv.org", "json-schema.org", "keepachangelog.com", "www.apache.org"}  # all that files here may name
+
+
+def text_of(name: str) -> str:
+    return (paths.ROOT / name).read_text(encoding="utf-8")
+
+
+def tracked(*suffixes: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    files = [paths.ROOT / name for name in listed.stdout.split("\0") if name]
+    return [file for file in files if file.is_file() and (not suffixes or file.suffix in suffixes)]
+
+
+# ---- what is installed -----------------------------------------------------------------------------------------------
+
+PROJECT = tomllib.loads(text_of("pyproject.toml"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+WANTED = [Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]]
+
+
+def by_name(requirements: list[Requirement]) -> dict[str, str]:
+    return {canonicalize_name(one.name): str(one.specifier) for one in requirements}
+
+
+def test_every_dependency_has_its_reason():
+    lines = [line for line in text_of("pyproject.toml").splitlines() if re.match(r'    "[\w-]+[<>=]', line)]
+    assert len(lines) == len(WANTED)
+    assert [line for line in lines if not re.search(r"# \w+", line)] == []
+
+
+def test_the_pins_cover_all_dependencies_and_satisfy_them():
+    lines = [line for line in text_of("constraints.txt").splitlines() if not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    assert len(pins) == len(lines)
+    assert [line for line in lines if "+" in line or ";" in line] == []  # they must do for every build of torch and every Python
+    pinned = {canonicalize_name(name): version for name, version in pins.items()}
+    for requirement in WANTED:
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+
+
+def test_conda_users_get_the_same():
+    conda = yaml.safe_load(text_of("environment.yml"))
+    assert conda["name"] == PROJECT["name"]
+    (pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]
+    assert pip[:2] == ["-c constraints.txt", "-e ."]
+    assert by_name([Requirement(line) for line in pip[2:]]) == by_name(WANTED)
+    (python,) = [entry for entry in conda["dependencies"] if str(entry).startswith("python>")]
+    assert Requirement(python).specifier == Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+# ---- what the pages say ----------------------------------------------------------------------------------------------
+
+
+def shell_lines(page: str) -> list[str]:
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def commands() -> list[str]:
+    in_text = [span for page in PAGES for span in re.findall(r"`([^`\n]+)`", text_of(page))]
+    starts = ("make ", "repro ", "snakemake ", "bash ")
+    found = [line for page in PAGES for line in shell_lines(page)] + [span for span in in_text if span.startswith(starts)]
+    return list(dict.fromkeys(found))
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_on_a_page_exists(command, monkeypatch):
+    program, *arguments = shlex.split(command)
+
+    def refuse(self, message):
+        raise AssertionError(f"{command}: {message}")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "error", refuse)
+    if program == "make":
+        if shutil.which("make") is None:
+            pytest.skip("make is not installed")
+        run("make", "-n", *arguments)
+    elif program == "repro":
+        check_repro(cli._parser().parse_args(arguments))
+    elif program == "python":
+        assert arguments[:2] == ["-m", "projects.zo2"]
+        monkeypatch.setattr(zo2._Parser, "error", refuse)
+        zo2._parser().parse_args(arguments[2:])
+    elif program == "snakemake":
+        run(sys.executable, "-m", "snakemake", "-n", *arguments)
+    elif program == "bash":
+        assert (paths.ROOT / arguments[0]).is_file()
+    elif program == "pre-commit":
+        assert arguments == ["install"]
+    else:
+        assert command == ". .venv/bin/activate"
+
+
+def check_repro(options: argparse.Namespace) -> None:
+    """The names after a subcommand exist as well."""
+    function = options.function.__name__
+    if function == "_run":
+        manifest.check_experiment(*options.experiment.split("/"))
+    elif function == "_make":
+        paper, _, name = options.target.partition("/")
+        assert not name or name in getattr(manifest.manifest(paper), options.kind)
+    elif function in ("_claims", "_list") and options.paper:
+        manifest.manifest(options.paper)
+    elif getattr(options, "names", []) and options.names != ["NAME"]:
+        from shared.data import catalogue
+
+        assert set(options.names) <= set(catalogue.catalogue())
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_says_what_it_can_do_and_can_do_it():
+    targets = re.findall(r"^make (\S+) ", run("make"), re.MULTILINE)
+    assert {"reproduce", "test", "lint", "bench", "report", "compare"} <= set(targets)
+    for target in {*targets, *manifest.manifests()}:
+        run("make", "-n", target)
+    assert "snakemake reproduce_all --cores all" in run("make", "-n", "reproduce")
+
+
+def test_the_bench_is_of_timed_experiments():
+    (names,) = re.findall(r"^BENCH := (.*)$", text_of("Makefile"), re.MULTILINE)
+    for paper, name in (entry.split("/") for entry in names.split()):
+        assert manifest.manifest(paper).experiments[name].timed
+        assert name in manifest.manifest(paper).tables
+        assert name in manifest.scale_config(paper, "cpu")
+
+
+def example(page: str) -> str:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+    return str(code)
+
+
+def run_example(page: str, folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", example(page)], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_library_example_of_the_readme_runs(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<unk>", "good", "bad", "coffee", "tea"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path / "my-model")
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+    before = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape))
+    before.save_pretrained(tmp_path / "my-model")
+    (tmp_path / "texts.txt").write_text("good coffee\nbad tea\n")
+    run_example("README.md", tmp_path)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "my-model-tuned", local_files_only=True)
+    changed = [name for name, tensor in after.state_dict().items() if not tensor.equal(before.state_dict()[name])]
+    assert any("layers.0" in name for name in changed)
+
+
+def test_the_library_example_of_zo2_runs(tmp_path):
+    run_example("projects/zo2/README.md", tmp_path)
+
+
+def test_every_link_leads_somewhere():
+    for page in [*PAGES, "CHANGELOG.md", *(f"docs/{file.name}" for file in (paths.ROOT / "docs").glob("*.md"))]:
+        for link in re.findall(r"\]\(([^)#\s]+)", text_of(page)):
+            late = link == "docs/ledger.png" or link.startswith("results/reference/cpu")  # a reference run makes them
+            if "://" not in link and (REFERENCE.is_dir() or not late):
+                assert (paths.ROOT / page).parent.joinpath(link).exists(), f"{page}: {link}"
+
+
+# ---- the papers ------------------------------------------------------------------------------------------------------
+
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in text_of("README.md").splitlines() if line.count("arxiv.org")]
+
+
+def test_the_readme_lists_twelve_papers_and_says_works_of_those_that_are_here():
+    assert len(ROWS) == 12
+    assert {tuple(row[3].split(":")[:1]) for row in ROWS} == {("works",), ("planned",)}
+    arxiv = {row[2]: row for row in ROWS}
+    assert len(arxiv) == 12
+    for number, link in (re.findall(r"\d{4}\.\d{5}", cell) for cell in arxiv):
+        assert number == link
+    here = [known for known in manifest.manifests().values() if known.arxiv]
+    assert len([row for row in ROWS if row[3].startswith("works")]) == len(here)
+    for known in here:
+        (row,) = [row for row in ROWS if known.arxiv in row[2]]
+        assert row[0] == f"[{known.display}](projects/{known.name}/README.md)"
+        assert known.title.endswith(row[1])
+        assert row[3].startswith("works")
+
+
+@pytest.mark.parametrize("file", sorted(REFERENCE.glob("*/claims.json")), ids=lambda file: file.parent.name)
+def test_the_readme_has_the_verdicts_of_the_reference(file):
+    count = Counter(entry["verdict"] for entry in json.loads(file.read_text(encoding="utf-8")))
+    said = ", ".join(f"{count[verdict]} {verdict}" for verdict in ("holds", "partly", "fails", "not tested here") if count[verdict])
+    (row,) = [row for row in ROWS if f"projects/{file.parent.name}/" in row[0]]
+    assert row[3] == f"works: [{said}]({file.relative_to(paths.ROOT)})"
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_file_names_a_registry_or_a_path_of_somebodys_machine():
+    hosts = re.compile(r"https?://([\w.-]+)")
+    homes = re.compile(r"(?<![\w.])/(?:work|root|home|opt|Users)/\w")
+    for file in tracked():
+        if file.suffix in (".png", ".svg", ".npz", ".safetensors") or REFERENCE.parent in file.parents:
+            continue
+        text = file.read_text(encoding="utf-8")
+        assert set(hosts.findall(text)) <= HOSTS, file
+        assert homes.findall(text) == [], file
+
+
+def test_results_in_the_repository_name_no_path_of_a_machine():
+    for file in tracked(".json", ".csv", ".md", ".tex"):
+        if REFERENCE.parent in file.parents:
+            assert re.findall(r'(?<![\w.])/(?:work|root|home|opt|tmp|Users)/[^"\s]*', file.read_text(encoding="utf-8")) == [], file
+
+
+def called(node: ast.Call) -> str:
+    return ast.unparse(node.func)
+
+
+def test_nothing_runs_code_that_comes_with_data():
+    for file in tracked(".py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            at = f"{file}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert not {name.split(".")[0] for name in names} & {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib"}, at
+            if isinstance(node, ast.Call):
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert called(node) not in ("yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"), at
+                assert called(node) != "torch.load" or given.get("weights_only") == "True", at
+                assert not called(node).endswith((".extractall", ".extract")) or "filter" in given, at
+                assert given.get("allow_pickle") in (None, "False"), at
+                assert given.get("shell") in (None, "False"), at
+                assert given.get("trust_remote_code") in (None, "False"), at
+
+
+BUILDS_ON = {"distzo2": {"zo2"}}  # the papers that build on one another
+
+
+def test_who_imports_whom():
+    for file in tracked(".py"):
+        top, *inside = file.relative_to(paths.ROOT).parts
+        if top not in ("shared", "projects"):
+            continue
+        allowed = {inside[0], *BUILDS_ON.get(inside[0], ())} if top == "projects" else set()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for module in modules:
+                parts = module.split(".")
+                assert parts[0] != "tests", f"{file}:{node.lineno}"
+                assert parts[0] != "projects" or parts[1:2] and parts[1] in allowed, f"{file}:{node.lineno} imports {module}"
+
+
+def test_git_keeps_what_is_made_out():
+    for name in (".venv", "data/cache", "results/cpu", ".snakemake", "results/smoke/report.html"):
+        done = subprocess.run(["git", "check-ignore", "-q", name + ("" if "." in Path(name).name else "/")], cwd=paths.ROOT, check=False)
+        if done.returncode > 1:
+            pytest.skip("not a git checkout")
+        assert done.returncode == 0, name
+    assert [file for file in tracked() if file.stat().st_size > 2_000_000] == []
