@@ -238,8 +238,7 @@ class ZO2:
 
     @torch.no_grad()
     def forward(self, run: Callable[[nn.Module], Any]) -> Any:
-        """`run(model)` with the current weights (a pending update is applied on the way, or first if the model has
-        not been run before).
+        """`run(model)` with the current weights; a pending update is applied first.
 
         May run the model several times, as a generation does. Gives the same result when called twice.
         """
@@ -335,8 +334,8 @@ class ZO2:
             yield name, tensor.data
         for index, unit in enumerate(self._parts.blocks):
             with self._at_home(unit, write=False):
-                for name in self._saved_names(unit, index):
-                    yield name, self._tensors[index][name].data
+                for name, tensor in self._tensors[index].items():
+                    yield name, tensor.data
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of every tensor, in memory. For a model that does not fit there, use `save`."""
@@ -359,8 +358,8 @@ class ZO2:
             raise UserError(f"{path} does not fit the model: '{odd}' is only in {'the file' if odd in file else 'the model'}")
         for index, unit in enumerate(self._parts.blocks):
             with self._at_home(unit, write=True):
-                for name in self._saved_names(unit, index):
-                    self._tensors[index][name].data.copy_(file.read(name))
+                for name, tensor in self._tensors[index].items():
+                    tensor.data.copy_(file.read(name))
         for name, tensor in self._resident_state().items():
             tensor.data.copy_(file.read(name))
 
@@ -698,21 +697,16 @@ class ZO2:
 
     def _fields(self) -> list[Field]:
         """What `tensors` yields, without fetching it."""
-        blocks = ((n, self._tensors[i][n]) for i, unit in enumerate(self._parts.blocks) for n in self._saved_names(unit, i))
+        blocks = (item for tensors in self._tensors for item in tensors.items())
         return [Field(n, tuple(t.shape), t.dtype, True) for n, t in (*self._resident_state().items(), *blocks)]
 
     def _place_resident(self) -> None:
-        """Everything outside the blocks goes to the device; the partition follows where parameters were made anew."""
+        """Everything that does not travel goes to the device."""
         if self._pager is not None:
-            inside = {id(m) for unit in self._parts.blocks for m in unit.module.modules()}
-            for module in self.model.modules():
-                if id(module) not in inside:
-                    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                        tensor.data = tensor.data.to(self.device)
-
-    def _saved_names(self, unit: Unit, index: int) -> list[str]:
-        saved = set(unit.module.state_dict(prefix=f"{unit.name}."))
-        return [name for name in self._tensors[index] if name in saved]
+            travels = {id(tensor) for tensors in self._tensors for tensor in tensors.values()}
+            for tensor in (*self.model.parameters(), *self.model.buffers()):
+                if id(tensor) not in travels:
+                    tensor.data = tensor.data.to(self.device)
 
 
 class _Visit:
@@ -727,11 +721,10 @@ class _Visit:
 
 
 def _block_tensors(unit: Unit) -> dict[str, Tensor]:
-    """Every tensor that travels with a block: parameters, trainable or not, and buffers."""
-    return {
-        **dict(unit.module.named_parameters(prefix=unit.name)),
-        **dict(unit.module.named_buffers(prefix=unit.name)),
-    }
+    """Every tensor that travels with a block: what its state dict holds, tied tensors once. Other buffers stay on the device."""
+    saved = unit.module.state_dict(prefix=f"{unit.name}.")
+    named = (*unit.module.named_parameters(prefix=unit.name), *unit.module.named_buffers(prefix=unit.name))
+    return {name: tensor for name, tensor in named if name in saved}
 
 
 def _writable(tensor: Tensor) -> bool:

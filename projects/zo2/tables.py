@@ -24,7 +24,8 @@ def equality(equality: pd.DataFrame) -> Table:
         title="Bits in which ZO2 differs from MeZO",
         caption=(
             f"After {equality['steps'].iloc[0]} steps and a flush, summed over the models ({models}): losses, projected gradients and "
-            "parameter bits that are not those of plain MeZO with the same noise. The learning rate changes at every step and weight decay is "
+            "parameter bits that are not those of plain MeZO with the same noise. The learning rate changes at every "
+            "step and weight decay is "
             "on. Random weights: equality is a property of the arithmetic."
         ),
         frame=frame.sort_values("kind", ascending=False, kind="stable"),
@@ -55,7 +56,8 @@ def memory(memory: pd.DataFrame) -> Table:
     return Table(
         title="Peak device memory against depth",
         caption=(
-            f"Highest number of bytes alive on the device during a step, OPT shapes with untied embeddings, batch 1, {memory['tokens'].iloc[0]} tokens, "
+            "Highest number of bytes alive on the device during a step, OPT shapes with untied embeddings, batch 1, "
+            f"{memory['tokens'].iloc[0]} tokens, "
             f"{memory['dtype'].iloc[0]}. Random weights: memory does not depend on them."
         ),
         frame=frame.reset_index().sort_values("layers", kind="stable"),
@@ -88,7 +90,8 @@ def limit(limit: pd.DataFrame) -> Table:
     return Table(
         title="A pretrained model under a memory limit",
         caption=(
-            f"{limit['model'].iloc[0]} on Wikipedia text, {limit['tokens'].iloc[0]} tokens a step, float32. Each line is a process of its own; the "
+            f"{limit['model'].iloc[0]} on Wikipedia text, {limit['tokens'].iloc[0]} tokens a step, float32. Each line "
+            "is a process of its own; the "
             "limit holds for all its private writable memory (RLIMIT_DATA), Python and torch included."
         ),
         frame=frame,
@@ -154,8 +157,10 @@ def throughput(throughput: pd.DataFrame) -> Table:
             "waited_seconds": "waited for uploads",
         },
         notes=[
-            "'Cold' writes through to the disk and drops the page cache, so that each read is a real one; 'warm' leaves both to the system.",
-            "Tokens count once, though each goes through two forwards. Absolute times depend on the machine and its load; the ratios are paired.",
+            "'Cold' writes through to the disk and drops the page cache, so that each read is a real one; 'warm' "
+            "leaves both to the system.",
+            "Tokens count once, though each goes through two forwards. Absolute times depend on the machine and its "
+            "load; the ratios are paired.",
         ],
     )
 
@@ -238,7 +243,8 @@ def lowbit(lowbit: pd.DataFrame) -> Table:
     return Table(
         title="Low-bit storage of the blocks",
         caption=(
-            f"MiniLM on fine-food reviews, {lowbit['steps'].iloc[0]} steps, pristine probes. 'Survives': share of the stored values that the first update "
+            f"MiniLM on fine-food reviews, {lowbit['steps'].iloc[0]} steps, pristine probes. 'Survives': share of the "
+            "stored values that the first update "
             "changed, and the cosine of that change with the update."
         ),
         frame=lowbit,
@@ -253,7 +259,8 @@ def lowbit(lowbit: pd.DataFrame) -> Table:
             "test_accuracy": "test accuracy",
         },
         notes=[
-            "Where nothing survives (a cosine of –), the model does not train at all: the update is smaller than half a step of the stored format."
+            "Where nothing survives (a cosine of –), the model does not train at all: the update is smaller than half "
+            "a step of the stored format."
         ],
     )
 
@@ -262,7 +269,8 @@ def accuracy(accuracy: pd.DataFrame) -> Table:
     return Table(
         title="Fine-tuning quality",
         caption=(
-            f"After {int(accuracy['step'].max())} steps on held-out examples. The claim is that MeZO and ZO2 are the same, so the digest of all weights is "
+            f"After {int(accuracy['step'].max())} steps on held-out examples. The claim is that MeZO and ZO2 are the "
+            "same, so the digest of all weights is "
             "part of the table. One seed, one learning rate, nothing tuned on the test split."
         ),
         frame=accuracy[accuracy["kind"] == "end"],
@@ -304,7 +312,8 @@ def peers(peers: pd.DataFrame) -> Table:
         caption="What installable packages do on the same inputs, in the same run.",
         frame=pd.DataFrame(lines),
         notes=[
-            "mezo 0.0.1 updates tensors of more than 100,000 elements row by row: unless a row is a multiple of 16 long, not along its probe."
+            "mezo 0.0.1 updates tensors of more than 100,000 elements row by row: unless a row is a multiple of 16 "
+            "long, not along its probe."
         ],
     )
 

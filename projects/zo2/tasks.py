@@ -113,7 +113,8 @@ class FineFood(Classification):
 
 
 class SST2(Classification):
-    """SST-2 through a causal language model and MeZO's prompt: "<sentence> It was great/terrible". Needs model and dataset in the hub cache."""
+    """SST-2 through a causal language model and MeZO's prompt: "<sentence> It was great/terrible". Needs model and "
+    "dataset in the hub cache."""
 
     words = (" terrible", " great")
 

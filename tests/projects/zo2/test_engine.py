@@ -624,3 +624,30 @@ def test_every_deliberate_fault_still_applies(mutation):
         pytest.skip("a mutated copy")
     assert not mutations.broken(mutation)
     assert mutation.old != mutation.new
+
+
+class _BlockWithBuffers(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(6, 6)
+        self.register_buffer("saved", torch.full((6,), 0.5))
+        self.register_buffer("unsaved", torch.full((6,), 2.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * self.saved + self.unsaved
+
+
+def test_a_file_holds_what_the_state_dict_holds(tmp_path):
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([_BlockWithBuffers() for _ in range(2)])})
+
+    def loss(model, x):
+        for block in model["blocks"]:
+            x = block(x)
+        return x.square().mean()
+
+    x = torch.ones(3, 6)
+    expected, names = loss(model, x).item(), set(model.state_dict())
+    engine = ZO2(model, loss=loss, storage=tmp_path / "weights.safetensors")
+    assert set(load_file(tmp_path / "weights.safetensors")) == set(engine.state_dict()) == names
+    assert engine.evaluate(x) == expected
+    engine.close()
