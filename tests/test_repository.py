@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from projects.zo2 import __main__ as zo2
-from shared import cli, manifest, paths
+from shared import cli, data, manifest, paths
 
 PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "projects/zo2/README.md"]
 REFERENCE = paths.ROOT / "results" / "reference" / "cpu"
@@ -226,6 +226,35 @@ def test_the_readme_has_the_verdicts_of_the_reference(file):
     said = ", ".join(f"{count[verdict]} {verdict}" for verdict in ("holds", "partly", "fails", "not tested here") if count[verdict])
     (row,) = [row for row in ROWS if f"projects/{file.parent.name}/" in row[0]]
     assert row[3] == f"works: [{said}]({file.relative_to(paths.ROOT)})"
+
+
+@pytest.mark.workflow
+def test_the_whole_workflow_runs_at_scale_smoke(tmp_path):
+    """In a copy, whose path has a space in it: every experiment, table, figure and claim of every paper, and the page."""
+    absent = [name for name in manifest.data_needed(None, "smoke") if not data.stamp(name).exists()]
+    if absent:
+        pytest.skip(f"not in the cache: repro data fetch {' '.join(absent)}")
+    copy = tmp_path / "a copy"
+    for name in ("shared", "projects", "workflows", "profiles", "data"):
+        shutil.copytree(paths.ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "cache"))
+    shutil.copy(paths.ROOT / "Snakefile", copy)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("REPRO_", "SNAKEMAKE_"))}
+    environment = {**kept, "REPRO_CACHE": str(paths.cache_dir())}
+    command = [sys.executable, "-m", "snakemake", "reproduce_all", "--cores", "2", "--config", "scale=smoke"]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = copy / "results" / "smoke"
+    page = (results / "report.html").read_text(encoding="utf-8")
+    for name, known in manifest.manifests().items():
+        assert known.display in page
+        for experiment in manifest.scale_config(name, "smoke"):
+            assert (results / name / "rows" / f"{experiment}.json").is_file()
+        for kind in ("tables", "figures"):
+            made = {file.stem for file in (results / name / kind).glob("*.*")}
+            assert made == set(manifest.ready(name, "smoke", kind))
+        assert json.loads((results / name / "claims.json").read_text(encoding="utf-8"))
+    again = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert "Nothing to be done" in again.stdout + again.stderr
 
 
 # ---- rules -----------------------------------------------------------------------------------------------------------
