@@ -76,7 +76,7 @@ def live_bytes() -> Iterator[LiveBytes]:
     allocations (autograd's threads are seen). Read the result after the block has ended.
     """
     meter = LiveBytes()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         yield meter
     meter._read(recorded)
 

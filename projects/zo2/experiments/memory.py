@@ -30,7 +30,8 @@ class Config(experiment.Config):
     depths: list[int] = []
     shapes: list[Literal[tuple(OPT_SHAPES)]] = []  # type: ignore[valid-type]
     methods: list[Method] = ["mezo", "zo2-3"]
-    first_order_depths: list[int] | None = None
+    sparse_methods: list[Method] = []
+    sparse_depths: list[int] = []
     tokens: int = Field(default=64, ge=2)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
@@ -50,8 +51,8 @@ def run(config: Config, run: experiment.Run) -> None:
         raise UserError("zo2/memory wants a GPU at this scale and none is here; run it with --scale cpu")
     sizes = [(f"opt-h{config.hidden}", depth, config.hidden, config.heads) for depth in config.depths if config.hidden]
     sizes += [(name, *OPT_SHAPES[name]) for name in config.shapes]
-    skipped = set(config.depths) - set(config.depths if config.first_order_depths is None else config.first_order_depths)
-    work = [(size, method) for size in sizes for method in config.methods if method not in FIRST_ORDER or size[1] not in skipped]
+    work = [(size, method) for size in sizes for method in config.methods]
+    work += [(size, method) for size in sizes for method in config.sparse_methods if size[1] in config.sparse_depths]
     for (name, layers, hidden, heads), method in run.progress(work, "models"):
         shape = causal_lm_config("opt", layers, hidden, heads, positions=2048, tied=False)
         dtype = getattr(torch, config.dtype)

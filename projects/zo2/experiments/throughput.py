@@ -23,7 +23,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ZO2, disk warm": ("zo2", WARM),
     "ZO2, disk cold": ("zo2", COLD),
     "ZO2, disk cold, no overlap": ("zo2", {**COLD, **SYNC}),
-    "ZO2, RAM, noise not cached": ("zo2", {**RAM, "cache_noise": False}),
 }
 
 
