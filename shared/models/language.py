@@ -3,6 +3,8 @@
 A model is named by an entry of the data catalogue ("smollm2-135m"), by a folder, or by a hub id whose files are in the user's hub cache.
 """
 
+import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -116,7 +118,8 @@ def _converted(name: str) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = next(source.rglob("*.gguf"))
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()):  # its bar is not one of those that transformers lets one turn off
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # What the GGUF loader returns remembers its quantisation and refuses to be saved; a fresh model of its architecture does not.
     config = loaded.config
