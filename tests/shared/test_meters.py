@@ -134,8 +134,8 @@ def test_a_thousand_phases():
 
 def test_the_process_knows_its_memory():
     before = data_bytes()
-    held = np.ones(32 * KIB * KIB, dtype=np.uint8)
-    assert data_bytes() - before >= 31 * KIB * KIB
+    held = np.ones(256 * KIB * KIB, dtype=np.uint8)  # more than glibc ever keeps in its heap
+    assert data_bytes() - before >= 255 * KIB * KIB
     assert peak_rss_bytes() >= held.nbytes
 
 
