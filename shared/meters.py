@@ -230,5 +230,5 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def _synchronise() -> None:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # where nothing has run on a GPU, asking one to wait would make a context on it
         torch.cuda.synchronize()

@@ -33,7 +33,7 @@ def collect(scale: str) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count(logical=True),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpu": _gpu_model(),
+        "gpu": None,  # known at the end: the one that computed, not the one that is there
         "torch_threads": _torch_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "started_monotonic": time.monotonic(),
@@ -42,7 +42,7 @@ def collect(scale: str) -> dict[str, Any]:
 
 
 def finish(started: dict[str, Any]) -> dict[str, Any]:
-    """`started` with the duration and the load average at the end; threads and GPU are read again, as torch may be loaded only now."""
+    """`started` with the duration, the load average at the end, the threads (torch may be loaded only now) and the GPU, if one has computed."""
     done = dict(started)
     done["duration_seconds"] = round(time.monotonic() - done.pop("started_monotonic"), 3)
     done["load_end"] = round(os.getloadavg()[0], 2)
@@ -90,8 +90,10 @@ def _cpu_model() -> str:
 
 
 def _gpu_model() -> str | None:
-    torch = sys.modules.get("torch")  # an experiment that did not load torch used no GPU
-    return str(torch.cuda.get_device_name()) if torch is not None and torch.cuda.is_available() else None
+    """The GPU that held tensors of this process. One that is only there is not asked: that would make a CUDA context on it."""
+    torch = sys.modules.get("torch")
+    used = torch is not None and torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0
+    return str(torch.cuda.get_device_name()) if used and torch is not None else None
 
 
 def _torch_threads() -> int | None:

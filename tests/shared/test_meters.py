@@ -212,6 +212,16 @@ def test_variants_run_in_turns_and_warm_up_is_not_recorded():
     assert (timings["a"].median, timings["b"].median) == (2, 5)
 
 
+@pytest.mark.parametrize("initialised", [False, True])
+def test_a_gpu_is_waited_for_where_one_is_in_use(monkeypatch, initialised):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(1))
+    interleave({"a": lambda: None}, repeats=2, warmup=0)
+    assert len(waited) == (4 if initialised else 0)
+
+
 @pytest.mark.parametrize("warmup", [0, 1, 3])
 def test_the_number_of_warm_ups_can_be_chosen(warmup):
     clock, shown = Clock(), []

@@ -65,6 +65,25 @@ def test_outside_version_control(tmp_path, monkeypatch):
     assert (origin["commit"], origin["dirty"]) == (None, False)
 
 
+@pytest.mark.parametrize(
+    ("initialised", "allocated", "named"), [(False, 5, None), (True, 0, None), (True, 5, "H200")], ids=["no context", "unused", "used"]
+)
+def test_a_gpu_is_named_when_it_computed_and_is_left_alone_when_not(monkeypatch, initialised, allocated, named):
+    import torch
+
+    def touched(*_):
+        assert initialised, "this makes a CUDA context"
+        return allocated
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", touched)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: touched() and "H200")
+    started = provenance.collect("cpu")
+    assert started["gpu"] is None
+    assert provenance.finish(started)["gpu"] == named
+
+
 def test_the_device_in_words():
     assert provenance.device({"gpu": "H200", "cpu": "x"}) == "H200"
     assert provenance.device({"gpu": None, "cpu": "EPYC", "cores": 2, "torch_threads": 1}) == "EPYC (2 cores, 1 thread)"
