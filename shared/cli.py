@@ -127,7 +127,7 @@ def _run(options: argparse.Namespace) -> int:
         if not sign or not key:
             raise UserError(f"--set takes KEY=VALUE, not '{setting}'")
         overrides[key] = _value(setting, value)
-    needs = manifest.check_experiment(paper, name)
+    needs = manifest.needs(paper, name, options.scale)
     for variable in THREAD_VARIABLES:  # before numpy and torch are imported, which read them once
         os.environ.setdefault(variable, str(needs.threads))
     from shared import experiment

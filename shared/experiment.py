@@ -168,7 +168,7 @@ def run_experiment(paper: str, name: str, scale: str, overrides: Mapping[str, ob
     """
     module, config = load(paper, name, scale, overrides)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(manifest.check_experiment(paper, name).threads)
+        sys.modules["torch"].set_num_threads(manifest.needs(paper, name, scale).threads)
     path = rows.rows_path(results_dir, scale, paper, name)
     writes = int(os.environ.get("RANK", "0")) == 0
     if writes:

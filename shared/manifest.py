@@ -20,7 +20,7 @@ from shared.errors import UserError
 
 
 class Experiment(BaseModel):
-    """One experiment: what it is called and what it needs of a machine."""
+    """One experiment: what it is called and what it needs of a machine. `needs` says what it needs at a scale."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -28,10 +28,32 @@ class Experiment(BaseModel):
     timed: bool = False  # measures time, so it runs alone
     gpu: bool = False  # needs a GPU
     data: list[str] = []  # names in data/catalogue.yaml
-    minutes: float = Field(gt=0)  # wall time at the cpu scale, with room to spare
+    minutes: float = Field(gt=0)  # wall time, with room to spare
     memory_gb: float = Field(gt=0)
     threads: int = Field(default=1, ge=1)  # compute threads inside one process
     processes: int = Field(default=1, ge=1)  # more than one: started by torchrun
+    at: dict[str, dict[str, Any]] = {}  # scale -> any of the above but the title, where that scale needs something else
+
+    @model_validator(mode="after")
+    def _every_scale_is_right(self) -> "Experiment":
+        for scale, changes in self.at.items():
+            if scale not in paths.SCALES:
+                raise ValueError(f"at: {unknown('scale', scale, paths.SCALES)}")
+            for key in changes:
+                if key not in _BY_SCALE:
+                    raise ValueError(f"at {scale}: {unknown('key', key, _BY_SCALE)}")
+            try:
+                self.at_scale(scale)
+            except ValidationError as error:
+                raise ValueError(explain(error, f"at {scale}", Experiment)) from None
+        return self
+
+    def at_scale(self, scale: str) -> "Experiment":
+        """This entry with the changes of one scale."""
+        return Experiment.model_validate({**self.model_dump(exclude={"at"}), **self.at.get(scale, {})})
+
+
+_BY_SCALE = [key for key in Experiment.model_fields if key not in ("title", "at")]
 
 
 class Manifest(BaseModel):
@@ -99,7 +121,7 @@ def scale_config(paper: str, scale: str) -> dict[str, dict[str, Any]]:
 def data_needed(paper: str | None, scale: str) -> list[str]:
     """Names of the catalogue entries that `paper` (every paper when None) needs at `scale`, sorted, without repeats."""
     papers = [paper] if paper is not None else list(manifests())
-    return sorted({entry for name in papers for run in scale_config(name, scale) for entry in manifest(name).experiments[run].data})
+    return sorted({entry for name in papers for run in scale_config(name, scale) for entry in needs(name, run, scale).data})
 
 
 def check_scale(scale: str) -> None:
@@ -114,6 +136,13 @@ def check_experiment(paper: str, experiment: str) -> Experiment:
     if experiment not in known:
         raise UserError(unknown(f"experiment of {paper}", experiment, known))
     return known[experiment]
+
+
+def needs(paper: str, experiment: str, scale: str) -> Experiment:
+    """What an experiment needs at `scale`: its entry with what `at` says of that scale. UserError for an unknown name."""
+    known = check_experiment(paper, experiment)
+    check_scale(scale)
+    return known.at_scale(scale)
 
 
 def ready(paper: str, scale: str, kind: str) -> dict[str, list[str]]:

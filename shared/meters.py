@@ -85,37 +85,43 @@ def live_bytes() -> Iterator[LiveBytes]:
 def cuda_peak_bytes(device: torch.device | str = "cuda") -> Iterator[Callable[[], dict[str, int]]]:
     """Peaks on a GPU by two counters, as a function to call after the block: {"cuda_allocator": bytes, "nvml": bytes}.
 
-    `nvml` is sampled every 5 ms by a thread and holds what other processes use; it is absent where nvidia-ml-py is not installed.
+    `nvml` is sampled every 5 ms by a thread, and once more after the work. It holds what other processes use, and not what torch had kept
+    from before. It is absent where NVML cannot be asked (no nvidia-ml-py, no right to).
     """
     import threading
 
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    index = torch.device(device).index
+    if index is None:
+        index = torch.cuda.current_device()  # of this thread: the sampler's is another
+    torch.cuda.synchronize(index)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(index)
     peaks: dict[str, int] = {}
     stop = threading.Event()
 
     def sample() -> None:
-        try:
-            import pynvml
-        except ImportError:
-            return
-        pynvml.nvmlInit()
-        index = torch.device(device).index or 0
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        while not stop.is_set():
-            peaks["nvml"] = max(peaks.get("nvml", 0), int(pynvml.nvmlDeviceGetMemoryInfo(handle).used))
-            stop.wait(0.005)
-        pynvml.nvmlShutdown()
+        # torch knows which of NVML's devices this is when CUDA_VISIBLE_DEVICES hides some.
+        peaks["nvml"] = max(peaks.get("nvml", 0), int(torch.cuda.device_memory_used(index)))
 
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
+    def keep_sampling() -> None:
+        while not stop.wait(0.005):
+            sample()
+
+    sampler = threading.Thread(target=keep_sampling, daemon=True)
+    try:
+        sample()
+        sampler.start()
+    except Exception:  # a missing module, or one of NVML's own errors, which is then not there to be named
+        pass
     try:
         yield lambda: peaks
     finally:
-        torch.cuda.synchronize(device)
-        peaks["cuda_allocator"] = int(torch.cuda.max_memory_allocated(device))
-        stop.set()
-        sampler.join()
+        torch.cuda.synchronize(index)
+        peaks["cuda_allocator"] = int(torch.cuda.max_memory_allocated(index))
+        if "nvml" in peaks:
+            stop.set()
+            sampler.join()
+            sample()
 
 
 def peak_rss_bytes() -> int:

@@ -7,7 +7,7 @@ import math
 
 for paper, known in PAPERS.items():
     for name, entry in manifest.scale_config(paper, SCALE).items():
-        needs = known.experiments[name]
+        needs = manifest.needs(paper, name, SCALE)
 
         rule:
             name:

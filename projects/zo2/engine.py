@@ -14,11 +14,13 @@ Works on any `nn.Module` whose blocks sit in a `ModuleList` or `Sequential`:
 """
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,7 @@ from torch import Tensor, nn
 from projects.zo2.lanes import Pager, Span, Traffic
 from projects.zo2.mezo import NO_DECAY, Loss, model_loss
 from projects.zo2.noise import Noise, Scratch, doubles_exactly
-from projects.zo2.storage import Codec, DiskStore, Field, Layout, RamStore, SafetensorsReader, SafetensorsWriter
+from projects.zo2.storage import ALIGNMENT, Codec, DiskStore, Field, Layout, RamStore, SafetensorsReader, SafetensorsWriter, round_up
 from projects.zo2.streams import DIFFERENT_PATHS, Lockstep
 from projects.zo2.units import Unit, find_blocks, partition
 from shared.errors import UserError
@@ -51,6 +53,20 @@ class Step:
     @property
     def skipped(self) -> bool:
         return not math.isfinite(self.projected_gradient)
+
+
+_UNUSABLE = "the engine was interrupted while it changed weights, which are now of no use: load a checkpoint, or start again"
+
+
+def _change_weights(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method runs inside `_change`."""
+
+    @wraps(method)
+    def wrapped(self: "ZO2", *args: Any) -> Any:
+        with self._change():
+            return method(self, *args)
+
+    return wrapped
 
 
 @dataclass
@@ -125,13 +141,23 @@ class ZO2:
             raise UserError(f"eps must be positive, not {eps}")
         if slots < 1:
             raise UserError(f"slots must be at least 1, not {slots}")
+        for name, value, allowed in (("probe", probe, ("inplace", "fresh")), ("rounding", rounding, ("nearest", "stochastic"))):
+            if value not in allowed:
+                raise UserError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+        if not (storage is None or storage == "ram" or isinstance(storage, Path)):
+            raise UserError(f"storage must be 'ram', a pathlib.Path of a safetensors file, or None, not {storage!r}")
         if storage is None and storage_dtype is not None:
             raise UserError("storage_dtype needs a storage: blocks that never leave the device are not stored")
         self.model, self.lr, self.eps, self.weight_decay, self.no_decay = model, lr, eps, weight_decay, tuple(no_decay)
         self.seed, self.probe, self.loss = seed, probe, loss
         self.steps = 0
+        first = next(model.parameters(), None)
+        if first is None or not any(p.requires_grad for p in model.parameters()):
+            raise UserError("the model has no trainable parameter")
+        self._home = torch.device("cpu") if first.is_meta else first.device  # where `unwrap` brings the model back to
+        self.device = _indexed(torch.device(device) if device is not None else self._home)
         if isinstance(storage, Path) and any(p.is_meta for p in model.parameters()):
-            _adopt(model, find_blocks(model, blocks), storage, torch.device(device or "cpu"))
+            _adopt(model, find_blocks(model, blocks), storage, self.device)
             in_place = True
         else:
             if any(p.is_meta for p in model.parameters()):
@@ -143,11 +169,6 @@ class ZO2:
         self._order: list[Unit] = []  # units in the order in which the last step's forward reached them
         self._pending: _Pending | None = None
         self._stochastic = rounding == "stochastic"
-        first = next((p for p in model.parameters()), None)
-        if first is None or not any(p.requires_grad for p in model.parameters()):
-            raise UserError("the model has no trainable parameter")
-        self.device = torch.device(device) if device is not None else first.device
-
         self._training = {module: module.training for module in model.modules()}
         model.eval()  # a dropout that differs between the two forwards would be read as a gradient
         config = getattr(model, "config", None)
@@ -156,7 +177,9 @@ class ZO2:
             config.use_cache = False
 
         self._tensors = [_block_tensors(unit) for unit in self._parts.blocks]
-        layouts = [Layout([Field(n, tuple(t.shape), t.dtype, _writable(t)) for n, t in tensors.items()]) for tensors in self._tensors]
+        self._alignment = ALIGNMENT[self.device.type]
+        fields = [[Field(n, tuple(t.shape), t.dtype, _writable(t)) for n, t in tensors.items()] for tensors in self._tensors]
+        layouts = [Layout(of_block, self._alignment) for of_block in fields]
         self._pager: Pager | None = None
         if storage is not None:
             codecs = [Codec(layout, layout.stored_as(storage_dtype), self._stochastic) for layout in layouts]
@@ -171,12 +194,13 @@ class ZO2:
         trainable = [p for p in model.parameters() if p.requires_grad]
         scratch = Scratch(self.device, max(p.numel() for p in trainable))
         self._probe_noise, self._update_noise = Noise(scratch), Noise(scratch)
-        sizes = {u: sum(_aligned(p) for p in u.parameters.values() if p not in self._parts.shared) for u in self._units.values()}
+        sizes = {u: sum(self._aligned(p) for p in u.parameters.values() if p not in self._parts.shared) for u in self._units.values()}
         largest_block = max(sizes[u] for u in self._parts.blocks)
         cache_noise = cache_noise and all(doubles_exactly(p.dtype) for u in self._parts.blocks for p in u.parameters.values())
         self._cache = torch.empty(largest_block, dtype=torch.uint8, device=self.device) if cache_noise else None
         self._work = torch.empty(max(sizes.values()), dtype=torch.uint8, device=self.device) if probe == "fresh" else None
 
+        self._changing = self._unusable = False
         self._lockstep = Lockstep()
         self._mode: Literal["step", "forward"] | None = None
         self._streams = 1
@@ -199,10 +223,13 @@ class ZO2:
         """One training step on `batch`, or on a list of micro-batches whose losses are averaged (the blocks still
         travel once).
 
-        The update it finds is pending until the next step or `flush`. An exception inside leaves the weights
-        unperturbed and nothing pending.
+        The update it finds is pending until the next step or `flush`. An exception inside the model or the loss, Ctrl-C
+        among them, leaves the weights unperturbed and nothing pending. One inside the engine itself (out of memory, a
+        file that cannot be read) may leave the weights between two values: the engine then refuses to go on until `load`.
         """
         self._check_wrapped()
+        if isinstance(batch, list) and any(isinstance(part, Tensor) for part in batch):
+            raise UserError("a list is a list of micro-batches; a batch of several tensors must be a tuple or a dictionary")
         micro_batches = batch if isinstance(batch, list) else [batch]
         if not micro_batches:
             raise UserError("a step needs at least one micro-batch")
@@ -210,8 +237,7 @@ class ZO2:
         if lr is None:
             lr = self.lr(self.steps) if callable(self.lr) else self.lr
         self.model.eval()
-        self._begin(seed)
-        self._mode, self._streams = "step", 2 * len(micro_batches)
+        self._streams = 2 * len(micro_batches)
 
         def forward(micro_batch: Any) -> float:
             self._show_twins()
@@ -219,14 +245,22 @@ class ZO2:
 
         closures = [partial(forward, b) for _ in range(2) for b in micro_batches]
         try:
+            self._begin(seed)
+            self._mode = "step"
             losses = self._lockstep.run(closures)
             self._mode = None
             self._follow_order(None)
-        except BaseException:
+            self._end_twins()
+        except BaseException as error:
             self._mode = None
-            self._recover()
+            if self._changing:
+                self._unusable = True
+                error.add_note(_UNUSABLE)
+            else:
+                self._unusable = True  # unless recovering succeeds
+                self._recover()
+                self._unusable = False
             raise
-        self._end_twins()
         self._order = [self._root, *self._visited]
         half = len(micro_batches)
         plus, minus = sum(losses[:half]) / half, sum(losses[half:]) / half
@@ -351,6 +385,8 @@ class ZO2:
     def load(self, path: Path) -> None:
         """Take the weights from a safetensors file that `save` wrote; a pending update is forgotten."""
         self._pending = None
+        if self._unusable:
+            self._forget_visit()
         file = SafetensorsReader(path)
         wanted = {f.name for f in self._fields()}
         if file.names() != wanted:
@@ -362,6 +398,7 @@ class ZO2:
                     tensor.data.copy_(file.read(name))
         for name, tensor in self._resident_state().items():
             tensor.data.copy_(file.read(name))
+        self._changing = self._unusable = False
 
     def write_resident(self) -> None:
         """Make a file that is trained in place a whole checkpoint: the blocks are in it after a flush, what stays on the device is not."""
@@ -374,14 +411,17 @@ class ZO2:
         self._pager.store.sync()
 
     def unwrap(self) -> nn.Module:
-        """Apply what is pending, bring the blocks back into ordinary memory, and return the model as it was before."""
+        """Apply what is pending, bring the blocks back to where the model was before, and return it."""
+        self._check_wrapped()
         self.flush()
         for index, unit in enumerate(self._parts.blocks if self._pager else ()):
             with self._at_home(unit, write=False):
-                homes = {name: tensor.data.clone() for name, tensor in self._tensors[index].items()}
+                homes = {name: tensor.data.to(self._home, copy=True) for name, tensor in self._tensors[index].items()}
             for name, tensor in self._tensors[index].items():
                 tensor.data = homes[name]
         self.close()
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            tensor.data = tensor.data.to(self._home)
         return self.model
 
     def close(self) -> None:
@@ -390,6 +430,8 @@ class ZO2:
             hook.remove()
         self._hooks = []
         if self._pager is not None:
+            if self._unusable:
+                self._pager.abandon()
             self._pager.close()
         for module, training in self._training.items():
             module.training = training
@@ -399,6 +441,8 @@ class ZO2:
     def _check_wrapped(self) -> None:
         if not self._hooks:
             raise UserError("this engine has let go of the model (unwrap or close): make a new one")
+        if self._unusable:
+            raise UserError(_UNUSABLE)
 
     # ---- a visit -----------------------------------------------------------------------------------------------------
     #
@@ -412,6 +456,7 @@ class ZO2:
         mine = [(name, p) for name, p in unit.parameters.items() if p not in claimed]
         unit.owned = dict(sorted(mine, key=lambda item: item[1] not in self._parts.shared))
 
+    @_change_weights
     def _follow_order(self, unit: Unit | None) -> None:
         """Before `unit` is visited, or at the end: if the last step went on with another unit, apply what is pending to
         all that it went on with, because its noise comes in that order and this step may not reach them.
@@ -424,6 +469,7 @@ class ZO2:
                 self._apply_pending(late)
         self._pending = None
 
+    @_change_weights
     def _begin(self, seed: int) -> None:
         self._visited = []
         self._probe_noise.seed(seed)
@@ -433,6 +479,7 @@ class ZO2:
         for parameter in self._parts.root.values():
             self._make_twins(parameter)
 
+    @_change_weights
     def _arrive(self, unit: Unit) -> "_Visit":
         visit = _Visit(unit)
         if unit.block is not None:
@@ -449,10 +496,10 @@ class ZO2:
             home = parameter.data
             noise = work = None
             if cached:
-                noise, cache_at = _carve(self._cache, cache_at, home)
+                noise, cache_at = self._carve(self._cache, cache_at, home)
                 self._probe_noise.draw(noise, self.eps)
             if self._work is not None:
-                work, work_at = _carve(self._work, work_at, home)
+                work, work_at = self._carve(self._work, work_at, home)
             visit.tensors.append((parameter, home, noise, work))
         visit.state = None if cached else self._probe_noise.state()
         visit.phase = "home"
@@ -460,10 +507,12 @@ class ZO2:
         self._move(visit, "plus")
         return visit
 
+    @_change_weights
     def _minus(self) -> None:
         assert self._visit is not None
         self._move(self._visit, "minus")
 
+    @_change_weights
     def _depart(self) -> None:
         visit, self._visit = self._visit, None
         assert visit is not None
@@ -532,6 +581,7 @@ class ZO2:
         for parameter, copies in self._twins.items():
             parameter.data = copies[2 if minus else 1]
 
+    @_change_weights
     def _end_twins(self) -> None:
         """Restore the shared parameters."""
         for parameter, (home, _, _) in self._twins.items():
@@ -615,6 +665,38 @@ class ZO2:
         visit, self._visit = self._visit, None
         assert visit is not None
         self._unbind(visit.unit, write=False)
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """While weights change: Ctrl-C waits until the end, and any other exception is remembered as one in their midst."""
+        interrupted: list[int] = []
+        defer = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if defer:
+            signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
+        self._changing = True
+        try:
+            yield
+            self._changing = False
+        finally:
+            if defer:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def _forget_visit(self) -> None:
+        """Give up what an unusable engine was doing; the weights are about to be replaced."""
+        for parameter, (home, _, _) in self._twins.items():
+            parameter.data = home
+        if self._visit is not None:
+            for parameter, home, _, _ in self._visit.tensors:
+                parameter.data = home
+        self._twins.clear()
+        self._twin_states.clear()
+        self._visit = None
+        if self._pager is not None:
+            self._pager.abandon()
+            for block in range(len(self._tensors)):
+                self._make_away(block)
 
     def _recover(self) -> None:
         """After an exception inside a step: take the perturbation away and finish the update that was under way."""
@@ -708,6 +790,16 @@ class ZO2:
                 if id(tensor) not in travels:
                     tensor.data = tensor.data.to(self.device)
 
+    def _aligned(self, tensor: Tensor) -> int:
+        """What a tensor takes in one of the engine's buffers."""
+        return round_up(tensor.numel() * tensor.element_size(), self._alignment)
+
+    def _carve(self, buffer: Tensor | None, start: int, like: Tensor) -> tuple[Tensor, int]:
+        """A view into `buffer` (bytes) at `start` with the shape and dtype of `like`, and where the next one begins."""
+        assert buffer is not None
+        view = buffer[start : start + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
+        return view, start + self._aligned(like)
+
 
 class _Visit:
     """A unit on the device: its own parameters as (parameter, home, cached noise, work copy), and where the noise stream stood."""
@@ -762,12 +854,6 @@ def _placeholder(tensor: Tensor, device: torch.device) -> Tensor:
     return torch.full((), fill, dtype=tensor.dtype, device=device).expand(tensor.shape)
 
 
-def _aligned(tensor: Tensor) -> int:
-    return -(-tensor.numel() * tensor.element_size() // 64) * 64
-
-
-def _carve(buffer: Tensor | None, start: int, like: Tensor) -> tuple[Tensor, int]:
-    """A view into `buffer` (bytes) at `start` with the shape and dtype of `like`, and where the next one begins."""
-    assert buffer is not None
-    view = buffer[start : start + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
-    return view, start + _aligned(like)
+def _indexed(device: torch.device) -> torch.device:
+    """The same device with its number, which some of torch's functions want."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device

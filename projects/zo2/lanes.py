@@ -153,6 +153,8 @@ class Pager:
                 self.traffic.bytes_down += self.store.write(block, slot.buffer, generator)
             self.traffic.offloads[block] += 1
             if not self.reuse:
+                if computed is not None:  # the memory must not be given out again while it is still being read
+                    torch.cuda.current_stream(self.device).synchronize()
                 slot.buffer = None
 
         if write:
@@ -174,6 +176,15 @@ class Pager:
         for slot in self._slots:
             if not slot.in_use:
                 slot.block = None
+
+    def abandon(self) -> None:
+        """Forget every block on the device, in use or not, without writing it, and whatever a lane has failed at."""
+        for slot in self._slots:
+            for future in (slot.ready, slot.drained):
+                if future is not None:
+                    future.exception()
+            slot.block, slot.in_use, slot.ready, slot.drained = None, False, None, None
+        self._written.clear()
 
     def close(self) -> None:
         self.drop()

@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from projects.zo2.noise import PIECE
 from shared.errors import UserError
 
-ALIGNMENT = 64  # bytes, torch's own: matrix products may round differently on other alignments
+# Bytes at which torch's allocators begin a tensor: matrix products may round differently on other alignments.
+ALIGNMENT = {"cpu": 64, "cuda": 512}
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -41,6 +43,11 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+
+
+def round_up(nbytes: int, alignment: int) -> int:
+    """The next multiple of `alignment`."""
+    return -(-nbytes // alignment) * alignment
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,14 @@ class Field:
 class Layout:
     """Where the tensors of one block lie in a byte buffer of `nbytes`; the first `writable_nbytes` of it are written back."""
 
-    def __init__(self, fields: Sequence[Field]):
+    def __init__(self, fields: Sequence[Field], alignment: int = ALIGNMENT["cpu"]):
+        self.alignment = alignment
         self.fields = sorted(fields, key=lambda f: not f.writable)  # stable: writable ones first
         self.offsets: list[int] = []
         self.nbytes = self.writable_nbytes = 0
         for f in self.fields:
             self.offsets.append(self.nbytes)
-            self.nbytes += -(-f.nbytes // ALIGNMENT) * ALIGNMENT
+            self.nbytes += round_up(f.nbytes, alignment)
             if f.writable:
                 self.writable_nbytes = self.nbytes
 
@@ -78,7 +86,8 @@ class Layout:
         """The same tensors with the floating-point ones held as `dtype`."""
         if dtype is None:
             return self
-        return Layout([Field(f.name, f.shape, dtype if f.dtype.is_floating_point else f.dtype, f.writable) for f in self.fields])
+        fields = [Field(f.name, f.shape, dtype if f.dtype.is_floating_point else f.dtype, f.writable) for f in self.fields]
+        return Layout(fields, self.alignment)
 
     def same_bytes(self, other: "Layout") -> bool:
         return [f.dtype for f in self.fields] == [f.dtype for f in other.fields]
@@ -126,9 +135,11 @@ class Codec:
                 break
             if self.stochastic and source.dtype != target.dtype:
                 assert generator is not None
-                rounded = torch.empty(source.shape, dtype=target.dtype, device=source.device)
-                round_stochastically(source, rounded, generator)
-                target.copy_(rounded)
+                # In pieces, because rounding takes several times the memory of what it rounds.
+                for whole, kept in zip(source.view(-1).split(PIECE), target.view(-1).split(PIECE), strict=True):
+                    rounded = torch.empty(whole.shape, dtype=target.dtype, device=whole.device)
+                    round_stochastically(whole, rounded, generator)
+                    kept.copy_(rounded)
             else:
                 target.copy_(source, non_blocking=True)
 
@@ -136,21 +147,20 @@ class Codec:
 class RamStore:
     """Blocks in host memory. `nbytes` is what they take there.
 
-    For a CPU "device" the memory is an anonymous mapping, outside torch's allocator, so that a count of the
-    allocator's bytes is the device's alone.
+    The memory is an anonymous mapping, outside torch's allocators: a count of the CPU allocator's bytes is the device's
+    alone, and page-locked memory (`pinned`, for a GPU) is not rounded up to a power of two. Pages come into being as
+    blocks are filled, so that a model moves here block by block.
     """
 
     def __init__(self, codecs: Sequence[Codec], pinned: bool, bucket: bool = True):
-        self.codecs, self.bucket = codecs, bucket
+        self.codecs, self.pinned, self.bucket = codecs, pinned, bucket
         starts = [0]
         for codec in codecs:
-            starts.append(starts[-1] + codec.stored.nbytes)
+            starts.append(starts[-1] + round_up(codec.stored.nbytes, mmap.PAGESIZE if pinned else 1))
         self.nbytes = starts[-1]
-        if pinned:
-            memory = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=True)
-        else:
-            memory = torch.frombuffer(mmap.mmap(-1, max(1, self.nbytes)), dtype=torch.uint8)
+        memory = torch.frombuffer(mmap.mmap(-1, max(1, self.nbytes)), dtype=torch.uint8)
         self._blocks = [memory[a:b] for a, b in pairwise(starts)]
+        self._locked: list[Tensor] = []
 
     def read(self, block: int, device: Tensor) -> int:
         """Bring `block` into the device buffer; returns the bytes that travelled."""
@@ -165,8 +175,17 @@ class RamStore:
     def fill(self, block: int, tensors: Mapping[str, Tensor]) -> None:
         """First content of `block`."""
         _copy_all(self.codecs[block].stored, self._blocks[block], tensors)
+        if self.pinned:
+            memory = self._blocks[block]
+            status = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+            if status != 0:
+                raise UserError(f"the host does not let {self.nbytes / 1e9:.1f} GB be page-locked (CUDA error {status})")
+            self._locked.append(memory)
 
     def close(self) -> None:
+        for memory in self._locked:
+            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+        self._locked.clear()
         self._blocks.clear()
 
 

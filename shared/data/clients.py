@@ -21,11 +21,13 @@ from shared.paths import ROOT
 Watch = Callable[[], None]
 Registry = PyPI | Npm | Debian
 
+_UNKNOWN_TO_APT = "apt does not know this version, which is of Debian 12"
+
 # What a client prints -> what to tell the user. The first pattern found counts, so the particular ones come first.
 _REASONS = [
     (r"No space left on device|ENOSPC", "no space left on the device"),
     (r"DO NOT MATCH THE HASHES|Hash Sum mismatch|EINTEGRITY", "the registry has other bytes than the catalogue: wrong sha256"),
-    (r"Unable to locate package|Version '.*' for '.*' was not found", "apt does not know this version: run `apt-get update` as root first"),
+    (r"Unable to locate package|Version '.*' for '.*' was not found", _UNKNOWN_TO_APT),
     (
         r"NewConnectionError|Temporary failure|Name or service not known|Network is unreachable|timed out|Timeout|ENOTFOUND|EAI_AGAIN"
         r"|ECONNREFUSED|ETIMEDOUT|Could not resolve|Could not connect|Failed to fetch|ProxyError|ConnectError|URLError"
@@ -46,7 +48,30 @@ def download(provider: Registry, archive: Archive, folder: Path, watch: Watch) -
     elif isinstance(provider, Npm):
         _run(["npm", "pack", "--loglevel=error", "--fetch-retries=1", f"{archive.package}@{archive.version}"], folder, watch)
     else:
-        _run(["apt-get", "download", f"{archive.package}={archive.version}"], folder, watch)
+        _apt(f"{archive.package}={archive.version}", folder, watch)
+
+
+def _apt(package: str, folder: Path, watch: Watch) -> None:
+    try:
+        _run(["apt-get", "download", package], folder, watch)
+    except UserError as error:
+        if str(error) != _UNKNOWN_TO_APT:
+            raise
+        # The system's lists may be missing or old, and only root may renew them: read them into a private place.
+        options = _private_lists(folder, "none", watch)
+        _run(["apt-get", *options, "download", package], folder, watch)
+        shutil.rmtree(folder / "apt")
+
+
+def _private_lists(folder: Path, languages: str, watch: Watch) -> list[str]:
+    """Read the package lists into `folder / "apt"`; returns the options that make apt use them. Needs no root."""
+    state = folder / "apt"
+    for part in ("lists/partial", "cache/archives/partial"):
+        (state / part).mkdir(parents=True)
+    options = [f"-oDir::State::lists={state}/lists", f"-oDir::Cache={state}/cache", f"-oAPT::Sandbox::User={getpass.getuser()}"]
+    options += [f"-oAcquire::Languages={languages}", "-oAcquire::GzipIndexes=false"]
+    _run(["apt-get", *options, "--error-on=any", "update"], folder, watch)
+    return options
 
 
 def _pip(provider: PyPI, archive: Archive, folder: Path, watch: Watch) -> None:
@@ -66,17 +91,12 @@ def debian_index(folder: Path, watch: Watch) -> None:
     The package lists are read into a private place, so this needs no root, changes nothing of the system's, and has the long
     descriptions even where the system leaves them out.
     """
-    state = folder / "apt"
-    for part in ("lists/partial", "cache/archives/partial"):
-        (state / part).mkdir(parents=True)
-    options = [f"-oDir::State::lists={state}/lists", f"-oDir::Cache={state}/cache", f"-oAPT::Sandbox::User={getpass.getuser()}"]
-    options += ["-oAcquire::Languages=en", "-oAcquire::GzipIndexes=false"]
-    _run(["apt-get", *options, "--error-on=any", "update"], folder, watch)
+    options = _private_lists(folder, "en", watch)
     _run(["apt-cache", *options, "dumpavail"], folder, watch, output=folder / "Packages")
     with (folder / "Translation-en").open("wb") as out:
-        for translation in sorted((state / "lists").glob("*_i18n_Translation-en")):
+        for translation in sorted((folder / "apt" / "lists").glob("*_i18n_Translation-en")):
             out.write(translation.read_bytes() + b"\n")
-    shutil.rmtree(state)
+    shutil.rmtree(folder / "apt")
 
 
 def hub(provider: Hub, files: Sequence[str], folder: Path, watch: Watch) -> None:

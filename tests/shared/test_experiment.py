@@ -27,6 +27,20 @@ def test_a_run_writes_rows_with_their_origin(toy, tmp_path):
     np.testing.assert_array_equal(rows.read_array(rows.read_frame(path), "grid"), np.arange(4.0))
 
 
+def test_an_experiment_has_the_threads_of_its_scale(write_paper, tmp_path):
+    torch = pytest.importorskip("torch")
+    code = "import shared.experiment, torch\nclass Config(shared.experiment.Config): pass\n"
+    code += "def run(config, run): run.row(threads=torch.get_num_threads())"
+    known = "name: one\ndisplay: One\ntitle: T\nexperiments:\n  first: {title: A, minutes: 1, memory_gb: 1, at: {gpu: {threads: 2}}}\n"
+    write_paper("one", {"paper.yaml": known, "experiments/first.py": code, "scales/cpu.yaml": "first:", "scales/gpu.yaml": "first:"})
+    before = torch.get_num_threads()
+    try:
+        for scale, threads in (("cpu", 1), ("gpu", 2)):
+            assert rows.read_rows(run_experiment("one", "first", scale, None, tmp_path / "results")).rows == [{"threads": threads}]
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

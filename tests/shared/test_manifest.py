@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from shared import manifest
+from shared import manifest, paths
 from shared.errors import UserError
 
 GOOD = "name: one\ndisplay: One\ntitle: T\nexperiments:\n  first: {title: A, minutes: 1, memory_gb: 1, data: [b, a]}\n"
@@ -78,6 +78,44 @@ def test_data_needed_is_what_the_experiments_of_the_scale_need(write_paper):
     write_paper("two", {"paper.yaml": GOOD.replace("name: one", "name: two").replace("[b, a]", "[c]"), "scales/cpu.yaml": "first:"})
     assert manifest.data_needed("one", "cpu") == ["a", "b"]
     assert manifest.data_needed(None, "cpu") == ["a", "b", "c"]
+    assert manifest.data_needed(None, "gpu") == []
+
+
+AT = GOOD.replace("[b, a]}", "[b, a], at: {gpu: {gpu: true, memory_gb: 64, threads: 3, data: []}}}")
+
+
+def test_what_an_experiment_needs_depends_on_the_scale(write_paper):
+    write_paper("one", {"paper.yaml": AT, "scales/cpu.yaml": "first:", "scales/gpu.yaml": "first:"})
+    here, there = manifest.needs("one", "first", "cpu"), manifest.needs("one", "first", "gpu")
+    assert (here.gpu, here.memory_gb, here.threads, here.data) == (False, 1, 1, ["b", "a"])
+    assert (there.gpu, there.memory_gb, there.threads, there.data) == (True, 64, 3, [])
+    assert (there.title, there.minutes) == ("A", 1)
+    assert manifest.data_needed("one", "cpu") == ["a", "b"]
+    assert manifest.data_needed("one", "gpu") == []
+    assert refuse(manifest.needs, "one", "first", "gpuu") == "unknown scale 'gpuu'; did you mean gpu?"
+    assert "did you mean first?" in refuse(manifest.needs, "one", "frist", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (AT.replace("at: {gpu", "at: {gpuu"), "unknown scale 'gpuu'; did you mean gpu?"),
+        (AT.replace("memory_gb: 64", "memory: 64"), "at gpu: unknown key 'memory'; did you mean memory_gb?"),
+        (AT.replace("memory_gb: 64", "title: B"), "at gpu: unknown key 'title'"),
+        (AT.replace("memory_gb: 64", "memory_gb: -1"), "at gpu: 'memory_gb' = -1"),
+    ],
+)
+def test_a_wrong_need_of_a_scale_is_one_line(write_paper, text, said):
+    write_paper("one", {"paper.yaml": text})
+    assert said in refuse(manifest.manifest, "one")
+
+
+def test_zo2_asks_for_a_gpu_where_its_scales_say_cuda():
+    for scale in paths.SCALES:
+        for name, entry in manifest.scale_config("zo2", scale).items():
+            assert manifest.needs("zo2", name, scale).gpu == (entry.get("device") == "cuda"), (name, scale)
+    assert {name for name in manifest.scale_config("zo2", "gpu") if manifest.needs("zo2", name, "gpu").gpu} >= {"memory", "throughput"}
+    assert manifest.data_needed("zo2", "gpu") == []
     assert manifest.data_needed(None, "gpu") == []
 
 

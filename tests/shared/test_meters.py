@@ -4,6 +4,7 @@ import gc
 import itertools
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from shared.meters import (
     Timing,
     count_flops,
+    cuda_peak_bytes,
     data_bytes,
     geometric_mean,
     interleave,
@@ -127,6 +129,70 @@ def test_a_thousand_phases():
                 a = _bytes(index)
                 del a
     assert meter.peak_bytes("p") == 999
+
+
+# ---- a GPU's memory --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A GPU that is not there: the calls that were made of it, in order, and the bytes that NVML says are in use."""
+    calls, used = [], {"now": 700}
+
+    def says(name, value=None):
+        return lambda *arguments: (calls.append((name, *arguments)), value)[1]
+
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, says(name))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", says("max_memory_allocated", 500))
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda index: (calls.append(("nvml", index)), used["now"])[1])
+    return calls, used
+
+
+def test_the_counters_of_a_gpu(card):
+    calls, used = card
+    with cuda_peak_bytes("cuda") as peaks:
+        used["now"] = 900
+    assert peaks() == {"nvml": 900, "cuda_allocator": 500}, "the last sample is taken after the work"
+    names = [name for name, *_ in calls]
+    assert names.index("empty_cache") < names.index("nvml"), "what torch kept from before is not this work's"
+    assert {index for name, *rest in calls for index in rest} == {3}, "an index that torch maps, whichever thread asks"
+
+
+def test_the_counter_of_a_gpu_sees_what_is_gone_again(card):
+    calls, used = card
+    with cuda_peak_bytes("cuda:1") as peaks:
+        used["now"] = 2000
+        before = len(calls)
+        while len(calls) < before + 2:  # until the sampler has looked
+            time.sleep(0.001)
+        used["now"] = 600
+    assert peaks()["nvml"] == 2000
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("nvidia-ml-py"), RuntimeError("no permission")])
+def test_without_nvml_there_is_no_such_counter(card, monkeypatch, error):
+    asked = []
+
+    def refuse(index):
+        asked.append(index)
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "device_memory_used", refuse)
+    with cuda_peak_bytes("cuda") as peaks:
+        pass
+    assert peaks() == {"cuda_allocator": 500}
+    assert asked == [3], "once"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_counters_of_a_real_gpu():
+    with cuda_peak_bytes("cuda") as peaks:
+        held = torch.empty(256 * KIB * KIB, dtype=torch.uint8, device="cuda")
+        del held
+    assert 256 * KIB * KIB <= peaks()["cuda_allocator"] < 258 * KIB * KIB
+    assert peaks().get("nvml", 256 * KIB * KIB) >= 256 * KIB * KIB
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from shared import paths
-from tests.conftest import Repository, make_toy_repository
+from tests.conftest import Repository, make_empty_repository, make_toy_repository
 
 pytestmark = pytest.mark.workflow
 
@@ -178,7 +178,7 @@ def described(repo, *arguments):
 
 PROBE = """
 for one in workflow.rules:
-    if one.name.startswith("toy_") and "gpu" in one.resources:
+    if one.name.startswith(("toy_", "zo2_")) and "gpu" in one.resources:
         print("PROBE", one.name, *(one.resources[key].value for key in ("_cores", "mem_mb", "runtime", "gpu")), file=sys.stderr)
 """
 
@@ -236,6 +236,17 @@ def test_the_slurm_profile_plans_with_its_executor(toy_repo):
         "toy_clock": (1, 500, 16, 0),
         "toy_card": (1, 64000, 100, 1),
     }
+
+
+def test_zo2_at_scale_gpu_asks_slurm_for_a_gpu_and_for_no_data(tmp_path):
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    repo = make_empty_repository(tmp_path)
+    shutil.copytree(paths.PROJECTS, repo.root / "projects", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    arguments = ("--profile", "workflows/profiles/slurm", "--config", "scale=gpu")
+    assert not [name for name in repo.planned(*arguments) if name.startswith("fetch_")]
+    asked = resources(repo, *arguments)
+    assert asked["zo2_memory"] == asked["zo2_throughput"] == (1, 140000, 70, 1)
+    assert asked["zo2_equality"][-1] == 0
 
 
 def test_the_results_may_lie_elsewhere(toy_repo, tmp_path):

@@ -35,6 +35,30 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         ENGINE,
+        "            signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))\n",
+        "            pass\n",
+        "Ctrl-C ends the engine's arithmetic in its midst",
+    ),
+    Mutation(
+        ENGINE,
+        "        if interrupted:\n            raise KeyboardInterrupt\n",
+        "",
+        "Ctrl-C is forgotten",
+    ),
+    Mutation(
+        ENGINE,
+        "                self._unusable = True\n                error.add_note(_UNUSABLE)\n",
+        "                pass\n",
+        "a failure in the midst of a change is passed over",
+    ),
+    Mutation(
+        ENGINE,
+        "            for parameter, home, _, _ in self._visit.tensors:\n                parameter.data = home\n",
+        "            pass\n",
+        "loading into an unusable engine leaves parameters bound to their perturbed copies",
+    ),
+    Mutation(
+        ENGINE,
         "self._update_noise.update(parameter.data, self._pending.lr,",
         "self._update_noise.update(parameter.data, self.lr(self.steps) if callable(self.lr) else self.lr,",
         "the pending update uses the learning rate of the next step",
@@ -110,7 +134,7 @@ MUTATIONS = [
     ),
     Mutation(
         STORAGE,
-        "            self.nbytes += -(-f.nbytes // ALIGNMENT) * ALIGNMENT\n",
+        "            self.nbytes += round_up(f.nbytes, alignment)\n",
         "            self.nbytes += f.nbytes\n",
         "tensors in a slot are not padded to the alignment",
         ("storage",),
@@ -275,8 +299,8 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "        self.model.eval()\n        self._begin(seed)\n",
-        "        self._begin(seed)\n",
+        "        self.model.eval()\n        self._streams = 2 * len(micro_batches)\n",
+        "        self._streams = 2 * len(micro_batches)\n",
         "a step does not switch dropout off",
     ),
     Mutation(
@@ -295,8 +319,8 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "        self._pending = None\n        file = SafetensorsReader(path)\n",
-        "        file = SafetensorsReader(path)\n",
+        "        self._pending = None\n        if self._unusable:\n",
+        "        if self._unusable:\n",
         "loading keeps the pending update of before",
         ("engine",),
     ),
@@ -334,8 +358,8 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "noise, cache_at = _carve(self._cache, cache_at, home)",
-        "noise, _ = _carve(self._cache, 0, home)",
+        "noise, cache_at = self._carve(self._cache, cache_at, home)",
+        "noise, _ = self._carve(self._cache, 0, home)",
         "the cached noises of a block lie on top of each other",
     ),
     Mutation(

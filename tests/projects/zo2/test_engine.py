@@ -3,6 +3,7 @@
 import contextvars
 import json
 import os
+import signal
 
 import mutations
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from projects.zo2 import ZO2
+from projects.zo2.noise import Noise
 from shared.errors import UserError
 
 
@@ -108,7 +110,7 @@ def test_a_file_cut_short_in_mid_run_never_puts_one_block_in_the_place_of_anothe
     kept = path.read_bytes()
     os.truncate(path, len(kept) - 500)  # the last block's end
     for _ in range(3):
-        with pytest.raises(OSError, match="truncated while in use"):
+        with pytest.raises((OSError, UserError), match=r"truncated while in use|interrupted while it changed weights"):
             helpers.run_engine(engine, plain, 1)
     with path.open("r+b") as file:
         file.seek(0, os.SEEK_END)
@@ -650,4 +652,80 @@ def test_a_file_holds_what_the_state_dict_holds(tmp_path):
     engine = ZO2(model, loss=loss, storage=tmp_path / "weights.safetensors")
     assert set(load_file(tmp_path / "weights.safetensors")) == set(engine.state_dict()) == names
     assert engine.evaluate(x) == expected
+    engine.close()
+
+
+# ---- interruptions in the midst of the engine's own arithmetic -------------------------------------------------------
+
+
+@pytest.mark.parametrize("probe", ["inplace", "fresh"])
+@pytest.mark.parametrize("method", ["update", "draw", "add"])
+def test_ctrl_c_waits_until_the_weights_are_whole(method, probe, plain, helpers, monkeypatch):
+    """Interrupted while noise is added, the engine ends the addition first; what it goes on with is what it had."""
+    calm, hasty = (helpers.make_engine(plain, probe=probe) for _ in range(2))
+    for engine in (calm, hasty):
+        helpers.run_engine(engine, plain, 2)
+    original, calls = getattr(Noise, method), []
+
+    def interrupt(self, *args):
+        original(self, *args)
+        calls.append(method)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Noise, method, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        helpers.run_engine(hasty, plain, 1)
+    monkeypatch.undo()
+    assert len(calls) >= 3
+    for name, value in calm.state_dict().items():
+        torch.testing.assert_close(hasty.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    helpers.run_engine(hasty, plain, 1)
+    for engine in (calm, hasty):
+        engine.close()
+
+
+@pytest.mark.parametrize("storage", ["ram", None])
+def test_a_failure_in_the_midst_of_a_change_is_not_passed_over(storage, plain, helpers, monkeypatch, tmp_path):
+    """Out of memory while noise is added: the engine says that it is unusable, until it has loaded a checkpoint."""
+    engine = helpers.make_engine(plain, storage=storage)
+    helpers.run_engine(engine, plain, 2)
+    engine.save(tmp_path / "good.safetensors")
+    good = engine.state_dict()
+    original, calls = Noise.add, []
+
+    def fail(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        original(self, *args)
+
+    monkeypatch.setattr(Noise, "add", fail)
+    with pytest.raises(MemoryError) as raised:
+        helpers.run_engine(engine, plain, 1)
+    monkeypatch.undo()
+    assert "load a checkpoint" in raised.value.__notes__[0]
+    for use in (lambda: helpers.run_engine(engine, plain, 1), engine.unwrap, lambda: engine.forward(lambda model: None)):
+        with pytest.raises(UserError, match="load a checkpoint"):
+            use()
+    engine.load(tmp_path / "good.safetensors")
+    for name, value in engine.state_dict().items():
+        assert torch.equal(value, good[name]), name
+    helpers.run_engine(engine, plain, 1)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"probe": "Fresh"}, "probe"), ({"rounding": "stohastic"}, "rounding"), ({"storage": "disk"}, "pathlib.Path")],
+)
+def test_a_misspelt_option_is_refused(options, message, plain, helpers):
+    with pytest.raises(UserError, match=message):
+        helpers.make_engine(plain, **options)
+
+
+def test_a_list_of_tensors_is_not_taken_for_micro_batches(plain, helpers):
+    engine = helpers.make_engine(plain)
+    with pytest.raises(UserError, match="micro-batches"):
+        engine.step([torch.ones(2), torch.ones(2)])
     engine.close()
