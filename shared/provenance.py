@@ -42,7 +42,7 @@ def collect(scale: str) -> dict[str, Any]:
 
 
 def finish(started: dict[str, Any]) -> dict[str, Any]:
-    """`started` with the duration, the load average at the end, the threads (torch may be loaded only now) and the GPU, if one has computed."""
+    """`started` with the duration, the load at the end, the threads (torch may be loaded only now) and the GPU, if one has computed."""
     done = dict(started)
     done["duration_seconds"] = round(time.monotonic() - done.pop("started_monotonic"), 3)
     done["load_end"] = round(os.getloadavg()[0], 2)
