@@ -2,6 +2,10 @@
 
 Everything must be equal but what measures time or the memory of a process, which no second run repeats: those are told by a
 tolerance and never fail. The name of a column decides which it is.
+
+Floats are equal to the last bit only on the same model of CPU with the same version of torch, as others add in another order. Where
+the provenance of two rows files differs in one of these, their floats may be 0.1 % apart (`FLOAT_TOLERANCE`) and digests (arrays, columns
+ending in `sha256`) are passed over; whole numbers, text and truth values must be equal all the same.
 """
 
 import json
@@ -13,6 +17,8 @@ from typing import Any
 
 from shared import manifest, rows
 from shared.errors import UserError
+
+FLOAT_TOLERANCE = 1e-3  # relative, between different CPUs or versions of torch
 
 _TIMING = re.compile(r"(^|_)(seconds|per_second|\w*time|speed\w*|rss|vmdata)(_|$)")
 
@@ -38,6 +44,32 @@ class Difference:
 def is_timing(column: str) -> bool:
     """Whether a column's name says that a second run gives another value: times, speeds, a process's memory."""
     return _TIMING.search(column) is not None
+
+
+def elsewhere(measured: Path, reference: Path) -> str:
+    """In one line: by which CPUs or versions of torch the two folders' rows differ, so that floats need not be equal to the last bit.
+
+    Empty where all were made alike.
+    """
+    told = {}
+    for name in sorted(_files(measured) & _files(reference)):
+        if not name.endswith("claims.json"):
+            told.update(dict.fromkeys(_made_otherwise(rows.read_rows(measured / name), rows.read_rows(reference / name))))
+    if not told:
+        return ""
+    return f"made elsewhere ({'; '.join(told)}): there floats may be {100 * FLOAT_TOLERANCE:g} % apart, and digests are not compared"
+
+
+def _made_otherwise(one: rows.RowsFile, other: rows.RowsFile) -> list[str]:
+    """What of the provenance makes other last bits: "torch 2.11.0, not 2.12.0"."""
+    found = []
+    for what in ("CPU", "torch"):
+        first, second = (
+            side.provenance.get("cpu") if what == "CPU" else side.provenance.get("packages", {}).get("torch") for side in (one, other)
+        )
+        if first != second:
+            found.append(f"{what} {first}, not {second}")
+    return found
 
 
 def differences(measured: Path, reference: Path, tolerance: float) -> list[Difference]:
@@ -71,7 +103,10 @@ def _rows(where: str, one: rows.RowsFile, other: rows.RowsFile, tolerance: float
     for key in sorted({*one.config, *other.config}):
         if one.config.get(key) != other.config.get(key):
             yield Difference(where, f"config {key}", str(one.config.get(key)), str(other.config.get(key)), True)
+    same_bits = not _made_otherwise(one, other)
     for name in sorted({*one.arrays, *other.arrays}):
+        if name in one.arrays and name in other.arrays and not same_bits:
+            continue
         first, second = (side.arrays[name].sha256[:12] if name in side.arrays else "missing" for side in (one, other))
         if first != second and not is_timing(name):
             yield Difference(where, f"array {name}", first, second, True)
@@ -79,17 +114,22 @@ def _rows(where: str, one: rows.RowsFile, other: rows.RowsFile, tolerance: float
         yield Difference(where, "number of rows", str(len(one.rows)), str(len(other.rows)), True)
         return
     for column in sorted({column for row in (*one.rows, *other.rows) for column in row}):
-        yield from _column(
-            where, column, [row.get(column, "absent") for row in one.rows], [row.get(column, "absent") for row in other.rows], tolerance
-        )
+        if not same_bits and column.endswith("sha256"):
+            continue
+        first_values, second_values = ([row.get(column, "absent") for row in side.rows] for side in (one, other))
+        yield from _column(where, column, first_values, second_values, tolerance, 0.0 if same_bits else FLOAT_TOLERANCE)
 
 
-def _column(where: str, column: str, one: Sequence[rows.Scalar], other: Sequence[rows.Scalar], tolerance: float) -> Iterator[Difference]:
+def _column(
+    where: str, column: str, one: Sequence[rows.Scalar], other: Sequence[rows.Scalar], tolerance: float, float_tolerance: float
+) -> Iterator[Difference]:
     """At most one difference per column: how many rows differ, and the one that differs most."""
     timing = is_timing(column)
-    apart = [(_apart(a, b), index) for index, (a, b) in enumerate(zip(one, other, strict=True)) if a != b or type(a) is not type(b)]
-    if timing:
-        apart = [(distance, index) for distance, index in apart if distance > tolerance]
+    apart = []
+    for index, (a, b) in enumerate(zip(one, other, strict=True)):
+        allowed = tolerance if timing else float_tolerance if isinstance(a, float) and isinstance(b, float) else 0.0
+        if (a != b or type(a) is not type(b)) and (_apart(a, b) > allowed or allowed == 0.0):
+            apart.append((_apart(a, b), index))
     if apart:
         distance, index = max(apart)
         share = f", {100 * distance:.3g} % apart" if distance != float("inf") else ""

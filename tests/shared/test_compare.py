@@ -78,9 +78,69 @@ def test_a_deterministic_value_that_moved_is_drift(runs, change, what, capsys):
     assert "drift" in capsys.readouterr().out
 
 
+def another_cpu(content):
+    content["provenance"].update(cpu="another")
+
+
+def another_torch(content):
+    content["provenance"]["packages"]["torch"] = "1.0"
+
+
+def add_digests(content):
+    for row in content["rows"]:
+        row["weights_sha256"] = "a" * 64
+
+
+@pytest.mark.parametrize("change", [another_cpu, another_torch, None])
+def test_floats_and_digests_are_exact_only_on_the_same_machine(runs, capsys, change):
+    for folder in runs:
+        edit(folder, "rows/squares.json", add_digests)
+
+    def drift(content):
+        content["rows"][1].update(scaled_ratio=0.4 * (1 + 5e-4), weights_sha256="b" * 64)
+        content["arrays"]["grid"].update(sha256="0" * 64)
+
+    edit(runs[0], "rows/squares.json", drift)
+    if change:
+        edit(runs[0], "rows/squares.json", change)
+    found = [one.what.split()[:2] for one in differences(*runs, tolerance=0.25)]
+    status = cli.main(["compare", *map(str, runs)])
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("made elsewhere")]
+    if change is None:
+        assert [what for what, _ in found] == ["array", "scaled_ratio", "weights_sha256"]
+        assert (status, said) == (1, [])
+    else:
+        assert (found, status) == ([], 0)
+        assert len(said) == 1
+        assert ("CPU another, not " if change is another_cpu else "torch 1.0, not ") in said[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"scaled_ratio": 0.4 * (1 + 2e-3)}, "scaled_ratio (1 of 4 rows"),
+        ({"square": 5}, "square (1 of 4 rows"),
+        ({"scaled_ratio": 1}, "scaled_ratio (1 of 4 rows"),
+        ({"mode": "rough"}, "mode (1 of 4 rows"),
+    ],
+)
+def test_on_another_machine_the_rest_stays_exact(runs, row, what):
+    edit(runs[0], "rows/squares.json", another_cpu)
+    edit(runs[0], "rows/squares.json", lambda content: content["rows"][1].update(row))
+    (found,) = differences(*runs, tolerance=0.25)
+    assert found.drift
+    assert found.what.startswith(what)
+
+
 def test_provenance_may_differ(runs):
-    edit(runs[0], "rows/squares.json", lambda content: content["provenance"].update(cpu="another"))
+    edit(runs[0], "rows/squares.json", another_cpu)
     assert differences(*runs, tolerance=0.25) == []
+
+
+def test_the_help_tells_of_other_machines(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    assert "the version of torch differs" in " ".join(capsys.readouterr().out.split())
 
 
 def test_timings_are_told_beyond_the_tolerance_and_never_fail(runs):
