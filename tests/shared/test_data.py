@@ -463,8 +463,8 @@ def test_files_of_a_client_without_archives_are_taken(lab: Lab, provider: dict[s
 @pytest.mark.parametrize(
     ("printed", "reason"),
     [
-        ("E: Unable to locate package dataset-fashion-mnist", "run `apt-get update` as root"),
-        ("E: Version '1' for 'tiny' was not found", "run `apt-get update` as root"),
+        ("E: Unable to locate package dataset-fashion-mnist", "apt does not know this version"),
+        ("E: Version '1' for 'tiny' was not found", "apt does not know this version"),
         ("WARNING: Retrying ... NewConnectionError ...\nERROR: No matching distribution found for tiny==1.0", "no network"),
         ("ERROR: No matching distribution found for tiny==1.0", "does not have this version"),
         ("OSError: [Errno 28] No space left on device", "no space left"),
@@ -473,6 +473,50 @@ def test_files_of_a_client_without_archives_are_taken(lab: Lab, provider: dict[s
 )
 def test_reason_of_a_client_that_failed(printed: str, reason: str) -> None:
     assert reason in clients._reason(printed, "npm failed")
+
+
+@pytest.mark.parametrize(
+    ("printed", "falls_back"),
+    [
+        ("E: Version '1' for 'tiny' was not found", True),
+        ("E: Unable to locate package tiny", True),
+        ("E: Failed to fetch tiny.deb  Could not connect", False),
+        ("E: Failed to fetch tiny.deb  Hash Sum mismatch", False),
+        ("E: No space left on device", False),
+        ("E: something else", False),
+    ],
+)
+def test_apt_reads_private_lists_when_the_systems_lack_the_version_and_only_then(tmp_path, monkeypatch, printed, falls_back) -> None:
+    commands = []
+
+    def run(command: list[str], folder: Path, watch: Callable[[], None], output: Path | None = None) -> None:
+        commands.append(command)
+        if len(commands) == 1:
+            raise UserError(clients._reason(printed, "apt-get failed"))
+
+    monkeypatch.setattr(clients, "_run", run)
+    if falls_back:
+        clients._apt("tiny=1", tmp_path, lambda: None)
+        system, update, download = commands
+        assert system == ["apt-get", "download", "tiny=1"]
+        options = update[1:-2]
+        assert (update[0], update[-2:], download) == ("apt-get", ["--error-on=any", "update"], ["apt-get", *options, "download", "tiny=1"])
+        assert f"-oDir::State::lists={tmp_path}/apt/lists" in options, "so that no root is needed"
+        assert list(tmp_path.iterdir()) == [], "the lists are gone again"
+    else:
+        with pytest.raises(UserError, match=re.escape(clients._reason(printed, "apt-get failed"))):
+            clients._apt("tiny=1", tmp_path, lambda: None)
+        assert len(commands) == 1
+
+
+def test_a_version_that_no_list_has_is_said(tmp_path, monkeypatch) -> None:
+    def run(command: list[str], folder: Path, watch: Callable[[], None], output: Path | None = None) -> None:
+        if command[-1] != "update":
+            raise UserError(clients._UNKNOWN_TO_APT)
+
+    monkeypatch.setattr(clients, "_run", run)
+    with pytest.raises(UserError, match="does not know this version"):
+        clients._apt("tiny=1", tmp_path, lambda: None)
 
 
 def test_own_archive_under_another_name(lab: Lab) -> None:
