@@ -8,7 +8,6 @@
 | `rss` | resident pages of a process at their highest (`peak_rss_bytes`, in a subprocess) | no |
 """
 
-import math
 import os
 import subprocess
 import sys
@@ -228,11 +227,6 @@ def count_flops(run: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """The mean for ratios."""
-    return math.exp(sum(math.log(v) for v in values) / len(values))
 
 
 def _synchronise() -> None:

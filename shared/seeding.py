@@ -6,7 +6,6 @@
 import hashlib
 import json
 import operator
-import random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,12 +30,3 @@ def generator(seed: int, *keys: int | str, device: str = "cpu") -> "torch.Genera
     import torch
 
     return torch.Generator(device=device).manual_seed(step_seed(seed, *keys))
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, numpy and torch, for libraries that draw from them."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (the global generator is the point)
-    torch.manual_seed(seed)

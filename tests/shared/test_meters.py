@@ -15,7 +15,6 @@ from shared.meters import (
     count_flops,
     cuda_peak_bytes,
     data_bytes,
-    geometric_mean,
     interleave,
     live_bytes,
     peak_rss_bytes,
@@ -328,11 +327,6 @@ def test_the_interval_holds_the_true_ratio_about_95_times_in_100():
 def test_timings_of_different_lengths_are_refused(top, bottom):
     with pytest.raises(ValueError, match="must be interleaved"):
         ratio(top, bottom)
-
-
-def test_the_mean_for_ratios():
-    assert geometric_mean([2.0, 0.5]) == pytest.approx(1.0)
-    assert geometric_mean([1.0, 4.0, 16.0]) == pytest.approx(4.0)
 
 
 # ---- FLOPs -----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,9 @@
 """Seeds: independent of one another and of the order in which they are asked for."""
 
-import random
-
 import numpy as np
 import torch
 
-from shared.seeding import generator, seed_everything, step_seed
+from shared.seeding import generator, step_seed
 
 
 def test_the_values_are_the_same_on_every_machine():
@@ -39,14 +37,3 @@ def test_a_generator_leaves_the_global_one_alone():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_seed_everything():
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
-
-    seed_everything(2**40)
-    first = draw()
-    assert draw() != first
-    seed_everything(2**40)
-    assert draw() == first
