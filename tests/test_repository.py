@@ -150,6 +150,25 @@ def test_make_says_what_it_can_do_and_can_do_it():
     assert "snakemake reproduce_all --cores all" in run("make", "-n", "reproduce")
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_reproduce_goes_on_where_a_dataset_cannot_be_fetched(tmp_path):
+    """In a folder with a `.venv` whose programs only say that they were called; fetching fails."""
+    shutil.copy(paths.ROOT / "Makefile", tmp_path)
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, status in (("repro", 1), ("snakemake", 3)):
+        (programs / name).write_text(f"#!/bin/sh\necho called {name} $*\nexit {status}\n")
+        (programs / name).chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):
+        (tmp_path / name).touch()
+    done = subprocess.run(["make", "reproduce", "SCALE=smoke"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert [line for line in done.stdout.splitlines() if line.startswith("called")] == [
+        "called repro data fetch --for all --scale smoke",
+        "called snakemake reproduce_all --cores all --config scale=smoke",
+    ]
+    assert done.returncode != 0, "what failed in Snakemake is a failure of make"
+
+
 def test_the_bench_is_of_timed_experiments():
     (names,) = re.findall(r"^BENCH := (.*)$", text_of("Makefile"), re.MULTILINE)
     for paper, name in (entry.split("/") for entry in names.split()):
