@@ -361,9 +361,12 @@ class ZO2:
         """What the blocks take on the host tier."""
         return self._pager.store.nbytes if self._pager else 0
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and current value of every parameter and saved buffer, tied ones once; a value is valid until the next is asked for."""
-        self.flush()
+    def tensors(self, flush: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """Name and current value of every parameter and saved buffer, tied ones once; a value is valid until the next is
+        asked for. Without `flush` the update of the last step may be missing.
+        """
+        if flush:
+            self.flush()
         for name, tensor in self._resident_state().items():
             yield name, tensor.data
         for index, unit in enumerate(self._parts.blocks):

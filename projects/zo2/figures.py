@@ -29,7 +29,7 @@ def memory_law(memory: pd.DataFrame) -> Figure:
     for method, rows in shown.groupby("method", sort=False):
         rows = rows.sort_values("layers")
         axes.plot(rows["layers"], rows["peak_bytes"] / 1e9, marker="o", label=LABELS[str(method)], color=COLOURS[str(method)])
-    axes.set(yscale="log", xscale="log", xlabel="blocks", ylabel="peak device memory in GB", title="Memory does not grow with depth")
+    axes.set(yscale="log", xscale="log", xlabel="blocks", ylabel="peak device memory in GB", title="Peak device memory against depth")
     depths = sorted(shown["layers"].unique())
     axes.set_xticks(depths, [str(d) for d in depths])
     axes.minorticks_off()
@@ -95,6 +95,6 @@ def loss_curves(accuracy: pd.DataFrame) -> Figure:
     for method, look in looks.items():
         rows = steps[steps["method"] == method].sort_values("step")
         axes.plot(rows["step"], rows["train_loss"], label=method, **look)
-    axes.set(xlabel="step", ylabel="training loss of the batch", title="MeZO and ZO2 are one curve")
+    axes.set(xlabel="step", ylabel="training loss of the batch", title="Training loss with the same batches")
     figure.legend(loc="outside lower center", ncols=3)
     return figure

@@ -48,11 +48,25 @@ def equality(equality: pd.DataFrame) -> Table:
 
 def memory(memory: pd.DataFrame) -> Table:
     keys = ["model", "layers", "counter"]
-    measured = memory[memory["counter"] != "out of memory"]
+    measured = memory[memory["peak_bytes"].notna()]
     frame = measured.pivot_table(index=keys, columns="method", values="peak_bytes", aggfunc="first").rename(columns=METHODS)
     frame = frame[[name for name in METHODS.values() if name in frame.columns]]
-    frame["saving_share"] = 1 - frame["zo2_bytes"] / frame["mezo_bytes"]
+    if "mezo_bytes" in frame.columns:
+        frame["saving_share"] = 1 - frame["zo2_bytes"] / frame["mezo_bytes"]
     frame["host_bytes"] = measured[measured["method"] == "zo2-3"].set_index(keys)["host_bytes"]
+    headings = {
+        "model": "model",
+        "layers": "layers",
+        "counter": "counter",
+        "adamw_bytes": "AdamW",
+        "sgd_bytes": "SGD",
+        "mezo_bytes": "MeZO",
+        "resident_bytes": "ZO2, nothing offloaded",
+        "zo2_bytes": "ZO2, 3 slots",
+        "lean_bytes": "ZO2, 1 slot, noise not cached",
+        "saving_share": "saved against MeZO",
+        "host_bytes": "on the host",
+    }
     return Table(
         title="Peak device memory against depth",
         caption=(
@@ -61,21 +75,7 @@ def memory(memory: pd.DataFrame) -> Table:
             f"{memory['dtype'].iloc[0]}. Random weights: memory does not depend on them."
         ),
         frame=frame.reset_index().sort_values("layers", kind="stable"),
-        columns={
-            "model": "model",
-            "layers": "layers",
-            "counter": "counter",
-            "adamw_bytes": "AdamW",
-            "sgd_bytes": "SGD",
-            "mezo_bytes": "MeZO",
-            "resident_bytes": "ZO2, nothing offloaded",
-            "zo2_bytes": "ZO2, 3 slots",
-            "lean_bytes": "ZO2, 1 slot, noise not cached",
-            "saving_share": "saved against MeZO",
-            "host_bytes": "on the host",
-        }
-        if set(METHODS.values()) <= set(frame.columns)
-        else {},
+        columns={name: heading for name, heading in headings.items() if name in frame.columns or name in keys},
         paper=paper_numbers("zo2", "memory"),
         notes=[
             "The counter 'allocator' counts torch's allocations one by one; the offloaded blocks lie outside it, in the last column.",
@@ -103,7 +103,7 @@ def limit(limit: pd.DataFrame) -> Table:
             "last_loss": Column("last loss", "{:.6f}"),
             "outcome": "outcome",
         },
-        notes=["Both that finish draw the same noise, and their losses agree to the last digit."],
+        notes=["All draw the same noise. 'Nothing offloaded' is ZO2's own arithmetic with every block on the device, a leaner MeZO."],
     )
 
 
@@ -124,12 +124,16 @@ def timings(frame: pd.DataFrame, baseline: str, by: list[str], variant: str = "v
                     "time_low_ratio": against.low,
                     "time_high_ratio": against.high,
                     "interval": f"{against.low:.3f} to {against.high:.3f}",
+                    "coverage_probability": against.coverage,
                     "bytes_up": rounds["bytes_up"].iloc[-1],
                     "bytes_down": rounds["bytes_down"].iloc[-1],
                     "waited_seconds": float(rounds["waited_seconds"].median()),
                 }
             )
     return pd.DataFrame(found)
+
+
+INTERVALS = "Intervals are order statistics of the paired ratios; with six rounds or more they hold the true median with 95 % or more."
 
 
 def throughput(throughput: pd.DataFrame) -> Table:
@@ -151,12 +155,13 @@ def throughput(throughput: pd.DataFrame) -> Table:
             "tokens": "tokens a step",
             "tokens_per_second": "tokens/s",
             "time_ratio": "time against resident",
-            "interval": "95 % interval",
+            "interval": "interval",
             "bytes_up": Column("up a step", _megabytes),
             "bytes_down": Column("down a step", _megabytes),
             "waited_seconds": "waited for uploads",
         },
         notes=[
+            INTERVALS,
             "'Cold' writes through to the disk and drops the page cache, so that each read is a real one; 'warm' "
             "leaves both to the system.",
             "Tokens count once, though each goes through two forwards. Absolute times depend on the machine and its "
@@ -176,12 +181,16 @@ def sensitivity(sensitivity: pd.DataFrame) -> Table:
             "sequence": "sequence",
             "tokens": "tokens",
             "overlap_ratio": "with overlap",
-            "interval": "95 % interval",
+            "interval": "interval",
             "sync_ratio": "without",
             "predicted_ratio": "predicted with overlap",
             "lane_ratio": "longest lane over compute",
         },
-        notes=["Predicted: what the resident step takes, or the longest lane plus what is outside the blocks, whichever is longer."],
+        notes=[
+            "Predicted: what the resident step takes, or the longest lane plus what is outside the blocks, whichever is longer. "
+            "It takes the lanes for independent; on a CPU they share memory bandwidth and cores with the compute.",
+            INTERVALS,
+        ],
     )
 
 
@@ -229,12 +238,13 @@ def ablation(ablation: pd.DataFrame) -> Table:
             "up_ratio": Column("uploads", "{:.0f}x"),
             "down_ratio": Column("offloads", "{:.0f}x"),
             "time_ratio": "time",
-            "interval": "95 % interval",
+            "interval": "interval",
             "buffers": Column("device buffers", "{:.0f}"),
             "differing_losses": "losses that differ",
         },
         notes=[
-            "Without reused slots every visit allocates a buffer of its own; how many distinct addresses that makes is up to the allocator."
+            INTERVALS,
+            "Without reused slots every visit allocates a buffer of its own; how many addresses that makes is up to the allocator.",
         ],
     )
 
@@ -280,7 +290,7 @@ def accuracy(accuracy: pd.DataFrame) -> Table:
             "test_accuracy": "test accuracy",
             "weights_sha256": "digest of the weights",
         },
-        notes=["Zeroth-order progress over so few steps is small; first-order training is far ahead at equal steps, as theory says."],
+        notes=["First-order training of the same number of steps is shown for scale; it needs gradients, activations and optimizer state."],
     )
 
 

@@ -120,19 +120,21 @@ class SST2(Classification):
 
     def __init__(self, name_or_path: str, tokens: int, dtype: torch.dtype, examples: int = 1000):
         from datasets import load_dataset
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-        from shared.models import load_causal_lm
+        from shared.models import local_model
+        from shared.models.language import load_tokenizer
 
         try:
-            dataset = load_dataset("stanfordnlp/sst2")
-        except Exception as error:  # datasets raises many kinds when the network is away
-            raise UserError(
-                f"SST-2 is not in the hub cache ({type(error).__name__}): hf download --repo-type dataset stanfordnlp/sst2"
-            ) from None
+            folder = snapshot_download("stanfordnlp/sst2", repo_type="dataset", local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise UserError("SST-2 is not in the hub cache: hf download --repo-type dataset stanfordnlp/sst2") from None
+        dataset = load_dataset(folder)
         parts = [dataset["train"].shuffle(seed=0).select(range(examples)), dataset["validation"]]
         super().__init__(*((list(part["sentence"]), np.array(part["label"])) for part in parts))
         self.tokens, self._name, self._dtype = tokens, name_or_path, dtype
-        _, self._tokenizer = load_causal_lm(name_or_path, dtype)
+        self._tokenizer = load_tokenizer(local_model(name_or_path))
         self._tokenizer.padding_side = self._tokenizer.truncation_side = "left"
         self._word_ids = torch.tensor([self._tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in self.words])
 

@@ -313,14 +313,21 @@ def test_a_ratio_without_spread_has_an_interval_without_width():
     assert (found.low, found.value, found.high) == (1.5, 1.5, 1.5)
 
 
-def test_the_interval_holds_the_true_ratio_about_95_times_in_100():
+@pytest.mark.parametrize("rounds", [6, 9, 25])
+def test_the_interval_holds_the_true_ratio_as_often_as_it_says(rounds):
     rng = np.random.default_rng(0)
-    held = 0
-    for _ in range(200):
-        busy = rng.lognormal(0, 1, 25)  # a busy moment falls on both
-        found = ratio(1.1 * busy * rng.lognormal(0, 0.05, 25), busy, resamples=400)
+    held, trials = 0, 2000
+    for _ in range(trials):
+        busy = rng.lognormal(0, 1, rounds)  # a busy moment falls on both
+        found = ratio(1.1 * busy * rng.lognormal(0, 0.05, rounds), busy)
         held += found.low <= 1.1 <= found.high
-    assert 180 <= held <= 200
+    assert found.coverage >= 0.95
+    assert abs(held / trials - found.coverage) < 4 * (0.05 * 0.95 / trials) ** 0.5
+
+
+def test_with_few_rounds_the_interval_spans_them_all_and_owns_up():
+    found = ratio([1.0, 5.0, 2.0], [1.0, 1.0, 1.0])
+    assert (found.low, found.value, found.high, found.coverage) == (1.0, 2.0, 5.0, 0.75)
 
 
 @pytest.mark.parametrize(("top", "bottom"), [([1.0], [1.0, 2.0]), ([], [])])

@@ -11,6 +11,7 @@ import torch
 from projects.zo2 import ZO2, MeZO
 from projects.zo2.baselines import NaiveOffload
 from projects.zo2.engine import Step
+from projects.zo2.lanes import Traffic
 from projects.zo2.tasks import Batch
 from shared import experiment, meters
 from shared.errors import UserError
@@ -51,12 +52,16 @@ class Stepper:
         if self.flush and isinstance(self.trainer, ZO2):
             self.trainer.flush()
 
-    def traffic(self) -> tuple[int, int, float]:
-        """Bytes up, bytes down and seconds waited so far."""
-        if not isinstance(self.trainer, ZO2):
-            return 0, 0, 0.0
-        moved = self.trainer.traffic
-        return moved.bytes_up, moved.bytes_down, moved.waited
+    def traffic(self) -> dict[str, float]:
+        """What has moved so far, and how long the compute lane has waited for it."""
+        moved = self.trainer.traffic if isinstance(self.trainer, ZO2) else Traffic()
+        return {
+            "uploads": sum(moved.uploads.values()),
+            "offloads": sum(moved.offloads.values()),
+            "bytes_up": moved.bytes_up,
+            "bytes_down": moved.bytes_down,
+            "waited_seconds": moved.waited,
+        }
 
     def close(self) -> None:
         if isinstance(self.trainer, ZO2):
@@ -83,8 +88,7 @@ def measure(run: experiment.Run, steppers: dict[str, Stepper], repeats: int, des
         def step() -> None:
             before = stepper.traffic()
             stepper()
-            moved = [after - earlier for after, earlier in zip(stepper.traffic(), before, strict=True)]
-            found[name].append(dict(zip(("bytes_up", "bytes_down", "waited_seconds"), moved, strict=True)))
+            found[name].append({key: after - before[key] for key, after in stepper.traffic().items()})
 
         return step
 

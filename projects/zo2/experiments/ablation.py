@@ -34,7 +34,7 @@ class Config(experiment.Config):
     heads: int = Field(default=9, ge=1)
     vocabulary: int = Field(default=2048, ge=16)
     tokens: int = Field(default=128, ge=2)
-    repeats: int = Field(default=5, ge=1)
+    repeats: int = Field(default=6, ge=1)
 
 
 def run(config: Config, run: experiment.Run) -> None:

@@ -9,6 +9,7 @@ import argparse
 import json
 import shutil
 import tempfile
+import textwrap
 from pathlib import Path
 
 from pydantic import Field
@@ -40,7 +41,8 @@ def run(config: Config, run: experiment.Run) -> None:
                 method=method,
                 limit_bytes=bound,
                 finished=done.status == 0,
-                outcome="trained" if done.status == 0 else done.error[:120],
+                out_of_memory="allocate memory" in done.error or "MemoryError" in done.error,
+                outcome="trained" if done.status == 0 else textwrap.shorten(done.error, 100),
                 tokens=config.tokens,
                 steps=config.steps,
                 peak_rss_bytes=found.get("peak_rss_bytes"),

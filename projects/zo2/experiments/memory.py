@@ -15,9 +15,9 @@ from pydantic import Field
 
 from projects.zo2 import ZO2, MeZO
 from projects.zo2.baselines import FirstOrder
+from projects.zo2.experiments._timing import check_device
 from projects.zo2.tasks import random_tokens
 from shared import experiment, meters
-from shared.errors import UserError
 from shared.models import causal_lm_config, random_causal_lm
 from shared.models.shapes import OPT_SHAPES
 
@@ -47,8 +47,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("zo2/memory wants a GPU at this scale and none is here; run it with --scale cpu")
+    check_device(config.device, "zo2/memory")
     sizes = [(f"opt-h{config.hidden}", depth, config.hidden, config.heads) for depth in config.depths if config.hidden]
     sizes += [(name, *OPT_SHAPES[name]) for name in config.shapes]
     work = [(size, method) for size in sizes for method in config.methods]
@@ -59,7 +58,7 @@ def run(config: Config, run: experiment.Run) -> None:
         copies = {"mezo": 1, "zo2-resident": 1, "sgd": 2, "adamw": 4}.get(method, 0)
         parameters = layers * (12 * hidden**2 + 13 * hidden) + 2 * 50272 * hidden
         if copies * parameters * dtype.itemsize > config.largest_resident_gigabytes * 1e9:
-            run.row(**_identity(config, name, layers, hidden, method), peak_bytes=None, host_bytes=0, counter="out of memory")
+            run.row(**_identity(config, name, layers, hidden, method), peak_bytes=None, host_bytes=0, counter="not tried")
             continue
         measure = _on_cpu if config.device == "cpu" else _on_cuda
         for counter, peak, host in measure(partial(random_causal_lm, shape, config.seed, dtype), method, config):

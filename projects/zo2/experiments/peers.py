@@ -27,7 +27,7 @@ class Config(experiment.Config):
     hidden: int = Field(default=512, ge=8)
     heads: int = Field(default=8, ge=1)
     tokens: int = Field(default=128, ge=2)
-    repeats: int = Field(default=5, ge=1)
+    repeats: int = Field(default=6, ge=1)
 
 
 def run(config: Config, run: experiment.Run) -> None:

@@ -25,7 +25,7 @@ class Config(experiment.Config):
     heads: int = Field(default=8, ge=1)
     vocabulary: int = Field(default=4096, ge=16)
     grid: list[tuple[int, int]] = [(1, 16), (1, 64), (1, 256), (2, 256), (4, 256)]
-    repeats: int = Field(default=5, ge=1)
+    repeats: int = Field(default=6, ge=1)
 
 
 def run(config: Config, run: experiment.Run) -> None:

@@ -26,12 +26,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+SHAPES = {**OPT_SHAPES, "opt-tiny": (3, 64, 4)}  # the last for the wiring
+
+
 class Config(experiment.Config):
     models: list[str] = ["smollm2-135m"]
     variants: list[Literal[tuple(VARIANTS)]] = list(VARIANTS)  # type: ignore[valid-type]
     batch_size: int = Field(default=1, ge=1)
     tokens: int = Field(default=256, ge=2)
-    repeats: int = Field(default=5, ge=1)
+    repeats: int = Field(default=6, ge=1)
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -61,8 +64,8 @@ def run(config: Config, run: experiment.Run) -> None:
 def load(name: str, config: Config) -> tuple[Any, dict[str, torch.Tensor]]:
     """A model by the name of a shape (random weights, random tokens) or of a pretrained one (real text), and a batch."""
     dtype = getattr(torch, config.dtype)
-    if name in OPT_SHAPES:
-        model = random_causal_lm(causal_lm_config("opt", *OPT_SHAPES[name], positions=2048, tied=False), config.seed, dtype)
+    if name in SHAPES:
+        model = random_causal_lm(causal_lm_config("opt", *SHAPES[name], positions=2048, tied=False), config.seed, dtype)
         return model, random_tokens(50272, config.batch_size, config.tokens, 1, config.seed)[0]
     from shared.data.loaders import wiki100
     from shared.models import load_causal_lm

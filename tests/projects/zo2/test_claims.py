@@ -30,7 +30,7 @@ def memory(
     zo2: tuple[float, ...] = (100, 101, 101), mezo: tuple[float, ...] = (150, 250, 400), depths: tuple[int, ...] = (4, 16, 32)
 ) -> dict:
     rows = []
-    for method, peaks in (("zo2-3", zo2), ("mezo", mezo)):
+    for method, peaks in (("zo2-3", zo2), ("mezo", mezo), ("zo2-resident", mezo)):
         rows += [
             {"model": "opt-h768", "hidden": 768, "layers": d, "method": method, "peak_bytes": p, "counter": "allocator"}
             for d, p in zip(depths, peaks, strict=True)
@@ -43,8 +43,8 @@ def on_gpu(models: list[str], bytes_: float) -> dict:
     return {"memory": rows}
 
 
-def limit(mezo: bool = False, zo2: bool = True, loss: float = 4.0) -> dict:
-    row = {"model": "m", "limit_bytes": 1e9, "peak_rss_bytes": 1.5e9, "last_loss": 4.0}
+def limit(mezo: bool = False, zo2: bool = True, loss: float = 4.0, memory: bool = True) -> dict:
+    row = {"model": "m", "limit_bytes": 1e9, "peak_rss_bytes": 1.5e9, "last_loss": 4.0, "outcome": "ended", "out_of_memory": memory}
     return {
         "limit": [
             {**row, "method": "mezo", "limit_bytes": math.nan, "finished": True},
@@ -54,13 +54,13 @@ def limit(mezo: bool = False, zo2: bool = True, loss: float = 4.0) -> dict:
     }
 
 
-def ablation(times: dict[str, float] | None = None, unfused: int = 2, losses: int = 0, buffers: int = 3) -> dict:
+def ablation(times: dict[str, float] | None = None, unfused: int = 2, losses: int = 0, buffers: int = 3, visits: int = 1) -> dict:
     times = {"no overlap": 1.5, "no deferred update": 1.2, "no reused slots": 1.1, **(times or {})}
     bytes_ = {"full": 1, "no deferred update": unfused, "no dual forward (three visits)": 3}
     rows = []
     for tier in ("RAM", "disk"):
         for variant in ("full", "no overlap", "no deferred update", "no dual forward (three visits)", "no reused slots"):
-            for repeat in range(5):
+            for repeat in range(6):
                 moved = 100 * bytes_.get(variant, 1)
                 rows.append(
                     {
@@ -70,6 +70,9 @@ def ablation(times: dict[str, float] | None = None, unfused: int = 2, losses: in
                         "step_seconds": times.get(variant, 1.0) * (1 + 0.01 * repeat),
                         "bytes_up": moved,
                         "bytes_down": moved,
+                        "uploads": visits * moved // 100,
+                        "offloads": visits * moved // 100,
+                        "blocks": 1,
                         "waited_seconds": 0.0,
                         "buffers": None if variant == "no reused slots" else buffers,
                         "differing_losses": losses if variant == "full" else 0,
@@ -81,7 +84,7 @@ def ablation(times: dict[str, float] | None = None, unfused: int = 2, losses: in
 def throughput(device: str = "cpu", tokens: int = 256, **times: float) -> dict:
     found = {"MeZO": 2.0, "ZO2, all on the device": 1.0, "ZO2, RAM": 1.0, "ZO2, disk warm": 1.0, "ZO2, disk cold": 1.0}
     found.update({name.replace("_", " ").replace("ZO2 ", "ZO2, "): value for name, value in times.items()})
-    common = {"model": "m", "device": device, "tokens": tokens, "bytes_up": 1, "bytes_down": 1, "waited_seconds": 0.0}
+    common = {"model": "m", "dtype": "float32", "device": device, "tokens": tokens, "bytes_up": 1, "bytes_down": 1, "waited_seconds": 0.0}
     return {"throughput": [{**common, "variant": v, "repeat": r, "step_seconds": s} for v, s in found.items() for r in range(3)]}
 
 
@@ -174,7 +177,9 @@ def test_every_claim_can_hold_and_can_fail():
         (claims.saving, memory((100, 100), (300, 300), (4, 8)), "not tested here"),
         (claims.limit, limit(mezo=True), "fails"),
         (claims.limit, limit(loss=4.1), "partly"),
+        (claims.limit, limit(memory=False), "not tested here"),
         (claims.one_transfer, ablation(losses=1), "fails"),
+        (claims.one_transfer, ablation(visits=2), "fails"),
         (claims.no_extra_time, throughput(ZO2_RAM=1.3), "partly"),
         (claims.no_extra_time, throughput(tokens=64), "not tested here"),
         (claims.no_extra_time, throughput(device="cuda"), "not tested here"),
