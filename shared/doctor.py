@@ -13,10 +13,14 @@ from shared.errors import UserError
 def check() -> int:
     """Print what is there. Returns 1 when something must be mended, with what to do on its line."""
     problems = 0
-    for fine, what, value in (_python(), *_pins(), *_torch(), *_machine(), *_cache()):
+    for fine, what, value in (_system(), _python(), *_pins(), *_torch(), *_machine(), *_cache()):
         problems += not fine
         print(f"{'ok ' if fine else '!! '} {what:<12} {value}")
     return 1 if problems else 0
+
+
+def _system() -> tuple[bool, str, str]:
+    return sys.platform == "linux", "system", f"{sys.platform} (needed: linux)"
 
 
 def _python() -> tuple[bool, str, str]:
@@ -63,10 +67,18 @@ def _torch() -> list[tuple[bool, str, str]]:
 
 
 def _machine() -> list[tuple[bool, str, str]]:
+    from shared import manifest
+
     memory = psutil.virtual_memory()
+    entries = [manifest.needs(paper, name, "cpu") for paper in manifest.manifests() for name in manifest.scale_config(paper, "cpu")]
+    needed = max((entry.memory_gb for entry in entries), default=1)
     disk = shutil.disk_usage(paths.ROOT)
     return [
-        (memory.total >= 7.5e9, "memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free (8 GB in all are needed)"),
+        (
+            memory.total >= 0.94e9 * needed,  # firmware keeps some of what was bought
+            "memory",
+            f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free ({needed:g} GB in all are needed)",
+        ),
         (disk.free >= 5e9, "disk", f"{disk.free / 1e9:.1f} GB free here (5 GB are needed)"),
         (True, "cores", f"{psutil.cpu_count()}"),
     ]

@@ -119,6 +119,8 @@ def test_every_command_on_a_page_exists(command, monkeypatch):
         run(sys.executable, "-m", "snakemake", "-n", *arguments)
     elif program == "bash":
         assert (paths.ROOT / arguments[0]).is_file()
+    elif program == "printf":
+        assert arguments[-2] == ">"
     elif program == "pre-commit":
         assert arguments == ["install"]
     else:
@@ -174,7 +176,12 @@ def test_the_bench_is_of_timed_experiments():
     for paper, name in (entry.split("/") for entry in names.split()):
         assert manifest.manifest(paper).experiments[name].timed
         assert name in manifest.manifest(paper).tables
-        assert name in manifest.scale_config(paper, "cpu")
+        for scale in ("smoke", "cpu"):
+            assert name in manifest.scale_config(paper, scale)
+
+
+def test_the_smoke_scale_needs_no_download():
+    assert manifest.data_needed(None, "smoke") == []
 
 
 def example(page: str) -> str:
@@ -195,15 +202,47 @@ def test_the_library_example_of_the_readme_runs(tmp_path):
     words = ["<unk>", "good", "bad", "coffee", "tea"]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path / "my-model")
+    standin = tmp_path / "smollm2-135m"  # a folder of this name goes before the entry of the catalogue
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<unk>").save_pretrained(standin)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
     before = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape))
-    before.save_pretrained(tmp_path / "my-model")
-    (tmp_path / "texts.txt").write_text("good coffee\nbad tea\n")
+    before.save_pretrained(standin)
     run_example("README.md", tmp_path)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "my-model-tuned", local_files_only=True)
     changed = [name for name, tensor in after.state_dict().items() if not tensor.equal(before.state_dict()[name])]
     assert any("layers.0" in name for name in changed)
+
+
+def test_the_data_of_the_command_example_are_what_the_command_reads(tmp_path):
+    (line,) = [line for line in shell_lines("README.md") if line.startswith("printf ")]
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True)
+    rows = [json.loads(row) for row in (tmp_path / "reviews.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert all(row.keys() == {"text"} and row["text"] for row in rows)
+    (command,) = [line for line in shell_lines("README.md") if line.startswith("python -m projects.zo2")]
+    assert "--data reviews.jsonl" in command
+
+
+def test_the_readme_and_the_doctor_say_what_memory_the_manifests_ask_for(capsys, monkeypatch):
+    from shared import doctor
+
+    needs = [manifest.needs(paper, name, "cpu") for paper in manifest.manifests() for name in manifest.scale_config(paper, "cpu")]
+    most = max(one.memory_gb for one in needs)
+    assert f"{most:g} GB of memory" in " ".join(text_of("README.md").split())
+    for total, fine in ((most * 0.96e9, True), (most * 0.9e9, False)):
+        monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda total=total: argparse.Namespace(total=total, available=total))
+        (memory,) = [(good, said) for good, what, said in doctor._machine() if what == "memory"]
+        assert memory[0] is fine
+        assert f"({most:g} GB in all are needed)" in memory[1]
+
+
+def test_the_readme_and_the_doctor_say_that_linux_is_needed(monkeypatch):
+    from shared import doctor
+
+    assert "They need Linux" in text_of("README.md")
+    for platform, fine in (("linux", True), ("darwin", False)):
+        monkeypatch.setattr(doctor.sys, "platform", platform)
+        assert doctor._system()[0] is fine
 
 
 def test_the_library_example_of_zo2_runs(tmp_path):
@@ -318,6 +357,16 @@ def test_nothing_runs_code_that_comes_with_data():
                 assert given.get("allow_pickle") in (None, "False"), at
                 assert given.get("shell") in (None, "False"), at
                 assert given.get("trust_remote_code") in (None, "False"), at
+
+
+@pytest.mark.parametrize(
+    ("what", "where"),
+    [("file_digest(", "shared/data/cache.py"), ("/proc/self/status", "shared/meters.py")],
+)
+def test_what_is_shared_is_written_once(what, where):
+    files = [file for folder in ("shared", "projects") for file in (paths.ROOT / folder).rglob("*.py")]
+    using = {str(file.relative_to(paths.ROOT)) for file in files if f'("{what}' in file.read_text() or f".{what}" in file.read_text()}
+    assert using == {where}
 
 
 BUILDS_ON = {"distzo2": {"zo2"}}  # the papers that build on one another
