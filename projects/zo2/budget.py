@@ -19,6 +19,7 @@ from torch import nn
 from projects.zo2.storage import Field, Layout
 from projects.zo2.units import partition
 from shared.errors import UserError
+from shared.meters import data_bytes, peak_rss_bytes
 
 _UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -44,8 +45,7 @@ def format_size(nbytes: int) -> str:
 
 def memory(key: Literal["VmData", "VmHWM"]) -> int:
     """What the process has allocated (VmData) or its highest resident size (VmHWM), in bytes."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key + ":"))
+    return {"VmData": data_bytes, "VmHWM": peak_rss_bytes}[key]()
 
 
 def return_freed_memory() -> None:

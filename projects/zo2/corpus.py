@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.data import cache
 from shared.errors import UserError
 from shared.seeding import step_seed
 
@@ -31,8 +32,7 @@ Example = tuple[list[int], list[int]]  # tokens before the loss begins, tokens w
 def sha256(path: Path) -> str:
     """Of a file's content. Raises UserError when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return cache.sha256(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 

@@ -389,6 +389,8 @@ def _device(name: str) -> torch.device:
         raise UserError(f"--device {name}: use cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this torch sees no GPU")
+    if device.type == "cuda" and device.index is None:  # the budget is set on a device that has a number
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
