@@ -326,7 +326,7 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "        self.flush()\n        for name, tensor in self._resident_state().items():\n            yield",
+        "        if flush:\n            self.flush()\n        for name, tensor in self._resident_state().items():\n            yield",
         "        for name, tensor in self._resident_state().items():\n            yield",
         "no flush before saving",
         ("engine",),
