@@ -1,4 +1,7 @@
-"""Figure "lanes": what the three lanes do during one step, with and without overlap, from a cold disk."""
+"""Figure "lanes": what the three lanes do during one step, with and without overlap, from a cold disk.
+
+With overlap the last upload of a step is that of block 0 for the next one, and its first has come with the step before.
+"""
 
 from pydantic import Field
 
@@ -7,6 +10,9 @@ from projects.zo2.experiments._timing import COLD, SYNC
 from projects.zo2.tasks import random_tokens
 from shared import experiment
 from shared.models import causal_lm_config, random_causal_lm
+
+
+LANES = ("upload", "compute", "offload")
 
 
 class Config(experiment.Config):
@@ -28,15 +34,13 @@ def run(config: Config, run: experiment.Run) -> None:
             for _ in range(config.steps):
                 stepper()
             stepper.close()
-        spans = stepper.trainer.spans
-        computed = [span for span in spans if span.lane == "compute" and span.block == 0]
-        start, end = computed[-1].start, max(span.end for span in spans if span.lane != "upload")
-        for span in spans:
-            if span.end > start - (end - start) * 0.1 and span.start < end:
-                run.row(
-                    variant=variant,
-                    lane=span.lane,
-                    block=span.block,
-                    start_seconds=span.start - start,
-                    end_seconds=span.end - start,
-                )
+        lanes = {lane: [span for span in stepper.trainer.spans if span.lane == lane][-config.layers :] for lane in LANES}
+        start = lanes["compute"][0].start
+        for span in (span for of_lane in lanes.values() for span in of_lane):
+            run.row(
+                variant=variant,
+                lane=span.lane,
+                block=span.block,
+                start_seconds=span.start - start,
+                end_seconds=span.end - start,
+            )
