@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from projects.zo2.tables import cost_of_offloading, timings
+from projects.zo2.tables import LIMITED, cost_of_offloading, timings
 from shared.claims import Verdict, claim
 from shared.tables import human_bytes, paper_numbers
 
@@ -99,7 +99,7 @@ def limit(limit: pd.DataFrame) -> Verdict:
     free = limit[limit["limit_bytes"].isna()].set_index("method")
     bound = limit[limit["limit_bytes"].notna()].set_index("method")
     size = human_bytes(float(bound["limit_bytes"].iloc[0]))
-    told = "; ".join(f"{method} {'finishes' if row['finished'] else 'ends'}" for method, row in bound.iterrows())
+    told = "; ".join(f"{LIMITED[str(method)]} {'finishes' if row['finished'] else 'ends'}" for method, row in bound.iterrows())
     measured = f"under {size}: {told}; unlimited MeZO takes {human_bytes(float(free.loc['mezo', 'peak_rss_bytes']))} of resident memory"
     if not bound.loc["zo2", "finished"] or bound.loc["mezo", "finished"]:
         return Verdict("fails", measured)

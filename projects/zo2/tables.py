@@ -84,9 +84,11 @@ def memory(memory: pd.DataFrame) -> Table:
     )
 
 
+LIMITED = {"mezo": "MeZO", "zo2-resident": "ZO2 with nothing offloaded", "zo2": "ZO2 from disk"}
+
+
 def limit(limit: pd.DataFrame) -> Table:
-    names = {"mezo": "MeZO", "zo2-resident": "ZO2, nothing offloaded", "zo2": "ZO2 from disk"}
-    frame = limit.assign(method=limit["method"].map(names))
+    frame = limit.assign(method=limit["method"].map(LIMITED))
     return Table(
         title="A pretrained model under a memory limit",
         caption=(

@@ -11,7 +11,6 @@ from projects.zo2.tasks import random_tokens
 from shared import experiment
 from shared.models import causal_lm_config, random_causal_lm
 
-
 LANES = ("upload", "compute", "offload")
 
 
