@@ -38,24 +38,28 @@ MUTATIONS = [
         "            signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))\n",
         "            pass\n",
         "Ctrl-C ends the engine's arithmetic in its midst",
+        ("engine",),
     ),
     Mutation(
         ENGINE,
         "        if interrupted:\n            raise KeyboardInterrupt\n",
         "",
         "Ctrl-C is forgotten",
+        ("engine",),
     ),
     Mutation(
         ENGINE,
         "                self._unusable = True\n                error.add_note(_UNUSABLE)\n",
         "                pass\n",
         "a failure in the midst of a change is passed over",
+        ("engine",),
     ),
     Mutation(
         ENGINE,
         "            for parameter, home, _, _ in self._visit.tensors:\n                parameter.data = home\n",
         "            pass\n",
         "loading into an unusable engine leaves parameters bound to their perturbed copies",
+        ("engine",),
     ),
     Mutation(
         ENGINE,
