@@ -696,7 +696,7 @@ def test_a_failure_in_the_midst_of_a_change_is_not_passed_over(storage, probe, p
 
     def fail(self, *args):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 4:
             raise MemoryError
         original(self, *args)
 
