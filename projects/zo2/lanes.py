@@ -119,11 +119,6 @@ class Pager:
             for slot in self._slots:
                 slot.buffer = self._allocate()
 
-    @property
-    def device_nbytes(self) -> int:
-        """What the slots take on the device."""
-        return len(self._slots) * self.nbytes
-
     def acquire(self, block: int) -> Tensor:
         """The buffer that holds `block`, once it is there. The next blocks start uploading."""
         slot = self._slot_of(block) or self._start_upload(block)

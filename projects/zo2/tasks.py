@@ -1,5 +1,6 @@
 """What the experiments train on: language-model batches, and the classification tasks of the accuracy table."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ def text_tokens(tokenizer: Any, texts: Sequence[str], batch_size: int, tokens: i
     return [{"input_ids": piece, "labels": piece} for piece in pieces]
 
 
-class Classification:
+class Classification(ABC):
     """A task whose model scores each label of a text.
 
     `texts` and `labels` per split, "train" and "test"; a batch is {"inputs": {...}, "labels": [batch]}.
@@ -42,12 +43,13 @@ class Classification:
     def __init__(self, train: tuple[list[str], np.ndarray], test: tuple[list[str], np.ndarray]):
         self.splits = {"train": train, "test": test}
 
+    @abstractmethod
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """What the model reads, each [batch, tokens]."""
 
+    @abstractmethod
     def logits(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Scores [batch, labels]."""
-        raise NotImplementedError
 
     def batch(self, split: str, rows: np.ndarray) -> dict[str, Any]:
         texts, labels = self.splits[split]
