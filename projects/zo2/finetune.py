@@ -34,10 +34,10 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import logging as transformers_logging
 
 from projects.zo2 import budget, weights
-from projects.zo2.corpus import IGNORED, Batch, Corpus, sha256
 from projects.zo2.engine import ZO2, Step
 from projects.zo2.steplog import Log, StepLog, read_log
 from projects.zo2.steplog import replay as replay_log
+from shared.corpus import IGNORED, Batch, Corpus, sha256
 from shared.errors import UserError
 from shared.models import empty_causal_lm, local_model
 from shared.models.language import load_tokenizer

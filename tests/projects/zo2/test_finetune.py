@@ -7,41 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM, OPTConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from projects.zo2 import MeZO, budget, finetune, weights
 from projects.zo2.__main__ import main
 from projects.zo2.budget import format_size, parse_size
-from projects.zo2.corpus import IGNORED, Corpus
 from projects.zo2.steplog import StepLog, read_log
 from projects.zo2.storage import SafetensorsReader, SafetensorsWriter
+from shared.corpus import IGNORED, Corpus
 from shared.errors import UserError
-
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """A token per byte."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", chat_template=TEMPLATE)
-    wrapped.save_pretrained(folder)
-    return wrapped
 
 
 def save_model(folder: Path, family: str = "llama", hidden: int = 32, layers: int = 3, vocabulary: int = 260, tied: bool = True) -> Path:
-    """A model with random weights and its tokenizer."""
+    """A model with random weights."""
     torch.manual_seed(0)
     match family:
         case "llama":
@@ -54,16 +38,15 @@ def save_model(folder: Path, family: str = "llama", hidden: int = 32, layers: in
     config.vocab_size, config.tie_word_embeddings, config.max_position_embeddings = vocabulary, tied, 128
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    save_tokenizer(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models and data."""
+def folder(tmp_path_factory: pytest.TempPathFactory, save_tokenizer: Callable[[Path], Any]) -> Path:
+    """Models, their tokenizers and data."""
     root = tmp_path_factory.mktemp("zo2")
     for family in ("llama", "opt", "gpt2"):
-        save_model(root / family, family)
+        save_tokenizer(save_model(root / family, family))
     lines = [{"text": f"line {i} of a text about nothing"} for i in range(40)]
     (root / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     lines = [{"prompt": f"what is {i} + 1? ", "completion": str(i + 1)} for i in range(20)]
@@ -382,8 +365,9 @@ print("fits", size)
 """
 
 
-def test_the_budget_is_kept_and_kills_plain_loading(folder: Path, tmp_path: Path) -> None:
+def test_the_budget_is_kept_and_kills_plain_loading(folder: Path, tmp_path: Path, save_tokenizer: Callable[[Path], Any]) -> None:
     model = save_model(tmp_path / "large", hidden=512, layers=20)
+    save_tokenizer(model)
     given = [sys.executable, "-c", BUDGET_SCRIPT, str(model), str(folder / "text.jsonl"), str(tmp_path / "out")]
     done = subprocess.run(given, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -428,79 +412,12 @@ def test_sizes() -> None:
     assert format_size(1_500_000) == "2 MB"
 
 
-# ---- data --------------------------------------------------------------------------------------------------------------
-
-
-def corpus(tmp_path: Path, lines: list[object] | str, length: int, suffix: str = ".jsonl") -> list[tuple[str, str]]:
-    """(tokens, tokens with a loss) of each row as text; "|" ends a text."""
-    file = tmp_path / f"data{suffix}"
-    file.write_text(lines if isinstance(lines, str) else "".join(json.dumps(line) + "\n" for line in lines))
-    tokenizer = save_tokenizer(tmp_path / "tokenizer")
-    built = Corpus.build(file, tokenizer, length, tmp_path / "corpus")
-
-    def text(ids: torch.Tensor) -> str:
-        return tokenizer.decode(ids.tolist()).replace("<end>", "|")
-
-    rows = [built.batch([row]) for row in range(built.rows)]
-    return [(text(row["input_ids"][0]), text(row["labels"][0][row["labels"][0] != IGNORED])) for row in rows]
-
-
-def test_texts_are_packed(tmp_path: Path) -> None:
-    assert corpus(tmp_path, [{"text": "abcd"}, {"text": "efgh"}, {"text": "ij"}], 6) == [("abcd|e", "bcd|e"), ("fgh|ij", "gh|ij")]
-    assert corpus(tmp_path, [{"text": "ab"}], 6) == [("ab|", "b|")]
-    assert corpus(tmp_path, "one\ntwo\n\n\nthree\n", 20, ".txt") == [("one\ntwo\n\n|\nthree\n|", "ne\ntwo\n\n|\nthree\n|")]
-
-
-def test_the_loss_is_on_the_completion(tmp_path: Path) -> None:
-    lines = [{"prompt": "abc", "completion": "de"}, {"prompt": "abcdefgh", "completion": "xy"}, {"prompt": "a", "completion": "uvwxyz"}]
-    assert corpus(tmp_path, lines, 6) == [("abcde|", "de|"), ("fghxy|"[-6:], "xy|"), ("auvwxy", "uvwxy")]
-    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    whole = "<user>q|<assistant>a|"
-    assert corpus(tmp_path, [{"messages": chat}, {"messages": chat[:1]}], 64) == [(whole, "a|"), ("<user>q|", "user>q|")]
-
-
-def test_rows_are_padded_and_every_pass_takes_each_once(tmp_path: Path) -> None:
-    file = tmp_path / "data.jsonl"
-    file.write_text("".join(json.dumps({"prompt": "p", "completion": "x" * (1 + i % 3)}) + "\n" for i in range(10)))
-    built = Corpus.build(file, save_tokenizer(tmp_path / "tokenizer"), 8, tmp_path / "corpus")
-    batch = built.batch([0, 2])
-    assert batch["input_ids"].shape == (2, 5)
-    assert (batch["labels"][0, 3:] == IGNORED).all()
-
-    taken: list[int] = []
-    built.batch = lambda rows: taken.extend(int(row) for row in rows)  # type: ignore[method-assign, assignment, return-value]
-    for step in range(5):
-        built.step_batches(7, step, 2, 2)
-    assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
-    assert taken[:10] != taken[10:]
-    again, taken[:] = list(taken), []
-    built.step_batches(7, 3, 2, 2)
-    assert taken == again[12:16]
-    assert np.unique(again).size == 10
-
-
 # ---- bad input ---------------------------------------------------------------------------------------------------------
 
-LINES = {
-    "not JSON": (b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
-    "neither": (b'{"text": "a"}\n\n{"txt": "b"}\n', "line 3: needs a"),
-    "empty": (b'{"text": ""}\n', "line 1: needs a"),
-    "a number": (b'{"prompt": 3, "completion": "x"}\n', "line 1: needs a"),
-    "no content": (b'{"messages": [{"role": "user"}]}\n', "line 1: needs a"),
-    "refused by the template": (
-        b'{"messages": [{"role": "system", "content": "x"}]}\n',
-        "line 1: the tokenizer's chat template refuses it: no system role",
-    ),
-    "not UTF-8": (b'{"text": "\xff"}\n', "not UTF-8"),
-    "nothing": (b"\n", "holds no text"),
-}
 
-
-@pytest.mark.parametrize("case", LINES)
-def test_a_bad_line_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
-    content, message = LINES[case]
-    (tmp_path / "bad.jsonl").write_bytes(content)
-    refused(arguments(folder, tmp_path / "out", "--data", str(tmp_path / "bad.jsonl")), message, capsys)
+def test_a_bad_line_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    refused(arguments(folder, tmp_path / "out", "--data", str(tmp_path / "bad.jsonl")), "bad.jsonl, line 2: not JSON", capsys)
     assert not (tmp_path / "out").exists()
 
 

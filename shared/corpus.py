@@ -52,7 +52,7 @@ class Corpus:
         self.rows, self.tokens = len(self._ends), len(self._tokens)
 
     @classmethod
-    def build(cls, file: Path, tokenizer: Any, length: int, folder: Path) -> "Corpus":
+    def build(cls, file: Path, tokenizer: Any, length: int, folder: Path, *, pack: bool = True) -> "Corpus":
         """Tokenise `file` into `folder`, or open what is there when it was made from the same file in the same way.
 
         A `.txt` file has texts with blank lines between them. A `.jsonl` file has on each line an object with `text`;
@@ -61,10 +61,14 @@ class Corpus:
         Texts are packed, each closed by the end-of-text token, into rows of `length`; the others are a row each,
         where a prompt too long loses its beginning and a completion its end.
 
+        With `pack=False` a text is a row of its own too, and one too long loses its end: in differential privacy the
+        record is what is protected, so that it must neither share a row nor be split over several. A text of a single
+        token, in which there is nothing to predict, is left out.
+
         Raises UserError, with the number of the line, for a line that is none of these.
         """
         vocabulary = hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode()).hexdigest()
-        about = {"data": sha256(file), "tokenizer": vocabulary, "length": length}
+        about = {"data": sha256(file), "tokenizer": vocabulary, "length": length, "pack": pack}
         try:
             if json.loads((folder / "about.json").read_text()) == about:
                 return cls(folder)
@@ -74,7 +78,7 @@ class Corpus:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            _write(file, tokenizer, length, partial)
+            _write(file, tokenizer, length, pack, partial)
             (partial / "about.json").write_text(json.dumps(about))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
@@ -110,7 +114,7 @@ def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
     return np.random.default_rng(step_seed(seed, "order", epoch)).permutation(rows).astype(np.int32)
 
 
-def _write(file: Path, tokenizer: Any, length: int, folder: Path) -> None:
+def _write(file: Path, tokenizer: Any, length: int, pack: bool, folder: Path) -> None:
     """The arrays of a corpus: tokens, whether each has a loss, and where each row ends."""
     with (
         open(folder / "tokens.bin", "wb") as tokens,
@@ -118,7 +122,7 @@ def _write(file: Path, tokenizer: Any, length: int, folder: Path) -> None:
         open(folder / "ends.bin", "wb") as ends,
     ):
         written = 0
-        for before, after in _rows(file, tokenizer, length):
+        for before, after in _rows(file, tokenizer, length, pack):
             array("i", before + after).tofile(tokens)
             with_loss.write(bytes(len(before)) + b"\1" * len(after))
             written += len(before) + len(after)
@@ -127,7 +131,7 @@ def _write(file: Path, tokenizer: Any, length: int, folder: Path) -> None:
         raise UserError(f"{file} holds no text to train on")
 
 
-def _rows(file: Path, tokenizer: Any, length: int) -> Iterator[Example]:
+def _rows(file: Path, tokenizer: Any, length: int, pack: bool) -> Iterator[Example]:
     """Rows of at most `length`, each with at least one token to predict."""
     packed: list[int] = []
     full = False
@@ -135,6 +139,10 @@ def _rows(file: Path, tokenizer: Any, length: int) -> Iterator[Example]:
         if before:
             after = after[: length - 1]
             yield before[-(length - len(after)) :], after
+            continue
+        if not pack:
+            if len(after) > 1:
+                yield after[:1], after[1:length]
             continue
         packed += after
         cut = len(packed) // length * length
