@@ -1,0 +1,178 @@
+"""How a layer's sum of clipped per-sample weight gradients is formed: one function a backend.
+
+A weight of shape [l, r] meets a batch of B samples with T positions as two factors, `left` [B, T, l] and `right` [B, T, r]; sample i's
+gradient is leftᵢᵀ rightᵢ. (For `nn.Linear`, left is the gradient of the output and right the input; for transformers' `Conv1D`, which
+stores its weight transposed, the other way round.) Each backend adds Σᵢ cᵢ leftᵢᵀ rightᵢ to `out` and asks `factors` for c.
+
+    backend     products of 2·B·T·l·r   besides                      scratch
+    loop                  1             4 passes over B·l·r          l·r
+    ghost                 1             2·B·T²·(l + r)               2·B·T² + B·T·l
+    recompute             2             -                            a tile
+    explicit              1             4 passes over B·l·r          B·l·r (the oracle, and what others do)
+    triton_2k             1             2 passes over B·l·r          a few l·r (kernels.py, CUDA only)
+    triton_persistent     1             -                            none      (kernels.py, CUDA only)
+
+`loop` is the paper's method without its kernel: each per-sample gradient is formed once, its norm is reduced in two levels, and it is
+scaled into the sum while the next one overwrites it.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Factors = Callable[[Tensor], Tensor]  # squared norms of the weight's part, of samples [start, stop) -> c; see `Backend`
+
+TILE = 1 << 20  # elements of a tile of `recompute`
+SCRATCH = 1 << 26  # elements; above it `auto` does not give a layer a scratch of its size
+
+
+class Backend(Protocol):
+    """Adds the clipped sum to `out` [l, r] (or writes it, when `fresh`: `out` is then uninitialised).
+
+    `factors(squares, start)` takes the squared norms of samples start, start + 1, ... and returns their factors; the factor of
+    a sample whose norm is not finite is 0, and then nothing of the sample may reach `out`.
+    """
+
+    def __call__(self, left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None: ...
+
+
+class Scratch:
+    """One buffer for all layers, as large as the largest asked for: layers use it one after another."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def get(self, like: Tensor, *shape: int) -> Tensor:
+        """A tensor of `shape` with the device and dtype of `like`; its content is whatever was there."""
+        key, size = (like.device, like.dtype), torch.Size(shape).numel()
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            self._buffers.pop(key, None)
+            self._buffers[key] = torch.empty(size, device=like.device, dtype=like.dtype)
+        return self._buffers[key][:size].view(shape)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._buffers.clear()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+
+SCRATCH_BUFFER = Scratch()
+
+
+def square_norm(gradient: Tensor) -> Tensor:
+    """‖gradient‖² of a matrix [l, r] (or of each of [B, l, r]) in two levels: rows first, then over the rows.
+
+    A flat reduction in float32 loses four digits on millions of elements on a CPU; this one loses none. The dtype is float32 at least.
+    """
+    dtype = torch.float32 if gradient.dtype in (torch.bfloat16, torch.float16) else gradient.dtype
+    rows = torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype)
+    return torch.linalg.vecdot(rows, rows)
+
+
+def loop(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
+    """One sample at a time through one scratch."""
+    scratch = SCRATCH_BUFFER.get(left, *out.shape) if len(left) > 1 or not fresh or left.dtype != out.dtype else out
+    for sample in range(len(left)):
+        direct = fresh and sample == 0 and left.dtype == out.dtype
+        gradient = torch.mm(left[sample].T, right[sample], out=out if direct else scratch)
+        factor = factors(square_norm(gradient), sample)
+        if fresh and sample == 0 and not direct:
+            out.zero_()
+        if not out.is_cuda:
+            _accumulate(out, gradient, float(factor), direct)
+        elif direct:
+            torch.where(factor > 0, out * factor, 0, out=out)
+        else:
+            out.add_(torch.where(factor > 0, gradient * factor, 0))
+
+
+def _accumulate(out: Tensor, gradient: Tensor, factor: float, direct: bool) -> None:
+    """On a CPU, where a factor may be looked at: out += factor * gradient, which may be `out` itself."""
+    if direct:
+        out.mul_(factor) if factor else out.zero_()
+    elif factor:
+        out.add_(gradient, alpha=factor)
+
+
+def explicit(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
+    """All per-sample gradients at once."""
+    gradients = torch.einsum("btl,btr->blr", left, right)
+    c = factors(square_norm(gradients), 0)
+    clipped = torch.einsum("b,blr->lr", c.to(out.dtype), gradients.masked_fill_((c == 0)[:, None, None], 0).to(out.dtype))
+    out.copy_(clipped) if fresh else out.add_(clipped)
+
+
+def ghost(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
+    """Norms from Gram matrices, then one product of all samples.
+
+    The norm is that of the exact product, not of the rounded sum: in bfloat16, or where terms cancel, the two differ.
+    """
+    _weighted(left, right, out, fresh, factors(gram_square_norms(left, right), 0))
+
+
+def gram_square_norms(left: Tensor, right: Tensor) -> Tensor:
+    """‖leftᵢᵀ rightᵢ‖² for each i as Σₜₛ (leftᵢ leftᵢᵀ)ₜₛ (rightᵢ rightᵢᵀ)ₜₛ, never below 0. float32 at least."""
+    if left.dtype in (torch.bfloat16, torch.float16):
+        left, right = left.float(), right.float()
+    if left.shape[1] == 1:
+        return (torch.linalg.vector_norm(left, dim=(1, 2)) * torch.linalg.vector_norm(right, dim=(1, 2))).square()
+    product = (left @ left.mT).mul_(right @ right.mT)
+    return product.flatten(1).sum(1).clamp_min_(0)
+
+
+def recompute(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
+    """Per-sample gradients twice: tile by tile for their norms, then weighted in one product. No scratch beyond a tile."""
+    height = max(1, TILE // out.shape[1])
+    squares = []
+    for sample in range(len(left)):
+        tiles = left[sample].split(height, dim=1)
+        squares.append(torch.stack([square_norm(tile.T @ right[sample]) for tile in tiles]).sum())
+    _weighted(left, right, out, fresh, factors(torch.stack(squares), 0))
+
+
+def _weighted(left: Tensor, right: Tensor, out: Tensor, fresh: bool, c: Tensor) -> None:
+    """out += Σᵢ cᵢ leftᵢᵀ rightᵢ; samples with c = 0 are left out, whatever they hold."""
+    if out.is_cuda:  # no look at c, which would wait for the device
+        left = torch.where((c > 0)[:, None, None], left, 0)
+        right = torch.where((c > 0)[:, None, None], right, 0)
+    elif not bool((c > 0).all()):
+        kept = c > 0
+        left, right, c = left[kept], right[kept], c[kept]
+    weighted = (left * c[:, None, None].to(left.dtype)).flatten(0, 1).T
+    if left.dtype != out.dtype:
+        product = (weighted @ right.flatten(0, 1)).to(out.dtype)
+        out.copy_(product) if fresh else out.add_(product)
+    else:
+        torch.addmm(out, weighted, right.flatten(0, 1), beta=0 if fresh else 1, out=out)
+
+
+BACKENDS: dict[str, Backend] = {"loop": loop, "ghost": ghost, "recompute": recompute, "explicit": explicit}
+
+# Products done in the time that memory moves one byte, for float32 on one core and for bfloat16 on a large GPU.
+FLOPS_PER_BYTE = {"cpu": 4.2, "cuda": 125.0}
+
+
+def cost(backend: str, batch: int, positions: int, l: int, r: int, device: str, itemsize: int = 4) -> float:
+    """Predicted time of a backend, in multiples of the plain weight gradient's 2·B·T·l·r operations."""
+    product = 2 * batch * positions * l * r
+    passes = {"loop": 4, "explicit": 5, "triton_2k": 2}.get(backend, 0)
+    moved = passes * batch * l * r * itemsize
+    extra = {"ghost": 2 * batch * positions**2 * (l + r) if positions > 1 else 0, "recompute": product}.get(backend, 0)
+    return (product + extra + moved * FLOPS_PER_BYTE[device]) / product
+
+
+def choose(batch: int, positions: int, l: int, r: int, device: str, itemsize: int = 4) -> str:
+    """The backend that `cost` predicts to be fastest among those whose scratch is in bounds. A function of shapes alone."""
+    fits = l * r <= SCRATCH
+    names = ["ghost", "recompute", *(["loop"] if fits else [])]
+    if device == "cuda":
+        from projects.flashdp import kernels
+
+        names += ["triton_2k"] if fits and kernels.available() else []
+        names += ["triton_persistent"] if kernels.available() and kernels.resident(l, r) else []
+    return min(names, key=lambda name: cost(name, batch, positions, l, r, device, itemsize))

@@ -1,0 +1,1 @@
+"""FlashDP's experiments: each module measures one thing and emits rows."""

@@ -1,0 +1,352 @@
+"""Layers whose backward hands each sample's share of the gradient to a clipper, and nothing to autograd.
+
+A layer keeps its parameters, its place in the model and its keys in the state_dict: only its class changes, to a subclass whose forward
+runs through an autograd function. (A subclass of a torch layer that calls `super().forward` keeps doing what it adds.) The gradient of
+the layer's input is the ordinary one, so nothing upstream knows.
+
+Shapes: B samples, T positions (all dimensions between a tensor's first and last), d inputs, p outputs.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from shared.errors import UserError
+
+
+class Clipper(Protocol):
+    """Takes what a layer's backward knows of each sample. Every call is one backward of one layer on one micro-batch."""
+
+    def matrix(
+        self, layer: "Private", left_BTl: Tensor, right_BTr: Tensor, weight: Tensor | None, bias: Tensor | None, g_BTp: Tensor
+    ) -> None:
+        """Sample i's weight gradient is leftᵢᵀ rightᵢ, that of its bias the sum of g over the positions."""
+
+    def embedding(self, layer: "Private", ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> None:
+        """Sample i's gradient of row v is the sum of g over the positions where its id is v."""
+
+    def vectors(self, layer: "Private", parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Per-sample gradients [B, ...] as they are, for small parameters."""
+
+
+class Flow:
+    """What the layers of one model know of the forward under way."""
+
+    def __init__(self, clipper: Clipper):
+        self.clipper = clipper
+        self.samples: int | None = None  # of the batch that the model was called with
+        self.inside = False  # the model's own forward, not a recomputation during the backward
+        self.seen: set[str] = set()  # layers called in this forward
+        self.repeatable = False  # whether a backward may run twice through one forward (two-pass baselines)
+
+
+class Private:
+    """What `privatise` adds to a layer; `layer_name` is its place in the model."""
+
+    flow: Flow
+    layer_name: str
+    flattened: bool  # the input has lost its batch dimension: [B*T, d], the samples one after another
+    anchor: Tensor  # a constant that requires a gradient, so that the backward runs though no parameter is in the graph
+
+
+class PrivateLinear(Private, nn.Linear):
+    """Input [B, d], [B, T, d] or [B, ..., d]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _records(self):
+            return F.linear(x, self.weight, self.bias)
+        x = _autocast(x)
+        return _Matrix.apply(self.anchor, x, self, False, _samples(self, x))
+
+
+class PrivateConv1D(Private, nn.Module):
+    """transformers' `Conv1D`, a linear layer whose weight is [d, p]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _records(self):
+            return super().forward(x)  # type: ignore[misc]
+        x = _autocast(x)
+        return _Matrix.apply(self.anchor, x, self, True, _samples(self, x))
+
+
+class PrivateEmbedding(Private, nn.Embedding):
+    """Ids [B, ...]. Ids of a leading dimension 1 in a larger batch (GPT-2's positions) are repeated for each sample."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _records(self):
+            return F.embedding(input, self.weight, self.padding_idx)
+        if len(input) == 1 and input.ndim > 1 and self.flow.samples is not None:
+            input = input.expand(self.flow.samples, *input.shape[1:])
+        return _Embedding.apply(self.anchor, input, self, _samples(self, input))
+
+
+class PrivateLayerNorm(Private, nn.LayerNorm):
+    """Input [B, ..., *normalized_shape]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _records(self):
+            return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        if input.is_cuda and torch.is_autocast_enabled("cuda"):
+            input = input.float()
+        return _LayerNorm.apply(self.anchor, input, self, _samples(self, input))
+
+
+class PrivateRMSNorm(Private, nn.RMSNorm):
+    """Input [B, ..., *normalized_shape]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _records(self):
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        normal = F.rms_norm(x, self.normalized_shape, None, self.eps)
+        return _Scale.apply(self.anchor, normal, self, 0.0, _samples(self, x))
+
+
+class PrivateTransformersRMSNorm(Private, nn.Module):
+    """The RMSNorm of Llama and its kin in transformers, as its own class computes it: normalised in float32, cast back, scaled."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not _records(self):
+            return super().forward(hidden_states)  # type: ignore[misc]
+        wide = hidden_states.float()
+        normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + _epsilon(self))
+        return _Scale.apply(self.anchor, normal.to(hidden_states.dtype), self, 0.0, _samples(self, hidden_states))
+
+
+class PrivateGemmaRMSNorm(Private, nn.Module):
+    """Gemma's RMSNorm: the scale is 1 + weight, applied in float32 before the cast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _records(self):
+            return super().forward(x)  # type: ignore[misc]
+        wide = x.float()
+        normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + _epsilon(self))
+        return _Scale.apply(self.anchor, normal, self, 1.0, _samples(self, x)).type_as(x)
+
+
+def _epsilon(layer: Any) -> float:
+    return layer.variance_epsilon if hasattr(layer, "variance_epsilon") else layer.eps
+
+
+# ---- which class for which layer -------------------------------------------------------------------------------------
+
+
+def private_class(layer: nn.Module) -> type[nn.Module] | None:
+    """The subclass of the layer's class that makes it private, or None when there is no rule for it.
+
+    Raises UserError for an option of a known layer that per-sample gradients do not allow.
+    """
+    kind = type(layer)
+    if isinstance(layer, nn.Embedding):
+        if layer.sparse or layer.max_norm is not None or layer.scale_grad_by_freq:
+            raise UserError("an Embedding with sparse, max_norm or scale_grad_by_freq has no per-sample gradient; make it a plain one")
+        return _between(kind, nn.Embedding, PrivateEmbedding)
+    for base, private in ((nn.Linear, PrivateLinear), (nn.LayerNorm, PrivateLayerNorm), (nn.RMSNorm, PrivateRMSNorm)):
+        if isinstance(layer, base):
+            return _between(kind, base, private)
+    if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
+        return type(f"Private{kind.__name__}", (PrivateConv1D, kind), {})
+    if kind.__name__.endswith(("RMSNorm", "T5LayerNorm")) and [name for name, _ in layer.named_parameters()] == ["weight"]:
+        for private in (PrivateTransformersRMSNorm, PrivateGemmaRMSNorm):
+            if _agrees(layer, private):
+                return type(f"Private{kind.__name__}", (private, kind), {})
+    return None
+
+
+def _between(kind: type, base: type, private: type) -> type:
+    """`private` put between `base` and its subclass `kind` in the order in which methods are looked up."""
+    return private if kind is base else type(f"Private{kind.__name__}", (kind, private), {})
+
+
+@torch.no_grad()
+def _agrees(layer: nn.Module, private: type) -> bool:
+    """Whether `private`'s formula computes what the layer does, tried on random numbers: norms of this name differ."""
+    weight = layer.weight
+    device = "cpu" if weight.is_meta else weight.device
+    probe = torch.linspace(-2, 3, 4 * weight.numel(), device=device, dtype=torch.float32).sin().view(2, 2, -1).to(weight.dtype)
+    if not hasattr(layer, "variance_epsilon") and not hasattr(layer, "eps"):
+        return False
+    wide = probe.float()
+    normal = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + _epsilon(layer))
+    formula = (weight * normal.to(probe.dtype)) if private is PrivateTransformersRMSNorm else ((1 + weight.to(wide.dtype)) * normal)
+    try:
+        return torch.allclose(layer(probe).to(wide.dtype), formula.to(wide.dtype), rtol=1e-2 if weight.itemsize == 2 else 1e-5)
+    except (RuntimeError, TypeError):
+        return False
+
+
+def privatise(layer: nn.Module, private: type[nn.Module], name: str, flow: Flow, flattened: bool) -> None:
+    """Change the layer's class; `restore` undoes it."""
+    parameter = next(layer.parameters())
+    layer.__dict__.update(
+        flow=flow,
+        layer_name=name,
+        flattened=flattened,
+        anchor=torch.zeros((), device=parameter.device, requires_grad=True),
+        public_class=type(layer),
+    )
+    layer.__class__ = private
+
+
+def restore(layer: nn.Module) -> None:
+    """Give the layer its own class back."""
+    layer.__class__ = layer.__dict__["public_class"]
+    for name in ("flow", "layer_name", "flattened", "anchor", "public_class"):
+        del layer.__dict__[name]
+
+
+# ---- forwards --------------------------------------------------------------------------------------------------------
+
+
+def _records(layer: Any) -> bool:
+    """Whether this call leads to a backward; the layer notices when one forward calls it twice."""
+    if not torch.is_grad_enabled():
+        return False
+    flow: Flow = layer.flow
+    if flow.inside:
+        if layer.layer_name in flow.seen:
+            raise UserError(
+                f"{layer.layer_name} is called twice in one forward: a sample's two gradients would be clipped apart and added, beyond "
+                "the bound; give each call a layer of its own, or freeze it"
+            )
+        flow.seen.add(layer.layer_name)
+    return True
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """The input as autocast gives it to a matrix product, so that what is kept for the backward is as narrow as without privacy."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype in (torch.float32, torch.float16, torch.bfloat16):
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
+def _samples(layer: Any, x: Tensor) -> int:
+    """How many samples the first dimension of `x` holds. UserError when it cannot be the batch."""
+    known = layer.flow.samples
+    if layer.flattened:
+        if known is None or len(x) % known:
+            raise UserError(f"{layer.layer_name}: {len(x)} rows cannot be split among {known} samples")
+        return known
+    if x.ndim < 2 and not isinstance(layer, nn.Embedding):
+        raise UserError(f"{layer.layer_name}: an input of shape {list(x.shape)} has no batch dimension")
+    if known is not None and len(x) != known:
+        raise UserError(
+            f"{layer.layer_name}: its input has {len(x)} rows in a batch of {known} samples, which cannot be told apart; keep the "
+            "batch dimension first, or name the layer in flattened=[...] if its rows are the samples' positions one after another"
+        )
+    return len(x)
+
+
+# ---- autograd functions ----------------------------------------------------------------------------------------------
+
+
+def _once(ctx: Any) -> None:
+    """A second backward through the same forward would add every sample's gradient again, beyond the bound."""
+    if getattr(ctx, "spent", False) and not ctx.layer.flow.repeatable:
+        raise UserError(f"{ctx.layer.layer_name}: a second backward through one forward; make a new forward for it")
+    ctx.spent = True
+
+
+class _Matrix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchor, x, layer, transposed, samples):  # type: ignore[no-untyped-def]
+        ctx.layer, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = layer, layer.weight, layer.bias, transposed, samples
+        ctx.save_for_backward(x, layer.weight)
+        return F.linear(x, layer.weight.T if transposed else layer.weight, layer.bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        _once(ctx)
+        x, weight = ctx.saved_tensors
+        x_BTd, g_BTp = (t.reshape(ctx.samples, -1, t.shape[-1]) for t in (x, g))
+        left, right = (x_BTd, g_BTp) if ctx.transposed else (g_BTp, x_BTd)
+        ctx.layer.flow.clipper.matrix(ctx.layer, left, right, _trainable(ctx.weight), _trainable(ctx.bias), g_BTp)
+        grad = None
+        if ctx.needs_input_grad[1]:
+            wide = weight.to(g.dtype)
+            grad = g @ (wide.T if ctx.transposed else wide)
+        return None, grad, None, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchor, ids, layer, samples):  # type: ignore[no-untyped-def]
+        ctx.layer, ctx.weight, ctx.samples = layer, layer.weight, samples
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, layer.weight, layer.padding_idx)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        _once(ctx)
+        ids = ctx.saved_tensors[0].reshape(ctx.samples, -1)
+        g_BTd = g.reshape(*ids.shape, -1)
+        padding = ctx.layer.padding_idx
+        if padding is not None:
+            g_BTd = g_BTd.masked_fill((ids == padding)[..., None], 0)
+        ctx.layer.flow.clipper.embedding(ctx.layer, ids, g_BTd, ctx.weight)
+        return None, None, None, None
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, anchor, x, layer, samples):  # type: ignore[no-untyped-def]
+        y, mean, rstd = torch.native_layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+        ctx.layer, ctx.weight, ctx.bias, ctx.samples = layer, layer.weight, layer.bias, samples
+        ctx.save_for_backward(x, mean, rstd, layer.weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        _once(ctx)
+        x, mean, rstd, weight = ctx.saved_tensors
+        shape, parameters, gradients = ctx.layer.normalized_shape, [], []
+        if _trainable(ctx.weight) is not None:
+            normal = torch.addcmul(-mean * rstd, x, rstd)
+            parameters.append(ctx.weight)
+            gradients.append(_sum_positions(normal.mul_(g), ctx.samples, shape))
+        if _trainable(ctx.bias) is not None:
+            parameters.append(ctx.bias)
+            gradients.append(_sum_positions(g, ctx.samples, shape))
+        ctx.layer.flow.clipper.vectors(ctx.layer, parameters, gradients)
+        grad = None
+        if ctx.needs_input_grad[1]:
+            wanted = [True, False, False]
+            grad = torch.ops.aten.native_layer_norm_backward(g.contiguous(), x, shape, mean, rstd, weight, ctx.bias, wanted)[0]
+        return None, grad, None, None
+
+
+class _Scale(torch.autograd.Function):
+    """(weight + offset) * normal, the last step of an RMSNorm."""
+
+    @staticmethod
+    def forward(ctx, anchor, normal, layer, offset, samples):  # type: ignore[no-untyped-def]
+        ctx.layer, ctx.weight, ctx.offset, ctx.samples = layer, layer.weight, offset, samples
+        ctx.save_for_backward(normal, layer.weight)
+        return (layer.weight + offset) * normal if offset else layer.weight * normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        _once(ctx)
+        normal, weight = ctx.saved_tensors
+        ctx.layer.flow.clipper.vectors(ctx.layer, [ctx.weight], [_sum_positions(g * normal, ctx.samples, weight.shape)])
+        grad = None
+        if ctx.needs_input_grad[1]:
+            grad = (g * ((weight + ctx.offset) if ctx.offset else weight)).to(normal.dtype)
+        return None, grad, None, None, None
+
+
+def _trainable(parameter: Tensor | None) -> Tensor | None:
+    return parameter if parameter is not None and parameter.requires_grad else None
+
+
+def _sum_positions(values: Tensor, samples: int, shape: Sequence[int]) -> Tensor:
+    """[B, ..., *shape] summed to [B, *shape]."""
+    return values.reshape(samples, -1, *shape).sum(1)

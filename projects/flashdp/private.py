@@ -1,0 +1,489 @@
+"""`make_private`: DP-SGD with per-layer clipping on a model and an optimizer as they are.
+
+A backward writes the sum of clipped per-sample gradients into `.grad`, layer by layer, in one pass. Just before the optimizer's step the
+sums of all ranks are added, noise is added once, and the result is divided by the expected batch size. Nothing else of the data ever
+reaches a trainable parameter: what has no rule is refused before training, and a gradient that reaches a parameter by another way
+raises when it arrives.
+
+Notation (brief forms of the paper's): clip group l with bound C_l, sample i, norm n_il; factor c_il = min(1, C_l / n_il); noise
+multiplier σ; sensitivity Δ = sqrt(Σ_l C_l²); expected batch size B̄.
+"""
+
+import fnmatch
+import hashlib
+import math
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from projects.flashdp import backends, layers
+from projects.flashdp.accounting import Mechanism, PrivacyReport, epsilon
+from projects.flashdp.sampling import FixedSampling, PoissonSampling
+from shared.errors import UserError
+
+TINY = 1e-10  # added to a norm before it divides
+
+
+@dataclass
+class Group:
+    """Parameters clipped together: a layer's, or a single one."""
+
+    name: str
+    bound: float
+    parameters: list[str]
+    noise: float = 0.0  # standard deviation of the noise on the sum
+    square_norms: list[Tensor] = field(default_factory=list)  # of the samples of each backward since the last step
+
+
+class PerLayerClipper:
+    """FlashDP's clipper: what a layer's backward brings is clipped and added to `.grad` at once, and nothing is kept.
+
+    Args:
+        groups: by name of parameter.
+        scale: True when losses are averaged over the batch, so that a sample's gradient arrives divided by the batch's size.
+    """
+
+    def __init__(self, groups: Mapping[str, Group], backend: str, mean: bool):
+        self.groups, self.backend, self.mean = groups, backend, mean
+        self.chosen: dict[tuple[str, int, int], str] = {}  # by layer, batch size and positions
+        self._written: dict[int, tuple[Any, int, bool]] = {}  # by parameter: its gradient, that one's version, whether it was released
+
+    def matrix(
+        self, layer: layers.Private, left_BTl: Tensor, right_BTr: Tensor, weight: Tensor | None, bias: Tensor | None, g_BTp: Tensor
+    ) -> None:
+        samples, positions = left_BTl.shape[:2]
+        name, sums, squares_of_bias = layer.layer_name, None, None
+        if bias is not None:
+            sums = g_BTp.sum(1, dtype=bias.dtype)
+            squares_of_bias = backends.square_norm(sums[:, None, :])
+        if weight is None:
+            self.vectors(layer, [bias], [sums])
+            return
+        joint = bias is not None and self.groups[f"{name}.bias"] is self.groups[f"{name}.weight"]
+        group = self.groups[f"{name}.weight"]
+        found: list[Tensor] = []
+
+        def factors(squares: Tensor, start: int) -> Tensor:
+            flat = squares.reshape(-1)
+            if joint:
+                flat = flat + squares_of_bias[start : start + len(flat)]
+            factors = self._factors(group, flat, samples)
+            found.append(factors)
+            return factors.view_as(squares)
+
+        out, fresh = self._gradient(weight)
+        backend = self._backend(name, samples, positions, out, left_BTl)
+        backends.BACKENDS[backend](left_BTl, right_BTr, out, fresh, factors)
+        self.wrote(weight)
+        if joint:
+            self._add(bias, sums, torch.cat(found))
+        elif bias is not None:
+            self._add(bias, sums, self._factors(self.groups[f"{name}.bias"], squares_of_bias, samples))
+
+    def vectors(self, layer: layers.Private, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        names = {id(p): name for name, p in layer.named_parameters(recurse=False)}
+        groups = [self.groups[f"{layer.layer_name}.{names[id(p)]}"] for p in parameters]
+        squares = [backends.square_norm(gradient.flatten(1)[:, None, :]) for gradient in gradients]
+        for group in dict.fromkeys(map(id, groups)):
+            members = [k for k, one in enumerate(groups) if id(one) == group]
+            factors = self._factors(groups[members[0]], torch.stack([squares[k] for k in members]).sum(0), len(gradients[0]))
+            for k in members:
+                self._add(parameters[k], gradients[k], factors)
+
+    def embedding(self, layer: layers.Private, ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> None:
+        group = self.groups[f"{layer.layer_name}.weight"]
+        samples, positions = ids_BT.shape
+        sample = torch.arange(samples, device=ids_BT.device).repeat_interleave(positions)
+        # A token may stand in a sample more than once: its rows are added before the norm. Sorted by (sample, token), equal ones adjoin.
+        key, order = torch.sort(sample * len(weight) + ids_BT.flatten(), stable=True)
+        slot = torch.cat([key.new_zeros(1), (key[1:] != key[:-1]).cumsum(0)])
+        g = g_BTd.flatten(0, 1)
+        rows = torch.zeros_like(g, dtype=weight.dtype).index_add_(0, slot, g[order].to(weight.dtype))
+        token, owner = (torch.zeros_like(key).index_copy_(0, slot, part) for part in (key % len(weight), key // len(weight)))
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        squares = norms.new_zeros(samples).index_add_(0, owner, norms.square())
+        factors = self._factors(group, squares, samples)[owner]
+        out, fresh = self._gradient(weight)
+        if fresh:
+            out.zero_()
+        out.index_add_(0, token, torch.where((factors > 0)[:, None], rows.mul_(factors[:, None]), 0))
+        self.wrote(weight)
+
+    def _factors(self, group: Group, squares: Tensor, samples: int) -> Tensor:
+        """What the gradients of samples are multiplied with: c_il, or samples * c_il with the mean of the losses; 0 for one not finite."""
+        scale = samples if self.mean else 1
+        norms = squares.sqrt() * scale
+        group.square_norms.append(norms.detach())
+        return torch.where(norms.isfinite(), scale * (group.bound / (norms + TINY)).clamp(max=1), 0)
+
+    def _gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
+        """Where the sum goes, and whether it begins here."""
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter)
+            return parameter.grad, True
+        if self.state(parameter) == "released":
+            raise UserError("a backward after optimizer.step() without optimizer.zero_grad() would add to a gradient already released")
+        return parameter.grad, False
+
+    def wrote(self, parameter: Tensor, released: bool = False) -> None:
+        """Remember the gradient as it is, so that a change by others shows."""
+        self._written[id(parameter)] = (weakref.ref(parameter.grad), parameter.grad._version, released)
+
+    def state(self, parameter: Tensor) -> Literal["sum", "released"]:
+        """What `.grad` holds: a sum of clipped gradients, or what already went to the optimizer.
+
+        Raises UserError when something else has written to it (a gradient scaler, a second clipping); zeroing is fine.
+        """
+        gradient, version, released = self._written.get(id(parameter), (lambda: None, 0, False))
+        if gradient() is parameter.grad and version == parameter.grad._version:
+            return "released" if released else "sum"
+        if bool(parameter.grad.any()):
+            raise UserError(
+                "a gradient was changed between the backward and the step; what is not the sum of clipped gradients is not private (for "
+                "mixed precision use torch.autocast with bfloat16, which needs no gradient scaler)"
+            )
+        return "sum"
+
+    def _add(self, parameter: Tensor, gradients: Tensor, factors: Tensor) -> None:
+        """Add the clipped sum of per-sample gradients [B, ...]."""
+        out, fresh = self._gradient(parameter)
+        flat = torch.where((factors > 0)[:, None], gradients.flatten(1), 0).to(out.dtype)
+        total = (factors.to(out.dtype) @ flat).view_as(out)
+        out.copy_(total) if fresh else out.add_(total)
+        self.wrote(parameter)
+
+    def _backend(self, name: str, samples: int, positions: int, out: Tensor, left: Tensor) -> str:
+        key = (name, samples, positions)
+        if key not in self.chosen:
+            chosen = self.backend
+            if chosen == "auto":
+                chosen = backends.choose(samples, positions, *out.shape, out.device.type, left.element_size())
+            self.chosen[key] = chosen
+        return self.chosen[key]
+
+
+class DPModel:
+    """A model under per-layer DP-SGD; made by `make_private`.
+
+    `steps` is how many releases there have been, `groups` the clip groups, `sensitivity` Δ.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        sampling: "PoissonSampling | FixedSampling",
+        clipper: PerLayerClipper,
+        flow: layers.Flow,
+        noise_multiplier: float,
+        key: bytes,
+        known_key: bool,
+        process_group: Any,
+    ):
+        self.model, self.optimizer, self.sampling, self.clipper = model, optimizer, sampling, clipper
+        self.noise_multiplier, self.process_group = noise_multiplier, process_group
+        self.groups = list({id(group): group for group in clipper.groups.values()}.values())
+        self.sensitivity = math.sqrt(sum(group.bound**2 for group in self.groups))
+        self.history: list[Mechanism] = []
+        self.dropped = 0  # (sample, group) pairs left out because their norm was not finite
+        self._flow, self._key, self._known_key = flow, key, known_key
+        self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._handles = [
+            model.register_forward_pre_hook(self._enter, with_kwargs=True),
+            model.register_forward_hook(self._leave, always_call=True),
+            optimizer.register_step_pre_hook(self._release),
+            *(p.register_hook(_Leak(name)) for name, p in self._named),
+        ]
+
+    @property
+    def steps(self) -> int:
+        return sum(one.steps for one in self.history)
+
+    def epsilon(self, delta: float, accountant: str = "rdp") -> float:
+        """What has been spent. UserError when batches are of fixed size: no accountant here covers that."""
+        self._require_poisson()
+        return epsilon(self.history, delta, accountant)
+
+    def report(self, delta: float, accountant: str = "rdp") -> PrivacyReport:
+        """Everything that a reader needs to judge the guarantee. Raises as `epsilon` does."""
+        self._require_poisson()
+        notes = ["the seed of the noise was given: the guarantee holds only against those who do not know it"] if self._known_key else []
+        return PrivacyReport.of(self.history, delta, accountant, self.sensitivity, len(self.groups), self.sampling, notes)
+
+    def backends(self) -> dict[tuple[str, int, int], str]:
+        """Which backend each (layer, batch size, positions) has met."""
+        return dict(self.clipper.chosen)
+
+    def norms(self) -> dict[str, Tensor]:
+        """Per group the norms of the samples since the last step, before clipping. Not private: for inspection only."""
+        return {group.name: torch.cat(group.square_norms) for group in self.groups if group.square_norms}
+
+    def clipped_share(self) -> float:
+        """The share of (sample, group) pairs since the last step whose norm was above the bound. Not private."""
+        pairs = [(norms > group.bound).float() for group in self.groups for norms in group.square_norms]
+        return float(torch.cat(pairs).mean()) if pairs else 0.0
+
+    def unwrap(self) -> nn.Module:
+        """The model with its own classes and no hooks, as `make_private` got it."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self.model.modules():
+            if isinstance(module, layers.Private):
+                layers.restore(module)
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the accountant needs to go on; plain numbers, nothing secret."""
+        return {"history": [[one.noise_multiplier, one.sample_rate, one.steps] for one in self.history]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.history = [Mechanism(*one) for one in state["history"]]
+
+    def _require_poisson(self) -> None:
+        if self.sampling.sample_rate is None:
+            raise UserError("batches of fixed size have no epsilon here: the accountants assume Poisson sampling; use PoissonSampling")
+
+    # ---- hooks ----
+
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
+        self._flow.samples = len(tensors[0]) if tensors else None
+        self._flow.inside, self._flow.seen = True, set()
+
+    def _leave(self, *_: Any) -> None:
+        self._flow.inside = False
+
+    @torch.no_grad()
+    def _release(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """`.grad` = (Σ over ranks and samples + noise) / B̄, for every trainable parameter, also after an empty batch."""
+        if any(callable(value) for value in (*args, *kwargs.values())):
+            raise UserError("optimizer.step(closure) would compute gradients after the noise; call backward and step() apart")
+        clipper = self.clipper
+        for _, parameter in self._named:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            elif clipper.state(parameter) == "released":
+                raise UserError("optimizer.step() twice with one gradient: call optimizer.zero_grad() and a backward before the next step")
+        if self.process_group is not None:
+            waiting = [dist.all_reduce(p.grad, group=self.process_group, async_op=True) for _, p in self._named]
+            for work in waiting:
+                work.wait()
+        generators = _generators(self._key, self.steps, {p.device for _, p in self._named})
+        for name, parameter in self._named:
+            deviation = clipper.groups[name].noise
+            if deviation:
+                noise = backends.SCRATCH_BUFFER.get(parameter, *parameter.shape)
+                parameter.grad.add_(noise.normal_(0, deviation, generator=generators[parameter.device]))
+            parameter.grad.div_(self.sampling.expected_batch_size)
+            clipper.wrote(parameter, released=True)
+        self._account()
+
+    def _account(self) -> None:
+        for group in self.groups:
+            if group.square_norms:
+                self.dropped += int((~torch.cat(group.square_norms).isfinite()).sum())
+                group.square_norms.clear()
+        rate = self.sampling.sample_rate or 0.0
+        last = self.history[-1] if self.history else None
+        if last and (last.noise_multiplier, last.sample_rate) == (self.noise_multiplier, rate):
+            self.history[-1] = Mechanism(last.noise_multiplier, last.sample_rate, last.steps + 1)
+        else:
+            self.history.append(Mechanism(self.noise_multiplier, rate, 1))
+
+
+class _Leak:
+    """A gradient that autograd brings to a parameter has not been clipped."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, gradient: Tensor) -> None:
+        raise UserError(
+            f"{self.name} is used outside its layer's forward, where its gradient is not clipped; freeze it or use the layer itself"
+        )
+
+
+def make_private(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sampling: "PoissonSampling | FixedSampling",
+    *,
+    noise_multiplier: float,
+    clip: float | Mapping[str, float] = 1.0,
+    groups: Literal["layer", "parameter"] = "layer",
+    noise_allocation: Literal["uniform", "equal"] = "uniform",
+    loss_reduction: Literal["sum", "mean"] = "sum",
+    backend: str = "auto",
+    flattened: Sequence[str] = (),
+    noise_seed: int | None = None,
+    process_group: Any = None,
+) -> DPModel:
+    """Make `model` and `optimizer` private in place: `loss.backward()` clips, `optimizer.step()` adds the noise.
+
+    Args:
+        model: its trainable parameters must lie in layers of `docs` ("Supported layers" in the README); freeze the others.
+        optimizer: any of torch.optim's kind, over parameters of the model.
+        sampling: how batches are drawn; it gives the expected batch size and the rate.
+        noise_multiplier: σ, the noise's standard deviation over the sensitivity. 0 trains without noise (epsilon is infinite).
+        clip: the total bound C, of which each of L groups gets C/sqrt(L); or a bound for each group, by name or pattern of names.
+        groups: clip each layer as a whole, or each parameter (as Opacus's per-layer clipping does).
+        noise_allocation: "uniform", the same deviation σΔ on all groups, or "equal", σ·sqrt(L)·C_l on group l: the same privacy.
+        loss_reduction: whether the backward starts from the sum or from the mean of the losses of the samples. A loss averaged over all
+            tokens of the batch is neither: it couples the samples (see `per_sample_loss`).
+        backend: one of `backends.BACKENDS`, or "auto" (by a model of the cost).
+        flattened: patterns of names of layers whose input is [B*T, d] with each sample's positions one after another.
+        noise_seed: for tests. Left out, the key of the noise comes from the operating system.
+        process_group: of data-parallel ranks, each with its part of the batch.
+
+    Raises:
+        UserError: naming the layer or the value that does not allow privacy, and what to do.
+    """
+    if not noise_multiplier >= 0 or math.isinf(noise_multiplier):
+        raise UserError(f"noise_multiplier must be a number of at least 0, not {noise_multiplier}")
+    if backend != "auto" and backend not in backends.BACKENDS:
+        raise UserError(f"no backend '{backend}'; there are auto, {', '.join(backends.BACKENDS)}")
+    found = _covered(model)
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    strangers = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and id(p) not in names]
+    if strangers:
+        raise UserError(f"the optimizer has {len(strangers)} trainable parameters that are not the model's")
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for key, name in names.items() if key not in known]
+    if missing:
+        raise UserError(f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them; freeze them or add them")
+    grouped = _groups(found, clip, groups)
+    distinct = list({id(group): group for group in grouped.values()}.values())
+    sensitivity = math.sqrt(sum(group.bound**2 for group in distinct))
+    for group in distinct:
+        own = math.sqrt(len(distinct)) * group.bound
+        group.noise = noise_multiplier * (sensitivity if noise_allocation == "uniform" else own)
+    clipper = PerLayerClipper(grouped, backend, loss_reduction == "mean")
+    flow = layers.Flow(clipper)
+    for name, (layer, private) in found.items():
+        layers.privatise(layer, private, name, flow, any(fnmatch.fnmatchcase(name, pattern) for pattern in flattened))
+    key = _agreed(os.urandom(32) if noise_seed is None else noise_seed.to_bytes(32, "big"), model, process_group)
+    return DPModel(model, optimizer, sampling, clipper, flow, noise_multiplier, key, noise_seed is not None, process_group)
+
+
+def untie(model: nn.Module) -> int:
+    """Give each of several modules that share a parameter a copy of its own. Returns how many were copied.
+
+    A tied parameter takes a gradient from each use. Clipped apart they may add up in the same coordinates, so that the sensitivity is
+    C_1 + C_2 and not the root of the sum of squares.
+    """
+    seen: set[int] = set()
+    copied = 0
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if id(parameter) in seen:
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+                copied += 1
+            seen.add(id(parameter))
+    config = getattr(model, "config", None)
+    if copied and getattr(config, "tie_word_embeddings", False):
+        config.tie_word_embeddings = False
+    return copied
+
+
+def _covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
+    """The layers with trainable parameters and their private classes, by name; UserError for what has none."""
+    owners: dict[int, str] = {}
+    found: dict[str, tuple[nn.Module, type[nn.Module]]] = {}
+    uncovered: list[str] = []
+    modules: dict[int, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, layers.Private):
+            raise UserError("the model is private already; unwrap() it first")
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or any(p.requires_grad for p in module.parameters())):
+            raise UserError(
+                f"{name} is a BatchNorm, which mixes the samples of a batch; use GroupNorm or LayerNorm, or freeze it in eval mode"
+            )
+        own = [(key, p) for key, p in module.named_parameters(recurse=False) if p.requires_grad]
+        if not own:
+            continue
+        if id(module) in modules:
+            raise UserError(f"{modules[id(module)]} and {name} are one module in two places; give each its own, or freeze it")
+        modules[id(module)] = name
+        for key, parameter in own:
+            if id(parameter) in owners:
+                raise UserError(f"{owners[id(parameter)]} and {name}.{key} are tied; untie(model) gives each its own, or freeze them")
+            owners[id(parameter)] = f"{name}.{key}"
+        try:
+            private = layers.private_class(module)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        if private is None:
+            uncovered += [f"{name}.{key}".lstrip(".") for key, _ in own]
+        else:
+            found[name] = (module, private)
+    if uncovered:
+        more = f" and {len(uncovered) - 3} more" if len(uncovered) > 3 else ""
+        raise UserError(
+            f"no rule for per-sample gradients of {', '.join(uncovered[:3])}{more}; freeze them (requires_grad_(False)) or put them in "
+            "Linear, Conv1D, Embedding, LayerNorm or RMSNorm layers"
+        )
+    if not found:
+        raise UserError("the model has nothing to train: no parameter requires a gradient")
+    return found
+
+
+def _groups(found: Mapping[str, tuple[nn.Module, Any]], clip: float | Mapping[str, float], kind: str) -> dict[str, Group]:
+    """Clip groups by name of parameter."""
+    grouped: dict[str, Group] = {}
+    for name, (layer, _) in found.items():
+        own = [f"{name}.{key}" for key, p in layer.named_parameters(recurse=False) if p.requires_grad]
+        for members in [own] if kind == "layer" else [[one] for one in own]:
+            group = Group(name if kind == "layer" else members[0], 0.0, members)
+            grouped.update(dict.fromkeys(members, group))
+    distinct = list({id(group): group for group in grouped.values()}.values())
+    for group in distinct:
+        if isinstance(clip, Mapping):
+            group.bound = next((float(value) for pattern, value in clip.items() if fnmatch.fnmatchcase(group.name, pattern)), 0.0)
+        else:
+            group.bound = float(clip) / math.sqrt(len(distinct))
+        if not 0 < group.bound < math.inf:
+            raise UserError(f"the clipping bound of {group.name} must be a number above 0, not {group.bound:g}")
+    return grouped
+
+
+def _agreed(key: bytes, model: nn.Module, process_group: Any) -> bytes:
+    """The key of rank 0, and its parameters, on all ranks."""
+    if process_group is None:
+        return key
+    source = dist.get_global_rank(process_group, 0)
+    device = next(model.parameters()).device
+    shared = torch.tensor(list(key), dtype=torch.uint8, device=device)
+    dist.broadcast(shared, source, group=process_group)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            dist.broadcast(parameter, source, group=process_group)
+    return bytes(shared.tolist())
+
+
+def _generators(key: bytes, step: int, devices: set[torch.device]) -> dict[torch.device, torch.Generator]:
+    """Generators of the noise of a step: the same on all ranks, unknown without the key."""
+    found = {}
+    for device in devices:
+        generator = torch.Generator(device)
+        secret = hashlib.shake_256(key + f"noise {step} {device.type}".encode())
+        if device.type == "cpu":  # a seed of torch's Mersenne twister has 32 bits, which can be tried out; its state has room for the key
+            state = generator.get_state().numpy().copy()
+            words = state[24 : 24 + 8 * 624].view("<u8")
+            words[:] = _words(secret.digest(4 * 624))
+            generator.set_state(torch.from_numpy(state))
+        else:
+            generator.manual_seed(int.from_bytes(secret.digest(8), "big") >> 1)
+        found[device] = generator
+    return found
+
+
+def _words(digest: bytes) -> Any:
+    import numpy as np
+
+    return np.frombuffer(digest, "<u4").astype("<u8")
