@@ -22,8 +22,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Factors = Callable[[Tensor], Tensor]  # squared norms of the weight's part, of samples [start, stop) -> c; see `Backend`
-
+TINY = 1e-10  # added to a norm before it divides
 TILE = 1 << 20  # elements of a tile of `recompute`
 SCRATCH = 1 << 26  # elements; above it `auto` does not give a layer a scratch of its size
 
@@ -36,6 +35,42 @@ class Backend(Protocol):
     """
 
     def __call__(self, left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None: ...
+
+
+class Factors:
+    """The factors c of a clip group's samples, as a backend asks for them.
+
+    A kernel that computes c itself takes `bound`, `scale` and `extra` for it, and tells `record` what it found.
+
+    Args:
+        bound: what a sample's norm is clipped to.
+        scale: what a sample's gradient arrives divided by (the batch's size, with the mean of the losses).
+        extra: squared norms, by sample, of what else is in the group.
+        norms: gets the samples' norms.
+    """
+
+    def __init__(self, bound: float, scale: int, extra: Tensor | None, norms: list[Tensor]):
+        self.bound, self.scale, self.extra = bound, scale, extra
+        self._norms, self._found = norms, []
+
+    def __call__(self, squares: Tensor, start: int = 0) -> Tensor:
+        """c of samples start, start + 1, ...: min(1, bound / norm), or scale times it; 0 for a norm that is not finite."""
+        flat = squares.reshape(-1)
+        if self.extra is not None:
+            flat = flat + self.extra[start : start + len(flat)]
+        norms = flat.sqrt() * self.scale
+        c = torch.where(norms.isfinite(), self.scale * (self.bound / (norms + TINY)).clamp(max=1), 0)
+        self.record(norms, c)
+        return c.view_as(squares)
+
+    def record(self, norms: Tensor, c: Tensor) -> None:
+        """Remember the next samples' norms and factors."""
+        self._norms.append(norms.detach())
+        self._found.append(c)
+
+    def found(self) -> Tensor:
+        """c of all samples so far."""
+        return torch.cat(self._found)
 
 
 class Scratch:

@@ -27,8 +27,6 @@ from projects.flashdp.accounting import Mechanism, PrivacyReport, epsilon
 from projects.flashdp.sampling import FixedSampling, PoissonSampling
 from shared.errors import UserError
 
-TINY = 1e-10  # added to a norm before it divides
-
 
 @dataclass
 class Group:
@@ -67,24 +65,15 @@ class PerLayerClipper:
             return
         joint = bias is not None and self.groups[f"{name}.bias"] is self.groups[f"{name}.weight"]
         group = self.groups[f"{name}.weight"]
-        found: list[Tensor] = []
-
-        def factors(squares: Tensor, start: int) -> Tensor:
-            flat = squares.reshape(-1)
-            if joint:
-                flat = flat + squares_of_bias[start : start + len(flat)]
-            factors = self._factors(group, flat, samples)
-            found.append(factors)
-            return factors.view_as(squares)
-
+        factors = self._factors(group, samples, squares_of_bias if joint else None)
         out, fresh = self._gradient(weight)
         backend = self._backend(name, samples, positions, out, left_BTl)
         backends.BACKENDS[backend](left_BTl, right_BTr, out, fresh, factors)
         self.wrote(weight)
         if joint:
-            self._add(bias, sums, torch.cat(found))
+            self._add(bias, sums, factors.found())
         elif bias is not None:
-            self._add(bias, sums, self._factors(self.groups[f"{name}.bias"], squares_of_bias, samples))
+            self._add(bias, sums, self._factors(self.groups[f"{name}.bias"], samples)(squares_of_bias))
 
     def vectors(self, layer: layers.Private, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         names = {id(p): name for name, p in layer.named_parameters(recurse=False)}
@@ -92,7 +81,7 @@ class PerLayerClipper:
         squares = [backends.square_norm(gradient.flatten(1)[:, None, :]) for gradient in gradients]
         for group in dict.fromkeys(map(id, groups)):
             members = [k for k, one in enumerate(groups) if id(one) == group]
-            factors = self._factors(groups[members[0]], torch.stack([squares[k] for k in members]).sum(0), len(gradients[0]))
+            factors = self._factors(groups[members[0]], len(gradients[0]))(torch.stack([squares[k] for k in members]).sum(0))
             for k in members:
                 self._add(parameters[k], gradients[k], factors)
 
@@ -108,19 +97,15 @@ class PerLayerClipper:
         token, owner = (torch.zeros_like(key).index_copy_(0, slot, part) for part in (key % len(weight), key // len(weight)))
         norms = torch.linalg.vector_norm(rows, dim=1)
         squares = norms.new_zeros(samples).index_add_(0, owner, norms.square())
-        factors = self._factors(group, squares, samples)[owner]
+        factors = self._factors(group, samples)(squares)[owner]
         out, fresh = self._gradient(weight)
         if fresh:
             out.zero_()
         out.index_add_(0, token, torch.where((factors > 0)[:, None], rows.mul_(factors[:, None]), 0))
         self.wrote(weight)
 
-    def _factors(self, group: Group, squares: Tensor, samples: int) -> Tensor:
-        """What the gradients of samples are multiplied with: c_il, or samples * c_il with the mean of the losses; 0 for one not finite."""
-        scale = samples if self.mean else 1
-        norms = squares.sqrt() * scale
-        group.square_norms.append(norms.detach())
-        return torch.where(norms.isfinite(), scale * (group.bound / (norms + TINY)).clamp(max=1), 0)
+    def _factors(self, group: Group, samples: int, extra: Tensor | None = None) -> backends.Factors:
+        return backends.Factors(group.bound, samples if self.mean else 1, extra, group.square_norms)
 
     def _gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
         """Where the sum goes, and whether it begins here."""
