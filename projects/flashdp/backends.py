@@ -16,6 +16,7 @@ stores its weight transposed, the other way round.) Each backend adds Σᵢ cᵢ
 scaled into the sum while the next one overwrites it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -34,7 +35,7 @@ class Backend(Protocol):
     a sample whose norm is not finite is 0, and then nothing of the sample may reach `out`.
     """
 
-    def __call__(self, left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None: ...
+    def __call__(self, left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: "Factors") -> None: ...
 
 
 class Factors:
@@ -52,6 +53,8 @@ class Factors:
     def __init__(self, bound: float, scale: int, extra: Tensor | None, norms: list[Tensor]):
         self.bound, self.scale, self.extra = bound, scale, extra
         self._norms, self._found = norms, []
+        self._extra: list[float] | None = None
+        self._scalars: list[tuple[float, float]] = []
 
     def __call__(self, squares: Tensor, start: int = 0) -> Tensor:
         """c of samples start, start + 1, ...: min(1, bound / norm), or scale times it; 0 for a norm that is not finite."""
@@ -68,9 +71,22 @@ class Factors:
         self._norms.append(norms.detach())
         self._found.append(c)
 
+    def next(self, square: float) -> float:
+        """c of the next sample, as `factors(...)` gives it but without tensors: on a CPU these would take longer than a small product."""
+        if self.extra is not None:
+            self._extra = self._extra or self.extra.tolist()
+            square += self._extra[len(self._scalars)]
+        norm = math.sqrt(square) * self.scale if square < math.inf else math.inf  # NaN compares false
+        c = self.scale * min(1.0, self.bound / (norm + TINY)) if norm < math.inf else 0.0
+        self._scalars.append((norm, c))
+        return c
+
     def found(self) -> Tensor:
-        """c of all samples so far."""
-        return torch.cat(self._found)
+        """c of all samples. Call it once, when the backend is done: only then are the norms of `next` recorded."""
+        if self._scalars:
+            norms, c = torch.tensor(self._scalars, dtype=torch.float64).unbind(1)
+            self.record(norms, c)
+        return self._found[0] if len(self._found) == 1 else torch.cat(self._found)
 
 
 class Scratch:
@@ -109,32 +125,28 @@ def square_norm(gradient: Tensor) -> Tensor:
     return torch.linalg.vecdot(rows, rows)
 
 
-def loop(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
-    """One sample at a time through one scratch."""
-    scratch = SCRATCH_BUFFER.get(left, *out.shape) if len(left) > 1 or not fresh or left.dtype != out.dtype else out
-    for sample in range(len(left)):
-        direct = fresh and sample == 0 and left.dtype == out.dtype
-        gradient = torch.mm(left[sample].T, right[sample], out=out if direct else scratch)
-        factor = factors(square_norm(gradient), sample)
-        if fresh and sample == 0 and not direct:
-            out.zero_()
+def loop(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
+    """One sample at a time through one scratch; the first one of a fresh sum is formed where the sum will be."""
+    direct = fresh and left.dtype == out.dtype
+    scratch = SCRATCH_BUFFER.get(left, *out.shape) if len(left) > direct else out
+    if fresh and not direct:
+        out.zero_()
+    for sample, (left_lT, right_Tr) in enumerate(zip(left.mT.unbind(), right.unbind(), strict=True)):
+        first = direct and sample == 0
+        gradient = torch.mm(left_lT, right_Tr, out=out if first else scratch)
         if not out.is_cuda:
-            _accumulate(out, gradient, float(factor), direct)
-        elif direct:
-            torch.where(factor > 0, out * factor, 0, out=out)
-        else:
-            out.add_(torch.where(factor > 0, gradient * factor, 0))
+            c = factors.next(float(square_norm(gradient)))
+            if first:
+                out.mul_(c) if c else out.zero_()
+            elif c:
+                out.add_(gradient, alpha=c)
+        else:  # no look at c, which would wait for the device
+            c_1 = factors(square_norm(gradient), sample)
+            clipped = torch.where(c_1 > 0, gradient * c_1, 0)
+            out.copy_(clipped) if first else out.add_(clipped)
 
 
-def _accumulate(out: Tensor, gradient: Tensor, factor: float, direct: bool) -> None:
-    """On a CPU, where a factor may be looked at: out += factor * gradient, which may be `out` itself."""
-    if direct:
-        out.mul_(factor) if factor else out.zero_()
-    elif factor:
-        out.add_(gradient, alpha=factor)
-
-
-def explicit(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
+def explicit(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
     """All per-sample gradients at once."""
     gradients = torch.einsum("btl,btr->blr", left, right)
     c = factors(square_norm(gradients), 0)
@@ -142,7 +154,7 @@ def explicit(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Cal
     out.copy_(clipped) if fresh else out.add_(clipped)
 
 
-def ghost(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
+def ghost(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
     """Norms from Gram matrices, then one product of all samples.
 
     The norm is that of the exact product, not of the rounded sum: in bfloat16, or where terms cancel, the two differ.
@@ -160,7 +172,7 @@ def gram_square_norms(left: Tensor, right: Tensor) -> Tensor:
     return product.flatten(1).sum(1).clamp_min_(0)
 
 
-def recompute(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
+def recompute(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
     """Per-sample gradients twice: tile by tile for their norms, then weighted in one product. No scratch beyond a tile."""
     height = max(1, TILE // out.shape[1])
     squares = []
@@ -192,22 +204,27 @@ BACKENDS: dict[str, Backend] = {"loop": loop, "ghost": ghost, "recompute": recom
 FLOPS_PER_BYTE = {"cpu": 4.2, "cuda": 125.0}
 
 
-def cost(backend: str, batch: int, positions: int, l: int, r: int, device: str, itemsize: int = 4) -> float:
-    """Predicted time of a backend, in multiples of the plain weight gradient's 2·B·T·l·r operations."""
-    product = 2 * batch * positions * l * r
-    passes = {"loop": 4, "explicit": 5, "triton_2k": 2}.get(backend, 0)
-    moved = passes * batch * l * r * itemsize
-    extra = {"ghost": 2 * batch * positions**2 * (l + r) if positions > 1 else 0, "recompute": product}.get(backend, 0)
-    return (product + extra + moved * FLOPS_PER_BYTE[device]) / product
+def cost(backend: str, batch: int, positions: int, rows: int, columns: int, device: str, itemsize: int = 4) -> float:
+    """Predicted time of a backend for a weight [rows, columns], in multiples of the plain weight gradient's 2·B·T·l·r operations."""
+    product, size = 2 * batch * positions * rows * columns, batch * rows * columns
+    operations, elements = {
+        "loop": (0, 4 * size),
+        "explicit": (0, 5 * size),
+        "recompute": (product, 0),
+        "ghost": (2 * batch * positions**2 * (rows + columns), batch * positions * (2 * rows + 3 * positions)),
+        "triton_2k": (0, 2 * size),
+        "triton_persistent": (0, 0),
+    }[backend]
+    return 1 + (operations + elements * itemsize * FLOPS_PER_BYTE[device]) / product
 
 
-def choose(batch: int, positions: int, l: int, r: int, device: str, itemsize: int = 4) -> str:
+def choose(batch: int, positions: int, rows: int, columns: int, device: str, itemsize: int = 4) -> str:
     """The backend that `cost` predicts to be fastest among those whose scratch is in bounds. A function of shapes alone."""
-    fits = l * r <= SCRATCH
+    fits = rows * columns <= SCRATCH
     names = ["ghost", "recompute", *(["loop"] if fits else [])]
     if device == "cuda":
         from projects.flashdp import kernels
 
         names += ["triton_2k"] if fits and kernels.available() else []
-        names += ["triton_persistent"] if kernels.available() and kernels.resident(l, r) else []
-    return min(names, key=lambda name: cost(name, batch, positions, l, r, device, itemsize))
+        names += ["triton_persistent"] if kernels.available() and kernels.resident(rows, columns) else []
+    return min(names, key=lambda name: cost(name, batch, positions, rows, columns, device, itemsize))

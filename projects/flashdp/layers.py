@@ -306,20 +306,28 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx, g):  # type: ignore[no-untyped-def]
         _once(ctx)
         x, mean, rstd, weight = ctx.saved_tensors
-        shape, parameters, gradients = ctx.layer.normalized_shape, [], []
-        if _trainable(ctx.weight) is not None:
-            normal = torch.addcmul(-mean * rstd, x, rstd)
-            parameters.append(ctx.weight)
-            gradients.append(_sum_positions(normal.mul_(g), ctx.samples, shape))
-        if _trainable(ctx.bias) is not None:
-            parameters.append(ctx.bias)
-            gradients.append(_sum_positions(g, ctx.samples, shape))
+        wanted = [ctx.needs_input_grad[1], _trainable(ctx.weight) is not None, _trainable(ctx.bias) is not None]
+        grad, gradients = _layer_norm_backward(g, x, ctx.layer.normalized_shape, mean, rstd, weight, ctx.bias, wanted, ctx.samples)
+        parameters = [p for p in (_trainable(ctx.weight), _trainable(ctx.bias)) if p is not None]
         ctx.layer.flow.clipper.vectors(ctx.layer, parameters, gradients)
-        grad = None
-        if ctx.needs_input_grad[1]:
-            wanted = [True, False, False]
-            grad = torch.ops.aten.native_layer_norm_backward(g.contiguous(), x, shape, mean, rstd, weight, ctx.bias, wanted)[0]
         return None, grad, None, None
+
+
+def _layer_norm_backward(g, x, shape, mean, rstd, weight, bias, wanted, samples):  # type: ignore[no-untyped-def]
+    """The gradient of the input, and the per-sample gradients [B, ...] of weight and bias as far as `wanted`."""
+    backward = torch.ops.aten.native_layer_norm_backward
+    g = g.contiguous()
+    grad = backward(g, x, shape, mean, rstd, weight, bias, [True, False, False])[0] if wanted[0] else None
+    if not g.is_cuda:  # torch's own kernel, sample by sample
+        parts = zip(*(part.split(len(x) // samples) for part in (g, x, mean, rstd)), strict=True)
+        found = [backward(g_i, x_i, shape, m_i, r_i, weight, bias, [False, *wanted[1:]]) for g_i, x_i, m_i, r_i in parts]
+        return grad, [torch.stack([one[k] for one in found]) for k in (1, 2) if wanted[k]]
+    gradients = []
+    if wanted[1]:
+        gradients.append(_sum_positions(torch.addcmul(-mean * rstd, x, rstd).mul_(g), samples, shape))
+    if wanted[2]:
+        gradients.append(_sum_positions(g, samples, shape))
+    return grad, gradients
 
 
 class _Scale(torch.autograd.Function):

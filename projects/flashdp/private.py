@@ -44,7 +44,7 @@ class PerLayerClipper:
 
     Args:
         groups: by name of parameter.
-        scale: True when losses are averaged over the batch, so that a sample's gradient arrives divided by the batch's size.
+        mean: True when losses are averaged over the batch, so that a sample's gradient arrives divided by the batch's size.
     """
 
     def __init__(self, groups: Mapping[str, Group], backend: str, mean: bool):
@@ -70,8 +70,9 @@ class PerLayerClipper:
         backend = self._backend(name, samples, positions, out, left_BTl)
         backends.BACKENDS[backend](left_BTl, right_BTr, out, fresh, factors)
         self.wrote(weight)
+        c = factors.found()
         if joint:
-            self._add(bias, sums, factors.found())
+            self._add(bias, sums, c)
         elif bias is not None:
             self._add(bias, sums, self._factors(self.groups[f"{name}.bias"], samples)(squares_of_bias))
 
@@ -87,17 +88,8 @@ class PerLayerClipper:
 
     def embedding(self, layer: layers.Private, ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> None:
         group = self.groups[f"{layer.layer_name}.weight"]
-        samples, positions = ids_BT.shape
-        sample = torch.arange(samples, device=ids_BT.device).repeat_interleave(positions)
-        # A token may stand in a sample more than once: its rows are added before the norm. Sorted by (sample, token), equal ones adjoin.
-        key, order = torch.sort(sample * len(weight) + ids_BT.flatten(), stable=True)
-        slot = torch.cat([key.new_zeros(1), (key[1:] != key[:-1]).cumsum(0)])
-        g = g_BTd.flatten(0, 1)
-        rows = torch.zeros_like(g, dtype=weight.dtype).index_add_(0, slot, g[order].to(weight.dtype))
-        token, owner = (torch.zeros_like(key).index_copy_(0, slot, part) for part in (key % len(weight), key // len(weight)))
-        norms = torch.linalg.vector_norm(rows, dim=1)
-        squares = norms.new_zeros(samples).index_add_(0, owner, norms.square())
-        factors = self._factors(group, samples)(squares)[owner]
+        token, owner, rows, squares = embedding_rows(ids_BT, g_BTd, weight)
+        factors = self._factors(group, len(ids_BT))(squares)[owner]
         out, fresh = self._gradient(weight)
         if fresh:
             out.zero_()
@@ -138,8 +130,10 @@ class PerLayerClipper:
     def _add(self, parameter: Tensor, gradients: Tensor, factors: Tensor) -> None:
         """Add the clipped sum of per-sample gradients [B, ...]."""
         out, fresh = self._gradient(parameter)
-        flat = torch.where((factors > 0)[:, None], gradients.flatten(1), 0).to(out.dtype)
-        total = (factors.to(out.dtype) @ flat).view_as(out)
+        flat = gradients.flatten(1)
+        if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not 0
+            flat = torch.where((factors > 0)[:, None], flat, 0)
+        total = (factors.to(out.dtype) @ flat.to(out.dtype)).view_as(out)
         out.copy_(total) if fresh else out.add_(total)
         self.wrote(parameter)
 
@@ -151,6 +145,25 @@ class PerLayerClipper:
                 chosen = backends.choose(samples, positions, *out.shape, out.device.type, left.element_size())
             self.chosen[key] = chosen
         return self.chosen[key]
+
+
+def embedding_rows(ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The per-sample gradients of an embedding without their empty rows.
+
+    A token may stand in a sample more than once, and its rows are added before a norm is taken.
+
+    Returns:
+        token, owner [B*T]: which row of the weight and which sample each row belongs to; rows [B*T, d], unused ones at the end being 0;
+        squares [B]: the squared norm of each sample's gradient.
+    """
+    samples, positions = ids_BT.shape
+    sample = torch.arange(samples, device=ids_BT.device).repeat_interleave(positions)
+    key, order = torch.sort(sample * len(weight) + ids_BT.flatten(), stable=True)  # equal (sample, token) pairs now adjoin
+    slot = torch.cat([key.new_zeros(1), (key[1:] != key[:-1]).cumsum(0)])
+    rows = torch.zeros_like(g_BTd.flatten(0, 1), dtype=weight.dtype).index_add_(0, slot, g_BTd.flatten(0, 1)[order].to(weight.dtype))
+    token, owner = (torch.zeros_like(key).index_copy_(0, slot, part) for part in (key % len(weight), key // len(weight)))
+    squares = rows.new_zeros(samples).index_add_(0, owner, torch.linalg.vector_norm(rows, dim=1).square())
+    return token, owner, rows, squares
 
 
 class DPModel:
@@ -259,13 +272,16 @@ class DPModel:
             waiting = [dist.all_reduce(p.grad, group=self.process_group, async_op=True) for _, p in self._named]
             for work in waiting:
                 work.wait()
+        expected = self.sampling.expected_batch_size
         generators = _generators(self._key, self.steps, {p.device for _, p in self._named})
         for name, parameter in self._named:
             deviation = clipper.groups[name].noise
             if deviation:
                 noise = backends.SCRATCH_BUFFER.get(parameter, *parameter.shape)
-                parameter.grad.add_(noise.normal_(0, deviation, generator=generators[parameter.device]))
-            parameter.grad.div_(self.sampling.expected_batch_size)
+                noise.normal_(0, deviation / expected, generator=generators[parameter.device])
+                torch.add(noise, parameter.grad, alpha=1 / expected, out=parameter.grad)
+            else:
+                parameter.grad.div_(expected)
             clipper.wrote(parameter, released=True)
         self._account()
 
@@ -333,7 +349,7 @@ def make_private(
         raise UserError(f"noise_multiplier must be a number of at least 0, not {noise_multiplier}")
     if backend != "auto" and backend not in backends.BACKENDS:
         raise UserError(f"no backend '{backend}'; there are auto, {', '.join(backends.BACKENDS)}")
-    found = _covered(model)
+    found = covered(model)
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     strangers = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and id(p) not in names]
     if strangers:
@@ -376,7 +392,7 @@ def untie(model: nn.Module) -> int:
     return copied
 
 
-def _covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
+def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
     """The layers with trainable parameters and their private classes, by name; UserError for what has none."""
     owners: dict[int, str] = {}
     found: dict[str, tuple[nn.Module, type[nn.Module]]] = {}
