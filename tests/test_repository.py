@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from projects.zo2 import __main__ as zo2
-from shared import cli, data, manifest, paths
+from shared import cli, data, manifest, paths, runs
 
 PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "projects/zo2/README.md"]
 REFERENCE = paths.ROOT / "results" / "reference" / "cpu"
@@ -113,7 +113,7 @@ def test_every_command_on_a_page_exists(command, monkeypatch):
         check_repro(cli._parser().parse_args(arguments))
     elif program == "python":
         assert arguments[:2] == ["-m", "projects.zo2"]
-        monkeypatch.setattr(zo2._Parser, "error", refuse)
+        monkeypatch.setattr(runs.Parser, "error", refuse)
         zo2._parser().parse_args(arguments[2:])
     elif program == "snakemake":
         run(sys.executable, "-m", "snakemake", "-n", *arguments)

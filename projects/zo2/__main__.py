@@ -4,19 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from shared.errors import UserError
+from shared.runs import Parser, number
 
 DTYPES = ("float32", "bfloat16")
 STORAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything else here does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,24 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _number(kind: type, least: float, above: bool = False):  # type: ignore[no-untyped-def]
-    def convert(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not (value > least if above else value >= least) or value == float("inf"):
-            bound = f"above {least:g}" if above else f"of at least {least:g}"
-            raise argparse.ArgumentTypeError(f"'{text}' is not a{'n integer' if kind is int else ' number'} {bound}")
-        return value
-
-    return convert
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m projects.zo2", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    positive, natural, share = _number(int, 1), _number(int, 0), _number(float, 0)
+    parser = Parser(prog="python -m projects.zo2", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    positive, natural, share = number(int, 1), number(int, 0), number(float, 0)
 
     added = commands.add_parser(
         "finetune",
@@ -67,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a model folder, smollm2-135m, or a hub id in your hub cache")
     added.add_argument("--data", required=True, type=Path, metavar="FILE", help=".jsonl or .txt to train on")
     added.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the trained model and the run's log go")
-    added.add_argument("--steps", type=_number(int, 1), default=1000, metavar="N", help="steps in all (1000); may grow later")
+    added.add_argument("--steps", type=number(int, 1), default=1000, metavar="N", help="steps in all (1000); may grow later")
 
     group = added.add_argument_group("memory")
     group.add_argument("--memory-budget", metavar="SIZE", help="hard limit, as 2GB or 1.5GiB; on a GPU, of its memory (no limit)")
@@ -79,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--threads", type=positive, metavar="N", help="of the computation (torch's default)")
 
     group = added.add_argument_group("batches")
-    group.add_argument("--sequence-length", type=_number(int, 2), default=256, metavar="N", help="tokens in a row (256)")
+    group.add_argument("--sequence-length", type=number(int, 2), default=256, metavar="N", help="tokens in a row (256)")
     group.add_argument("--batch-size", type=positive, default=1, metavar="N", help="rows in a forward (1)")
     group.add_argument("--accumulate", type=positive, default=1, metavar="N", help="forwards whose losses a step averages (1)")
     group.add_argument("--eval-data", type=Path, metavar="FILE", help="held-out .jsonl or .txt; its loss is printed")
@@ -90,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--lr", type=share, help="learning rate (1e-6; with LoRA 1e-4)")
     group.add_argument("--lr-schedule", choices=("constant", "linear", "cosine"), default="constant", help="constant (default), or to 0")
     group.add_argument("--warmup-steps", type=natural, default=0, metavar="N", help="linear warm-up (0)")
-    group.add_argument("--eps", type=_number(float, 0, above=True), default=1e-3, help="size of the perturbation (1e-3)")
+    group.add_argument("--eps", type=number(float, 0, above=True), default=1e-3, help="size of the perturbation (1e-3)")
     group.add_argument("--weight-decay", type=share, default=0.0, metavar="X", help="(0)")
     group.add_argument("--probe", choices=("inplace", "fresh"), default="inplace", help="inplace: bitwise MeZO; fresh: without its drift")
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="of noise and order (0)")

@@ -11,24 +11,16 @@ have left it between two steps) and is made anew.
 """
 
 import argparse
-import errno
-import fcntl
 import math
 import os
 import shutil
-import signal
-import time
-import warnings
-from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers.utils import logging as transformers_logging
@@ -37,13 +29,13 @@ from projects.zo2 import budget, weights
 from projects.zo2.engine import ZO2, Step
 from projects.zo2.steplog import Log, StepLog, read_log
 from projects.zo2.steplog import replay as replay_log
+from shared import runs
 from shared.corpus import IGNORED, Batch, Corpus, sha256
 from shared.errors import UserError
-from shared.models import empty_causal_lm, local_model
+from shared.models import add_lora, copy_configuration, empty_causal_lm, fingerprint, local_model, save_lora_configuration
 from shared.models.language import load_tokenizer
 
 LOST_STEPS = 20  # so many losses in a row that are not finite end a run
-_QUIET_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -152,7 +144,7 @@ def finetune(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)
     out: Path = options.out
-    with _locked(out), _plain_errors(out):
+    with runs.locked(out), runs.plain_errors(out):
         run = _Run(options, recipe, folder, out, device, storage, size)
         return run.go()
 
@@ -174,7 +166,7 @@ class _Run:
     def go(self) -> int:
         options, recipe = self.options, self.recipe
         header = {
-            "model": {"name": str(options.model), "fingerprint": weights.fingerprint(self.folder)},
+            "model": {"name": str(options.model), "fingerprint": fingerprint(self.folder)},
             "data": {"sha256": sha256(options.data)},
             "settings": asdict(recipe),
         }
@@ -251,7 +243,7 @@ class _Run:
             if not step.skipped:
                 break
             lost += 1
-        with _stop_signals() as stop, _Progress(self.console, engine.steps, options.steps) as progress:
+        with runs.stop_signals() as stop, runs.Progress(self.console, engine.steps, options.steps) as progress:
             while True:
                 done = engine.steps
                 if held_out is not None and done not in log.log.evaluations and (done % options.eval_every == 0 or done == options.steps):
@@ -275,15 +267,15 @@ class _Run:
                 step = engine.step(batches, lr=recipe.rate(done, options.steps))
                 log.step(step, engine.order)
                 lost = lost + 1 if step.skipped else 0
-                progress.step(step, sum(batch["input_ids"].numel() for batch in batches))
+                _show(progress, step, sum(batch["input_ids"].numel() for batch in batches))
 
     def _finish(self, engine: ZO2, log: StepLog) -> None:
         log.flush()
         base = engine.model
         if self.recipe.lora_rank is None:
-            weights.copy_configuration(self.folder, self.out, getattr(torch, self.recipe.dtype))
+            copy_configuration(self.folder, self.out, getattr(torch, self.recipe.dtype))
         else:
-            _save_adapter_config(base, self.out)
+            save_lora_configuration(base, self.out)
         weights.save_weights(engine, self.final, engine.steps, self.recipe.lora_rank is not None)
         self._sample()
         traffic = engine.traffic
@@ -350,25 +342,25 @@ def replay(options: argparse.Namespace) -> int:
         raise UserError(f"{options.log} holds no steps")
     recipe = Recipe.read(log, options.log)
     folder = local_model(options.model)
-    if weights.fingerprint(folder) != log.header.get("model", {}).get("fingerprint"):
+    if fingerprint(folder) != log.header.get("model", {}).get("fingerprint"):
         raise UserError(f"{options.model} is not the model that this run began with ({log.header.get('model', {}).get('name')})")
     out: Path = options.out
     lora = recipe.lora_rank is not None
     final = out / ("adapter_model.safetensors" if lora else "model.safetensors")
     console = Console(highlight=False, soft_wrap=True)
-    with _locked(out), _plain_errors(out):
+    with runs.locked(out), runs.plain_errors(out):
         if final.exists() or (out / "steps.jsonl").exists():
             raise UserError(f"{out} holds a model already; name another --out")
         model, prefix = _empty_model(folder, recipe, str(options.model))
         working = out / "working.safetensors"
         engine = _build_engine(model, prefix, folder, recipe, None, options.storage, working, _device(recipe.device), None, mean_loss)
         try:
-            with _Progress(console, 0, len(log.steps)) as progress:
-                replay_log(engine, log, lambda done: progress.step(log.steps[done - 1], 0))
+            with runs.Progress(console, 0, len(log.steps)) as progress:
+                replay_log(engine, log, lambda done: _show(progress, log.steps[done - 1], 0))
             if lora:
-                _save_adapter_config(model, out)
+                save_lora_configuration(model, out)
             else:
-                weights.copy_configuration(folder, out, getattr(torch, recipe.dtype))
+                copy_configuration(folder, out, getattr(torch, recipe.dtype))
             weights.save_weights(engine, final, len(log.steps), lora)
         finally:
             engine.close()
@@ -394,6 +386,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def _show(progress: runs.Progress, step: Step, tokens: int) -> None:
+    """Show a step that has been made on `tokens` tokens."""
+    if step.skipped:
+        progress.line(f"step {step.number}: the loss is not finite; the step is skipped")
+    progress.step(step.number + 1, tokens, None if step.skipped else step.loss)
+
+
 def _dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else getattr(torch, name)
 
@@ -405,9 +404,7 @@ def _empty_model(folder: Path, recipe: Recipe, name: str) -> tuple[Any, str]:
     if recipe.lora_rank is not None:
         targets = recipe.lora_targets.split(",") if recipe.lora_targets else None
         assert recipe.lora_alpha is not None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            model = weights.add_lora(model, recipe.lora_rank, recipe.lora_alpha, targets, name)
+        model = add_lora(model, recipe.lora_rank, recipe.lora_alpha, targets, name, empty=True)
     return model, prefix
 
 
@@ -453,113 +450,3 @@ def _build_engine(
     )
     engine.steps = steps or 0
     return engine
-
-
-def _save_adapter_config(model: Any, out: Path) -> None:
-    model.peft_config["default"].inference_mode = True
-    model.peft_config["default"].save_pretrained(out)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Inside, `out` exists and is this process's alone. What a crash left half-written is swept away; a folder that an
-    error leaves without a run is removed again if it was made here.
-    """
-    made = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from None
-    ours = {".lock", "steps.jsonl", "data", "eval-data"}
-    if not (out / "steps.jsonl").exists() and any(f.name not in ours and not f.name.endswith(".part") for f in out.iterdir()):
-        raise UserError(f"--out {out} is not empty and holds no run; name a new folder")
-    try:
-        with open(out / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                made = False
-                raise UserError(f"another process is working in {out}") from None
-            for leftover in (*out.glob(".*.part"), *out.glob("checkpoint/.*.part")):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            yield
-    except BaseException:
-        if made and not any(out.glob("*.jsonl")):
-            shutil.rmtree(out, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _plain_errors(out: Path) -> Iterator[None]:
-    """Turn what the disk refuses into one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(
-            f"no space left for {out}; the last checkpoint and the log are whole: make room and run the same command again"
-        ) from None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Inside, a first Ctrl-C or SIGTERM is put in the list, so that the step under way can end; a second one stops at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, console: Console, done: int, steps: int):
-        self.console, self.steps = console, steps
-        self._losses: deque[float] = deque(maxlen=20)
-        self._tokens, self._first = 0, done
-        self._began = self._spoke = time.perf_counter()
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("", total=steps, completed=done, text="")
-
-    def __enter__(self) -> "_Progress":
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def line(self, text: str) -> None:
-        self.console.print(text, markup=False)
-
-    def step(self, step: Step, tokens: int) -> None:
-        """Show a step that has been made on `tokens` tokens."""
-        if step.skipped:
-            self.line(f"step {step.number}: the loss is not finite; the step is skipped")
-        else:
-            self._losses.append(step.loss)
-        self._tokens += tokens
-        now, done = time.perf_counter(), step.number + 1
-        text = f"loss {sum(self._losses) / len(self._losses):.4f}" if self._losses else ""
-        if self._tokens:
-            text += f"  {self._tokens / (now - self._began):.0f} tokens/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, text=text)
-        elif now - self._spoke > _QUIET_SECONDS or done == self.steps:
-            self._spoke = now
-            left = (now - self._began) / (done - self._first) * (self.steps - done)
-            self.line(f"step {done}/{self.steps}  {text}  {left:.0f} s left")

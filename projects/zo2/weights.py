@@ -4,14 +4,10 @@ A model is built on the meta device (`shared.models.empty_causal_lm`) and gets i
 files, or from a checkpoint of a run. With LoRA the base stays as it is and only the adapters are saved.
 """
 
-import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,42 +16,12 @@ from projects.zo2.engine import ZO2
 from projects.zo2.storage import Field, SafetensorsReader, SafetensorsWriter
 from projects.zo2.units import find_blocks
 from shared.errors import UserError
+from shared.models import weight_files
 from shared.seeding import generator
 
 Source = Callable[[list[str]], Tensor]  # the names under which a model knows a tensor -> its value
 
-_SAMPLES = 64  # pieces of a weights file that the fingerprint looks at
-_SAMPLE_NBYTES = 1 << 16
-_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration and tokenizer files of a model folder
 _PEFT_PREFIX = "base_model.model."
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder. Raises UserError when there are none or one is missing."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    else:
-        files = [folder / "model.safetensors"]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{file} does not exist; a model folder needs safetensors weights (save_pretrained writes them)")
-    return files
-
-
-def fingerprint(folder: Path) -> str:
-    """Tells models apart without reading them whole: a hash of the configuration and of
-    each weights file's size, beginning, end and samples between them.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in weight_files(folder):
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            digest.update(size.to_bytes(8, "little"))
-            for sample in range(_SAMPLES):
-                file.seek(max(0, size - _SAMPLE_NBYTES) * sample // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_NBYTES))
-    return digest.hexdigest()
 
 
 def folder_source(folder: Path, prefix: str) -> Source:
@@ -110,21 +76,6 @@ def adapter_source(base: Source, model: nn.Module, seed: int, saved: Path | None
 
 def _adapter_name(name: str) -> str:
     return name.replace(".default.", ".")
-
-
-def add_lora(model: Any, rank: int, alpha: int, targets: list[str] | None, base_name: str) -> Any:
-    """`model` with LoRA adapters on the meta device and everything else frozen. `targets` None: all linear layers but the head.
-
-    Raises UserError when a target does not exist.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets or "all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
-    config.base_model_name_or_path = base_name
-    try:
-        return get_peft_model(model, config, low_cpu_mem_usage=True).eval()
-    except ValueError as error:
-        raise UserError(f"--lora-targets: {str(error).splitlines()[0]}") from None
 
 
 def _aliases(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[str]]]:
@@ -189,16 +140,3 @@ def saved_steps(path: Path) -> int | None:
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return int(header["__metadata__"]["steps"])
-
-
-def copy_configuration(folder: Path, out: Path, dtype: torch.dtype) -> None:
-    """Everything of a model folder but the weights: configuration, generation defaults, tokenizer."""
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json") and file.name != "config.json":
-            shutil.copyfile(file, out / file.name)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    partial = out / ".config.json.part"
-    partial.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(partial, out / "config.json")

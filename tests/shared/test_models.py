@@ -1,18 +1,26 @@
 """Models: sizes by formula, ties, and the packaged ones by what they know."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
 from shared import data
 from shared.errors import UserError
 from shared.models import (
+    add_lora,
     causal_lm_config,
+    copy_configuration,
     empty_causal_lm,
+    fingerprint,
     load_causal_lm,
     load_efficientnet_lite0,
     load_sentence_encoder,
     local_model,
     random_causal_lm,
+    save_lora_configuration,
+    weight_files,
 )
 from shared.models.shapes import OPT_SHAPES
 
@@ -199,3 +207,100 @@ def test_efficientnet_gives_a_thousand_finite_numbers():
     assert logits.isfinite().all()
     assert logits.std() > 0.1
     assert not torch.equal(logits[0], logits[1])
+
+
+# ---- model folders and adapters ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path, save_tokenizer):
+    """The folder of a model in two weights files, with a tokenizer."""
+    folder = tmp_path / "small"
+    random_causal_lm(causal_lm_config("llama", 2, 64, 2, vocabulary=260, positions=64)).save_pretrained(folder, max_shard_size="200KB")
+    save_tokenizer(folder)
+    return folder
+
+
+def test_the_weights_files_of_a_folder(small):
+    files = weight_files(small)
+    assert files == sorted(small.glob("*.safetensors"))
+    assert len(files) > 1
+    files[-1].unlink()
+    with pytest.raises(UserError, match=rf"{files[-1].name} does not exist"):
+        weight_files(small)
+
+
+def test_a_fingerprint_tells_models_apart(small, tmp_path):
+    before = fingerprint(small)
+    assert fingerprint(shutil.copytree(small, tmp_path / "copy")) == before
+    (small / "tokenizer.json").write_text("{}")
+    assert fingerprint(small) == before
+    seen = {before}
+    for file in (*weight_files(small), small / "config.json"):
+        whole = file.read_bytes()
+        for changed in (whole[:-1] + bytes([whole[-1] ^ 1]), whole + b" "):
+            file.write_bytes(changed)
+            seen.add(fingerprint(small))
+        file.write_bytes(whole)
+    assert len(seen) == 1 + 2 * (len(weight_files(small)) + 1)
+    assert fingerprint(small) == before
+
+
+def test_a_fingerprint_holds_the_sizes_of_files_that_are_not_read_whole(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    seen = set()
+    for size in (5 << 20, 6 << 20):
+        with open(tmp_path / "model.safetensors", "wb") as file:
+            file.truncate(size)
+        seen.add(fingerprint(tmp_path))
+    assert len(seen) == 2
+
+
+def test_everything_but_the_weights_is_copied(small, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    copy_configuration(small, out, torch.bfloat16)
+    assert {f.name for f in out.iterdir()} == {f.name for f in small.iterdir() if "safetensors" not in f.name}
+    given, copied = (json.loads((folder / "config.json").read_text()) for folder in (small, out))
+    assert copied == given | {"dtype": "bfloat16"}
+    assert (out / "tokenizer.json").read_bytes() == (small / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_adapters_are_added_and_all_else_is_frozen(small, empty):
+    model, _ = load_causal_lm(small)
+    ids = torch.arange(12).view(2, 6)
+    before = model(input_ids=ids).logits
+    adapted = add_lora(model, 3, 6, ["q_proj", "v_proj"], str(small), empty=empty)
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 2  # A and B of two modules in two blocks
+    assert all("lora_" in name for name in trained)
+    assert {p.is_meta for p in trained.values()} == {empty}
+    assert not adapted.training
+    if not empty:
+        assert torch.equal(adapted(input_ids=ids).logits, before)  # B is zero
+        assert all(p.any() for name, p in trained.items() if "lora_A" in name)
+
+
+def test_adapters_go_everywhere_but_into_the_head_unless_told_and_only_where_there_is_a_module(small):
+    adapted = add_lora(load_causal_lm(small)[0], 2, 4, None, str(small))
+    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 2 * 7
+    with pytest.raises(UserError, match=r"^--lora-targets: .*q_poj") as caught:
+        add_lora(load_causal_lm(small)[0], 2, 4, ["q_poj"], str(small))
+    assert "\n" not in str(caught.value)
+
+
+def test_peft_loads_adapters_by_the_configuration_saved(small, tmp_path):
+    from peft import PeftModel
+
+    torch.manual_seed(3)
+    adapted = add_lora(load_causal_lm(small)[0], 2, 4, ["o_proj"], str(small))
+    adapted.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    save_lora_configuration(adapted, tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["base_model_name_or_path"], saved["inference_mode"]) == (2, 4, str(small), True)
+    loaded = PeftModel.from_pretrained(load_causal_lm(small)[0], tmp_path / "adapter")
+    found = {name: p for name, p in loaded.named_parameters() if "lora_" in name}
+    assert found
+    assert all(torch.equal(p, dict(adapted.named_parameters())[name]) for name, p in found.items())
