@@ -17,7 +17,6 @@ scaled into the sum while the next one overwrites it.
 """
 
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 import torch

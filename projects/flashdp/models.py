@@ -1,4 +1,4 @@
-"""A decoder of plain torch layers, in the shape of GPT-2: every method of the tables, Opacus's among them, has a rule for each of its layers.
+"""A decoder of plain torch layers in the shape of GPT-2: every method of the tables, Opacus too, has a rule for each of its layers.
 
 (transformers' GPT-2 stores its weights in `Conv1D` layers, which Opacus handles by a slow detour; measured on it, Opacus would look worse
 than it is.)
