@@ -22,6 +22,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from shared.errors import UserError
+
 TINY = 1e-10  # added to a norm before it divides
 TILE = 1 << 20  # elements of a tile of `recompute`
 SCRATCH = 1 << 26  # elements; above it `auto` does not give a layer a scratch of its size
@@ -197,7 +199,41 @@ def _weighted(left: Tensor, right: Tensor, out: Tensor, fresh: bool, c: Tensor) 
         torch.addmm(out, weighted, right.flatten(0, 1), beta=0 if fresh else 1, out=out)
 
 
-BACKENDS: dict[str, Backend] = {"loop": loop, "ghost": ghost, "recompute": recompute, "explicit": explicit}
+def triton_2k(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
+    """Chunks of samples, two kernels each."""
+    from projects.flashdp import kernels  # imports triton, which not every machine has
+
+    kernels.triton_2k(left, right, out, fresh, factors)
+
+
+def triton_persistent(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
+    """All samples in one kernel."""
+    from projects.flashdp import kernels
+
+    kernels.triton_persistent(left, right, out, fresh, factors)
+
+
+BACKENDS: dict[str, Backend] = {one.__name__: one for one in (loop, ghost, recompute, explicit, triton_2k, triton_persistent)}
+
+
+def check(backend: str) -> None:
+    """UserError for a backend that there is not, or not here."""
+    if backend != "auto" and backend not in BACKENDS:
+        raise UserError(f"no backend '{backend}'; there are auto, {', '.join(BACKENDS)}")
+    if backend.startswith("triton"):
+        from projects.flashdp import kernels
+
+        kernels.require(backend)
+
+
+def fitting(backend: str, out: Tensor) -> str:
+    """The backend asked for, or what serves where the weight has more tiles than `triton_persistent` can hold."""
+    if backend == "triton_persistent":
+        from projects.flashdp import kernels
+
+        return backend if kernels.resident(*out.shape, out.device) else "triton_2k"
+    return backend
+
 
 # Products done in the time that memory moves one byte, for float32 on one core and for bfloat16 on a large GPU.
 FLOPS_PER_BYTE = {"cpu": 4.2, "cuda": 125.0}
@@ -221,7 +257,7 @@ def choose(batch: int, positions: int, rows: int, columns: int, device: str, ite
     """The backend that `cost` predicts to be fastest among those whose scratch is in bounds. A function of shapes alone."""
     fits = rows * columns <= SCRATCH
     names = ["ghost", "recompute", *(["loop"] if fits else [])]
-    if device == "cuda":
+    if device == "cuda" and itemsize < 8:
         from projects.flashdp import kernels
 
         names += ["triton_2k"] if fits and kernels.available() else []

@@ -13,9 +13,11 @@ Neither uses atomics on floating-point numbers or anything left in memory by an 
 TRITON_INTERPRET=1, set before this module is imported, runs all on CPU tensors; the barrier then allows one program only.
 """
 
+# mypy: disallow-untyped-defs=False
+
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ ENOUGH = 128  # programs that keep a large GPU busy
 BLOCK = 2048  # elements a program of the second kernel adds up
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-exact = False  # True: float32 products in float32, even where torch is allowed TF32
+EXACT = False  # True: float32 products in float32, even where torch is allowed TF32
 
 
 def available() -> bool:
@@ -53,13 +55,13 @@ def resident(rows: int, columns: int, device: torch.device | None = None) -> boo
     return available() and _resident_side(rows, columns, device) is not None
 
 
-def triton_2k(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
+def triton_2k(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: backends.Factors) -> None:
     """Two kernels per chunk of samples."""
     _require("triton_2k", left, right, out)
     samples, positions, rows = left.shape
     columns = right.shape[2]
     if not samples or not out.numel():
-        return _nothing(out, fresh)
+        return _nothing(samples, out, fresh, factors)
     # A product of float16 can leave its range, so it is stored in float32; one of bfloat16 cannot.
     wide = left.new_empty(0, dtype=torch.float32) if left.dtype == torch.float16 else left
     chunk = min(samples, max(1, L2_BYTES // (rows * columns * wide.itemsize)), 65535)
@@ -79,16 +81,16 @@ def triton_2k(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Ca
             _add[grid](products, c, out, size, out.numel(), columns, *out.stride(), FRESH=write, FLAT=flat, BLOCK=BLOCK, num_warps=4)
 
 
-def triton_persistent(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Callable[[Tensor, int], Tensor]) -> None:
-    """One kernel; `triton_2k` where the weight has too many tiles, or `factors` only answers calls."""
+def triton_persistent(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: backends.Factors) -> None:
+    """One kernel; `triton_2k` where the weight is not `resident`."""
     _require("triton_persistent", left, right, out)
     samples, positions, rows = left.shape
     columns = right.shape[2]
     side = _resident_side(rows, columns, left.device)
-    if side is None or not isinstance(factors, backends.Factors):
+    if side is None:
         return triton_2k(left, right, out, fresh, factors)
     if not samples or not out.numel():
-        return _nothing(out, fresh)
+        return _nothing(samples, out, fresh, factors)
     tiles = triton.cdiv(rows, side) * triton.cdiv(columns, side)
     partials = torch.empty(2, tiles, device=left.device, dtype=torch.float32)
     norms, c = torch.empty(2, samples, device=left.device, dtype=torch.float32)
@@ -110,13 +112,6 @@ def triton_persistent(left: Tensor, right: Tensor, out: Tensor, fresh: bool, fac
     factors.record(norms, c)
 
 
-def _require(backend: str, left: Tensor, right: Tensor, out: Tensor) -> None:
-    require(backend)
-    if not supports(left, right, out):
-        found = f"{left.dtype}, {right.dtype} and {out.dtype} on {left.device.type}".replace("torch.", "")
-        raise UserError(f"{backend} takes float32, bfloat16 and float16 on a GPU, not {found}; use backend 'auto'")
-
-
 def require(backend: str) -> None:
     """UserError when the kernels cannot run here."""
     if triton is None:
@@ -125,11 +120,20 @@ def require(backend: str) -> None:
         raise UserError(f"backend '{backend}' needs a CUDA device, and torch sees none; use backend 'auto'")
 
 
+def _require(backend: str, left: Tensor, right: Tensor, out: Tensor) -> None:
+    require(backend)
+    if not supports(left, right, out):
+        found = f"{left.dtype}, {right.dtype} and {out.dtype} on {left.device.type}".replace("torch.", "")
+        raise UserError(f"backend '{backend}' takes float32, bfloat16 and float16 on a GPU, not {found}; use backend 'auto'")
+
+
 def _interpreted() -> bool:
     return triton is not None and not isinstance(_products, triton.JITFunction)
 
 
-def _nothing(out: Tensor, fresh: bool) -> None:
+def _nothing(samples: int, out: Tensor, fresh: bool, factors: backends.Factors) -> None:
+    """An empty batch, which has no grid to launch."""
+    factors(torch.zeros(samples, device=out.device), 0)
     if fresh:
         out.zero_()
 
@@ -154,7 +158,7 @@ def _resident_side(rows: int, columns: int, device: torch.device | None) -> int 
 
 def _options(left: Tensor, positions: int, side: int) -> dict[str, object]:
     """How a tile is computed. Steps along the positions of 128 bytes, of which three are under way where tensor cores want them."""
-    tensor_cores = left.dtype != torch.float32 or (torch.backends.cuda.matmul.fp32_precision == "tf32" and not exact)
+    tensor_cores = left.dtype != torch.float32 or (torch.backends.cuda.matmul.fp32_precision == "tf32" and not EXACT)
     step = 128 // left.itemsize if tensor_cores else 16
     return {
         "SIDE": side,
@@ -169,12 +173,12 @@ def _options(left: Tensor, positions: int, side: int) -> dict[str, object]:
 # ---- kernels ----
 
 
-def _jit(kernel):  # type: ignore[no-untyped-def]
+def _jit(kernel):
     return kernel if triton is None else triton.jit(kernel)
 
 
 @_jit
-def _tile(L, R, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _tile(L, R, SIDE: tl.constexpr):
     """Rows and columns of this program's tile. Eight tiles down, then the next column: neighbours share more of what they read."""
     down, across = tl.cdiv(L, SIDE), tl.cdiv(R, SIDE)
     tile = tl.program_id(0)
@@ -186,7 +190,10 @@ def _tile(L, R, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _product(left, right, rows, columns, T, L, R, left_t, left_l, right_t, right_r, SIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _product(
+    left, right, rows, columns, T, L, R, left_t, left_l, right_t, right_r,
+    SIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
     """A tile of leftᵀ right, in float32; 0 outside the matrix."""
     positions = tl.arange(0, STEP)
     left += rows.to(tl.int64)[:, None] * left_l + positions[None, :].to(tl.int64) * left_t
@@ -209,7 +216,7 @@ def _products(
     left, right, products, partials,
     T, L, R, left_b, left_t, left_l, right_b, right_t, right_r,
     SIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Program (tile, sample): one tile of one sample's product, and its squared norm as it is stored, that is, after rounding."""
     sample = tl.program_id(1).to(tl.int64)
     rows, columns = _tile(L, R, SIDE)
@@ -224,7 +231,7 @@ def _products(
 
 
 @_jit
-def _add(products, c, out, samples, size, columns, out_l, out_r, FRESH: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _add(products, c, out, samples, size, columns, out_l, out_r, FRESH: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """out += Σ_b c_b products_b, for BLOCK elements. A sample with c = 0 adds nothing, whatever it holds."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
@@ -247,7 +254,7 @@ def _persistent(
     T, L, R, left_b, left_t, left_l, right_b, right_t, right_r, out_l, out_r,
     TINY: tl.constexpr, EXTRA: tl.constexpr, FRESH: tl.constexpr, TILES: tl.constexpr,
     SIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Program: one tile of the sum, over all samples. The factor is `backends.Factors`' in the same operations.
 
     The counter only grows: sample i's barrier opens at (i + 1) programs. Partial norms alternate between two rows: who writes the

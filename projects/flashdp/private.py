@@ -140,10 +140,10 @@ class PerLayerClipper:
     def _backend(self, name: str, samples: int, positions: int, out: Tensor, left: Tensor) -> str:
         key = (name, samples, positions)
         if key not in self.chosen:
-            chosen = self.backend
-            if chosen == "auto":
-                chosen = backends.choose(samples, positions, *out.shape, out.device.type, left.element_size())
-            self.chosen[key] = chosen
+            if self.backend == "auto":
+                self.chosen[key] = backends.choose(samples, positions, *out.shape, out.device.type, left.element_size())
+            else:
+                self.chosen[key] = backends.fitting(self.backend, out)
         return self.chosen[key]
 
 
@@ -347,8 +347,7 @@ def make_private(
     """
     if not noise_multiplier >= 0 or math.isinf(noise_multiplier):
         raise UserError(f"noise_multiplier must be a number of at least 0, not {noise_multiplier}")
-    if backend != "auto" and backend not in backends.BACKENDS:
-        raise UserError(f"no backend '{backend}'; there are auto, {', '.join(backends.BACKENDS)}")
+    backends.check(backend)
     found = covered(model)
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     strangers = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and id(p) not in names]
