@@ -322,6 +322,7 @@ def make_private(
     loss_reduction: Literal["sum", "mean"] = "sum",
     backend: str = "auto",
     flattened: Sequence[str] = (),
+    key: bytes | None = None,
     noise_seed: int | None = None,
     process_group: Any = None,
 ) -> DPModel:
@@ -339,7 +340,9 @@ def make_private(
             tokens of the batch is neither: it couples the samples (see `per_sample_loss`).
         backend: one of `backends.BACKENDS`, or "auto" (by a model of the cost).
         flattened: patterns of names of layers whose input is [B*T, d] with each sample's positions one after another.
-        noise_seed: for tests. Left out, the key of the noise comes from the operating system.
+        key: 32 secret bytes. The noise of step t is a function of them and of t, so that a run that goes on in another process can take
+            its last steps again as they were. Who has them can take the noise away. Left out, they come from the operating system.
+        noise_seed: for tests, in place of a key.
         process_group: of data-parallel ranks, each with its part of the batch.
 
     Raises:
@@ -357,6 +360,8 @@ def make_private(
     missing = [name for key, name in names.items() if key not in known]
     if missing:
         raise UserError(f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them; freeze them or add them")
+    if key is not None and (len(key) != 32 or noise_seed is not None):
+        raise UserError("key must be 32 secret bytes, and noise_seed is then left out")
     grouped = _groups(found, clip, groups)
     distinct = list({id(group): group for group in grouped.values()}.values())
     sensitivity = math.sqrt(sum(group.bound**2 for group in distinct))
@@ -367,7 +372,9 @@ def make_private(
     flow = layers.Flow(clipper)
     for name, (layer, private) in found.items():
         layers.privatise(layer, private, name, flow, any(fnmatch.fnmatchcase(name, pattern) for pattern in flattened))
-    key = _agreed(os.urandom(32) if noise_seed is None else noise_seed.to_bytes(32, "big"), model, process_group)
+    if key is None:
+        key = os.urandom(32) if noise_seed is None else noise_seed.to_bytes(32, "big")
+    key = _agreed(key, model, process_group)
     return DPModel(model, optimizer, sampling, clipper, flow, noise_multiplier, key, noise_seed is not None, process_group)
 
 
