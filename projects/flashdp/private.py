@@ -183,11 +183,12 @@ class DPModel:
         key: bytes,
         known_key: bool,
         process_group: Any,
+        sensitivity: float,
     ):
         self.model, self.optimizer, self.sampling, self.clipper = model, optimizer, sampling, clipper
         self.noise_multiplier, self.process_group = noise_multiplier, process_group
         self.groups = list({id(group): group for group in clipper.groups.values()}.values())
-        self.sensitivity = math.sqrt(sum(group.bound**2 for group in self.groups))
+        self.sensitivity = sensitivity
         self.history: list[Mechanism] = []
         self.dropped = 0  # (sample, group) pairs left out because their norm was not finite
         self._flow, self._key, self._known_key = flow, key, known_key
@@ -325,6 +326,7 @@ def make_private(
     key: bytes | None = None,
     noise_seed: int | None = None,
     process_group: Any = None,
+    sensitivity: float | None = None,
 ) -> DPModel:
     """Make `model` and `optimizer` private in place: `loss.backward()` clips, `optimizer.step()` adds the noise.
 
@@ -344,6 +346,9 @@ def make_private(
             its last steps again as they were. Who has them can take the noise away. Left out, they come from the operating system.
         noise_seed: for tests, in place of a key.
         process_group: of data-parallel ranks, each with its part of the batch.
+        sensitivity: Δ of the whole model, where `model` is one stage of a pipeline: sqrt(Σ C_l²) over the groups of all stages. Give each
+            stage `clip={"*": C / sqrt(L)}` with the number L of all groups, and this C. (A stage that took its own groups for all
+            there are would add too little noise.)
 
     Raises:
         UserError: naming the layer or the value that does not allow privacy, and what to do.
@@ -364,10 +369,14 @@ def make_private(
         raise UserError("key must be 32 secret bytes, and noise_seed is then left out")
     grouped = _groups(found, clip, groups)
     distinct = list({id(group): group for group in grouped.values()}.values())
-    sensitivity = math.sqrt(sum(group.bound**2 for group in distinct))
+    own = math.sqrt(sum(group.bound**2 for group in distinct))
+    if sensitivity is None:
+        sensitivity = own
+    elif noise_allocation != "uniform" or not sensitivity >= own * (1 - 1e-9):
+        raise UserError(f"sensitivity is that of the whole model, at least this stage's {own:g}, with uniform noise_allocation")
     for group in distinct:
-        own = math.sqrt(len(distinct)) * group.bound
-        group.noise = noise_multiplier * (sensitivity if noise_allocation == "uniform" else own)
+        equal = math.sqrt(len(distinct)) * group.bound
+        group.noise = noise_multiplier * (sensitivity if noise_allocation == "uniform" else equal)
     clipper = PerLayerClipper(grouped, backend, loss_reduction == "mean")
     flow = layers.Flow(clipper)
     for name, (layer, private) in found.items():
@@ -375,7 +384,7 @@ def make_private(
     if key is None:
         key = os.urandom(32) if noise_seed is None else noise_seed.to_bytes(32, "big")
     key = _agreed(key, model, process_group)
-    return DPModel(model, optimizer, sampling, clipper, flow, noise_multiplier, key, noise_seed is not None, process_group)
+    return DPModel(model, optimizer, sampling, clipper, flow, noise_multiplier, key, noise_seed is not None, process_group, sensitivity)
 
 
 def untie(model: nn.Module) -> int:
