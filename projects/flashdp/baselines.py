@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from projects.flashdp import backends, layers
 from projects.flashdp.losses import per_sample_loss
 from projects.flashdp.private import covered, embedding_rows, make_private
-from projects.flashdp.sampling import FixedSampling
+from projects.flashdp.sampling import FixedSampling, PoissonSampling
 from shared.seeding import generator
 
 PER_LAYER = ("explicit", "Opacus, per layer", "FlashDP")
@@ -40,25 +40,38 @@ def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
 class Trainer:
     """One optimizer step a call, on ids [B, T], without privacy."""
 
-    def __init__(self, model: nn.Module, batch_size: int, *, lr: float = 1e-4, clip: float = 1.0, sigma: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        model: nn.Module,
+        batch_size: int,
+        *,
+        lr: float = 1e-4,
+        clip: float = 1.0,
+        sigma: float = 1.0,
+        seed: int = 0,
+        autocast: torch.dtype | None = None,
+    ):
         self.model, self.batch_size, self.clip, self.sigma, self.seed = model.train(), batch_size, clip, sigma, seed
+        self.autocast = autocast
         self.optimizer: Any = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, foreach=False)
         self.steps = 0
 
-    def step(self, ids: Tensor) -> Tensor:
-        """Returns the losses of the samples."""
-        losses = self.backward(ids)
+    def step(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Returns the losses of the samples. `labels` [B, T] are the ids themselves where not given."""
+        losses = self.backward(ids, ids if labels is None else labels)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
         return losses
 
-    def losses(self, ids: Tensor) -> Tensor:
-        return per_sample_loss(logits_of(self.model, ids), ids)
+    def losses(self, ids: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(ids.device.type, self.autocast, enabled=self.autocast is not None):
+            logits = logits_of(self.model, ids)
+        return per_sample_loss(logits.float(), labels)
 
-    def backward(self, ids: Tensor) -> Tensor:
+    def backward(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Until the gradients that the optimizer will take are there, but for noise that is added at the step."""
-        losses = self.losses(ids)
+        losses = self.losses(ids, labels)
         losses.mean().backward()
         return losses.detach()
 
@@ -66,12 +79,21 @@ class Trainer:
 class PerLayer(Trainer):
     """FlashDP, or explicit per-layer clipping, by the name of a backend."""
 
-    def __init__(self, model: nn.Module, batch_size: int, *, backend: str = "auto", groups: str = "layer", **options: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        batch_size: int,
+        *,
+        backend: str = "auto",
+        groups: str = "layer",
+        sampling: PoissonSampling | None = None,
+        **options: Any,
+    ):
         super().__init__(model, batch_size, **options)
         self.private = make_private(
             model,
             self.optimizer,
-            FixedSampling(batch_size, batch_size),
+            sampling or FixedSampling(batch_size, batch_size),
             noise_multiplier=self.sigma,
             clip=self.clip,
             groups=groups,  # type: ignore[arg-type]
@@ -102,10 +124,10 @@ class OpacusPerLayer(Trainer):
             generator=generator(self.seed, "opacus"),
         )
 
-    def backward(self, ids: Tensor) -> Tensor:
+    def backward(self, ids: Tensor, labels: Tensor) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's word about backward hooks on inputs without a gradient
-            return super().backward(ids)
+            return super().backward(ids, labels)
 
 
 class OpacusFlat(Trainer):
@@ -130,12 +152,12 @@ class OpacusFlat(Trainer):
             generator=generator(self.seed, "opacus"),
         )
 
-    def backward(self, ids: Tensor) -> Tensor:
+    def backward(self, ids: Tensor, labels: Tensor) -> Tensor:
         from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            losses = self.losses(ids)
+            losses = self.losses(ids, labels)
             DPTensorFastGradientClipping(self.model, self.optimizer, losses, "mean").backward()
         return losses.detach()
 
@@ -151,8 +173,8 @@ class Flat(Trainer):
         for name, (layer, private) in covered(model).items():
             layers.privatise(layer, private, name, flow, flattened=False)
 
-    def backward(self, ids: Tensor) -> Tensor:
-        losses = self.losses(ids)
+    def backward(self, ids: Tensor, labels: Tensor) -> Tensor:
+        losses = self.losses(ids, labels)
         self.clipper.run(losses, self.clip)
         noise = generator(self.seed, "noise", self.steps, device=str(ids.device))
         for parameter in self.model.parameters():
