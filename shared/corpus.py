@@ -86,6 +86,10 @@ class Corpus:
             shutil.rmtree(partial, ignore_errors=True)
         return cls(folder)
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """How many tokens each of the rows has."""
+        return np.where(rows == 0, self._ends[rows], self._ends[rows] - self._ends[rows - 1])
+
     def batch(self, rows: np.ndarray | range) -> Batch:
         """`input_ids` and `labels`, padded on the right.
 

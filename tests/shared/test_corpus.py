@@ -31,7 +31,9 @@ def rows(tmp_path: Path, save_tokenizer: Callable[[Path], Any]) -> Rows:
     def built(lines: list[Any] | str, length: int, suffix: str = ".jsonl", **options: Any) -> list[tuple[str, str]]:
         corpus = Corpus.build(write(tmp_path / f"data{suffix}", lines), tokenizer, length, tmp_path / "corpus", **options)
         batches = [corpus.batch([row]) for row in range(corpus.rows)]
-        assert corpus.tokens == sum(batch["input_ids"].numel() for batch in batches)
+        lengths = [batch["input_ids"].numel() for batch in batches]
+        assert corpus.tokens == sum(lengths)
+        assert corpus.lengths(np.arange(corpus.rows)[::-1]).tolist() == lengths[::-1]
         return [(text(batch["input_ids"][0]), text(batch["labels"][batch["labels"] != IGNORED])) for batch in batches]
 
     return built
