@@ -95,7 +95,8 @@ def _pld(history: Sequence[Mechanism], delta: float) -> float:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.pld import PLDAccountant
 
-    accountant = PLDAccountant()
+    # Rounded up to multiples of 1e-3 the bound is still one; it differs in the fourth digit from the default's and is ten times as fast.
+    accountant = PLDAccountant(value_discretization_interval=1e-3)
     for one in history:
         accountant.compose(PoissonSampledDpEvent(one.sample_rate, GaussianDpEvent(one.noise_multiplier)), one.steps)
     return float(accountant.get_epsilon(delta))
@@ -144,7 +145,7 @@ class PrivacyReport:
         lines = [
             f"({self.epsilon:.3f}, {self.delta:g})-differential privacy by the {self.accountant} accountant",
             f"  {runs or 'no steps'}",
-            f"  {self.dataset_size} records, {self.expected_batch_size:g} expected in a batch; total bound {self.clip:g} over {self.groups} groups",
+            f"  {self.dataset_size} records, {self.expected_batch_size:g} expected in a batch; total bound {self.clip:g}, {self.groups} groups",
             "  it rests on:",
             *(f"  - {one}" for one in self.assumptions),
         ]

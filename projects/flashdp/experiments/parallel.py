@@ -182,7 +182,7 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
     """Each rank has half of the blocks."""
     from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
-    vocabulary, hidden, layers, heads = _speed.DECODERS[config.model]
+    vocabulary, hidden, layers, _ = _speed.DECODERS[config.model]
     size = config.batch_size // config.micro_batches
     whole = _speed.model_of(config.model, config.tokens, str(ids.device), config.seed)
     expected = reference(whole, config, ids, 0.0)

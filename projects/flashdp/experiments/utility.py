@@ -29,9 +29,10 @@ class Config(experiment.Config):
     accountant: Literal["rdp", "prv", "pld"] = "pld"
     seeds: int = Field(default=3, ge=1)
     steps: int = Field(default=100, ge=2)
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     records: int | None = Field(default=None, ge=200)
-    tokens: int = Field(default=32, ge=4)
+    vocabulary: int = Field(default=1024, ge=300)
+    tokens: int = Field(default=24, ge=4)
     hidden: int = Field(default=128, ge=8)
     layers: int = Field(default=2, ge=1)
     lr: float = Field(default=2e-3, gt=0)
@@ -40,7 +41,7 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    data = glosses(records=config.records)
+    data = glosses(config.vocabulary, config.records)
     sampling = PoissonSampling(len(data.train), config.batch_size)
     check_delta(config.delta, len(data.train))
     sigmas = {
