@@ -145,7 +145,7 @@ class PrivacyReport:
         lines = [
             f"({self.epsilon:.3f}, {self.delta:g})-differential privacy by the {self.accountant} accountant",
             f"  {runs or 'no steps'}",
-            f"  {self.dataset_size} records, {self.expected_batch_size:g} expected in a batch; total bound {self.clip:g}, {self.groups} groups",
+            f"  {self.dataset_size} records, batches of {self.expected_batch_size:g}; total bound {self.clip:g}, {self.groups} groups",
             "  it rests on:",
             *(f"  - {one}" for one in self.assumptions),
         ]

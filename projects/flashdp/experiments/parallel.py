@@ -121,7 +121,9 @@ def data_parallel(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]
         per_sample_loss(mine(part), part).sum().backward()
         moved = _count_all_reduced(optimizer.step)
         difference = largest_difference(gradients(mine), reference(model, config, ids, sigma))
-        rows.append({"kind": "equal", "layout": "data parallel", "method": noise, "relative_difference": difference, "sent_bytes": moved})
+        held = sum(p.grad.nbytes for p in mine.parameters())
+        row = {"kind": "equal", "layout": "data parallel", "method": noise, "relative_difference": difference}
+        rows.append({**row, "sent_bytes": moved, "gradient_bytes": held})
     plain, dp = copy.deepcopy(model), copy.deepcopy(model)
     plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.0)
     _, optimizer = private(dp, config, config.sigma, process_group=dist.group.WORLD)
@@ -222,7 +224,14 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
     found = {_whole_name(name, rank, layers // 2): gradient for name, gradient in gradients(half).items()}
     assert set(found) <= set(expected)
     difference = largest_difference(found, {name: expected[name] for name in found})
-    row = {"kind": "equal", "layout": "pipeline", "method": "without noise", "relative_difference": difference, "sent_bytes": 0}
+    row: dict[str, Any] = {
+        "kind": "equal",
+        "layout": "pipeline",
+        "method": "without noise",
+        "relative_difference": difference,
+        "sent_bytes": 0,
+    }
+    row["gradient_bytes"] = sum(p.grad.nbytes for p in half.parameters())
     return [row, *timed("pipeline", {"non-private": training(None), "FlashDP": training(config.sigma)}, config.repeats)]
 
 
