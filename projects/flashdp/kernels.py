@@ -142,7 +142,7 @@ def _geometry(left: Tensor, right: Tensor) -> Sequence[int]:
     return (*left.shape[1:], right.shape[2], *left.stride(), *right.stride())
 
 
-# ---- tiles: square, of a side that depends on shapes alone, so that a sum is the same on every run ----
+# ---- tiles: square; their side follows from the shapes and, where they must be resident, the device, and nothing is timed ----
 
 
 def _side(rows: int, columns: int, samples: int) -> int:
