@@ -152,7 +152,10 @@ def _side(rows: int, columns: int, samples: int) -> int:
 
 def _resident_side(rows: int, columns: int, device: torch.device | None) -> int | None:
     """64 where each tile has a processor of its own, else 128, whose product and sum fill a processor's registers; else None."""
-    processors = 1 if _interpreted() else torch.cuda.get_device_properties(device).multi_processor_count
+    if _interpreted():
+        processors = 1
+    else:
+        processors = 0 if device and device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
     return next((side for side in (64, 128) if triton.cdiv(rows, side) * triton.cdiv(columns, side) <= processors), None)
 
 

@@ -315,6 +315,16 @@ def test_a_private_model(ask: Ask) -> None:
             assert reply["norms"][name] == pytest.approx(norms, rel=1e-5)
 
 
+def test_a_model_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    monkeypatch.setattr(kernels, "_interpreted", lambda: False)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    make_private(model, optimizer, FixedSampling(10, 2), noise_multiplier=0.0, backend="triton_persistent")
+    with pytest.raises(UserError, match="takes float32, bfloat16 and float16 on a GPU, not float32, float32 and float32 on cpu"):
+        model(torch.ones(2, 3)).sum().backward()
+
+
 def test_what_the_kernels_do_not_take(ask: Ask) -> None:
     for backend in BACKENDS:
         refused = ask("launch", **{**CASE, "backend": backend, "dtype": "float64", "out": "float64"})["refused"]
@@ -341,9 +351,9 @@ def test_the_package_needs_no_triton() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
-@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize(("side", "positions"), [(64, 1), (64, 1024), (128, 1024)])
 @pytest.mark.parametrize(("dtype", "allowed"), [("bf16", False), ("fp16", False), ("fp32", False), ("fp32", True)])
-def test_compiles_for_a_gpu(dtype: str, allowed: bool, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_for_a_gpu(dtype: str, allowed: bool, side: int, positions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For compute capability 9.0, on any machine; the interpreter knows neither types nor the size of shared memory."""
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if kernels._interpreted():
@@ -354,7 +364,7 @@ def test_compiles_for_a_gpu(dtype: str, allowed: bool, side: int, tmp_path: Path
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     like = torch.empty(0, dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype])
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, allowed
-    options = kernels._options(like, 1024, side)
+    options = kernels._options(like, positions, side)
     torch.backends.cuda.matmul.allow_tf32 = before
     launched = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     assert options["PRECISION"] == ("ieee" if dtype == "fp32" and not allowed else "tf32")
