@@ -5,7 +5,6 @@ import json
 import os
 import signal
 
-import mutations
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -614,18 +613,6 @@ def test_spans_show_all_three_lanes(plain, helpers):
     for visit in lanes["compute"]:
         assert any(u.block == visit.block and u.end <= visit.start for u in lanes["upload"])
         assert any(o.block == visit.block and o.start >= visit.end for o in lanes["offload"])
-
-
-# ---- the list of deliberate faults -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mutation", mutations.MUTATIONS, ids=lambda m: m.why)
-def test_every_deliberate_fault_still_applies(mutation):
-    """`python tests/projects/zo2/mutations.py` runs them."""
-    if not (mutations.ROOT / ".git").exists():
-        pytest.skip("a mutated copy")
-    assert not mutations.broken(mutation)
-    assert mutation.old != mutation.new
 
 
 class _BlockWithBuffers(torch.nn.Module):

@@ -1,0 +1,80 @@
+"""Deliberate faults, each of which must turn the tests red: what `tests/projects/<paper>/mutations.py` lists, and how they are run.
+
+Each fault is put into a copy of the repository's files, where the tests named with it run until the first one fails.
+Exit status 1 when one survives, or when the text it replaces is no longer there.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """In `file`, `old` (found exactly once) becomes `new`; the test files `tests` must notice."""
+
+    file: str
+    old: str
+    new: str
+    why: str
+    tests: tuple[str, ...] = ("oracles",)
+
+
+def broken(mutation: Mutation, root: Path = ROOT) -> bool:
+    """Whether the text to replace is not there exactly once."""
+    return (root / mutation.file).read_text().count(mutation.old) != 1
+
+
+def run(mutation: Mutation | None, tests: Sequence[str], paper: str) -> str:
+    """Run the paper's tests on a copy with the fault; returns the first failure, or "" when they pass."""
+    folder = f"tests/projects/{paper}"
+    with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
+        copy = Path(temporary)
+        for one in ("projects", "shared", folder):
+            shutil.copytree(ROOT / one, copy / one, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if mutation is not None:
+            target = copy / mutation.file
+            target.write_text(target.read_text().replace(mutation.old, mutation.new))
+        files = [f"{folder}/test_{name}.py" for name in tests]
+        environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore", *files]
+        try:
+            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        if done.returncode == 0:
+            return ""
+        assert done.returncode == 1, done.stdout + done.stderr  # 1: a test failed; anything else: pytest itself did
+        return next((line.removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))), "failed")
+
+
+def main(mutations: Sequence[Mutation], paper: str, words: Sequence[str]) -> int:
+    """Run the faults whose reason contains the words, and say what became of each."""
+    chosen = [m for m in mutations if all(word in m.why for word in words)]
+    if not chosen:
+        sys.stderr.write("no fault's reason contains these words\n")
+        return 2
+
+    def judge(mutation: Mutation) -> str:
+        if broken(mutation):
+            return "TEXT NOT FOUND"
+        failure = run(mutation, mutation.tests, paper)
+        return f"killed by {failure.split(' - ')[0]}" if failure else "SURVIVED"
+
+    killed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        for number, (mutation, result) in enumerate(zip(chosen, workers.map(judge, chosen), strict=True), 1):
+            killed += result.startswith("killed")
+            sys.stdout.write(f"{number:3}/{len(chosen)}  {mutation.why}: {result}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{killed} of {len(chosen)} faults killed\n")
+    return 0 if killed == len(chosen) else 1

@@ -1,0 +1,354 @@
+"""Deliberate faults in FlashDP, each of which must turn the tests red.
+
+    python tests/projects/flashdp/mutations.py          # all; some minutes on two cores
+    python tests/projects/flashdp/mutations.py noise    # those whose reason contains the word
+
+Exit status 1 when one survives, or when the text it replaces is no longer there.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mutating import Mutation, main
+
+PRIVATE, LAYERS, BACKENDS, ACCOUNTING, SAMPLING, LOSSES = (
+    f"projects/flashdp/{name}.py" for name in ("private", "layers", "backends", "accounting", "sampling", "losses")
+)
+
+MUTATIONS = [
+    # ---- noise ----
+    Mutation(
+        PRIVATE,
+        "        group.noise = noise_multiplier * (sensitivity if noise_allocation",
+        "        group.noise = noise_multiplier * (1.0 if noise_allocation",
+        "the noise does not grow with the bound",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "        equal = math.sqrt(len(distinct)) * group.bound\n",
+        "        equal = group.bound\n",
+        "equal allocation forgets the root of the number of groups",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "            group.bound = float(clip) / math.sqrt(len(distinct))\n",
+        "            group.bound = float(clip)\n",
+        "every group gets the whole bound, and the noise grows with the number of layers",
+        ("oracles", "privacy"),
+    ),
+    Mutation(
+        PRIVATE,
+        "        generators = _generators(self._key, self.steps, {p",
+        "        generators = _generators(self._key, 0, {p",
+        "the noise is the same in every step",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "        for name, parameter in self._named:\n            deviation = clipper.groups[name].noise\n",
+        "        for name, parameter in self._named:\n"
+        "            generators = _generators(self._key, self.steps, {parameter.device})\n"
+        "            deviation = clipper.groups[name].noise\n",
+        "every parameter draws the same noise",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "            deviation = clipper.groups[name].noise\n",
+        "            deviation = clipper.groups[name].noise if clipper.groups[name].square_norms else 0.0\n",
+        "an empty batch is a step without noise",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "            deviation = clipper.groups[name].noise\n",
+        '            deviation = clipper.groups[name].noise if name.endswith("weight") else 0.0\n',
+        "biases get no noise",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "normal_(0, deviation / expected, generator",
+        "normal_(0, deviation, generator",
+        "noise is not divided by the batch size",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "        self.wrote(weight)\n        c = factors.found()\n",
+        "        if not fresh:\n"
+        "            out.add_(torch.randn_like(out), alpha=group.noise)\n"
+        "        self.wrote(weight)\n"
+        "        c = factors.found()\n",
+        "every micro-batch after the first adds noise of its own",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "            words[:] = _words(secret.digest(4 * 624))\n            generator.set_state(torch.from_numpy(state))\n",
+        '            generator.manual_seed(int.from_bytes(key[-4:], "big") + step)\n',
+        "the noise on a CPU depends on 32 bits of the key",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "        key = os.urandom(32) if noise_seed is None",
+        "        key = bytes(32) if noise_seed is None",
+        "without a seed the noise is always the same",
+        ("privacy",),
+    ),
+    # ---- norms and factors ----
+    Mutation(
+        PRIVATE,
+        "        factors = self._factors(group, samples, squares_of_bias if joint else None)\n",
+        "        factors = self._factors(group, samples, None)\n",
+        "a layer's norm leaves the bias out",
+    ),
+    Mutation(
+        PRIVATE,
+        "(torch.stack([squares[k] for k in members]).sum(0))",
+        "(squares[members[0]])",
+        "a LayerNorm's norm leaves the bias out",
+    ),
+    Mutation(
+        PRIVATE,
+        "        sums = g_BTp.sum(1, dtype=bias.dtype)\n            squares_of_bias = backends.square_norm(sums[:, None, :])\n",
+        "        sums = g_BTp.sum(1, dtype=bias.dtype)\n            squares_of_bias = g_BTp.square().sum((1, 2))\n",
+        "a bias's norm is taken before its positions are added",
+    ),
+    Mutation(
+        PRIVATE,
+        "index_add_(0, owner, torch.linalg.vector_norm(rows, dim=1).square())",
+        "index_add_(0, sample, g_BTd.flatten(0, 1).to(rows.dtype).square().sum(1))",
+        "an embedding's norm is taken before equal tokens are added",
+    ),
+    Mutation(
+        BACKENDS,
+        "self.scale * (self.bound / (norms + TINY)).clamp(max=1), 0)",
+        "self.scale * (self.bound / (norms + TINY)), 0)",
+        "factors above 1: small samples are scaled up",
+    ),
+    Mutation(
+        BACKENDS,
+        "c = self.scale * min(1.0, self.bound / (norm + TINY)) if",
+        "c = self.scale * self.bound / (norm + TINY) if",
+        "factors above 1 in the loop",
+    ),
+    Mutation(
+        BACKENDS,
+        "        norms = flat.sqrt() * self.scale\n",
+        "        norms = flat.sqrt()\n",
+        "the mean's 1/B is not undone before a norm is compared with its bound",
+    ),
+    Mutation(
+        PRIVATE,
+        'loss_reduction == "mean")\n',
+        "False)\n",
+        "the mean's 1/B is not undone at all",
+    ),
+    Mutation(
+        BACKENDS,
+        "        c = torch.where(norms.isfinite(), self.scale * (self.bound / (norms + TINY)).clamp(max=1), 0)\n",
+        "        c = self.scale * (self.bound / (norms + TINY)).clamp(max=1)\n",
+        "a sample that is not finite is not dropped",
+    ),
+    Mutation(
+        BACKENDS,
+        "            elif c:\n                out.add_(gradient, alpha=c)\n",
+        "            else:\n                out.add_(gradient, alpha=c)\n",
+        "the loop adds zero times what is not finite",
+    ),
+    Mutation(
+        BACKENDS,
+        "                out.mul_(c) if c else out.zero_()\n",
+        "                out.mul_(c)\n",
+        "the loop's first sample, when not finite, stays in the sum as NaN",
+    ),
+    Mutation(
+        PRIVATE,
+        "        if out.is_cuda or not bool(factors.all()):",
+        "        if out.is_cuda:",
+        "a bias takes zero times what is not finite",
+    ),
+    Mutation(
+        BACKENDS,
+        "rows = torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype)\n    return torch.linalg.vecdot(rows, rows)",
+        "return torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=dtype).square()",
+        "norms are reduced in one level",
+    ),
+    # ---- sums ----
+    Mutation(
+        BACKENDS,
+        "    direct = fresh and left.dtype == out.dtype\n",
+        "    direct = left.dtype == out.dtype\n",
+        "the loop overwrites the sum of earlier micro-batches",
+    ),
+    Mutation(
+        BACKENDS,
+        "    out.copy_(clipped) if fresh else out.add_(clipped)\n\n\ndef ghost",
+        "    out.copy_(clipped)\n\n\ndef ghost",
+        "the explicit backend overwrites the sum of earlier micro-batches",
+    ),
+    Mutation(
+        BACKENDS,
+        "torch.addmm(out, weighted, right.flatten(0, 1), beta=0 if fresh else 1, out=out)",
+        "torch.addmm(out, weighted, right.flatten(0, 1), beta=1, out=out)",
+        "a fresh sum begins with what was in memory",
+    ),
+    Mutation(
+        BACKENDS,
+        "weighted = (left * c[:, None, None].to(left.dtype))",
+        "weighted = left.mul_(c[:, None, None].to(left.dtype))",
+        "the gradient that arrives is changed in place",
+    ),
+    Mutation(
+        LAYERS,
+        "    return values.reshape(samples, -1, *shape).sum(1)",
+        "    return values.reshape(samples, -1, *shape).sum((0, 1)).expand(samples, *shape) / samples",
+        "an RMSNorm's gradient is summed over the batch",
+    ),
+    Mutation(
+        LAYERS,
+        "            g_BTd = g_BTd.masked_fill((ids == padding)[..., None], 0)\n",
+        "            pass\n",
+        "the padding row has a gradient",
+    ),
+    Mutation(
+        LAYERS,
+        "            input = input.expand(self.flow.samples, *input.shape[1:])\n",
+        "            pass\n",
+        "positions common to all samples are not given to each",
+    ),
+    Mutation(
+        PRIVATE,
+        "        expected = self.sampling.expected_batch_size\n",
+        "        expected = max([1, *(sum(map(len, group.square_norms)) for group in self.groups)])\n",
+        "the sum is divided by the batch's own size",
+        ("oracles", "privacy"),
+    ),
+    Mutation(
+        LOSSES,
+        "    return losses.sum(1) / (targets != IGNORED).sum(1).clamp(min=1).to(losses.dtype)\n",
+        "    return losses.sum(1) * len(losses) / (targets != IGNORED).sum().clamp(min=1).to(losses.dtype)\n",
+        "losses are averaged over all tokens of the batch",
+    ),
+    Mutation(
+        BACKENDS,
+        "self._buffers[key].numel() < size:\n            self._buffers.pop(key, None)\n",
+        "self._buffers[key].numel() < size:\n            size *= 2\n",
+        "the scratch is twice the largest layer",
+    ),
+    # ---- refusals ----
+    Mutation(
+        PRIVATE,
+        "            *(p.register_hook(_Leak(name)) for name, p in self._named),\n",
+        "",
+        "a gradient that comes past the layer is let through",
+        ("refusals",),
+    ),
+    Mutation(
+        LAYERS,
+        '    if getattr(ctx, "spent", False) and not ctx.layer.flow.repeatable:\n',
+        "    if False:\n",
+        "a second backward counts every sample twice",
+        ("refusals",),
+    ),
+    Mutation(
+        LAYERS,
+        "        if layer.layer_name in flow.seen:\n",
+        "        if False:\n",
+        "a layer may be called twice",
+        ("refusals",),
+    ),
+    Mutation(
+        LAYERS,
+        "    if known is not None and len(x) != known:\n",
+        "    if False:\n",
+        "rows are taken for samples",
+        ("refusals",),
+    ),
+    Mutation(
+        PRIVATE,
+        '        if self.state(parameter) == "released":\n',
+        "        if False:\n",
+        "a backward adds to what was released",
+        ("refusals",),
+    ),
+    Mutation(
+        PRIVATE,
+        '            elif clipper.state(parameter) == "released":\n',
+        "            elif False:\n",
+        "one gradient may be released twice, or changed before",
+        ("refusals",),
+    ),
+    Mutation(
+        PRIVATE,
+        "            if id(parameter) in owners:\n",
+        "            if False:\n",
+        "tied weights are let in",
+        ("refusals",),
+    ),
+    # ---- accounting, sampling, ranks, the model ----
+    Mutation(
+        PRIVATE,
+        "        self._require_poisson()\n        return epsilon(",
+        "        return epsilon(",
+        "batches of fixed size have an epsilon",
+        ("privacy",),
+    ),
+    Mutation(
+        ACCOUNTING,
+        "    if any(one.noise_multiplier == 0 for one in spent):\n        return math.inf\n",
+        "    if any(one.noise_multiplier == 0 for one in spent):\n        return 0.0\n",
+        "without noise nothing is spent",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "Mechanism(last.noise_multiplier, last.sample_rate, last.steps + 1)",
+        "Mechanism(last.noise_multiplier, last.sample_rate, last.steps + bool(self.clipped_share()))",
+        "steps are counted only when a sample was clipped",
+        ("privacy",),
+    ),
+    Mutation(
+        SAMPLING,
+        'step_seed(seed, "poisson", step)',
+        'step_seed(seed, "poisson", step // 2)',
+        "two steps have one batch",
+        ("privacy",),
+    ),
+    Mutation(
+        PRIVATE,
+        "            waiting = [dist.all_reduce(p.grad, group=self.process_group, async_op=True) for _, p in self._named]\n",
+        "            waiting = []\n",
+        "ranks keep their gradients to themselves",
+        ("distributed",),
+    ),
+    Mutation(
+        PRIVATE,
+        "    key = _agreed(key, model, process_group)\n",
+        "    _agreed(key, model, process_group)\n",
+        "every rank draws a noise of its own",
+        ("distributed",),
+    ),
+    Mutation(
+        LAYERS,
+        'for name in ("flow", "layer_name", "flattened", "anchor", "public_class"):',
+        'for name in ("flow", "layer_name", "flattened", "public_class"):',
+        "unwrap leaves something behind",
+    ),
+    Mutation(
+        LAYERS,
+        "            grad = g @ (wide.T if ctx.transposed else wide)\n",
+        "            grad = (g / g.norm().clamp(min=1)) @ (wide.T if ctx.transposed else wide)\n",
+        "clipping reaches the gradient of the input",
+    ),
+]
+
+
+if __name__ == "__main__":
+    sys.exit(main(MUTATIONS, "flashdp", sys.argv[1:]))
