@@ -111,6 +111,46 @@ def test_the_noise_of_layers_and_of_steps_is_uncorrelated(helpers):
     assert abs(float(torch.corrcoef(halves)[0, 1])) < 4.5 / math.sqrt(halves.shape[1])
 
 
+def test_no_part_of_a_large_tensor_repeats_another(helpers):
+    """Noise may be drawn piece by piece; a million coordinates are more than a piece, and an odd number of them is no multiple of one."""
+    model = nn.Sequential(nn.Linear(1031, 997, bias=False))
+    _, optimizer = helpers.wrap(model, noise_multiplier=1.0, clip=1.0, expected=2)
+    noise = noise_of(model, optimizer)["0.weight"].flatten().double()
+    assert float(noise.square().mean().sqrt()) == pytest.approx(0.5, rel=0.005)
+    assert len(noise.float().unique()) > 0.9 * len(noise)
+    for tail in (1, 15, 16, 100):
+        assert bool((noise[-tail:] != 0).all())
+    for power in range(12, 20):  # pieces of any size that is likely
+        correlation = float(torch.corrcoef(torch.stack([noise[: -(1 << power)], noise[1 << power :]]))[0, 1])
+        assert abs(correlation) < 5 / math.sqrt(len(noise) - (1 << power))
+
+
+def test_a_parameter_that_is_not_contiguous_is_trained_as_its_copy_is(helpers):
+    x = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))
+    found = []
+    for contiguous in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(9, 14))
+        if not contiguous:
+            model[0].weight = nn.Parameter(model[0].weight.detach().t().contiguous().t())
+            assert not model[0].weight.is_contiguous()
+        _, optimizer = helpers.wrap(model, noise_multiplier=1.0, clip=0.5)
+        for _ in range(2):
+            optimizer.zero_grad()
+            for rows in x.split(4):
+                model(rows).square().sum().backward()
+            optimizer.step()
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(float((a - b).abs().max()) <= 1e-6 for a, b in zip(*found, strict=True))
+
+
+def test_a_stage_of_a_pipeline_has_the_noise_of_the_whole_model(helpers):
+    stage = nn.Sequential(nn.Linear(WIDE, TALL))
+    dp, optimizer = helpers.wrap(stage, noise_multiplier=0.6, clip={"*": 0.5}, sensitivity=2.0, expected=3)
+    assert dp.sensitivity == 2
+    assert float(noise_of(stage, optimizer)["0.weight"].double().square().mean().sqrt()) == pytest.approx(0.6 * 2 / 3, rel=0.01)
+
+
 def test_every_trainable_tensor_has_its_noise(helpers):
     for batches in (0, 1, 3):  # none: an empty batch
         model = every_kind()
@@ -187,6 +227,21 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(helpers):
     for other in (12, 11 + 2**32, 11 + 2**64, 11 + 2**255):  # torch's own seeds on a CPU have 32 bits
         found = _noise_with(other, helpers)[0]
         assert abs(float(torch.corrcoef(torch.stack([one[0]["0.weight"].flatten(), found["0.weight"].flatten()]))[0, 1])) < 0.015
+
+
+def test_noise_is_a_function_of_the_key_and_all_its_bits_count(helpers):
+    def first(key):
+        model = wide()
+        dp, optimizer = helpers.wrap(model, noise_multiplier=1.0, noise_seed=None, key=key)
+        assert "seed of the noise" not in str(dp.report(1e-5))
+        return noise_of(model, optimizer)["0.weight"].flatten()
+
+    key = bytes(range(32))
+    one = first(key)
+    assert torch.equal(one, first(key))
+    for place in (0, 15, 31):
+        other = first(key[:place] + bytes([key[place] ^ 1]) + key[place + 1 :])
+        assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.015
 
 
 def test_without_a_seed_two_runs_differ(helpers):

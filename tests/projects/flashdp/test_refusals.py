@@ -73,6 +73,21 @@ def test_sampling_needs_records_and_a_batch_size_within_them(sampling):
         refused(lambda size=size: sampling(10, size), "above 0 and at most")
 
 
+@pytest.mark.parametrize("options", [{"key": b"short"}, {"key": bytes(33)}, {"key": bytes(32), "noise_seed": 1}])
+def test_a_key_is_32_bytes_and_the_only_source_of_the_noise(options, helpers):
+    refused(lambda: helpers.wrap(plain(), **{"noise_seed": None} | options), "32 secret bytes", "noise_seed")
+
+
+@pytest.mark.parametrize("options", [{"sensitivity": 0.5}, {"sensitivity": NAN}, {"sensitivity": 2.0, "noise_allocation": "equal"}])
+def test_the_sensitivity_of_a_whole_model_is_at_least_that_of_its_stage(options, helpers):
+    refused(lambda: helpers.wrap(plain(), clip=1.0, **options), "sensitivity", "whole model", "uniform")
+
+
+@pytest.mark.xfail(strict=True, reason="an infinite sensitivity is let in, and the noise is infinite")
+def test_an_infinite_sensitivity_is_refused(helpers):
+    refused(lambda: helpers.wrap(plain(), sensitivity=INF), "sensitivity")
+
+
 def test_an_unknown_backend_is_refused_with_the_known_ones(helpers):
     refused(lambda: helpers.wrap(plain(), backend="magic"), "magic", "loop", "ghost", "auto")
 
