@@ -16,12 +16,15 @@ from typing import Any
 from shared.errors import UserError
 
 
+MEANINGLESS = 200.0  # the tight accountants take minutes over an epsilon far above this; the bound of rdp then stands in for theirs
+
+
 @dataclass(frozen=True)
 class Mechanism:
     """`steps` releases with the same noise multiplier and sampling rate."""
 
     noise_multiplier: float
-    sample_rate: float
+    sample_rate: float | None  # None: batches of fixed size, which no accountant here covers
     steps: int
 
 
@@ -31,12 +34,17 @@ def epsilon(history: Sequence[Mechanism], delta: float, accountant: str = "rdp")
         raise UserError(f"delta must be between 0 and 1, not {delta}")
     if accountant not in ACCOUNTANTS:
         raise UserError(f"no accountant '{accountant}'; there are {', '.join(ACCOUNTANTS)}")
-    spent = [one for one in history if one.steps > 0 and one.sample_rate > 0]
+    if any(one.sample_rate is None and one.steps > 0 for one in history):
+        raise UserError("steps with batches of fixed size have no epsilon here: the accountants assume Poisson sampling")
+    spent = [one for one in history if one.steps > 0 and one.sample_rate]
     if not spent:
         return 0.0
     if any(one.noise_multiplier == 0 for one in spent):
         return math.inf
-    return max(0.0, ACCOUNTANTS[accountant](spent, delta))
+    if accountant != "rdp" and (bound := ACCOUNTANTS["rdp"](spent, delta)) > MEANINGLESS:
+        return bound
+    found = ACCOUNTANTS[accountant](spent, delta)
+    return max(0.0, found) if found == found else math.inf  # an accountant that gives out has bounded nothing
 
 
 def noise_multiplier(target_epsilon: float, delta: float, sample_rate: float, steps: int, accountant: str = "rdp") -> float:

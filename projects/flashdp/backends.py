@@ -7,7 +7,7 @@ stores its weight transposed, the other way round.) Each backend adds Σᵢ cᵢ
     backend     products of 2·B·T·l·r   besides                      scratch
     loop                  1             4 passes over B·l·r          l·r
     ghost                 1             2·B·T²·(l + r)               2·B·T² + B·T·l
-    recompute             2             -                            a tile
+    recompute             2             -                            a tile of it
     explicit              1             4 passes over B·l·r          B·l·r (the oracle, and what others do)
     triton_2k             1             2 passes over B·l·r          a few l·r (kernels.py, CUDA only)
     triton_persistent     1             -                            none      (kernels.py, CUDA only)
@@ -17,6 +17,7 @@ scaled into the sum while the next one overwrites it.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -25,7 +26,8 @@ from torch import Tensor
 from shared.errors import UserError
 
 TINY = 1e-10  # added to a norm before it divides
-TILE = 1 << 20  # elements of a tile of `recompute`
+TILE = 1 << 18  # elements of a tile of `recompute`
+CANCELLED = 1 / 64  # a sample's square over that of orthogonal positions, below which a Gram norm is not trusted
 SCRATCH = 1 << 26  # elements; above it `auto` does not give a layer a scratch of its size
 
 
@@ -158,29 +160,71 @@ def explicit(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Fac
 def ghost(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
     """Norms from Gram matrices, then one product of all samples.
 
-    The norm is that of the exact product, not of the rounded sum: in bfloat16, or where terms cancel, the two differ.
+    A Gram norm is that of the exact gradient; what is summed has been rounded. Where a sample's positions all but cancel the two differ
+    by much, and the bound would not hold: such a sample is formed and summed as in `recompute` (on a GPU, where nobody may look,
+    its norm is taken for the most that it can be). 16-bit factors are widened, for the same reason.
     """
-    _weighted(left, right, out, fresh, factors(gram_square_norms(left, right), 0))
-
-
-def gram_square_norms(left: Tensor, right: Tensor) -> Tensor:
-    """‖leftᵢᵀ rightᵢ‖² for each i as Σₜₛ (leftᵢ leftᵢᵀ)ₜₛ (rightᵢ rightᵢᵀ)ₜₛ, never below 0. float32 at least."""
     if left.dtype in (torch.bfloat16, torch.float16):
         left, right = left.float(), right.float()
+    squares, apart = gram_square_norms(left, right)
+    cancelled = squares < apart * CANCELLED  # a NaN compares false
+    if out.is_cuda:
+        _weighted(left, right, out, fresh, factors(torch.where(cancelled, apart * left.shape[1], squares)))
+        return
+    few = cancelled.nonzero().flatten().tolist()
+    for sample in few:
+        squares[sample] = _tiled_square_norm(left[sample], right[sample], out)
+    c = factors(squares)
+    _weighted(left, right, out, fresh, c.masked_fill(cancelled, 0) if few else c)
+    for sample in few:
+        _add_tiles(left[sample], right[sample], out, float(c[sample]))
+
+
+def gram_square_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """‖leftᵢᵀ rightᵢ‖² for each i as Σₜₛ (leftᵢ leftᵢᵀ)ₜₛ (rightᵢ rightᵢᵀ)ₜₛ, never below 0; and the part of it with t = s.
+
+    The second is what the square would be were the positions orthogonal; the first far below it means that they cancel.
+    """
     if left.shape[1] == 1:
-        return (torch.linalg.vector_norm(left, dim=(1, 2)) * torch.linalg.vector_norm(right, dim=(1, 2))).square()
+        squares = (torch.linalg.vector_norm(left, dim=(1, 2)) * torch.linalg.vector_norm(right, dim=(1, 2))).square()
+        return squares, squares
     product = (left @ left.mT).mul_(right @ right.mT)
-    return product.flatten(1).sum(1).clamp_min_(0)
+    return product.flatten(1).sum(1).clamp_min_(0), product.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def recompute(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
-    """Per-sample gradients twice: tile by tile for their norms, then weighted in one product. No scratch beyond a tile."""
-    height = max(1, TILE // out.shape[1])
-    squares = []
+    """Per-sample gradients twice, tile by tile: for their norms, and to be summed. No scratch beyond a tile.
+
+    The same product a second time gives the same bits, so the norm is of what is summed.
+    """
+    if fresh:
+        out.zero_()
     for sample in range(len(left)):
-        tiles = left[sample].split(height, dim=1)
-        squares.append(torch.stack([square_norm(tile.T @ right[sample]) for tile in tiles]).sum())
-    _weighted(left, right, out, fresh, factors(torch.stack(squares), 0))
+        square = _tiled_square_norm(left[sample], right[sample], out)
+        c = factors(square, sample) if out.is_cuda else factors.next(float(square))
+        _add_tiles(left[sample], right[sample], out, c)
+
+
+def _tiles(left: Tensor, right: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A sample's gradient a tile at a time, each with its place in `out`."""
+    height = max(1, TILE // out.shape[1])
+    for columns, place in zip(left.split(height, dim=1), out.split(height), strict=True):
+        yield columns.T @ right, place
+
+
+def _tiled_square_norm(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    return torch.stack([square_norm(tile) for tile, _ in _tiles(left, right, out)]).sum()
+
+
+def _add_tiles(left: Tensor, right: Tensor, out: Tensor, c: Tensor | float) -> None:
+    """out += c leftᵀ right; nothing for c = 0, whatever the factors hold."""
+    if not isinstance(c, Tensor) and c == 0:
+        return
+    for tile, place in _tiles(left, right, out):
+        if isinstance(c, Tensor):
+            place.add_(torch.where(c > 0, tile * c, 0))
+        else:
+            place.add_(tile, alpha=c)
 
 
 def _weighted(left: Tensor, right: Tensor, out: Tensor, fresh: bool, c: Tensor) -> None:

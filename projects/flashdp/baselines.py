@@ -169,7 +169,7 @@ class Flat(Trainer):
         super().__init__(model, batch_size, **options)
         self.clipper = _BookKeeping() if book_keeping else _Ghost()
         flow = layers.Flow(self.clipper)
-        flow.repeatable = not book_keeping
+        flow.checked = False
         for name, (layer, private) in covered(model).items():
             layers.privatise(layer, private, name, flow, flattened=False)
 
@@ -198,7 +198,7 @@ class _BookKeeping:
 
     def matrix(self, layer: layers.Private, left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, g: Tensor) -> None:
         if weight is not None:
-            self.squares.append(backends.gram_square_norms(left, right))
+            self.squares.append(backends.gram_square_norms(left, right)[0])
             self.book.append(lambda c: _add(weight, (left * c[:, None, None]).flatten(0, 1).T @ right.flatten(0, 1)))
         if bias is not None:
             self.vectors(layer, [bias], [g.sum(1)])
@@ -232,7 +232,7 @@ class _Ghost:
             if weight is not None:
                 _add(weight, left.flatten(0, 1).T @ right.flatten(0, 1))
         elif weight is not None:
-            self.squares.append(backends.gram_square_norms(left, right))
+            self.squares.append(backends.gram_square_norms(left, right)[0])
         if bias is not None:
             self.vectors(layer, [bias], [g.sum(1)])
 

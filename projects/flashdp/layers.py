@@ -39,9 +39,19 @@ class Flow:
     def __init__(self, clipper: Clipper):
         self.clipper = clipper
         self.samples: int | None = None  # of the batch that the model was called with
-        self.inside = False  # the model's own forward, not a recomputation during the backward
-        self.seen: set[str] = set()  # layers called in this forward
-        self.repeatable = False  # whether a backward may run twice through one forward (two-pass baselines)
+        self.inside = False  # the model's own forward
+        self.forward = 0  # its number
+        self.called: set[str] = set()  # layers called in it
+        self.spent: set[tuple[str, int]] = set()  # layers whose backward has run, and for which forward
+        self.checked = True  # whether more than one backward for a layer and forward is an error (not in the flat baselines)
+
+    def enter(self, samples: int | None) -> None:
+        """The model's forward begins."""
+        self.samples, self.inside, self.forward, self.called = samples, True, self.forward + 1, set()
+
+    def leave(self) -> None:
+        """It has ended; recomputations during the backward are still to come."""
+        self.inside = False
 
 
 class Private:
@@ -202,18 +212,27 @@ def restore(layer: nn.Module) -> None:
 
 
 def _records(layer: Any) -> bool:
-    """Whether this call leads to a backward; the layer notices when one forward calls it twice."""
+    """Whether this call leads to a backward. UserError where its sample would be counted twice, or nobody counts."""
     if not torch.is_grad_enabled():
         return False
     flow: Flow = layer.flow
+    if not flow.checked:
+        return True
     if flow.inside:
-        if layer.layer_name in flow.seen:
-            raise UserError(
-                f"{layer.layer_name} is called twice in one forward: a sample's two gradients would be clipped apart and added, beyond "
-                "the bound; give each call a layer of its own, or freeze it"
-            )
-        flow.seen.add(layer.layer_name)
+        if layer.layer_name in flow.called:
+            raise UserError(_twice(layer))
+        flow.called.add(layer.layer_name)
+    elif torch._C._current_graph_task_id() < 0:  # not a checkpoint's recomputation either
+        raise UserError(f"{layer.layer_name or 'the layer'} is called outside the model's forward; call the model that was made private")
     return True
+
+
+def _twice(layer: Any) -> str:
+    name = layer.layer_name or "the layer"
+    return (
+        f"{name}: a second backward through one forward, or {name} is called twice in it: a sample's gradients would add up beyond the "
+        "bound; make a new forward for each backward, give each call a layer of its own, or freeze it"
+    )
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -245,16 +264,24 @@ def _samples(layer: Any, x: Tensor) -> int:
 
 
 def _once(ctx: Any) -> None:
-    """A second backward through the same forward would add every sample's gradient again, beyond the bound."""
-    if getattr(ctx, "spent", False) and not ctx.layer.flow.repeatable:
-        raise UserError(f"{ctx.layer.layer_name}: a second backward through one forward; make a new forward for it")
-    ctx.spent = True
+    """A layer's backward may run once for each forward of the model."""
+    flow, key = ctx.layer.flow, (ctx.layer.layer_name, ctx.number)
+    if flow.checked and key in flow.spent:
+        raise UserError(_twice(ctx.layer))
+    flow.spent.add(key)
 
 
 class _Matrix(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchor, x, layer, transposed, samples):  # type: ignore[no-untyped-def]
-        ctx.layer, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = layer, layer.weight, layer.bias, transposed, samples
+        ctx.layer, ctx.number, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = (
+            layer,
+            layer.flow.forward,
+            layer.weight,
+            layer.bias,
+            transposed,
+            samples,
+        )
         ctx.save_for_backward(x, layer.weight)
         return F.linear(x, layer.weight.T if transposed else layer.weight, layer.bias)
 
@@ -263,9 +290,10 @@ class _Matrix(torch.autograd.Function):
     def backward(ctx, g):  # type: ignore[no-untyped-def]
         _once(ctx)
         x, weight = ctx.saved_tensors
-        x_BTd, g_BTp = (t.reshape(ctx.samples, -1, t.shape[-1]) for t in (x, g))
-        left, right = (x_BTd, g_BTp) if ctx.transposed else (g_BTp, x_BTd)
-        ctx.layer.flow.clipper.matrix(ctx.layer, left, right, _trainable(ctx.weight), _trainable(ctx.bias), g_BTp)
+        if ctx.samples:
+            x_BTd, g_BTp = (t.reshape(ctx.samples, -1, t.shape[-1]) for t in (x, g))
+            left, right = (x_BTd, g_BTp) if ctx.transposed else (g_BTp, x_BTd)
+            ctx.layer.flow.clipper.matrix(ctx.layer, left, right, _trainable(ctx.weight), _trainable(ctx.bias), g_BTp)
         grad = None
         if ctx.needs_input_grad[1]:
             wide = weight.to(g.dtype)
@@ -276,7 +304,7 @@ class _Matrix(torch.autograd.Function):
 class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchor, ids, layer, samples):  # type: ignore[no-untyped-def]
-        ctx.layer, ctx.weight, ctx.samples = layer, layer.weight, samples
+        ctx.layer, ctx.number, ctx.weight, ctx.samples = layer, layer.flow.forward, layer.weight, samples
         ctx.save_for_backward(ids)
         return F.embedding(ids, layer.weight, layer.padding_idx)
 
@@ -284,6 +312,8 @@ class _Embedding(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, g):  # type: ignore[no-untyped-def]
         _once(ctx)
+        if not ctx.samples:
+            return None, None, None, None
         ids = ctx.saved_tensors[0].reshape(ctx.samples, -1)
         g_BTd = g.reshape(*ids.shape, -1)
         padding = ctx.layer.padding_idx
@@ -297,7 +327,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchor, x, layer, samples):  # type: ignore[no-untyped-def]
         y, mean, rstd = torch.native_layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
-        ctx.layer, ctx.weight, ctx.bias, ctx.samples = layer, layer.weight, layer.bias, samples
+        ctx.layer, ctx.number, ctx.weight, ctx.bias, ctx.samples = layer, layer.flow.forward, layer.weight, layer.bias, samples
         ctx.save_for_backward(x, mean, rstd, layer.weight)
         return y
 
@@ -307,6 +337,8 @@ class _LayerNorm(torch.autograd.Function):
         _once(ctx)
         x, mean, rstd, weight = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[1], _trainable(ctx.weight) is not None, _trainable(ctx.bias) is not None]
+        if not ctx.samples:
+            return None, g, None, None
         grad, gradients = _layer_norm_backward(g, x, ctx.layer.normalized_shape, mean, rstd, weight, ctx.bias, wanted, ctx.samples)
         parameters = [p for p in (_trainable(ctx.weight), _trainable(ctx.bias)) if p is not None]
         ctx.layer.flow.clipper.vectors(ctx.layer, parameters, gradients)
@@ -335,7 +367,7 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, anchor, normal, layer, offset, samples):  # type: ignore[no-untyped-def]
-        ctx.layer, ctx.weight, ctx.offset, ctx.samples = layer, layer.weight, offset, samples
+        ctx.layer, ctx.number, ctx.weight, ctx.offset, ctx.samples = layer, layer.flow.forward, layer.weight, offset, samples
         ctx.save_for_backward(normal, layer.weight)
         return (layer.weight + offset) * normal if offset else layer.weight * normal
 
@@ -344,7 +376,8 @@ class _Scale(torch.autograd.Function):
     def backward(ctx, g):  # type: ignore[no-untyped-def]
         _once(ctx)
         normal, weight = ctx.saved_tensors
-        ctx.layer.flow.clipper.vectors(ctx.layer, [ctx.weight], [_sum_positions(g * normal, ctx.samples, weight.shape)])
+        if ctx.samples:
+            ctx.layer.flow.clipper.vectors(ctx.layer, [ctx.weight], [_sum_positions(g * normal, ctx.samples, weight.shape)])
         grad = None
         if ctx.needs_input_grad[1]:
             grad = (g * ((weight + ctx.offset) if ctx.offset else weight)).to(normal.dtype)

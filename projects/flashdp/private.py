@@ -21,11 +21,20 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from projects.flashdp import backends, layers
 from projects.flashdp.accounting import Mechanism, PrivacyReport, epsilon
 from projects.flashdp.sampling import FixedSampling, PoissonSampling
 from shared.errors import UserError
+
+NOISE_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements drawn at a time: on a CPU what its cache holds
+
+
+def parameter_name(layer: str, key: str) -> str:
+    """As in `named_parameters`; a model that is itself a layer has no name."""
+    return f"{layer}.{key}" if layer else key
 
 
 @dataclass
@@ -63,8 +72,8 @@ class PerLayerClipper:
         if weight is None:
             self.vectors(layer, [bias], [sums])
             return
-        joint = bias is not None and self.groups[f"{name}.bias"] is self.groups[f"{name}.weight"]
-        group = self.groups[f"{name}.weight"]
+        joint = bias is not None and self.groups[parameter_name(name, "bias")] is self.groups[parameter_name(name, "weight")]
+        group = self.groups[parameter_name(name, "weight")]
         factors = self._factors(group, samples, squares_of_bias if joint else None)
         out, fresh = self._gradient(weight)
         backend = self._backend(name, samples, positions, out, left_BTl)
@@ -74,11 +83,11 @@ class PerLayerClipper:
         if joint:
             self._add(bias, sums, c)
         elif bias is not None:
-            self._add(bias, sums, self._factors(self.groups[f"{name}.bias"], samples)(squares_of_bias))
+            self._add(bias, sums, self._factors(self.groups[parameter_name(name, "bias")], samples)(squares_of_bias))
 
     def vectors(self, layer: layers.Private, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         names = {id(p): name for name, p in layer.named_parameters(recurse=False)}
-        groups = [self.groups[f"{layer.layer_name}.{names[id(p)]}"] for p in parameters]
+        groups = [self.groups[parameter_name(layer.layer_name, names[id(p)])] for p in parameters]
         squares = [backends.square_norm(gradient.flatten(1)[:, None, :]) for gradient in gradients]
         for group in dict.fromkeys(map(id, groups)):
             members = [k for k, one in enumerate(groups) if id(one) == group]
@@ -87,7 +96,7 @@ class PerLayerClipper:
                 self._add(parameters[k], gradients[k], factors)
 
     def embedding(self, layer: layers.Private, ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> None:
-        group = self.groups[f"{layer.layer_name}.weight"]
+        group = self.groups[parameter_name(layer.layer_name, "weight")]
         token, owner, rows, squares = embedding_rows(ids_BT, g_BTd, weight)
         factors = self._factors(group, len(ids_BT))(squares)[owner]
         out, fresh = self._gradient(weight)
@@ -102,7 +111,7 @@ class PerLayerClipper:
     def _gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
         """Where the sum goes, and whether it begins here."""
         if parameter.grad is None:
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
             return parameter.grad, True
         if self.state(parameter) == "released":
             raise UserError("a backward after optimizer.step() without optimizer.zero_grad() would add to a gradient already released")
@@ -193,12 +202,16 @@ class DPModel:
         self.dropped = 0  # (sample, group) pairs left out because their norm was not finite
         self._flow, self._key, self._known_key = flow, key, known_key
         self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._batch_norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        self._rewound = 0  # how often an earlier state was loaded: its noise must not come back with other data
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, always_call=True),
             optimizer.register_step_pre_hook(self._release),
             *(p.register_hook(_Leak(name)) for name, p in self._named),
+            register_optimizer_step_pre_hook(_Others(self)),
         ]
+        weakref.finalize(self, self._handles[-1].remove)
 
     @property
     def steps(self) -> int:
@@ -242,7 +255,10 @@ class DPModel:
         return {"history": [[one.noise_multiplier, one.sample_rate, one.steps] for one in self.history]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. Going back to an earlier one changes the noise that follows: the old one with other data would tell them."""
+        before = self.steps
         self.history = [Mechanism(*one) for one in state["history"]]
+        self._rewound += self.steps < before
 
     def _require_poisson(self) -> None:
         if self.sampling.sample_rate is None:
@@ -252,11 +268,13 @@ class DPModel:
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
-        self._flow.samples = len(tensors[0]) if tensors else None
-        self._flow.inside, self._flow.seen = True, set()
+        self._flow.enter(len(tensors[0]) if tensors else None)
+        for name, module in self._batch_norms:
+            if module.training:
+                raise UserError(f"{name} is a BatchNorm in training mode, which mixes the samples of a batch; keep it in eval mode")
 
     def _leave(self, *_: Any) -> None:
-        self._flow.inside = False
+        self._flow.leave()
 
     @torch.no_grad()
     def _release(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -264,9 +282,16 @@ class DPModel:
         if any(callable(value) for value in (*args, *kwargs.values())):
             raise UserError("optimizer.step(closure) would compute gradients after the noise; call backward and step() apart")
         clipper = self.clipper
+        own = {id(parameter) for _, parameter in self._named}
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            if id(parameter) not in own and parameter.grad is not None:
+                name = next((name for name, p in self.model.named_parameters() if p is parameter), "a parameter that is not the model's")
+                raise UserError(
+                    f"the optimizer would move {name} by a gradient without noise; freeze it before make_private, without a grad"
+                )
         for _, parameter in self._named:
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
             elif clipper.state(parameter) == "released":
                 raise UserError("optimizer.step() twice with one gradient: call optimizer.zero_grad() and a backward before the next step")
         if self.process_group is not None:
@@ -274,13 +299,14 @@ class DPModel:
             for work in waiting:
                 work.wait()
         expected = self.sampling.expected_batch_size
-        generators = _generators(self._key, self.steps, {p.device for _, p in self._named})
+        generators = _generators(self._key, self.steps, {p.device for _, p in self._named}, self._rewound)
         for name, parameter in self._named:
             deviation = clipper.groups[name].noise
             if deviation:
-                noise = backends.SCRATCH_BUFFER.get(parameter, *parameter.shape)
-                noise.normal_(0, deviation / expected, generator=generators[parameter.device])
-                torch.add(noise, parameter.grad, alpha=1 / expected, out=parameter.grad)
+                noise = backends.SCRATCH_BUFFER.get(parameter, min(NOISE_CHUNK[parameter.device.type], parameter.numel()))
+                for part in parameter.grad.view(-1).split(len(noise)):
+                    drawn = noise[: len(part)].normal_(0, deviation / expected, generator=generators[parameter.device])
+                    torch.add(drawn, part, alpha=1 / expected, out=part)
             else:
                 parameter.grad.div_(expected)
             clipper.wrote(parameter, released=True)
@@ -291,12 +317,29 @@ class DPModel:
             if group.square_norms:
                 self.dropped += int((~torch.cat(group.square_norms).isfinite()).sum())
                 group.square_norms.clear()
-        rate = self.sampling.sample_rate or 0.0
+        self._flow.spent.clear()
+        rate = self.sampling.sample_rate
         last = self.history[-1] if self.history else None
         if last and (last.noise_multiplier, last.sample_rate) == (self.noise_multiplier, rate):
             self.history[-1] = Mechanism(last.noise_multiplier, last.sample_rate, last.steps + 1)
         else:
             self.history.append(Mechanism(self.noise_multiplier, rate, 1))
+
+
+class _Others:
+    """Any other optimizer that would step with sums that have no noise yet."""
+
+    def __init__(self, private: "DPModel"):
+        self.private = weakref.ref(private)
+
+    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        private = self.private()
+        if private is None or optimizer is private.optimizer:
+            return
+        theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in private._named:
+            if id(parameter) in theirs and parameter.grad is not None and private.clipper.state(parameter) != "released":
+                raise UserError(f"another optimizer would move {name} by a sum without noise; step with the one given to make_private")
 
 
 class _Leak:
@@ -356,6 +399,12 @@ def make_private(
     if not noise_multiplier >= 0 or math.isinf(noise_multiplier):
         raise UserError(f"noise_multiplier must be a number of at least 0, not {noise_multiplier}")
     backends.check(backend)
+    choices = {"groups": (groups, ("layer", "parameter")), "noise_allocation": (noise_allocation, ("uniform", "equal"))}
+    for option, (given, known) in {**choices, "loss_reduction": (loss_reduction, ("sum", "mean"))}.items():
+        if given not in known:
+            raise UserError(f"{option} must be one of {', '.join(known)}, not '{given}'")
+    if noise_seed is not None and noise_seed < 0:
+        raise UserError(f"noise_seed must be at least 0, not {noise_seed}")
     found = covered(model)
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     strangers = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and id(p) not in names]
@@ -416,7 +465,7 @@ def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, layers.Private):
             raise UserError("the model is private already; unwrap() it first")
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or any(p.requires_grad for p in module.parameters())):
+        if isinstance(module, _BatchNorm) and (module.training or any(p.requires_grad for p in module.parameters())):
             raise UserError(
                 f"{name} is a BatchNorm, which mixes the samples of a batch; use GroupNorm or LayerNorm, or freeze it in eval mode"
             )
@@ -453,7 +502,7 @@ def _groups(found: Mapping[str, tuple[nn.Module, Any]], clip: float | Mapping[st
     """Clip groups by name of parameter."""
     grouped: dict[str, Group] = {}
     for name, (layer, _) in found.items():
-        own = [f"{name}.{key}" for key, p in layer.named_parameters(recurse=False) if p.requires_grad]
+        own = [parameter_name(name, key) for key, p in layer.named_parameters(recurse=False) if p.requires_grad]
         for members in [own] if kind == "layer" else [[one] for one in own]:
             group = Group(name if kind == "layer" else members[0], 0.0, members)
             grouped.update(dict.fromkeys(members, group))
@@ -482,12 +531,15 @@ def _agreed(key: bytes, model: nn.Module, process_group: Any) -> bytes:
     return bytes(shared.tolist())
 
 
-def _generators(key: bytes, step: int, devices: set[torch.device]) -> dict[torch.device, torch.Generator]:
-    """Generators of the noise of a step: the same on all ranks, unknown without the key."""
+def _generators(key: bytes, step: int, devices: set[torch.device], rewound: int = 0) -> dict[torch.device, torch.Generator]:
+    """Generators of the noise of a step: the same on all ranks, unknown without the key.
+
+    Devices are told apart by their order: the first one of each rank has the same noise, whatever its number.
+    """
     found = {}
-    for device in devices:
+    for place, device in enumerate(sorted(devices, key=str)):
         generator = torch.Generator(device)
-        secret = hashlib.shake_256(key + f"noise {step} {device.type}".encode())
+        secret = hashlib.shake_256(key + f"noise {step} {place} {rewound}".encode())
         if device.type == "cpu":  # a seed of torch's Mersenne twister has 32 bits, which can be tried out; its state has room for the key
             state = generator.get_state().numpy().copy()
             words = state[24 : 24 + 8 * 624].view("<u8")
