@@ -94,6 +94,8 @@ class Recipe:
             raise UserError("--lora-alpha and --lora-targets need --lora-rank")
         if options.lora_rank is not None and options.lora_alpha is None:
             given["lora_alpha"] = 2 * options.lora_rank
+        if options.noise_seed is not None and options.noise_seed >= 1 << 256:
+            raise UserError("--noise-seed must be below 2**256")
         if options.lr is None:
             given["lr"] = 1e-4 if options.lora_rank is None else 1e-3
         if options.delta is None:
@@ -228,7 +230,7 @@ class _Run:
         model.config.use_cache = False
         if recipe.gradient_checkpointing:
             try:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.activation_checkpointing_enable()
             except ValueError:
                 raise UserError(f"--gradient-checkpointing: {type(model).__name__} has none") from None
         if recipe.lora_rank is not None:
@@ -278,10 +280,10 @@ class _Run:
         path = self.private / "log.jsonl"
         if self.checkpoint.exists():
             self._read_checkpoint()
-            spent = self.dp.epsilon(self.recipe.delta, self.recipe.accountant)
-            self._say(f"going on after step {self.dp.steps} of {self.recipe.steps}: epsilon {spent:.3f} is spent")
         lines = [line for line in _read_lines(path) if line["step"] <= self.dp.steps]
         if path.exists():
+            spent = self.dp.epsilon(self.recipe.delta, self.recipe.accountant)
+            self._say(f"going on after step {self.dp.steps} of {self.recipe.steps}: epsilon {spent:.3f} is spent")
             _write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         self.evaluated = {line["step"] for line in lines if "held_out_loss" in line}
         self.lost = 0
@@ -413,19 +415,12 @@ class _Run:
         model = self.dp.unwrap()
         partial = self.out / ".model.part"
         partial.mkdir()
-        if self.recipe.lora_rank is None:
-            copy_configuration(self.folder, partial, torch.float32)
-            if self.untied:
-                config = json.loads((partial / "config.json").read_text()) | {"tie_word_embeddings": False}
-                (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            _save_tensors(model.state_dict(), partial / "model.safetensors", {"format": "pt"})
-        else:
-            from peft import get_peft_model_state_dict
-
-            _save_tensors(get_peft_model_state_dict(model), partial / "adapter_model.safetensors", {"format": "pt"})
-            save_lora_configuration(model, partial)
-        (partial / "privacy.txt").write_text(f"{report}\n")
-        (partial / "privacy.json").unlink(missing_ok=True)  # that of a model which was itself trained by this command
+        try:
+            self._write_model(model, partial)
+            (partial / "privacy.txt").write_text(f"{report}\n")
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         for file in sorted(partial.iterdir()):
             os.replace(file, self.out / file.name)
         partial.rmdir()
@@ -442,6 +437,22 @@ class _Run:
             peak = f"peak memory {peak_rss_bytes() / 1e9:.2f} GB"
         what = "model" if self.recipe.lora_rank is None else "adapter"
         self._say(f"the {what} is in {self.out}; leave {self.private} out when you release it (losses are not private); {peak}")
+
+    def _write_model(self, model: Any, folder: Path) -> None:
+        """What from_pretrained, or PEFT, loads."""
+        if self.recipe.lora_rank is None:
+            copy_configuration(self.folder, folder, torch.float32)
+            (folder / "privacy.json").unlink(missing_ok=True)  # of a model that this command made
+            if self.untied:
+                config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+                (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            _save_tensors(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
+        else:
+            from peft import get_peft_model_state_dict
+
+            adapters = get_peft_model_state_dict(model, save_embedding_layers=False)  # True and "auto" may ask the hub
+            _save_tensors(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
+            save_lora_configuration(model, folder)
 
     def _report(self) -> PrivacyReport:
         notes = list(NOTES)
@@ -580,9 +591,13 @@ def _write(path: Path, content: bytes, mode: int = 0o666) -> None:
     """The file appears with all its content or not at all."""
     partial = path.with_name(f".{path.name}.part")
     partial.unlink(missing_ok=True)
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        _sync(file)
+    try:
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(content)
+            _sync(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)
 
 
