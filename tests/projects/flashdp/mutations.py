@@ -238,8 +238,8 @@ MUTATIONS = [
     ),
     Mutation(
         BACKENDS,
-        "self._buffers[key].numel() < size:\n            self._buffers.pop(key, None)\n",
-        "self._buffers[key].numel() < size:\n            size *= 2\n",
+        "self._buffers[key] = torch.empty(size,",
+        "self._buffers[key] = torch.empty(2 * size,",
         "the scratch is twice the largest layer",
     ),
     # ---- refusals ----
@@ -252,16 +252,16 @@ MUTATIONS = [
     ),
     Mutation(
         LAYERS,
-        '    if getattr(ctx, "spent", False) and not ctx.layer.flow.repeatable:\n',
+        "    if flow.checked and key in flow.spent:\n",
         "    if False:\n",
         "a second backward counts every sample twice",
         ("refusals",),
     ),
     Mutation(
         LAYERS,
-        "        if layer.layer_name in flow.seen:\n",
-        "        if False:\n",
-        "a layer may be called twice",
+        "ctx.number, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = (\n            layer,\n            layer.flow.forward,\n",
+        "ctx.number, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = (\n            layer,\n            object(),\n",
+        "a layer may be called twice under a reentrant checkpoint",
         ("refusals",),
     ),
     Mutation(
@@ -291,6 +291,54 @@ MUTATIONS = [
         "            if False:\n",
         "tied weights are let in",
         ("refusals",),
+    ),
+    Mutation(
+        LAYERS,
+        "    elif torch._C._current_graph_task_id() < 0:",
+        "    elif False:",
+        "layers may be called past the model's forward",
+        ("refusals",),
+    ),
+    Mutation(
+        PRIVATE,
+        "            if id(parameter) not in own and parameter.grad is not None:\n",
+        "            if False:\n",
+        "the optimizer may move a parameter without noise",
+        ("refusals",),
+    ),
+    Mutation(
+        PRIVATE,
+        "        if private is None or optimizer is private.optimizer:\n",
+        "        if True:\n",
+        "another optimizer may step with sums without noise",
+        ("refusals",),
+    ),
+    Mutation(
+        PRIVATE,
+        "            if module.training:\n",
+        "            if False:\n",
+        "a BatchNorm may go back to training",
+        ("refusals",),
+    ),
+    Mutation(
+        BACKENDS,
+        "    cancelled = squares < apart * CANCELLED",
+        "    cancelled = squares < apart * 0",
+        "a Gram norm is trusted where positions cancel",
+    ),
+    Mutation(
+        PRIVATE,
+        "        self._rewound += self.steps < before\n",
+        "",
+        "the noise of an earlier state comes back",
+        ("privacy",),
+    ),
+    Mutation(
+        ACCOUNTING,
+        "max(0.0, found) if found == found else math.inf",
+        "max(0.0, found)",
+        "an accountant that gives out says that nothing was spent",
+        ("privacy",),
     ),
     # ---- accounting, sampling, ranks, the model ----
     Mutation(

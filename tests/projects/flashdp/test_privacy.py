@@ -276,9 +276,6 @@ def test_a_continued_run_has_the_noise_of_the_uninterrupted_one(helpers):
     assert dp.steps == 4
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the number of releases goes back with load_state_dict, and two releases with one noise differ by data alone"
-)
 def test_going_back_to_an_earlier_state_does_not_bring_back_its_noise(helpers):
     model = wide()
     dp, optimizer = helpers.wrap(model, noise_multiplier=1.0, noise_seed=None)
@@ -288,7 +285,6 @@ def test_going_back_to_an_earlier_state_does_not_bring_back_its_noise(helpers):
     assert not torch.equal(noise_of(model, optimizer)["0.weight"], first["0.weight"])
 
 
-@pytest.mark.xfail(strict=True, reason="the key is hashed with the kind of device only: two GPUs draw the same numbers")
 def test_two_devices_of_one_model_have_different_noise(monkeypatch):
     class Recorded:
         def __init__(self, device):
@@ -387,7 +383,6 @@ def test_epsilon_is_infinite_without_noise_and_zero_without_steps(helpers):
     assert dp.report(1e-5).epsilon == math.inf
 
 
-@pytest.mark.xfail(strict=True, reason="max(0, NaN) is 0: an accountant that gives out would say that nothing was spent")
 def test_an_accountant_that_gives_out_does_not_say_zero(monkeypatch):
     from projects.flashdp import accounting
 
@@ -505,7 +500,6 @@ def test_fixed_batches_never_have_an_epsilon(accountant, helpers):
         optimizer.step()
 
 
-@pytest.mark.xfail(strict=True, reason="steps of fixed size are in the state with rate 0, which the accountant takes for nothing spent")
 def test_steps_with_fixed_batches_are_not_forgotten_when_a_run_goes_on_with_poisson(helpers):
     dp, optimizer = helpers.wrap(wide(), noise_multiplier=1.0, sampling=FixedSampling(100, 4))
     optimizer.step()
