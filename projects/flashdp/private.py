@@ -102,7 +102,10 @@ class PerLayerClipper:
         out, fresh = self._gradient(weight)
         if fresh:
             out.zero_()
-        out.index_add_(0, token, torch.where((factors > 0)[:, None], rows.mul_(factors[:, None]), 0))
+        rows.mul_(factors[:, None])
+        if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not 0
+            rows = torch.where((factors > 0)[:, None], rows, 0)
+        out.index_add_(0, token, rows)
         self.wrote(weight)
 
     def _factors(self, group: Group, samples: int, extra: Tensor | None = None) -> backends.Factors:
@@ -169,7 +172,8 @@ def embedding_rows(ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> tuple[Tenso
     sample = torch.arange(samples, device=ids_BT.device).repeat_interleave(positions)
     key, order = torch.sort(sample * len(weight) + ids_BT.flatten(), stable=True)  # equal (sample, token) pairs now adjoin
     slot = torch.cat([key.new_zeros(1), (key[1:] != key[:-1]).cumsum(0)])
-    rows = torch.zeros_like(g_BTd.flatten(0, 1), dtype=weight.dtype).index_add_(0, slot, g_BTd.flatten(0, 1)[order].to(weight.dtype))
+    place = torch.empty_like(slot).index_copy_(0, order, slot)
+    rows = torch.zeros_like(g_BTd.flatten(0, 1), dtype=weight.dtype).index_add_(0, place, g_BTd.flatten(0, 1).to(weight.dtype))
     token, owner = (torch.zeros_like(key).index_copy_(0, slot, part) for part in (key % len(weight), key // len(weight)))
     squares = rows.new_zeros(samples).index_add_(0, owner, torch.linalg.vector_norm(rows, dim=1).square())
     return token, owner, rows, squares
