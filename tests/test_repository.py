@@ -1,6 +1,7 @@
 """What the repository says of itself is true: pins, environments, the README's commands and examples, links, rules of safety."""
 
 import argparse
+import importlib
 import ast
 import json
 import os
@@ -18,10 +19,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from projects.zo2 import __main__ as zo2
 from shared import cli, data, manifest, paths, runs
 
-PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "projects/zo2/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "projects/zo2/README.md", "projects/flashdp/README.md"]
 REFERENCE = paths.ROOT / "results" / "reference" / "cpu"
 HOSTS = {"arxiv.org", "json-schema.org", "keepachangelog.com", "www.apache.org"}  # all that files here may name
 
@@ -112,9 +112,10 @@ def test_every_command_on_a_page_exists(command, monkeypatch):
     elif program == "repro":
         check_repro(cli._parser().parse_args(arguments))
     elif program == "python":
-        assert arguments[:2] == ["-m", "projects.zo2"]
+        assert arguments[0] == "-m"
+        assert arguments[1] in ("projects.zo2", "projects.flashdp")
         monkeypatch.setattr(runs.Parser, "error", refuse)
-        zo2._parser().parse_args(arguments[2:])
+        importlib.import_module(f"{arguments[1]}.__main__")._parser().parse_args(arguments[2:])
     elif program == "snakemake":
         run(sys.executable, "-m", "snakemake", "-n", *arguments)
     elif program == "bash":

@@ -94,7 +94,7 @@ def crossover(crossover: pd.DataFrame) -> Figure:
         measured = (times[backend] / times["plain"]).groupby("tokens").median()
         axes.plot(measured.index, measured, marker="o", color=PALETTE[colours[backend]], label=backend)
         axes.plot(measured.index, predicted[backend].reindex(measured.index), linestyle="--", linewidth=1, color=PALETTE[colours[backend]])
-    axes.set(xscale="log", yscale="log", xlabel="tokens in a sequence", ylabel="time over the plain weight gradient")
+    axes.set(xscale="log", yscale="log", xlabel="tokens in a sequence", ylabel="time over the plain product")
     axes.set_title(f"One layer of {shape['rows']} x {shape['columns']}; dashed: predicted")
     ticks = sorted(shown["tokens"].unique())
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
