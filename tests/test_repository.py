@@ -1,8 +1,8 @@
 """What the repository says of itself is true: pins, environments, the README's commands and examples, links, rules of safety."""
 
 import argparse
-import importlib
 import ast
+import importlib
 import json
 import os
 import re
@@ -185,32 +185,38 @@ def test_the_smoke_scale_needs_no_download():
     assert manifest.data_needed(None, "smoke") == []
 
 
-def example(page: str) -> str:
-    (code,) = re.findall(r"^```python\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
-    return str(code)
-
-
-def run_example(page: str, folder: Path) -> None:
+def run_examples(page: str, folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(paths.ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", example(page)], cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    examples = re.findall(r"^```python\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
+    assert examples
+    for code in examples:
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
-def test_the_library_example_of_the_readme_runs(tmp_path):
+@pytest.fixture
+def standin(tmp_path):
+    """A small model in a folder named after the entry of the catalogue, which goes before it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     words = ["<unk>", "good", "bad", "coffee", "tea"]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    standin = tmp_path / "smollm2-135m"  # a folder of this name goes before the entry of the catalogue
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<unk>").save_pretrained(standin)
+    folder = tmp_path / "smollm2-135m"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<unk>").save_pretrained(folder)
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
-    before = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape))
-    before.save_pretrained(standin)
-    run_example("README.md", tmp_path)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape, tie_word_embeddings=True))
+    model.save_pretrained(folder)
+    return model
+
+
+def test_the_library_example_of_the_readme_runs(tmp_path, standin):
+    from transformers import AutoModelForCausalLM
+
+    run_examples("README.md", tmp_path)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "my-model-tuned", local_files_only=True)
-    changed = [name for name, tensor in after.state_dict().items() if not tensor.equal(before.state_dict()[name])]
+    changed = [name for name, tensor in after.state_dict().items() if not tensor.equal(standin.state_dict()[name])]
     assert any("layers.0" in name for name in changed)
 
 
@@ -247,7 +253,11 @@ def test_the_readme_and_the_doctor_say_that_linux_is_needed(monkeypatch):
 
 
 def test_the_library_example_of_zo2_runs(tmp_path):
-    run_example("projects/zo2/README.md", tmp_path)
+    run_examples("projects/zo2/README.md", tmp_path)
+
+
+def test_the_library_examples_of_flashdp_run(tmp_path, standin):
+    run_examples("projects/flashdp/README.md", tmp_path)
 
 
 def test_every_link_leads_somewhere():
