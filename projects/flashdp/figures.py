@@ -20,7 +20,7 @@ LOOKS = {
 
 
 def _against(frame: pd.DataFrame, column: str, label: str) -> Figure:
-    """Share of the non-private throughput, and extra memory, against a column."""
+    """Throughput and extra memory of a step over the non-private ones, against a column."""
     found = speeds(frame)
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9))
     for method, look in LOOKS.items():
@@ -28,7 +28,7 @@ def _against(frame: pd.DataFrame, column: str, label: str) -> Figure:
         if rows.empty:
             continue
         left.plot(rows[column], 100 * rows["throughput_share"], marker="o", markersize=4, label=method, **look)
-        right.plot(rows[column], rows["peak_bytes"] / 1e6, marker="o", markersize=4, **look)
+        right.plot(rows[column], rows["memory_ratio"], marker="o", markersize=4, **look)
     ticks = sorted(found[column].unique())
     for axes in (left, right):
         axes.set_xscale("log", base=2)
@@ -36,7 +36,7 @@ def _against(frame: pd.DataFrame, column: str, label: str) -> Figure:
         axes.minorticks_off()
         axes.set_xlabel(label)
     left.set(ylabel="throughput, % of non-private", ylim=(0, None), title="Throughput")
-    right.set(ylabel="extra memory of a step in MB", ylim=(0, None), title="Memory")
+    right.set(ylabel="extra memory over non-private", ylim=(0, None), title="Memory")
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 
@@ -70,7 +70,7 @@ def utility(utility: pd.DataFrame) -> Figure:
             axes.plot(curve.index, curve, color=next(colours), label=f"FlashDP, ε = {epsilon:g}")
         else:
             axes.plot(curve.index, curve, color=PALETTE["amber"], linestyle=":", label=f"{method}, ε = {epsilon:g}")
-    axes.set(xlabel="step", ylabel="training loss of the batch, nats", title="Loss at several ε")
+    axes.set(xlabel="step", ylabel="training loss in nats", title="Loss at several ε")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
