@@ -170,9 +170,15 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "        if out.is_cuda or not bool(factors.all()):",
-        "        if out.is_cuda:",
+        "        flat = gradients.flatten(1)\n        if out.is_cuda or not bool(factors.all()):",
+        "        flat = gradients.flatten(1)\n        if out.is_cuda:",
         "a bias takes zero times what is not finite",
+    ),
+    Mutation(
+        PRIVATE,
+        "        if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not 0\n            rows",
+        "        if out.is_cuda:  # 0 times what is not finite is not 0\n            rows",
+        "an embedding takes zero times what is not finite",
     ),
     Mutation(
         BACKENDS,
