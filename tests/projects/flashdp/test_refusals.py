@@ -1,5 +1,6 @@
 """What would void the guarantee is refused in one line that says what to do."""
 
+import gc
 import math
 import re
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 from projects.flashdp import FixedSampling, PoissonSampling, make_private, noise_multiplier, untie
@@ -301,6 +303,22 @@ def test_another_optimizer_over_the_private_parameters_is_refused(helpers):
     helpers.wrap(model)
     backward(model)
     refused(torch.optim.SGD(model.parameters(), lr=1.0).step)
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="its hook leaves torch's list of hooks while torch goes through that list")
+def test_a_private_model_may_be_collected_during_the_step_of_another(helpers):
+    held = [helpers.wrap(plain())]
+    _, optimizer = helpers.wrap(plain())
+
+    def collect(*_):
+        held.clear()
+        gc.collect()
+
+    handle = register_optimizer_step_pre_hook(collect)
+    try:
+        optimizer.step()
+    finally:
+        handle.remove()
 
 
 # ---- the order of calls ----------------------------------------------------------------------------------------------
