@@ -308,7 +308,6 @@ def test_another_optimizer_over_the_private_parameters_is_refused(helpers):
 @pytest.mark.xfail(strict=True, raises=RuntimeError, reason="its hook leaves torch's list of hooks while torch goes through that list")
 def test_a_private_model_may_be_collected_during_the_step_of_another(helpers):
     held = [helpers.wrap(plain())]
-    _, optimizer = helpers.wrap(plain())
 
     def collect(*_):
         held.clear()
@@ -316,6 +315,7 @@ def test_a_private_model_may_be_collected_during_the_step_of_another(helpers):
 
     handle = register_optimizer_step_pre_hook(collect)
     try:
+        _, optimizer = helpers.wrap(plain())
         optimizer.step()
     finally:
         handle.remove()
