@@ -7,7 +7,7 @@ the layer's input is the ordinary one, so nothing upstream knows.
 Shapes: B samples, T positions (all dimensions between a tensor's first and last), d inputs, p outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -39,19 +39,29 @@ class Flow:
     def __init__(self, clipper: Clipper):
         self.clipper = clipper
         self.samples: int | None = None  # of the batch that the model was called with
+        self.dimensions = 0  # of its tensor
         self.inside = False  # the model's own forward
         self.forward = 0  # its number
         self.called: set[str] = set()  # layers called in it
         self.spent: set[tuple[str, int]] = set()  # layers whose backward has run, and for which forward
         self.checked = True  # whether more than one backward for a layer and forward is an error (not in the flat baselines)
 
-    def enter(self, samples: int | None) -> None:
+    def enter(self, batch: Tensor) -> None:
         """The model's forward begins."""
-        self.samples, self.inside, self.forward, self.called = samples, True, self.forward + 1, set()
+        self.samples, self.dimensions = len(batch), batch.ndim
+        self.inside, self.forward, self.called = True, self.forward + 1, set()
 
-    def leave(self) -> None:
-        """It has ended; recomputations during the backward are still to come."""
+    def leave(self, outputs: Iterable[Tensor]) -> None:
+        """It has ended. Recomputations during the backward are still to come; another forward may lie between."""
         self.inside = False
+        mine = (self.forward, self.samples, self.dimensions)
+
+        def resume(gradient: Tensor) -> None:
+            self.forward, self.samples, self.dimensions = mine
+
+        for output in outputs:
+            if output.requires_grad:
+                output.register_hook(resume)
 
 
 class Private:
@@ -252,6 +262,10 @@ def _samples(layer: Any, x: Tensor) -> int:
         return known
     if x.ndim < 2 and not isinstance(layer, nn.Embedding):
         raise UserError(f"{layer.layer_name}: an input of shape {list(x.shape)} has no batch dimension")
+    if x.ndim == 1 and layer.flow.dimensions > 1:
+        raise UserError(
+            f"{layer.layer_name}: ids of shape [{len(x)}] may be positions or samples; give them a batch dimension: [1, T] or [B, 1]"
+        )
     if known is not None and len(x) != known:
         raise UserError(
             f"{layer.layer_name}: its input has {len(x)} rows in a batch of {known} samples, which cannot be told apart; keep the "

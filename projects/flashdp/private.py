@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -48,6 +48,22 @@ class Group:
     square_norms: list[Tensor] = field(default_factory=list)  # of the samples of each backward since the last step
 
 
+@dataclass(frozen=True)
+class _Written:
+    """A gradient as it was when its last sample, or its noise, had been added."""
+
+    gradient: "weakref.ref[Tensor]"
+    version: int
+    fingerprint: Tensor
+    released: bool
+
+
+def _fingerprint(gradient: Tensor) -> Tensor:
+    """Some of the elements."""
+    flat = gradient.view(-1)
+    return flat[:: max(1, len(flat) // 64)].clone()
+
+
 class PerLayerClipper:
     """FlashDP's clipper: what a layer's backward brings is clipped and added to `.grad` at once, and nothing is kept.
 
@@ -59,7 +75,7 @@ class PerLayerClipper:
     def __init__(self, groups: Mapping[str, Group], backend: str, mean: bool):
         self.groups, self.backend, self.mean = groups, backend, mean
         self.chosen: dict[tuple[str, int, int], str] = {}  # by layer, batch size and positions
-        self._written: dict[int, tuple[Any, int, bool]] = {}  # by parameter: its gradient, that one's version, whether it was released
+        self._written: dict[int, _Written] = {}  # by parameter
 
     def matrix(
         self, layer: layers.Private, left_BTl: Tensor, right_BTr: Tensor, weight: Tensor | None, bias: Tensor | None, g_BTp: Tensor
@@ -122,16 +138,19 @@ class PerLayerClipper:
 
     def wrote(self, parameter: Tensor, released: bool = False) -> None:
         """Remember the gradient as it is, so that a change by others shows."""
-        self._written[id(parameter)] = (weakref.ref(parameter.grad), parameter.grad._version, released)
+        gradient = parameter.grad
+        self._written[id(parameter)] = _Written(weakref.ref(gradient), gradient._version, _fingerprint(gradient), released)
 
-    def state(self, parameter: Tensor) -> Literal["sum", "released"]:
+    def state(self, parameter: Tensor, look: bool = False) -> Literal["sum", "released"]:
         """What `.grad` holds: a sum of clipped gradients, or what already went to the optimizer.
 
-        Raises UserError when something else has written to it (a gradient scaler, a second clipping); zeroing is fine.
+        Raises UserError when something else has written to it (a second clipping); zeroing is fine. What torch does not count as a
+        write (`.grad.data`, a gradient scaler) shows in some of the elements, for which `look` waits for the device.
         """
-        gradient, version, released = self._written.get(id(parameter), (lambda: None, 0, False))
-        if gradient() is parameter.grad and version == parameter.grad._version:
-            return "released" if released else "sum"
+        known = self._written.get(id(parameter))
+        same = known is not None and known.gradient() is parameter.grad and known.version == parameter.grad._version
+        if same and not (look and not torch.equal(known.fingerprint, _fingerprint(parameter.grad))):
+            return "released" if known.released else "sum"
         if bool(parameter.grad.any()):
             raise UserError(
                 "a gradient was changed between the backward and the step; what is not the sum of clipped gradients is not private (for "
@@ -213,9 +232,8 @@ class DPModel:
             model.register_forward_hook(self._leave, always_call=True),
             optimizer.register_step_pre_hook(self._release),
             *(p.register_hook(_Leak(name)) for name, p in self._named),
-            register_optimizer_step_pre_hook(_Others(self)),
         ]
-        weakref.finalize(self, self._handles[-1].remove)
+        _ALIVE.add(self)
 
     @property
     def steps(self) -> int:
@@ -249,6 +267,7 @@ class DPModel:
         """The model with its own classes and no hooks, as `make_private` got it."""
         for handle in self._handles:
             handle.remove()
+        _ALIVE.discard(self)
         for module in self.model.modules():
             if isinstance(module, layers.Private):
                 layers.restore(module)
@@ -271,14 +290,18 @@ class DPModel:
     # ---- hooks ----
 
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim]
-        self._flow.enter(len(tensors[0]) if tensors else None)
+        batch = next((tensor for tensor in _tensors((args, kwargs)) if tensor.ndim), None)
+        if batch is None:
+            raise UserError(
+                "the model was called without a tensor, so nobody knows how many samples there are; give it the batch as tensors"
+            )
+        self._flow.enter(batch)
         for name, module in self._batch_norms:
             if module.training:
                 raise UserError(f"{name} is a BatchNorm in training mode, which mixes the samples of a batch; keep it in eval mode")
 
-    def _leave(self, *_: Any) -> None:
-        self._flow.leave()
+    def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._flow.leave(_tensors(output))
 
     @torch.no_grad()
     def _release(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -296,7 +319,7 @@ class DPModel:
         for _, parameter in self._named:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-            elif clipper.state(parameter) == "released":
+            elif clipper.state(parameter, look=True) == "released":
                 raise UserError("optimizer.step() twice with one gradient: call optimizer.zero_grad() and a backward before the next step")
         if self.process_group is not None:
             waiting = [dist.all_reduce(p.grad, group=self.process_group, async_op=True) for _, p in self._named]
@@ -330,20 +353,33 @@ class DPModel:
             self.history.append(Mechanism(self.noise_multiplier, rate, 1))
 
 
-class _Others:
-    """Any other optimizer that would step with sums that have no noise yet."""
+_ALIVE: "weakref.WeakSet[DPModel]" = weakref.WeakSet()
 
-    def __init__(self, private: "DPModel"):
-        self.private = weakref.ref(private)
 
-    def __call__(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        private = self.private()
-        if private is None or optimizer is private.optimizer:
-            return
+def _others(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Before any optimizer's step: UserError where it would step with sums that have no noise yet, the optimizer not being theirs."""
+    for private in list(_ALIVE):
+        if optimizer is private.optimizer:
+            continue
         theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in private._named:
             if id(parameter) in theirs and parameter.grad is not None and private.clipper.state(parameter) != "released":
                 raise UserError(f"another optimizer would move {name} by a sum without noise; step with the one given to make_private")
+
+
+register_optimizer_step_pre_hook(_others)  # once: torch runs through its hooks while models come and go
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in arguments or outputs, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
 
 
 class _Leak:
@@ -425,7 +461,7 @@ def make_private(
     own = math.sqrt(sum(group.bound**2 for group in distinct))
     if sensitivity is None:
         sensitivity = own
-    elif noise_allocation != "uniform" or not sensitivity >= own * (1 - 1e-9):
+    elif noise_allocation != "uniform" or not own * (1 - 1e-9) <= sensitivity < math.inf:
         raise UserError(f"sensitivity is that of the whole model, at least this stage's {own:g}, with uniform noise_allocation")
     for group in distinct:
         equal = math.sqrt(len(distinct)) * group.bound

@@ -312,16 +312,11 @@ def test_activation_checkpointing_changes_nothing(backend, reentrant, helpers):
     assert helpers.furthest({n.removeprefix("inner."): g for n, g in got.items()}, wanted) <= 1e-12
 
 
-STALE = "a recomputation takes the batch size of the forward that came last, not of its own"
-
-
 @pytest.mark.parametrize("between", ["an evaluation", "a micro-batch"])
 @pytest.mark.parametrize("flattened", [True, False])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_is_recomputed_with_its_own_batch_size(reentrant, flattened, between, helpers, request):
+def test_a_checkpoint_is_recomputed_with_its_own_batch_size(reentrant, flattened, between, helpers):
     """Another forward comes between a forward and its backward, with twice as many samples."""
-    if not (flattened and not reentrant):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=STALE))
 
     class Rows(nn.Module):
         def __init__(self):
