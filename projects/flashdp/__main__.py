@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example:\n"
         "  python -m projects.flashdp train --model smollm2-135m --data letters.jsonl --epsilon 3 --out tuned\n\n"
         'a line of the file: {"text": ...}, {"prompt": ..., "completion": ...} or {"messages": [{"role": ..., "content": ...}, ...]}\n\n'
-        "The guarantee is for the model, which appears in DIR when the run ends. The losses that are shown meanwhile, and all\n"
-        "that lies in DIR/private, are for the owner of the data: no noise covers them.",
+        "The guarantee is for the model, which appears in DIR when the run ends. The losses shown meanwhile (means over the records\n"
+        "whose loss is finite) and all that lies in DIR/private are for the owner of the data: no noise covers them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     added.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a model folder, smollm2-135m, or a hub id in your hub cache")

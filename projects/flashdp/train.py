@@ -9,7 +9,8 @@ Everything in the run's folder may be released once the run has ended, but for `
 
 Going on means: the checkpoint, then the steps since once more. They have the batches and the noise they had before, so that they are the
 same release again and cost nothing. Under fresh noise a step made twice would be two releases, whose mean is less noisy than either, and
-both would have to be counted. (On a GPU sums are added in no fixed order: there the last bits may differ, the noise does not.)
+both would have to be counted. (The weights are then the same to the bit on a CPU, with as many threads as before; a GPU adds in no fixed
+order. The noise is the same anywhere.)
 """
 
 import argparse
@@ -237,7 +238,7 @@ class _Run:
             torch.manual_seed(step_seed(recipe.seed, "lora"))
             assert recipe.lora_alpha is not None
             targets = recipe.lora_targets.split(",") if recipe.lora_targets else None
-            model = add_lora(model, recipe.lora_rank, recipe.lora_alpha, targets, str(self.options.model))
+            model = add_lora(model, recipe.lora_rank, recipe.lora_alpha, targets, str(self.folder))
         else:
             before = sum(p.numel() for p in model.parameters())
             self.untied = untie(model)
@@ -425,7 +426,7 @@ class _Run:
             os.replace(file, self.out / file.name)
         partial.rmdir()
         about = asdict(report) | {"noise_multiplier": self.known["noise_multiplier"], "target_epsilon": self.recipe.epsilon}
-        if math.isinf(report.epsilon):
+        if math.isinf(report.epsilon):  # for which JSON has no number
             about["epsilon"] = None
         _write(self.out / "privacy.json", json.dumps(about, indent=2).encode() + b"\n")
         self._say(str(report))
@@ -447,12 +448,14 @@ class _Run:
                 config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
                 (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             _save_tensors(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
+            shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors lets none but its maker read a file
         else:
             from peft import get_peft_model_state_dict
 
             adapters = get_peft_model_state_dict(model, save_embedding_layers=False)  # True and "auto" may ask the hub
             _save_tensors(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
             save_lora_configuration(model, folder)
+            shutil.copymode(folder / "adapter_config.json", folder / "adapter_model.safetensors")
 
     def _report(self) -> PrivacyReport:
         notes = list(NOTES)

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from projects.flashdp import PoissonSampling, accounting, make_private, per_sample_loss, train, untie
 from projects.flashdp.__main__ import main
@@ -95,10 +96,12 @@ def refused(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(("model", "optimizer"), [("llama", "adamw"), ("gpt2", "sgd")])
 def test_the_saved_model_is_what_the_library_trains(folder: Path, tmp_path: Path, model: str, optimizer: str) -> None:
     schedule = ["--lr-schedule", "cosine", "--warmup-steps", "2", "--weight-decay", "0.1", "--steps", "6", "--optimizer", optimizer]
+    schedule += ["--checkpoint-every", "2"]
     tune(folder, tmp_path / "out", *schedule, "--noise-seed", "5", "--clip", "0.7", model=model)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     words = AutoTokenizer.from_pretrained(tmp_path / "out")("a b").input_ids
     assert words == AutoTokenizer.from_pretrained(folder / model)("a b").input_ids
+    assert not trained.config.tie_word_embeddings
     assert trained.lm_head.weight is not trained.get_input_embeddings().weight
 
     corpus = Corpus.build(folder / "text.jsonl", AutoTokenizer.from_pretrained(folder / model), 24, tmp_path / "corpus", pack=False)
@@ -155,6 +158,18 @@ def test_how_it_is_computed_changes_nothing_but_rounding(folder: Path, tmp_path:
             assert value.dtype == torch.float32
             assert (value - found["plain"][key]).abs().max() < tolerance, (name, key)
     assert not same(found["narrow"], found["plain"])
+
+
+def test_checkpointed_layers_are_computed_twice(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: (calls.append(len(x)), original(self, x))[1])
+    counts = []
+    for name, more in (("kept", []), ("again", ["--gradient-checkpointing"])):
+        calls.clear()
+        tune(folder, tmp_path / name, "--steps", "2", "--noise-seed", "1", *more)
+        counts.append(sum(calls))
+    assert counts[1] == 2 * counts[0] > 0
 
 
 def test_an_empty_batch_is_a_step_of_noise(folder: Path, tmp_path: Path) -> None:
@@ -232,21 +247,14 @@ def test_what_the_guarantee_rests_on_is_said(folder: Path, tmp_path: Path) -> No
     assert "losses, batch sizes and samples left out are not covered" in text(tmp_path / "one")
     for absent in ("seed of the noise", "held-out", "add up"):
         assert absent not in text(tmp_path / "one")
-    tune(
-        folder,
-        tmp_path / "two",
-        "--steps",
-        "2",
-        "--noise-seed",
-        "1",
-        "--eval-data",
-        str(folder / "same.jsonl"),
-        model=str(tmp_path / "one"),
-    )
+    more = ["--steps", "2", "--noise-seed", "1", "--eval-data", str(folder / "same.jsonl")]
+    album = photographed(tmp_path / "two", tmp_path / "album", arguments(folder, tmp_path / "two", *more, model=str(tmp_path / "one")))
     for present in ("seed of the noise was given", "the held-out data is public", "epsilons add up"):
         assert present in text(tmp_path / "two")
     report = json.loads((tmp_path / "two" / "privacy.json").read_text())
     assert any("seed of the noise" in one for one in report["assumptions"])
+    reports = [photograph / "privacy.json" for photograph in album]  # that of "one", a file of its model's, never stands there
+    assert {path.read_bytes() for path in reports if path.exists()} <= {(tmp_path / "two" / "privacy.json").read_bytes()}
 
 
 def test_nothing_private_is_left_outside_its_folder(folder: Path, tmp_path: Path) -> None:
@@ -256,6 +264,7 @@ def test_nothing_private_is_left_outside_its_folder(folder: Path, tmp_path: Path
     assert {f.name for f in out.iterdir()} - {".lock"} == model | {"privacy.json", "privacy.txt", "private"}
     assert {f.name for f in (out / "private").iterdir()} == {"run.json", "log.jsonl"}
     assert stat.S_IMODE((out / "private").stat().st_mode) == 0o700
+    assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
     released = b"".join(f.read_bytes() for f in out.iterdir() if f.is_file())
     assert json.loads((out / "private" / "run.json").read_text())["data"].encode() not in released
 
