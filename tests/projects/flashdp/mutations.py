@@ -286,7 +286,7 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        '            elif clipper.state(parameter) == "released":\n',
+        '            elif clipper.state(parameter, look=True) == "released":\n',
         "            elif False:\n",
         "one gradient may be released twice, or changed before",
         ("refusals",),
@@ -314,7 +314,20 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "        if private is None or optimizer is private.optimizer:\n",
+        "        if same and not (look and not torch.equal(known.fingerprint, _fingerprint(parameter.grad))):\n",
+        "        if same:\n",
+        "changes that torch does not count go unnoticed",
+        ("refusals",),
+    ),
+    Mutation(
+        LAYERS,
+        "                output.register_hook(resume)\n",
+        "                pass\n",
+        "a recomputation takes the last forward for its own",
+    ),
+    Mutation(
+        PRIVATE,
+        "        if optimizer is private.optimizer:\n",
         "        if True:\n",
         "another optimizer may step with sums without noise",
         ("refusals",),
