@@ -15,7 +15,6 @@ from typing import Any
 
 from shared.errors import UserError
 
-
 MEANINGLESS = 200.0  # the tight accountants take minutes over an epsilon far above this; the bound of rdp then stands in for theirs
 
 
@@ -138,7 +137,8 @@ class PrivacyReport:
         assumptions = (
             "one record of the data is one sample; neighbouring data sets differ by one record more or less",
             "batches are drawn as the sampling says: each record on its own with the stated probability",
-            "the loss of a sample depends on that sample alone",
+            "the loss of a sample depends on that sample alone, and each record passes through the model once in a step",
+            "the first dimension of what each layer gets is the samples",
             "what is released is the parameters after each step; losses, norms and gradients before the noise are not",
             "noise comes from torch's generator in floating point, which is not made for adversaries who see its bits",
             *notes,
