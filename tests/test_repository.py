@@ -260,6 +260,15 @@ def test_the_library_examples_of_flashdp_run(tmp_path, standin):
     run_examples("projects/flashdp/README.md", tmp_path)
 
 
+def test_the_tests_that_a_page_names_exist():
+    """A table of faults says which test holds each."""
+    for page in PAGES:
+        named = set(re.findall(r"`(test_\w+)`", text_of(page)))
+        folder = paths.ROOT / "tests" / Path(page).parent
+        there = {name for file in folder.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+        assert named <= there, sorted(named - there)
+
+
 def test_every_link_leads_somewhere():
     for page in [*PAGES, "CHANGELOG.md", *(f"docs/{file.name}" for file in (paths.ROOT / "docs").glob("*.md"))]:
         for link in re.findall(r"\]\(([^)#\s]+)", text_of(page)):
