@@ -54,14 +54,13 @@ class _Written:
 
     gradient: "weakref.ref[Tensor]"
     version: int
-    fingerprint: Tensor
-    released: bool
+    fingerprint: Tensor | None  # None once it is released: what then becomes of it does no harm
 
 
 def _fingerprint(gradient: Tensor) -> Tensor:
     """Some of the elements."""
-    flat = gradient.view(-1)
-    return flat[:: max(1, len(flat) // 64)].clone()
+    stride = max(1, gradient.numel() // 64)
+    return gradient.as_strided((gradient.numel() // stride,), (stride,)).clone()
 
 
 class PerLayerClipper:
@@ -139,7 +138,8 @@ class PerLayerClipper:
     def wrote(self, parameter: Tensor, released: bool = False) -> None:
         """Remember the gradient as it is, so that a change by others shows."""
         gradient = parameter.grad
-        self._written[id(parameter)] = _Written(weakref.ref(gradient), gradient._version, _fingerprint(gradient), released)
+        fingerprint = None if released else _fingerprint(gradient)
+        self._written[id(parameter)] = _Written(weakref.ref(gradient), gradient._version, fingerprint)
 
     def state(self, parameter: Tensor, look: bool = False) -> Literal["sum", "released"]:
         """What `.grad` holds: a sum of clipped gradients, or what already went to the optimizer.
@@ -149,8 +149,10 @@ class PerLayerClipper:
         """
         known = self._written.get(id(parameter))
         same = known is not None and known.gradient() is parameter.grad and known.version == parameter.grad._version
+        if same and known.fingerprint is None:
+            return "released"
         if same and not (look and not torch.equal(known.fingerprint, _fingerprint(parameter.grad))):
-            return "released" if known.released else "sum"
+            return "sum"
         if bool(parameter.grad.any()):
             raise UserError(
                 "a gradient was changed between the backward and the step; what is not the sum of clipped gradients is not private (for "
@@ -164,8 +166,7 @@ class PerLayerClipper:
         flat = gradients.flatten(1)
         if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not 0
             flat = torch.where((factors > 0)[:, None], flat, 0)
-        total = (factors.to(out.dtype) @ flat.to(out.dtype)).view_as(out)
-        out.copy_(total) if fresh else out.add_(total)
+        torch.addmv(out.view(-1), flat.to(out.dtype).T, factors.to(out.dtype), beta=0 if fresh else 1, out=out.view(-1))
         self.wrote(parameter)
 
     def _backend(self, name: str, samples: int, positions: int, out: Tensor, left: Tensor) -> str:
