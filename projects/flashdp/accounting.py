@@ -71,10 +71,9 @@ def noise_multiplier(target_epsilon: float, delta: float, sample_rate: float, st
 
 def _finite(function: Callable[[float], float], value: float) -> float:
     try:
-        found = function(value)
+        return function(value)
     except (ValueError, OverflowError, FloatingPointError):
         return math.inf
-    return found if found == found else math.inf
 
 
 def check_delta(delta: float, dataset_size: int) -> None:
@@ -136,9 +135,9 @@ class PrivacyReport:
     ) -> "PrivacyReport":
         assumptions = (
             "one record of the data is one sample; neighbouring data sets differ by one record more or less",
-            "batches are drawn as the sampling says: each record on its own with the stated probability",
+            "each record is drawn on its own with the stated probability, and nobody else knows which were drawn",
             "the loss of a sample depends on that sample alone, and each record passes through the model once in a step",
-            "the first dimension of what each layer gets is the samples",
+            "the first dimension of what each layer gets is the samples; no buffer depends on the data",
             "what is released is the parameters after each step; losses, norms and gradients before the noise are not",
             "noise comes from torch's generator in floating point, which is not made for adversaries who see its bits",
             *notes,

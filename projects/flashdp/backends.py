@@ -8,7 +8,7 @@ stores its weight transposed, the other way round.) Each backend adds Σᵢ cᵢ
     loop                  1             4 passes over B·l·r          l·r
     ghost                 1             2·B·T²·(l + r)               2·B·T² + B·T·l
     recompute             2             -                            a tile of it
-    explicit              1             4 passes over B·l·r          B·l·r (the oracle, and what others do)
+    explicit              1             5 passes over B·l·r          B·l·r (the oracle, and what others do)
     triton_2k             1             2 passes over B·l·r          a few l·r (kernels.py, CUDA only)
     triton_persistent     1             -                            none      (kernels.py, CUDA only)
 

@@ -42,6 +42,7 @@ class Flow:
         self.dimensions = 0  # of its tensor
         self.inside = False  # the model's own forward
         self.forward = 0  # its number
+        self._forwards = 0  # how many there have been
         self.called: set[str] = set()  # layers called in it
         self.spent: set[tuple[str, int]] = set()  # layers whose backward has run, and for which forward
         self.checked = True  # whether more than one backward for a layer and forward is an error (not in the flat baselines)
@@ -49,7 +50,8 @@ class Flow:
     def enter(self, batch: Tensor) -> None:
         """The model's forward begins."""
         self.samples, self.dimensions = len(batch), batch.ndim
-        self.inside, self.forward, self.called = True, self.forward + 1, set()
+        self._forwards += 1
+        self.inside, self.forward, self.called = True, self._forwards, set()
 
     def leave(self, outputs: Iterable[Tensor]) -> None:
         """It has ended. Recomputations during the backward are still to come; another forward may lie between."""

@@ -37,15 +37,15 @@ def parameter_name(layer: str, key: str) -> str:
     return f"{layer}.{key}" if layer else key
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Group:
     """Parameters clipped together: a layer's, or a single one."""
 
     name: str
     bound: float
     parameters: list[str]
-    noise: float = 0.0  # standard deviation of the noise on the sum
-    square_norms: list[Tensor] = field(default_factory=list)  # of the samples of each backward since the last step
+    noise: float  # standard deviation of the noise on the sum
+    norms: list[Tensor] = field(default_factory=list)  # of the samples of each backward since the last step
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class PerLayerClipper:
         self.wrote(weight)
 
     def _factors(self, group: Group, samples: int, extra: Tensor | None = None) -> backends.Factors:
-        return backends.Factors(group.bound, samples if self.mean else 1, extra, group.square_norms)
+        return backends.Factors(group.bound, samples if self.mean else 1, extra, group.norms)
 
     def _gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
         """Where the sum goes, and whether it begins here."""
@@ -219,14 +219,14 @@ class DPModel:
         sensitivity: float,
     ):
         self.model, self.optimizer, self.sampling, self.clipper = model, optimizer, sampling, clipper
-        self.noise_multiplier, self.process_group = noise_multiplier, process_group
+        self.process_group = process_group
+        self._noise_multiplier, self._sensitivity = noise_multiplier, sensitivity
         self.groups = list({id(group): group for group in clipper.groups.values()}.values())
-        self.sensitivity = sensitivity
         self.history: list[Mechanism] = []
         self.dropped = 0  # (sample, group) pairs left out because their norm was not finite
         self._flow, self._key, self._known_key = flow, key, known_key
         self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._batch_norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        self._batch_norms = [(name, module) for name, module in model.named_modules() if _mixes(module)]
         self._rewound = 0  # how often an earlier state was loaded: its noise must not come back with other data
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -235,6 +235,16 @@ class DPModel:
             *(p.register_hook(_Leak(name)) for name, p in self._named),
         ]
         _ALIVE.add(self)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """σ. The noise is fixed when the model is made private, so that what is accounted for is what is added."""
+        return self._noise_multiplier
+
+    @property
+    def sensitivity(self) -> float:
+        """Δ, of the whole model."""
+        return self._sensitivity
 
     @property
     def steps(self) -> int:
@@ -257,15 +267,24 @@ class DPModel:
 
     def norms(self) -> dict[str, Tensor]:
         """Per group the norms of the samples since the last step, before clipping. Not private: for inspection only."""
-        return {group.name: torch.cat(group.square_norms) for group in self.groups if group.square_norms}
+        return {group.name: torch.cat(group.norms) for group in self.groups if group.norms}
 
     def clipped_share(self) -> float:
         """The share of (sample, group) pairs since the last step whose norm was above the bound. Not private."""
-        pairs = [(norms > group.bound).float() for group in self.groups for norms in group.square_norms]
+        pairs = [(norms > group.bound).float() for group in self.groups for norms in group.norms]
         return float(torch.cat(pairs).mean()) if pairs else 0.0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DPModel":
+        raise UserError(
+            "a private model cannot be copied: the copy would train without noise; copy it before make_private or after unwrap()"
+        )
+
     def unwrap(self) -> nn.Module:
-        """The model with its own classes and no hooks, as `make_private` got it."""
+        """The model with its own classes and no hooks, as `make_private` got it. Sums that have no noise yet are dropped."""
+        for _, parameter in self._named:
+            if parameter.grad is not None and self.clipper.state(parameter) != "released":
+                parameter.grad = None
+        backends.SCRATCH_BUFFER.release()
         for handle in self._handles:
             handle.remove()
         _ALIVE.discard(self)
@@ -276,13 +295,14 @@ class DPModel:
 
     def state_dict(self) -> dict[str, Any]:
         """What the accountant needs to go on; plain numbers, nothing secret."""
-        return {"history": [[one.noise_multiplier, one.sample_rate, one.steps] for one in self.history]}
+        history = [[one.noise_multiplier, one.sample_rate, one.steps] for one in self.history]
+        return {"history": history, "rewound": self._rewound}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state. Going back to an earlier one changes the noise that follows: the old one with other data would tell them."""
         before = self.steps
         self.history = [Mechanism(*one) for one in state["history"]]
-        self._rewound += self.steps < before
+        self._rewound = max(self._rewound, state.get("rewound", 0)) + (self.steps < before)
 
     def _require_poisson(self) -> None:
         if self.sampling.sample_rate is None:
@@ -297,9 +317,12 @@ class DPModel:
                 "the model was called without a tensor, so nobody knows how many samples there are; give it the batch as tensors"
             )
         self._flow.enter(batch)
+        if all(parameter.grad is None for _, parameter in self._named):  # a new sum: what was abandoned does not count
+            for group in self.groups:
+                group.norms.clear()
         for name, module in self._batch_norms:
             if module.training:
-                raise UserError(f"{name} is a BatchNorm in training mode, which mixes the samples of a batch; keep it in eval mode")
+                raise UserError(f"{name} is a {type(module).__name__} in training mode, which mixes the samples; keep it in eval mode")
 
     def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._flow.leave(_tensors(output))
@@ -342,9 +365,9 @@ class DPModel:
 
     def _account(self) -> None:
         for group in self.groups:
-            if group.square_norms:
-                self.dropped += int((~torch.cat(group.square_norms).isfinite()).sum())
-                group.square_norms.clear()
+            if group.norms:
+                self.dropped += int((~torch.cat(group.norms).isfinite()).sum())
+                group.norms.clear()
         self._flow.spent.clear()
         rate = self.sampling.sample_rate
         last = self.history[-1] if self.history else None
@@ -411,6 +434,7 @@ def make_private(
     noise_seed: int | None = None,
     process_group: Any = None,
     sensitivity: float | None = None,
+    stage: int | None = None,
 ) -> DPModel:
     """Make `model` and `optimizer` private in place: `loss.backward()` clips, `optimizer.step()` adds the noise.
 
@@ -433,6 +457,7 @@ def make_private(
         sensitivity: Δ of the whole model, where `model` is one stage of a pipeline: sqrt(Σ C_l²) over the groups of all stages. Give each
             stage `clip={"*": C / sqrt(L)}` with the number L of all groups, and this C. (A stage that took its own groups for all
             there are would add too little noise.)
+        stage: its number, where stages share a key.
 
     Raises:
         UserError: naming the layer or the value that does not allow privacy, and what to do.
@@ -457,23 +482,26 @@ def make_private(
         raise UserError(f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them; freeze them or add them")
     if key is not None and (len(key) != 32 or noise_seed is not None):
         raise UserError("key must be 32 secret bytes, and noise_seed is then left out")
-    grouped = _groups(found, clip, groups)
-    distinct = list({id(group): group for group in grouped.values()}.values())
-    own = math.sqrt(sum(group.bound**2 for group in distinct))
+    bounds = _bounds(found, clip, groups)
+    own = math.sqrt(sum(bound**2 for _, bound in bounds.values()))
     if sensitivity is None:
         sensitivity = own
     elif noise_allocation != "uniform" or not own * (1 - 1e-9) <= sensitivity < math.inf:
         raise UserError(f"sensitivity is that of the whole model, at least this stage's {own:g}, with uniform noise_allocation")
-    for group in distinct:
-        equal = math.sqrt(len(distinct)) * group.bound
-        group.noise = noise_multiplier * (sensitivity if noise_allocation == "uniform" else equal)
+    elif stage is None and (key is not None or noise_seed is not None):
+        raise UserError("stages of a pipeline with one key need numbers of their own (stage=), or their noise would be the same")
+    grouped: dict[str, Group] = {}
+    for name, (members, bound) in bounds.items():
+        equal = math.sqrt(len(bounds)) * bound
+        noise = noise_multiplier * (sensitivity if noise_allocation == "uniform" else equal)
+        grouped.update(dict.fromkeys(members, Group(name, bound, members, noise)))
     clipper = PerLayerClipper(grouped, backend, loss_reduction == "mean")
     flow = layers.Flow(clipper)
     for name, (layer, private) in found.items():
         layers.privatise(layer, private, name, flow, any(fnmatch.fnmatchcase(name, pattern) for pattern in flattened))
     if key is None:
         key = os.urandom(32) if noise_seed is None else noise_seed.to_bytes(32, "big")
-    key = _agreed(key, model, process_group)
+    key = _agreed(key, model, process_group) + (b"" if stage is None else f"stage {stage} ".encode())
     return DPModel(model, optimizer, sampling, clipper, flow, noise_multiplier, key, noise_seed is not None, process_group, sensitivity)
 
 
@@ -497,6 +525,11 @@ def untie(model: nn.Module) -> int:
     return copied
 
 
+def _mixes(module: nn.Module) -> bool:
+    """Whether a module in training mode takes statistics over the samples, or keeps them in a buffer."""
+    return isinstance(module, _BatchNorm) or bool(getattr(module, "track_running_stats", False))
+
+
 def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
     """The layers with trainable parameters and their private classes, by name; UserError for what has none."""
     owners: dict[int, str] = {}
@@ -506,9 +539,10 @@ def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, layers.Private):
             raise UserError("the model is private already; unwrap() it first")
-        if isinstance(module, _BatchNorm) and (module.training or any(p.requires_grad for p in module.parameters())):
+        if _mixes(module) and (module.training or any(p.requires_grad for p in module.parameters())):
+            kind = "BatchNorm" if isinstance(module, _BatchNorm) else f"{type(module).__name__} with running statistics"
             raise UserError(
-                f"{name} is a BatchNorm, which mixes the samples of a batch; use GroupNorm or LayerNorm, or freeze it in eval mode"
+                f"{name} is a {kind}, which mixes the samples of a batch; use GroupNorm or LayerNorm, or freeze it in eval mode"
             )
         own = [(key, p) for key, p in module.named_parameters(recurse=False) if p.requires_grad]
         if not own:
@@ -524,7 +558,10 @@ def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
             private = layers.private_class(module)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        if private is None:
+        narrow = [key for key, parameter in own if parameter.dtype.itemsize < 4]
+        if narrow:
+            raise UserError(f"{name}.{narrow[0]} is {own[0][1].dtype}, too narrow to add in; load in float32 and use torch.autocast")
+        if private is None or any(key not in ("weight", "bias") for key, _ in own):  # weight_norm, for one
             uncovered += [f"{name}.{key}".lstrip(".") for key, _ in own]
         else:
             found[name] = (module, private)
@@ -539,23 +576,24 @@ def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
     return found
 
 
-def _groups(found: Mapping[str, tuple[nn.Module, Any]], clip: float | Mapping[str, float], kind: str) -> dict[str, Group]:
-    """Clip groups by name of parameter."""
-    grouped: dict[str, Group] = {}
+def _bounds(found: Mapping[str, Any], clip: float | Mapping[str, float], kind: str) -> dict[str, tuple[list[str], float]]:
+    """The parameters and the bound of each clip group, by its name."""
+    members: dict[str, list[str]] = {}
     for name, (layer, _) in found.items():
         own = [parameter_name(name, key) for key, p in layer.named_parameters(recurse=False) if p.requires_grad]
-        for members in [own] if kind == "layer" else [[one] for one in own]:
-            group = Group(name if kind == "layer" else members[0], 0.0, members)
-            grouped.update(dict.fromkeys(members, group))
-    distinct = list({id(group): group for group in grouped.values()}.values())
-    for group in distinct:
-        if isinstance(clip, Mapping):
-            group.bound = next((float(value) for pattern, value in clip.items() if fnmatch.fnmatchcase(group.name, pattern)), 0.0)
-        else:
-            group.bound = float(clip) / math.sqrt(len(distinct))
-        if not 0 < group.bound < math.inf:
-            raise UserError(f"the clipping bound of {group.name} must be a number above 0, not {group.bound:g}")
-    return grouped
+        members.update({name: own} if kind == "layer" else {one: [one] for one in own})
+    if not isinstance(clip, Mapping):
+        bounds = dict.fromkeys(members, float(clip) / math.sqrt(len(members)))
+    else:
+        matching = {name: [pattern for pattern in clip if fnmatch.fnmatchcase(name, pattern)] for name in members}
+        unused = set(clip) - {pattern for patterns in matching.values() for pattern in patterns}
+        if unused:
+            raise UserError(f"no clip group is called '{sorted(unused)[0]}'; there are {', '.join(list(members)[:3])}, ...")
+        bounds = {name: float(clip[patterns[0]]) if patterns else 0.0 for name, patterns in matching.items()}
+    for name, bound in bounds.items():
+        if not 0 < bound < math.inf:
+            raise UserError(f"the clipping bound of {name} must be a number above 0, not {bound:g}")
+    return {name: (members[name], bounds[name]) for name in members}
 
 
 def _agreed(key: bytes, model: nn.Module, process_group: Any) -> bytes:

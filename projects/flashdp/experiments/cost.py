@@ -20,16 +20,17 @@ Method = Literal[METHODS]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
-    """Cells are [model, batch size, tokens]."""
+    """The cell is [model, batch size, tokens]."""
 
-    cells: list[tuple[Literal[tuple(_speed.DECODERS)], int, int]]  # type: ignore[valid-type]
+    cell: tuple[Literal[tuple(_speed.DECODERS)], int, int]  # type: ignore[valid-type]
     methods: list[Method] = list(METHODS)
     text: Literal["wordnet", "random"] = "wordnet"
     clip: float = Field(default=1.0, gt=0)
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    for (name, batch_size, tokens), method in run.progress([(c, m) for c in config.cells for m in config.methods], "methods"):
+    name, batch_size, tokens = config.cell
+    for method in run.progress(config.methods, "methods"):
         ids = _speed.batch_of(config.text, _speed.DECODERS[name][0], batch_size, tokens, "cpu", config.seed)
         one = trainer(method, _speed.model_of(name, tokens, "cpu", config.seed), batch_size, clip=config.clip, seed=config.seed)
         one.step(ids)

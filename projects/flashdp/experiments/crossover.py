@@ -45,7 +45,8 @@ def run(config: Config, run: experiment.Run) -> None:
             )
             chosen = backends.choose(batch_size, tokens, rows, columns, config.device, left.element_size())
             for name, timing in timings.items():
-                predicted = None if name == "plain" else backends.cost(name, batch_size, tokens, rows, columns, config.device)
+                shape = (batch_size, tokens, rows, columns, config.device, left.element_size())
+                predicted = None if name == "plain" else backends.cost(name, *shape)
                 for repeat, seconds in enumerate(timing.seconds):
                     run.row(
                         rows=rows, columns=columns, tokens=tokens, batch_size=batch_size, backend=name, chosen=name == chosen,

@@ -194,7 +194,7 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
         half = (_First, _Last)[rank](copy.deepcopy(whole), layers // 2)
         optimizer: Any = torch.optim.SGD(half.parameters(), lr=0.0)
         if sigma is not None:
-            options = {"clip": {"*": 1 / math.sqrt(groups)}, "sensitivity": 1.0}
+            options = {"clip": {"*": 1 / math.sqrt(groups)}, "sensitivity": 1.0, "stage": rank}
             _, optimizer = private(half, config, sigma, **options)
         made = {"device": ids.device, "requires_grad": True}
         between, logits = torch.zeros(size, config.tokens, hidden, **made), torch.zeros(size, config.tokens, vocabulary, **made)
@@ -220,7 +220,7 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
         return once
 
     half, optimizer, schedule = stage(0.0)
-    step(optimizer, schedule)
+    moved = _count_all_reduced(lambda: step(optimizer, schedule))
     found = {_whole_name(name, rank, layers // 2): gradient for name, gradient in gradients(half).items()}
     assert set(found) <= set(expected)
     difference = largest_difference(found, {name: expected[name] for name in found})
@@ -229,7 +229,7 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
         "layout": "pipeline",
         "method": "without noise",
         "relative_difference": difference,
-        "sent_bytes": 0,
+        "sent_bytes": moved,
     }
     row["gradient_bytes"] = sum(p.grad.nbytes for p in half.parameters())
     return [row, *timed("pipeline", {"non-private": training(None), "FlashDP": training(config.sigma)}, config.repeats)]

@@ -21,22 +21,22 @@ MUTATIONS = [
     # ---- noise ----
     Mutation(
         PRIVATE,
-        "        group.noise = noise_multiplier * (sensitivity if noise_allocation",
-        "        group.noise = noise_multiplier * (1.0 if noise_allocation",
+        "        noise = noise_multiplier * (sensitivity if noise_allocation",
+        "        noise = noise_multiplier * (1.0 if noise_allocation",
         "the noise does not grow with the bound",
         ("privacy",),
     ),
     Mutation(
         PRIVATE,
-        "        equal = math.sqrt(len(distinct)) * group.bound\n",
-        "        equal = group.bound\n",
+        "        equal = math.sqrt(len(bounds)) * bound\n",
+        "        equal = bound\n",
         "equal allocation forgets the root of the number of groups",
         ("privacy",),
     ),
     Mutation(
         PRIVATE,
-        "            group.bound = float(clip) / math.sqrt(len(distinct))\n",
-        "            group.bound = float(clip)\n",
+        "        bounds = dict.fromkeys(members, float(clip) / math.sqrt(len(members)))\n",
+        "        bounds = dict.fromkeys(members, float(clip))\n",
         "every group gets the whole bound, and the noise grows with the number of layers",
         ("oracles", "privacy"),
     ),
@@ -59,7 +59,7 @@ MUTATIONS = [
     Mutation(
         PRIVATE,
         "            deviation = clipper.groups[name].noise\n",
-        "            deviation = clipper.groups[name].noise if clipper.groups[name].square_norms else 0.0\n",
+        "            deviation = clipper.groups[name].noise if clipper.groups[name].norms else 0.0\n",
         "an empty batch is a step without noise",
         ("privacy",),
     ),
@@ -232,7 +232,7 @@ MUTATIONS = [
     Mutation(
         PRIVATE,
         "        expected = self.sampling.expected_batch_size\n",
-        "        expected = max([1, *(sum(map(len, group.square_norms)) for group in self.groups)])\n",
+        "        expected = max([1, *(sum(map(len, group.norms)) for group in self.groups)])\n",
         "the sum is divided by the batch's own size",
         ("oracles", "privacy"),
     ),
@@ -347,7 +347,7 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "        self._rewound += self.steps < before\n",
+        '        self._rewound = max(self._rewound, state.get("rewound", 0)) + (self.steps < before)\n',
         "",
         "the noise of an earlier state comes back",
         ("privacy",),
@@ -397,8 +397,8 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "    key = _agreed(key, model, process_group)\n",
-        "    _agreed(key, model, process_group)\n",
+        "    key = _agreed(key, model, process_group) +",
+        "    key = [key, _agreed(key, model, process_group)][0] +",
         "every rank draws a noise of its own",
         ("distributed",),
     ),

@@ -146,9 +146,31 @@ def test_a_parameter_that_is_not_contiguous_is_trained_as_its_copy_is(helpers):
 
 def test_a_stage_of_a_pipeline_has_the_noise_of_the_whole_model(helpers):
     stage = nn.Sequential(nn.Linear(WIDE, TALL))
-    dp, optimizer = helpers.wrap(stage, noise_multiplier=0.6, clip={"*": 0.5}, sensitivity=2.0, expected=3)
+    dp, optimizer = helpers.wrap(stage, noise_multiplier=0.6, clip={"*": 0.5}, sensitivity=2.0, stage=0, expected=3)
     assert dp.sensitivity == 2
     assert float(noise_of(stage, optimizer)["0.weight"].double().square().mean().sqrt()) == pytest.approx(0.6 * 2 / 3, rel=0.01)
+
+
+def test_stages_with_one_key_have_different_noise(helpers):
+    stages = [nn.Sequential(nn.Linear(WIDE, TALL)) for _ in range(2)]
+    found = []
+    for number, stage in enumerate(stages):
+        _, optimizer = helpers.wrap(stage, noise_multiplier=1.0, sensitivity=2.0, stage=number)
+        found.append(noise_of(stage, optimizer)["0.weight"])
+    assert abs(float(torch.corrcoef(torch.stack([one.flatten() for one in found]))[0, 1])) < 0.02
+
+
+def test_what_is_accounted_for_is_what_is_added(helpers):
+    """Noise, sensitivity and bounds are those of the beginning; nothing can set them apart from the noise."""
+    dp, _ = helpers.wrap(wide(), noise_multiplier=1.0)
+    for change in (
+        lambda: setattr(dp, "noise_multiplier", 10.0),
+        lambda: setattr(dp, "sensitivity", 0.1),
+        lambda: setattr(dp.groups[0], "bound", 50.0),
+        lambda: setattr(dp.groups[0], "noise", 0.0),
+    ):
+        with pytest.raises(AttributeError):
+            change()
 
 
 def test_every_trainable_tensor_has_its_noise(helpers):
@@ -282,7 +304,14 @@ def test_going_back_to_an_earlier_state_does_not_bring_back_its_noise(helpers):
     state = dp.state_dict()
     first = noise_of(model, optimizer)
     dp.load_state_dict(state)
-    assert not torch.equal(noise_of(model, optimizer)["0.weight"], first["0.weight"])
+    second = noise_of(model, optimizer)["0.weight"]
+    assert not torch.equal(second, first["0.weight"])
+    key = dp._key
+    model = wide()
+    later, optimizer = helpers.wrap(model, noise_multiplier=1.0, noise_seed=None, key=key)
+    later.load_state_dict({**dp.state_dict(), "history": []})  # another process, back at the beginning
+    third = noise_of(model, optimizer)["0.weight"]
+    assert not any(torch.equal(third, one) for one in (first["0.weight"],))
 
 
 def test_two_devices_of_one_model_have_different_noise(monkeypatch):
@@ -423,7 +452,7 @@ def test_the_report_says_all_that_the_guarantee_rests_on(helpers):
     text = str(report)
     for part in (f"{report.epsilon:.3f}", "1e-06", "1.25", "0.0075", "3 steps", "prv", "400 records", "0.75", "4 groups"):
         assert part in text
-    for assumption in ("one record", "sampling", "depends on that sample alone", "losses, norms", "floating point"):
+    for assumption in ("one record", "drawn on its own", "depends on that sample alone", "losses, norms", "floating point"):
         assert any(assumption in one for one in report.assumptions)
         assert assumption in text
     assert "seed" not in text

@@ -1,5 +1,6 @@
 """What would void the guarantee is refused in one line that says what to do."""
 
+import copy
 import gc
 import math
 import re
@@ -48,6 +49,10 @@ def backward(model, samples=4):
 @pytest.mark.parametrize("clip", [0, -1, NAN, INF, {"*": 0.0}, {"0": 1.0}, {"*": NAN}, {"*": INF}, {}])
 def test_a_bound_must_be_a_positive_number(clip, helpers):
     refused(lambda: helpers.wrap(plain(), clip=clip), "bound", "above 0")
+
+
+def test_a_bound_for_a_group_that_is_not_there_is_refused(helpers):
+    refused(lambda: helpers.wrap(plain(), clip={"heed": 0.1, "*": 1.0}), "heed", "there are 0, 2")
 
 
 @pytest.mark.parametrize("sigma", [-1.0, -1e-9, NAN, INF, -INF])
@@ -169,6 +174,33 @@ def test_batch_norm_that_goes_back_to_training_is_refused(helpers):
     helpers.wrap(model)
     model.train()
     refused(lambda: backward(model), "BatchNorm")
+
+
+def test_running_statistics_are_refused_while_they_run(helpers):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True))
+    refused(lambda: helpers.wrap(model), "InstanceNorm1d with running statistics", "eval mode")
+    model[2].eval()
+    helpers.wrap(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_parameters_too_narrow_to_add_in_are_refused(dtype, helpers):
+    """256 clipped gradients added in bfloat16 are off by more than one of them."""
+    refused(lambda: helpers.wrap(plain().to(dtype)), "0.weight", "float32", "autocast")
+    frozen = plain().to(dtype).requires_grad_(False)
+    frozen[2].float().requires_grad_(True)
+    helpers.wrap(frozen)
+
+
+def test_a_layer_whose_weight_is_made_of_others_is_refused(helpers):
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    refused(lambda: helpers.wrap(model), "no rule", "freeze")
+
+
+def test_a_private_model_cannot_be_copied(helpers):
+    model = plain()
+    helpers.wrap(model)
+    refused(lambda: copy.deepcopy(model), "copied", "unwrap")
 
 
 class Tied(nn.Module):
@@ -364,6 +396,38 @@ def test_layers_called_past_the_models_forward_are_refused(helpers):
         refused(lambda x=x: model.layer(x), "layer", "outside the model's forward", "call the model")
     with torch.no_grad():
         model.layer(inputs())
+
+
+def test_forwards_and_backwards_may_alternate_in_any_order(helpers):
+    """As in a pipeline: F1 F2 B1 F3 B2 B3."""
+    model = plain()
+    helpers.wrap(model)
+    first, second = model(inputs()).sum(), model(2 * inputs()).sum()
+    first.backward()
+    third = model(3 * inputs()).sum()
+    second.backward()
+    third.backward()
+    for _ in range(2):
+        (model(inputs()).sum() + model(2 * inputs()).sum()).backward()
+
+
+def test_sums_without_noise_do_not_outlive_unwrap(helpers):
+    model = plain()
+    dp, optimizer = helpers.wrap(model)
+    backward(model)
+    dp.unwrap()
+    before = model[0].weight.clone()
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)
+
+
+def test_what_was_abandoned_does_not_count(helpers):
+    model = plain()
+    dp, optimizer = helpers.wrap(model)
+    backward(model, 3)
+    optimizer.zero_grad()
+    backward(model, 4)
+    assert {len(norms) for norms in dp.norms().values()} == {4}
 
 
 def test_a_second_backward_through_one_graph_is_refused(helpers):
