@@ -11,7 +11,7 @@ _HEADLINE = paper_numbers("flashdp", "headline").set_index("quantity")["value"]
 _THROUGHPUT = _HEADLINE["share of non-private throughput"]
 _MOVEMENT = _HEADLINE["saved memory movement (up to)"]
 _REDUNDANT = _HEADLINE["saved redundant computation"]
-UNKNOWN = "the value of the table could not be had"
+UNKNOWN = "paper value not available"
 
 BILLIONS = ("gpt2-xl", "llama-1b", "llama-3b", "llama-7b", "llama-13b")
 PER_LAYER = ("explicit", "Opacus, per layer")
