@@ -12,13 +12,16 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from shared.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _QUIET_SECONDS = 10.0  # between lines of progress where there is no terminal
 _LOSSES = 20  # so many of the last ones are averaged for display
@@ -48,6 +51,23 @@ def number(kind: type[int] | type[float], least: float, above: bool = False) -> 
         return value
 
     return convert
+
+
+def device(name: str) -> "torch.device":
+    """The device of an option: cpu, or a GPU with its number (torch sets budgets on nothing else). UserError for any other."""
+    import torch
+
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: use cpu or cuda") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: use cpu or cuda")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this torch sees no GPU")
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ sums of all ranks are added, noise is added once, and the result is divided by t
 reaches a trainable parameter: what has no rule is refused before training, and a gradient that reaches a parameter by another way
 raises when it arrives.
 
-Notation (brief forms of the paper's): clip group l with bound C_l, sample i, norm n_il; factor c_il = min(1, C_l / n_il); noise
+Notation: clip group l with bound C_l, sample i, norm n_il; factor c_il = min(1, C_l / n_il); noise
 multiplier σ; sensitivity Δ = sqrt(Σ_l C_l²); expected batch size B̄.
 """
 
@@ -439,7 +439,7 @@ def make_private(
     """Make `model` and `optimizer` private in place: `loss.backward()` clips, `optimizer.step()` adds the noise.
 
     Args:
-        model: its trainable parameters must lie in layers of `docs` ("Supported layers" in the README); freeze the others.
+        model: its trainable parameters must lie in supported layers (listed in the README); freeze the others.
         optimizer: any of torch.optim's kind, over parameters of the model.
         sampling: how batches are drawn; it gives the expected batch size and the rate.
         noise_multiplier: σ, the noise's standard deviation over the sensitivity. 0 trains without noise (epsilon is infinite).

@@ -127,7 +127,7 @@ def default_delta(records: int) -> float:
 def train(options: argparse.Namespace) -> int:
     """`python -m projects.flashdp train`. Returns the exit status."""
     transformers_logging.set_verbosity_error()  # its warnings are for those who write code
-    device = _device(options.device)
+    device = runs.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)
@@ -547,18 +547,6 @@ def _load(folder: Path) -> Any:
     if found["missing_keys"]:
         raise UserError(f"{folder} holds no weights for {sorted(found['missing_keys'])[0]}, which its config.json asks for")
     return model.eval()
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: use cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: use cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this torch sees no GPU")
-    return device
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def finetune(options: argparse.Namespace) -> int:
     """`python -m projects.zo2 finetune`. Returns the exit status."""
     transformers_logging.set_verbosity_error()  # its warnings are for those who write code
     size = None if options.memory_budget is None else budget.parse_size(options.memory_budget)
-    device = _device(options.device)
+    device = runs.device(options.device)
     recipe = Recipe.of(options)
     storage = options.storage or ("ram" if size is None or device.type == "cuda" else "disk")
     if storage == "none" and recipe.storage_dtype:
@@ -353,7 +353,7 @@ def replay(options: argparse.Namespace) -> int:
             raise UserError(f"{out} holds a model already; name another --out")
         model, prefix = _empty_model(folder, recipe, str(options.model))
         working = out / "working.safetensors"
-        engine = _build_engine(model, prefix, folder, recipe, None, options.storage, working, _device(recipe.device), None, mean_loss)
+        engine = _build_engine(model, prefix, folder, recipe, None, options.storage, working, runs.device(recipe.device), None, mean_loss)
         try:
             with runs.Progress(console, 0, len(log.steps)) as progress:
                 replay_log(engine, log, lambda done: _show(progress, log.steps[done - 1], 0))
@@ -370,20 +370,6 @@ def replay(options: argparse.Namespace) -> int:
 
 
 # ---- what both need --------------------------------------------------------------------------------------------------
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: use cpu or cuda") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: use cpu or cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this torch sees no GPU")
-    if device.type == "cuda" and device.index is None:  # the budget is set on a device that has a number
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def _show(progress: runs.Progress, step: Step, tokens: int) -> None:

@@ -1,11 +1,11 @@
-"""The device that `finetune` runs on has a number: torch sets a budget on nothing else."""
+"""The device that a command runs on has a number: torch sets a budget on nothing else."""
 
 import pytest
 import torch
 
 from projects.zo2 import budget
-from projects.zo2.finetune import _device
 from shared.errors import UserError
+from shared.runs import device
 
 
 @pytest.fixture
@@ -17,18 +17,18 @@ def cards(monkeypatch):
 
 @pytest.mark.parametrize(("given", "number"), [("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
 def test_a_gpu_has_a_number(cards, given, number):
-    assert _device(given) == torch.device("cuda", number)
+    assert device(given) == torch.device("cuda", number)
 
 
 def test_the_cpu_has_none():
-    assert _device("cpu") == torch.device("cpu")
+    assert device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="use cpu or cuda"):
-        _device("abacus")
+        device("abacus")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_budget_can_be_set_on_it():
-    with budget.limit(10**9, _device("cuda")):
+    with budget.limit(10**9, device("cuda")):
         pass
 
 

@@ -1,43 +1,9 @@
-"""The committed results are what the code makes of the committed rows; and the arithmetic of the tables, by hand."""
-
-import json
-import shutil
+"""The arithmetic of the tables, by hand."""
 
 import pandas as pd
 import pytest
 
 from projects.flashdp.tables import batch_size, costs, speeds
-from shared import claims, figures, manifest, tables
-from shared.paths import ROOT
-
-REFERENCE = ROOT / "results" / "reference" / "cpu" / "flashdp"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Tables, figures and claims made from the rows of the reference."""
-    results = tmp_path_factory.mktemp("results")
-    shutil.copytree(REFERENCE / "rows", results / "cpu" / "flashdp" / "rows")
-    tables.build("flashdp", "cpu", results)
-    figures.build("flashdp", "cpu", results)
-    claims.evaluate("flashdp", "cpu", results)
-    return results / "cpu" / "flashdp"
-
-
-def test_the_reference_has_every_table_and_figure(made):
-    paper = manifest.manifest("flashdp")
-    assert {path.stem for path in (REFERENCE / "tables").glob("*.md")} == set(paper.tables)
-    assert {path.stem for path in (REFERENCE / "figures").glob("*.svg")} == set(paper.figures)
-    assert {path.stem for path in (made / "figures").glob("*.svg")} == set(paper.figures)
-
-
-def test_the_reference_tables_are_those_of_its_rows(made):
-    for path in (REFERENCE / "tables").glob("*.md"):
-        assert (made / "tables" / path.name).read_text() == path.read_text(), path.name
-
-
-def test_the_reference_ledger_is_that_of_its_rows(made):
-    assert json.loads((made / "claims.json").read_text()) == json.loads((REFERENCE / "claims.json").read_text())
 
 
 def test_shares_are_paired_round_by_round_and_memory_is_over_the_non_private():
