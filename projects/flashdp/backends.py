@@ -17,7 +17,7 @@ scaled into the sum while the next one overwrites it.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -84,11 +84,18 @@ class Factors:
         self._scalars.append((norm, c))
         return c
 
+    def of(self, squares: Tensor) -> Tensor:
+        """c of all samples, by whichever way is faster on the device."""
+        if squares.is_cuda:
+            return self(squares)
+        for square in squares.tolist():
+            self.next(square)
+        return self.found()
+
     def found(self) -> Tensor:
         """c of all samples. Call it once, when the backend is done: only then are the norms of `next` recorded."""
         if self._scalars:
-            norms, c = torch.tensor(self._scalars, dtype=torch.float64).unbind(1)
-            self.record(norms, c)
+            self.record(*torch.tensor(self._scalars, dtype=torch.float64).unbind(1))
         return self._found[0] if len(self._found) == 1 else torch.cat(self._found)
 
 
@@ -126,6 +133,12 @@ def square_norm(gradient: Tensor) -> Tensor:
     dtype = torch.float32 if gradient.dtype in (torch.bfloat16, torch.float16) else gradient.dtype
     rows = torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype)
     return torch.linalg.vecdot(rows, rows)
+
+
+def square_norms(gradients: Sequence[Tensor]) -> Tensor:
+    """For each sample the squared norm of its gradients [B, ...] of several small parameters: [B]."""
+    flat = [gradient.flatten(1) for gradient in gradients]
+    return torch.linalg.vector_norm(torch.cat(flat, 1) if len(flat) > 1 else flat[0], dim=1).square_()
 
 
 def loop(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:

@@ -12,7 +12,7 @@ compares with it.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -201,15 +201,16 @@ class _BookKeeping:
             self.squares.append(backends.gram_square_norms(left, right)[0])
             self.book.append(lambda c: _add(weight, (left * c[:, None, None]).flatten(0, 1).T @ right.flatten(0, 1)))
         if bias is not None:
-            self.vectors(layer, [bias], [g.sum(1)])
+            self.vectors(layer, {"bias": g.sum(1)})
 
     def embedding(self, layer: layers.Private, ids: Tensor, g: Tensor, weight: Tensor) -> None:
         token, owner, rows, squares = embedding_rows(ids, g, weight)
         self.squares.append(squares)
         self.book.append(lambda c: _add(weight, torch.zeros_like(weight).index_add_(0, token, rows * c[owner, None])))
 
-    def vectors(self, layer: layers.Private, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+    def vectors(self, layer: layers.Private, gradients: Mapping[str, Tensor]) -> None:
+        for key, gradient in gradients.items():
+            parameter = getattr(layer, key)
             self.squares.append(gradient.flatten(1).square().sum(1))
             self.book.append(lambda c, p=parameter, s=gradient: _add(p, (c @ s.flatten(1)).view_as(p)))
 
@@ -234,7 +235,7 @@ class _Ghost:
         elif weight is not None:
             self.squares.append(backends.gram_square_norms(left, right)[0])
         if bias is not None:
-            self.vectors(layer, [bias], [g.sum(1)])
+            self.vectors(layer, {"bias": g.sum(1)})
 
     def embedding(self, layer: layers.Private, ids: Tensor, g: Tensor, weight: Tensor) -> None:
         if self.squares is None:
@@ -242,10 +243,10 @@ class _Ghost:
         else:
             self.squares.append(embedding_rows(ids, g, weight)[3])
 
-    def vectors(self, layer: layers.Private, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+    def vectors(self, layer: layers.Private, gradients: Mapping[str, Tensor]) -> None:
+        for key, gradient in gradients.items():
             if self.squares is None:
-                _add(parameter, gradient.sum(0))
+                _add(getattr(layer, key), gradient.sum(0))
             else:
                 self.squares.append(gradient.flatten(1).square().sum(1))
 

@@ -7,7 +7,7 @@ the layer's input is the ordinary one, so nothing upstream knows.
 Shapes: B samples, T positions (all dimensions between a tensor's first and last), d inputs, p outputs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,8 +29,8 @@ class Clipper(Protocol):
     def embedding(self, layer: "Private", ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> None:
         """Sample i's gradient of row v is the sum of g over the positions where its id is v."""
 
-    def vectors(self, layer: "Private", parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Per-sample gradients [B, ...] as they are, for small parameters."""
+    def vectors(self, layer: "Private", gradients: Mapping[str, Tensor]) -> None:
+        """Per-sample gradients [B, ...] as they are, for small parameters, by the parameter's name in the layer."""
 
 
 class Flow:
@@ -355,27 +355,26 @@ class _LayerNorm(torch.autograd.Function):
         wanted = [ctx.needs_input_grad[1], _trainable(ctx.weight) is not None, _trainable(ctx.bias) is not None]
         if not ctx.samples:
             return None, g, None, None
-        grad, gradients = _layer_norm_backward(g, x, ctx.layer.normalized_shape, mean, rstd, weight, ctx.bias, wanted, ctx.samples)
-        parameters = [p for p in (_trainable(ctx.weight), _trainable(ctx.bias)) if p is not None]
-        ctx.layer.flow.clipper.vectors(ctx.layer, parameters, gradients)
+        grad, *both = _layer_norm_backward(g, x, ctx.layer.normalized_shape, mean, rstd, weight, ctx.bias, wanted, ctx.samples)
+        ctx.layer.flow.clipper.vectors(ctx.layer, {key: own for key, own in zip(("weight", "bias"), both, strict=True) if own is not None})
         return None, grad, None, None
 
 
 def _layer_norm_backward(g, x, shape, mean, rstd, weight, bias, wanted, samples):  # type: ignore[no-untyped-def]
-    """The gradient of the input, and the per-sample gradients [B, ...] of weight and bias as far as `wanted`."""
+    """The gradient of the input, and the per-sample gradients [B, ...] of weight and bias; None where not `wanted`."""
     backward = torch.ops.aten.native_layer_norm_backward
     g = g.contiguous()
-    grad = backward(g, x, shape, mean, rstd, weight, bias, [True, False, False])[0] if wanted[0] else None
-    if not g.is_cuda:  # torch's own kernel, sample by sample
+    if not g.is_cuda:  # torch's own kernel, sample by sample: one pass for all three
         parts = zip(*(part.split(len(x) // samples) for part in (g, x, mean, rstd)), strict=True)
-        found = [backward(g_i, x_i, shape, m_i, r_i, weight, bias, [False, *wanted[1:]]) for g_i, x_i, m_i, r_i in parts]
-        return grad, [torch.stack([one[k] for one in found]) for k in (1, 2) if wanted[k]]
-    gradients = []
-    if wanted[1]:
-        gradients.append(_sum_positions(torch.addcmul(-mean * rstd, x, rstd).mul_(g), samples, shape))
-    if wanted[2]:
-        gradients.append(_sum_positions(g, samples, shape))
-    return grad, gradients
+        found = zip(*(backward(g_i, x_i, shape, m_i, r_i, weight, bias, wanted) for g_i, x_i, m_i, r_i in parts), strict=True)
+        return [join(each) if want else None for want, join, each in zip(wanted, (_cat, torch.stack, torch.stack), found, strict=True)]
+    grad = backward(g, x, shape, mean, rstd, weight, bias, [True, False, False])[0] if wanted[0] else None
+    of_weight = _sum_positions(torch.addcmul(-mean * rstd, x, rstd).mul_(g), samples, shape) if wanted[1] else None
+    return grad, of_weight, _sum_positions(g, samples, shape) if wanted[2] else None
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class _Scale(torch.autograd.Function):
@@ -393,7 +392,7 @@ class _Scale(torch.autograd.Function):
         _once(ctx)
         normal, weight = ctx.saved_tensors
         if ctx.samples:
-            ctx.layer.flow.clipper.vectors(ctx.layer, [ctx.weight], [_sum_positions(g * normal, ctx.samples, weight.shape)])
+            ctx.layer.flow.clipper.vectors(ctx.layer, {"weight": _sum_positions(g * normal, ctx.samples, weight.shape)})
         grad = None
         if ctx.needs_input_grad[1]:
             grad = (g * ((weight + ctx.offset) if ctx.offset else weight)).to(normal.dtype)

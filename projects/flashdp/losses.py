@@ -1,7 +1,7 @@
 """The loss of a sample depends on that sample alone, or there is no bound on what the sample can change."""
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 IGNORED = -100
 
@@ -16,8 +16,8 @@ def per_sample_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [B, T, vocabulary].
         labels: [B, T], the tokens themselves, -100 where no loss is taken. A sample without any has loss 0.
     """
-    targets = labels[:, 1:]
-    losses = cross_entropy(logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    targets = pad(labels[:, 1:], (0, 1), value=IGNORED)  # not logits[:, :-1]: a slice of the largest tensor would be copied, twice
+    losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none").view(labels.shape)
     return losses.sum(1) / (targets != IGNORED).sum(1).clamp(min=1).to(losses.dtype)
 
 

@@ -10,13 +10,12 @@ multiplier σ; sensitivity Δ = sqrt(Σ_l C_l²); expected batch size B̄.
 """
 
 import fnmatch
-import hashlib
 import math
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,10 +25,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from projects.flashdp import backends, layers
 from projects.flashdp.accounting import Mechanism, PrivacyReport, epsilon
+from projects.flashdp.noise import streams
 from projects.flashdp.sampling import FixedSampling, PoissonSampling
 from shared.errors import UserError
-
-NOISE_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements drawn at a time: on a CPU what its cache holds
 
 
 def parameter_name(layer: str, key: str) -> str:
@@ -48,8 +46,7 @@ class Group:
     norms: list[Tensor] = field(default_factory=list)  # of the samples of each backward since the last step
 
 
-@dataclass(frozen=True)
-class _Written:
+class _Written(NamedTuple):
     """A gradient as it was when its last sample, or its noise, had been added."""
 
     gradient: "weakref.ref[Tensor]"
@@ -80,16 +77,14 @@ class PerLayerClipper:
         self, layer: layers.Private, left_BTl: Tensor, right_BTr: Tensor, weight: Tensor | None, bias: Tensor | None, g_BTp: Tensor
     ) -> None:
         samples, positions = left_BTl.shape[:2]
-        name, sums, squares_of_bias = layer.layer_name, None, None
-        if bias is not None:
-            sums = g_BTp.sum(1, dtype=bias.dtype)
-            squares_of_bias = backends.square_norm(sums[:, None, :])
+        name = layer.layer_name
+        sums = None if bias is None else g_BTp.sum(1, dtype=bias.dtype)
         if weight is None:
-            self.vectors(layer, [bias], [sums])
+            self.vectors(layer, {"bias": sums})
             return
-        joint = bias is not None and self.groups[parameter_name(name, "bias")] is self.groups[parameter_name(name, "weight")]
         group = self.groups[parameter_name(name, "weight")]
-        factors = self._factors(group, samples, squares_of_bias if joint else None)
+        joint = bias is not None and self.groups[parameter_name(name, "bias")] is group
+        factors = self._factors(group, samples, backends.square_norms([sums]) if joint else None)
         out, fresh = self._gradient(weight)
         backend = self._backend(name, samples, positions, out, left_BTl)
         backends.BACKENDS[backend](left_BTl, right_BTr, out, fresh, factors)
@@ -98,22 +93,22 @@ class PerLayerClipper:
         if joint:
             self._add(bias, sums, c)
         elif bias is not None:
-            self._add(bias, sums, self._factors(self.groups[parameter_name(name, "bias")], samples)(squares_of_bias))
+            self.vectors(layer, {"bias": sums})
 
-    def vectors(self, layer: layers.Private, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        names = {id(p): name for name, p in layer.named_parameters(recurse=False)}
-        groups = [self.groups[parameter_name(layer.layer_name, names[id(p)])] for p in parameters]
-        squares = [backends.square_norm(gradient.flatten(1)[:, None, :]) for gradient in gradients]
-        for group in dict.fromkeys(map(id, groups)):
-            members = [k for k, one in enumerate(groups) if id(one) == group]
-            factors = self._factors(groups[members[0]], len(gradients[0]))(torch.stack([squares[k] for k in members]).sum(0))
-            for k in members:
-                self._add(parameters[k], gradients[k], factors)
+    def vectors(self, layer: layers.Private, gradients: Mapping[str, Tensor]) -> None:
+        members: dict[Group, list[str]] = {}
+        for key in gradients:
+            members.setdefault(self.groups[parameter_name(layer.layer_name, key)], []).append(key)
+        for group, keys in members.items():
+            own = [gradients[key] for key in keys]
+            c = self._factors(group, len(own[0])).of(backends.square_norms(own))
+            for key, gradient in zip(keys, own, strict=True):
+                self._add(getattr(layer, key), gradient, c)
 
     def embedding(self, layer: layers.Private, ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> None:
         group = self.groups[parameter_name(layer.layer_name, "weight")]
         token, owner, rows, squares = embedding_rows(ids_BT, g_BTd, weight)
-        factors = self._factors(group, len(ids_BT))(squares)[owner]
+        factors = self._factors(group, len(ids_BT)).of(squares).to(rows.dtype)[owner]
         out, fresh = self._gradient(weight)
         if fresh:
             out.zero_()
@@ -163,10 +158,12 @@ class PerLayerClipper:
     def _add(self, parameter: Tensor, gradients: Tensor, factors: Tensor) -> None:
         """Add the clipped sum of per-sample gradients [B, ...]."""
         out, fresh = self._gradient(parameter)
-        flat = gradients.flatten(1)
-        if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not 0
+        flat, flat_out = gradients.flatten(1), out.view(-1)
+        if flat.dtype != out.dtype:
+            flat = flat.to(out.dtype)
+        if out.is_cuda or not factors.all():  # 0 times what is not finite is not 0
             flat = torch.where((factors > 0)[:, None], flat, 0)
-        torch.addmv(out.view(-1), flat.to(out.dtype).T, factors.to(out.dtype), beta=0 if fresh else 1, out=out.view(-1))
+        torch.addmv(flat_out, flat.T, factors.to(out.dtype), beta=0 if fresh else 1, out=flat_out)
         self.wrote(parameter)
 
     def _backend(self, name: str, samples: int, positions: int, out: Tensor, left: Tensor) -> str:
@@ -350,24 +347,18 @@ class DPModel:
             for work in waiting:
                 work.wait()
         expected = self.sampling.expected_batch_size
-        generators = _generators(self._key, self.steps, {p.device for _, p in self._named}, self._rewound)
+        noise = streams(self._key, self.steps, {p.device for _, p in self._named}, self._rewound)
         for name, parameter in self._named:
-            deviation = clipper.groups[name].noise
-            if deviation:
-                noise = backends.SCRATCH_BUFFER.get(parameter, min(NOISE_CHUNK[parameter.device.type], parameter.numel()))
-                for part in parameter.grad.view(-1).split(len(noise)):
-                    drawn = noise[: len(part)].normal_(0, deviation / expected, generator=generators[parameter.device])
-                    torch.add(drawn, part, alpha=1 / expected, out=part)
-            else:
-                parameter.grad.div_(expected)
+            noise[parameter.device].release(parameter.grad.view(-1), clipper.groups[name].noise, expected)
             clipper.wrote(parameter, released=True)
         self._account()
 
     def _account(self) -> None:
+        norms = [each for group in self.groups for each in group.norms]
+        for device in {each.device for each in norms}:
+            self.dropped += int((~torch.cat([each for each in norms if each.device == device]).isfinite()).sum())
         for group in self.groups:
-            if group.norms:
-                self.dropped += int((~torch.cat(group.norms).isfinite()).sum())
-                group.norms.clear()
+            group.norms.clear()
         self._flow.spent.clear()
         rate = self.sampling.sample_rate
         last = self.history[-1] if self.history else None
@@ -608,29 +599,3 @@ def _agreed(key: bytes, model: nn.Module, process_group: Any) -> bytes:
         for parameter in model.parameters():
             dist.broadcast(parameter, source, group=process_group)
     return bytes(shared.tolist())
-
-
-def _generators(key: bytes, step: int, devices: set[torch.device], rewound: int = 0) -> dict[torch.device, torch.Generator]:
-    """Generators of the noise of a step: the same on all ranks, unknown without the key.
-
-    Devices are told apart by their order: the first one of each rank has the same noise, whatever its number.
-    """
-    found = {}
-    for place, device in enumerate(sorted(devices, key=str)):
-        generator = torch.Generator(device)
-        secret = hashlib.shake_256(key + f"noise {step} {place} {rewound}".encode())
-        if device.type == "cpu":  # a seed of torch's Mersenne twister has 32 bits, which can be tried out; its state has room for the key
-            state = generator.get_state().numpy().copy()
-            words = state[24 : 24 + 8 * 624].view("<u8")
-            words[:] = _words(secret.digest(4 * 624))
-            generator.set_state(torch.from_numpy(state))
-        else:
-            generator.manual_seed(int.from_bytes(secret.digest(8), "big") >> 1)
-        found[device] = generator
-    return found
-
-
-def _words(digest: bytes) -> Any:
-    import numpy as np
-
-    return np.frombuffer(digest, "<u4").astype("<u8")

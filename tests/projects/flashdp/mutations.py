@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-PRIVATE, LAYERS, BACKENDS, ACCOUNTING, SAMPLING, LOSSES = (
-    f"projects/flashdp/{name}.py" for name in ("private", "layers", "backends", "accounting", "sampling", "losses")
+PRIVATE, LAYERS, BACKENDS, ACCOUNTING, SAMPLING, LOSSES, NOISE = (
+    f"projects/flashdp/{name}.py" for name in ("private", "layers", "backends", "accounting", "sampling", "losses", "noise")
 )
 
 MUTATIONS = [
@@ -42,38 +42,38 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "        generators = _generators(self._key, self.steps, {p",
-        "        generators = _generators(self._key, 0, {p",
+        "        noise = streams(self._key, self.steps, {p",
+        "        noise = streams(self._key, 0, {p",
         "the noise is the same in every step",
         ("privacy",),
     ),
     Mutation(
         PRIVATE,
-        "        for name, parameter in self._named:\n            deviation = clipper.groups[name].noise\n",
+        "        for name, parameter in self._named:\n            noise[",
         "        for name, parameter in self._named:\n"
-        "            generators = _generators(self._key, self.steps, {parameter.device})\n"
-        "            deviation = clipper.groups[name].noise\n",
+        "            noise = streams(self._key, self.steps, {parameter.device})\n"
+        "            noise[",
         "every parameter draws the same noise",
         ("privacy",),
     ),
     Mutation(
         PRIVATE,
-        "            deviation = clipper.groups[name].noise\n",
-        "            deviation = clipper.groups[name].noise if clipper.groups[name].norms else 0.0\n",
+        "clipper.groups[name].noise, expected)",
+        "clipper.groups[name].noise if clipper.groups[name].norms else 0.0, expected)",
         "an empty batch is a step without noise",
         ("privacy",),
     ),
     Mutation(
         PRIVATE,
-        "            deviation = clipper.groups[name].noise\n",
-        '            deviation = clipper.groups[name].noise if name.endswith("weight") else 0.0\n',
+        "clipper.groups[name].noise, expected)",
+        'clipper.groups[name].noise if name.endswith("weight") else 0.0, expected)',
         "biases get no noise",
         ("privacy",),
     ),
     Mutation(
-        PRIVATE,
-        "normal_(0, deviation / expected, generator",
-        "normal_(0, deviation, generator",
+        NOISE,
+        "alpha=math.sqrt(2) * deviation).mul_(1 / divisor)",
+        "alpha=math.sqrt(2) * deviation * divisor).mul_(1 / divisor)",
         "noise is not divided by the batch size",
         ("privacy",),
     ),
@@ -88,9 +88,9 @@ MUTATIONS = [
         ("privacy",),
     ),
     Mutation(
-        PRIVATE,
-        "            words[:] = _words(secret.digest(4 * 624))\n            generator.set_state(torch.from_numpy(state))\n",
-        '            generator.manual_seed(int.from_bytes(key[-4:], "big") + step)\n',
+        NOISE,
+        "hashlib.shake_256(key + f",
+        "hashlib.shake_256(key[-4:] + f",
         "the noise on a CPU depends on 32 bits of the key",
         ("privacy",),
     ),
@@ -101,23 +101,51 @@ MUTATIONS = [
         "without a seed the noise is always the same",
         ("privacy",),
     ),
+    Mutation(
+        NOISE,
+        "        self._numbers[torch.from_numpy(far)] =",
+        "        torch.empty(len(far))[:] =",
+        "the tails of the noise are those of float32",
+        ("noise",),
+    ),
+    Mutation(
+        NOISE,
+        "modes.CTR(secret[32:])",
+        "modes.CTR(bytes(16))",
+        "all streams of a key begin alike",
+        ("noise",),
+    ),
+    Mutation(
+        NOISE,
+        "            if self._taken == BLOCK:\n                self._draw()\n",
+        "            if self._taken == BLOCK:\n                self._taken = 0\n                self._draw() if done == 0 else None\n",
+        "a large parameter has the same noise twice",
+        ("noise",),
+    ),
+    Mutation(
+        NOISE,
+        "alpha=math.sqrt(2) * deviation)",
+        "alpha=deviation)",
+        "the noise is too small by a root of two",
+        ("noise",),
+    ),
     # ---- norms and factors ----
     Mutation(
         PRIVATE,
-        "        factors = self._factors(group, samples, squares_of_bias if joint else None)\n",
+        "        factors = self._factors(group, samples, backends.square_norms([sums]) if joint else None)\n",
         "        factors = self._factors(group, samples, None)\n",
         "a layer's norm leaves the bias out",
     ),
     Mutation(
         PRIVATE,
-        "(torch.stack([squares[k] for k in members]).sum(0))",
-        "(squares[members[0]])",
+        "backends.square_norms(own))",
+        "backends.square_norms(own[:1]))",
         "a LayerNorm's norm leaves the bias out",
     ),
     Mutation(
         PRIVATE,
-        "        sums = g_BTp.sum(1, dtype=bias.dtype)\n            squares_of_bias = backends.square_norm(sums[:, None, :])\n",
-        "        sums = g_BTp.sum(1, dtype=bias.dtype)\n            squares_of_bias = g_BTp.square().sum((1, 2))\n",
+        "backends.square_norms([sums]) if joint",
+        "g_BTp.square().sum((1, 2)) if joint",
         "a bias's norm is taken before its positions are added",
     ),
     Mutation(
@@ -170,8 +198,8 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "        flat = gradients.flatten(1)\n        if out.is_cuda or not bool(factors.all()):",
-        "        flat = gradients.flatten(1)\n        if out.is_cuda:",
+        "        if out.is_cuda or not factors.all():",
+        "        if out.is_cuda:",
         "a bias takes zero times what is not finite",
     ),
     Mutation(

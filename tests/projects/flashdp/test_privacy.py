@@ -11,7 +11,6 @@ from torch import nn
 
 from projects.flashdp import FixedSampling, PoissonSampling, noise_multiplier
 from projects.flashdp.accounting import Mechanism, epsilon
-from projects.flashdp.private import _generators
 from projects.flashdp.sampling import micro_batches
 from shared.errors import UserError
 
@@ -312,19 +311,6 @@ def test_going_back_to_an_earlier_state_does_not_bring_back_its_noise(helpers):
     later.load_state_dict({**dp.state_dict(), "history": []})  # another process, back at the beginning
     third = noise_of(model, optimizer)["0.weight"]
     assert not any(torch.equal(third, one) for one in (first["0.weight"],))
-
-
-def test_two_devices_of_one_model_have_different_noise(monkeypatch):
-    class Recorded:
-        def __init__(self, device):
-            self.seed = None
-
-        def manual_seed(self, seed):
-            self.seed = seed
-
-    monkeypatch.setattr(torch, "Generator", Recorded)
-    found = _generators(b"key", 0, {torch.device("cuda", 0), torch.device("cuda", 1)})
-    assert len({one.seed for one in found.values()}) == 2
 
 
 # ---- accounting ------------------------------------------------------------------------------------------------------
