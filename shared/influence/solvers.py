@@ -165,8 +165,8 @@ def gmres(
     """GMRES (SciPy's) for any A; one right-hand side after the other. `iterations` are products at most per side, by default 10 p."""
     product = _Counted(operator, damping)
     size = b.shape[0]
-    restart = min(restart, size)
     limit = 10 * size if iterations is None else iterations
+    restart = min(restart, size, max(limit, 1))
 
     def solve(column: np.ndarray) -> tuple[np.ndarray, int]:
         seen: list[float] = []

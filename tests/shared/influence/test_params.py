@@ -71,7 +71,9 @@ def test_what_the_model_becomes_later_does_not_change_the_function():
 
 def test_tied_parameters_are_one():
     model = Tied()
-    with pytest.raises(UserError, match=r"embed\.weight and head\.weight are one tensor; select one, e\.g\. add the pattern '!head\.weight'"):
+    with pytest.raises(
+        UserError, match=r"embed\.weight and head\.weight are one tensor; select one, e\.g\. add the pattern '!head\.weight'"
+    ):
         Parameters.of(model)
     for name in ("embed", "head"):
         parameters = Parameters.of(model, (f"{name}.weight",))

@@ -72,7 +72,9 @@ def test_per_sample_dots_are_the_explicit_gradients_dotted(net, chunk):
     v = directions(213, 3)
     rows = products.per_sample_gradients(objective.losses, net.w, objective.data, chunk)
     assert torch.allclose(rows, explicit, rtol=0, atol=1e-12)
-    assert torch.allclose(products.per_sample_gradients(objective.losses, net.w, objective.data, chunk, v), explicit @ v, rtol=0, atol=1e-12)
+    assert torch.allclose(
+        products.per_sample_gradients(objective.losses, net.w, objective.data, chunk, v), explicit @ v, rtol=0, atol=1e-12
+    )
     dots = products.per_sample_dots(objective.losses, net.w, objective.data, v, chunk)
     assert torch.allclose(dots, explicit @ v, rtol=1e-9, atol=1e-12)
     single = products.per_sample_dots(objective.losses, net.w, objective.data, v[:, 0], chunk)

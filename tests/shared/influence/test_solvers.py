@@ -7,7 +7,6 @@ import torch
 
 from shared.errors import UserError
 from shared.influence import solvers
-from shared.influence.params import Parameters
 
 DAMPING = 0.05
 
@@ -53,8 +52,8 @@ def test_symmetric_systems(spd, name, shape):
     x, info = SYMMETRIC[name](spd.matmul, b, damping=DAMPING)
     assert x.shape == b.shape
     assert (x - exact(spd, b)).norm() < 1e-6 * x.norm()
-    residual = ((spd + DAMPING * torch.eye(213)) @ x - b).norm(dim=0) / b.norm(dim=0)
-    assert info.relative_residual == pytest.approx(float(residual.max()), rel=1e-2, abs=1e-14)
+    residual = (spd @ x + DAMPING * x - b).norm(dim=0) / b.norm(dim=0)
+    assert info.relative_residual == pytest.approx(float(residual.max()), rel=1e-2, abs=1e-13)
     assert info.solver == name
 
 
@@ -195,8 +194,7 @@ def test_galerkin_is_exact_in_a_subspace_that_holds_the_solution(spd):
     assert torch.allclose(x, inside, rtol=0, atol=1e-9)
     b = right_hand_side(213)
     x, info = solvers.galerkin(spd.matmul, b, basis, damping=DAMPING)
-    damped = spd + DAMPING * torch.eye(213)
-    assert torch.allclose(basis.T @ (damped @ x - b), torch.zeros(20, dtype=torch.float64), atol=1e-10)  # nothing left inside it
+    assert torch.allclose(basis.T @ (spd @ x + DAMPING * x - b), torch.zeros(20, dtype=torch.float64), atol=1e-10)  # nothing left inside it
     assert info.relative_residual > 0.1
     with pytest.raises(UserError, match="galerkin stopped"):
         solvers.galerkin(spd.matmul, b, basis, damping=DAMPING, tol=1e-3)
@@ -214,7 +212,6 @@ def test_logra_projects_every_layer_by_its_own_two_sides(net, spd):
     whole = solvers.logra_basis(net.parameters, 100, 0, spd)
     b = right_hand_side(213)
     assert torch.allclose(solvers.galerkin(spd.matmul, b, whole, damping=DAMPING)[0], exact(spd, b), rtol=1e-6, atol=1e-8)
-    assert isinstance(net.parameters, Parameters)
 
 
 @pytest.mark.parametrize("size", [40, 600])
