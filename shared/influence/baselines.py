@@ -97,8 +97,8 @@ def tracin(objective: Objective, checkpoints: Sequence[Tensor], learning_rates: 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
     """log p / (1 - p) of the labels' softmax probabilities: logits [n, c], labels [n] -> [n]."""
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    others = torch.where(torch.nn.functional.one_hot(labels, logits.shape[1]).bool(), -math.inf, logits)
-    return own - others.logsumexp(1)
+    is_own = torch.arange(logits.shape[1], device=labels.device) == labels.unsqueeze(1)
+    return own - torch.where(is_own, -math.inf, logits).logsumexp(1)
 
 
 def trak(

@@ -38,7 +38,7 @@ def test_the_dense_hessian_is_autograd_s(convex):
 def test_hessian_and_ggn_are_those_of_curvlinops(net):
     curvlinops = pytest.importorskip("curvlinops")
     x, y = net.objective.data
-    arguments = (net.model, nn.CrossEntropyLoss(), [p for p in net.model.parameters()], [(x, y)])
+    arguments = (net.model, nn.CrossEntropyLoss(), list(net.model.parameters()), [(x, y)])
     v = directions(213, 2)
     for operator, product in (
         (curvlinops.HessianLinearOperator(*arguments), net.objective.hvp),
