@@ -162,14 +162,16 @@ def paired_bootstrap(
 
 
 def _interval(value: Callable[[np.ndarray], float], size: int, seed: int, count: int, level: float) -> Interval:
+    whole = value(np.arange(size))
     draw = np.random.default_rng(step_seed(seed, "bootstrap"))
     values: list[float] = []
     while len(values) < count:
-        rows = draw.integers(size, size=size)
-        if np.unique(rows).size > 2:  # of one or two distinct pairs no correlation says anything
-            values.append(value(rows))
+        try:
+            values.append(value(draw.integers(size, size=size)))
+        except UserError:  # a resample may be one pair again and again, or hold no corrupted sample; the whole is known to be none of these
+            continue
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value(np.arange(size))), float(low), float(high))
+    return Interval(float(whole), float(low), float(high))
 
 
 def _pair(predicted: ArrayLike, true: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from shared.errors import UserError
 
@@ -98,18 +99,31 @@ class Parameters:
 
 
 def refuse_train_mode(model: nn.Module) -> None:
-    """Raise UserError for a module whose output depends on chance or on the rest of the batch.
-
-    A norm over the batch makes the loss of a sample a function of the others', and torch's third derivatives through the kernel of
-    batch norm in train mode are silently wrong.
-    """
+    """Raise UserError for a module whose output depends on chance or on the rest of the batch, or that changes when it is called."""
     for name, module in model.named_modules():
         what = f"{name or 'the model'} ({type(module).__name__})"
-        if isinstance(module, _NormBase) and (module.training or module.running_mean is None):
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             raise UserError(f"{what} normalises by statistics of its batch: call model.eval(), or use GroupNorm or LayerNorm")
+        if isinstance(module, _InstanceNorm) and module.training and module.running_mean is not None:
+            raise UserError(f"{what} updates its running statistics: call model.eval()")
         rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
         if module.training and isinstance(rate, float) and rate > 0:
             raise UserError(f"{what} drops at random: call model.eval()")
+
+
+def refuse_wrong_third_derivatives(model: nn.Module) -> None:
+    """Raise UserError for a module of whose kernel torch computes third derivatives wrongly without a word; for who takes a derivative of
+    a Hessian product.
+
+    Found in torch 2.13, forward and reverse, against finite differences: LayerNorm, and InstanceNorm and batch norm where they take the
+    statistics of their input. First and second derivatives are right, as is all of GroupNorm, RMSNorm and batch norm in eval mode.
+    The functions of torch.nn.functional have the same fault and cannot be seen here.
+    """
+    for name, module in model.named_modules():
+        own_statistics = isinstance(module, _NormBase) and (module.training or module.running_mean is None)
+        if own_statistics or isinstance(module, nn.LayerNorm):
+            kind = type(module).__name__
+            raise UserError(f"{name or 'the model'} ({kind}): torch's third derivatives of {kind} are wrong; use GroupNorm or RMSNorm")
 
 
 def _matches(name: str, select: Sequence[str]) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from shared.errors import UserError
 from shared.influence.params import Parameters
-from shared.seeding import generator
+from shared.seeding import generator, step_seed
 
 Operator = Callable[[Tensor], Tensor]
 DENSE_BYTES = 4 << 30  # a matrix beyond this is not made
@@ -341,8 +341,8 @@ def logra_basis(parameters: Parameters, rank: int, seed: int, like: Tensor) -> T
     blocks = []
     for number, shape in enumerate(parameters.shapes):
         rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape.numel())
-        left = random_basis(rows, min(rank, rows), 2 * number + seed, like)
-        right = random_basis(columns, min(rank, columns), 2 * number + 1 + seed, like)
+        left = random_basis(rows, min(rank, rows), step_seed(seed, "logra", number, 0), like)
+        right = random_basis(columns, min(rank, columns), step_seed(seed, "logra", number, 1), like)
         blocks.append(torch.kron(left, right))
     return torch.block_diag(*blocks)
 

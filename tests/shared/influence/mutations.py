@@ -21,10 +21,21 @@ PARAMS, PRODUCTS, OBJECTIVE, SOLVERS, EKFAC, BASELINES, RETRAIN, EVALUATE, NOISE
 MUTATIONS = [
     Mutation(PARAMS, "if id(other) not in first:", "if name not in chosen:", "the other name of a tied parameter is fixed", ("params",)),
     Mutation(
-        PARAMS, "(module.training or module.running_mean is None)", "module.training", "batch norm without statistics passes", ("params",)
+        PARAMS,
+        "_BatchNorm) and (module.training or module.running_mean is None)",
+        "_BatchNorm) and module.training",
+        "batch norm without statistics passes",
+        ("params",),
     ),
     Mutation(
         PARAMS, "kept = other.detach().clone()", "kept = other.detach()", "later changes of the model change the function", ("params",)
+    ),
+    Mutation(
+        PARAMS,
+        "own_statistics or isinstance(module, nn.LayerNorm)",
+        "own_statistics",
+        "layer norm passes for third derivatives",
+        ("params",),
     ),
     Mutation(
         PRODUCTS,

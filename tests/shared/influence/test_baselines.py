@@ -127,13 +127,13 @@ def test_all_samples_are_scored_by_one_solve_and_one_forward_mode_pass(convex):
 
 def test_a_sample_of_weight_0_has_no_effect(convex):
     weights = torch.ones(61, dtype=torch.float64)
-    weights[[3, 8]] = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    weights[[3, 8]] = torch.tensor([0.0, 3.0], dtype=torch.float64)
     weighted = Objective(convex.objective.losses, convex.objective.data, 0.03, weights)
     solve = exact(convex)
     effect = baselines.removal_effect(weighted, convex.w, [3, 8, 9], solve)
     plain = baselines.removal_effect(convex.objective, convex.w, [3, 8, 9], solve)
     assert torch.equal(effect[:, 0], torch.zeros(28, dtype=torch.float64))
-    assert torch.allclose(effect[:, 1:], plain[:, 1:] * torch.tensor([2.0, 1.0]))
+    assert torch.allclose(effect[:, 1:], plain[:, 1:] * torch.tensor([3.0, 1.0]))
     scores = baselines.influence(weighted, convex.w, convex.metric, solve)
     assert torch.equal(scores[3], torch.zeros(5, dtype=torch.float64))
 

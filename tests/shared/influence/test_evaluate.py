@@ -102,6 +102,13 @@ def test_bootstrap_intervals_are_seeded_and_cover_the_truth():
     assert evaluate.bootstrap(predicted, true, seed=1, count=50) == evaluate.bootstrap(predicted, true, seed=1, count=50)
 
 
+def test_resamples_without_the_statistic_are_drawn_again():
+    interval = evaluate.bootstrap([3, 2, 1], [True, False, False], evaluate.auroc, seed=0, count=50)
+    assert interval == evaluate.Interval(1, 1, 1)
+    with pytest.raises(UserError, match="all equal"):
+        evaluate.bootstrap([1, 1, 1], [1, 2, 3], seed=0)
+
+
 def test_a_paired_interval_is_narrower_than_the_two_it_compares():
     draw = np.random.default_rng(0)
     true = draw.normal(size=80)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from shared.errors import UserError
-from shared.influence.params import Parameters
+from shared.influence.params import Parameters, refuse_wrong_third_derivatives
+from shared.influence.products import hvp
 
 
 class Tied(nn.Module):
@@ -89,6 +90,7 @@ def test_tied_parameters_are_one():
     [
         (nn.BatchNorm1d(3), r"0 \(BatchNorm1d\) normalises by statistics of its batch: call model\.eval"),
         (nn.BatchNorm1d(3, track_running_stats=False).eval(), "normalises by statistics of its batch"),
+        (nn.InstanceNorm1d(3, track_running_stats=True), r"0 \(InstanceNorm1d\) updates its running statistics: call model\.eval"),
         (nn.Dropout(0.1), r"0 \(Dropout\) drops at random: call model\.eval"),
         (nn.MultiheadAttention(4, 2, dropout=0.1), "drops at random"),
     ],
@@ -107,6 +109,40 @@ def test_a_model_set_to_train_later_is_refused_when_called():
     model.train()
     with pytest.raises(UserError, match="drops at random"):
         parameters.call(parameters.flat(), torch.randn(1, 3))
+
+
+NORMS = {  # whether third derivatives are right in this torch
+    "group": (nn.GroupNorm(2, 4), True),
+    "rms": (nn.RMSNorm(5, eps=1e-3), True),
+    "batch, eval": (nn.BatchNorm1d(4).eval(), True),
+    "layer": (nn.LayerNorm(5), False),
+    "instance": (nn.InstanceNorm1d(4), False),
+    "batch, train": (nn.BatchNorm1d(4), False),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_whose_third_derivatives_are_wrong_is_refused(name):
+    norm, right = NORMS[name]
+    model = nn.Sequential(norm.double()).train(norm.training)
+    norm.train(norm.training)
+    if not right:
+        with pytest.raises(UserError, match=r"0 \(\w+\): torch's third derivatives of \w+ are wrong; use GroupNorm or RMSNorm"):
+            refuse_wrong_third_derivatives(model)
+        return
+    refuse_wrong_third_derivatives(model)
+    draw = torch.Generator().manual_seed(0)
+    x, w, v = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((3, 4, 5), (20,), (20,)))
+
+    def loss(at: torch.Tensor) -> torch.Tensor:
+        return (model(torch.tanh(x * at.view(4, 5))).tanh() * x).square().sum()
+
+    def product(at: torch.Tensor) -> torch.Tensor:
+        return hvp(loss, at, v)
+
+    exact = torch.func.jvp(product, (w,), (v,))[1]
+    difference = (product(w + 1e-4 * v) - product(w - 1e-4 * v)) / 2e-4
+    assert (exact - difference).norm() < 1e-5 * difference.norm()
 
 
 def test_dropout_of_rate_0_and_norms_of_single_samples_are_fine():
