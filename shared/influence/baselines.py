@@ -50,7 +50,7 @@ def influence(objective: Objective, w: Tensor, metric: Metric, solve: Solve) -> 
     """Influence function (Koh and Liang 2017): grad metric . A^-1 grad l_k m_k / n.
 
     One solve per query and one forward-mode pass; A is what `solve` inverts, symmetric, with the regulariser: the Hessian, the
-    Gauss-Newton matrix, EK-FAC.
+    Gauss-Newton matrix, EK-FAC. To report how it was solved, call `solve` on `metric_gradient` and give its x to `scores_along`.
     """
     return scores_along(objective, w, solve(metric_gradient(metric, w))[0])
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -29,11 +30,11 @@ class Parameters:
     fixed: dict[str, Tensor] = field(repr=False)  # the other parameters and the buffers, as they were when this was made
 
     @classmethod
-    def of(cls, model: nn.Module, select: Sequence[str] = ("*",), dtype: torch.dtype | None = None) -> "Parameters":
+    def of(cls, model: nn.Module, select: str | Sequence[str] = "*", dtype: torch.dtype | None = None) -> "Parameters":
         """Choose parameters by name.
 
         Args:
-            select: patterns as of a shell; one that begins with "!" takes names out again. ("head.*",), ("*", "!lm_head.weight").
+            select: one or more patterns as of a shell; one that begins with "!" takes names out again: "head.*", ("*", "!lm_head.weight").
             dtype: what to compute in, e.g. torch.float64; the model itself stays as it is. By default that of the chosen parameters.
 
         Raises:
@@ -41,6 +42,7 @@ class Parameters:
                 whose derivatives are random or wrong (see `refuse_train_mode`).
         """
         refuse_train_mode(model)
+        select = (select,) if isinstance(select, str) else select
         named = dict(model.named_parameters(remove_duplicate=False))
         chosen = {name: value for name, value in named.items() if _matches(name, select)}
         if not chosen:
@@ -88,7 +90,8 @@ class Parameters:
     def call(self, w: Tensor, *inputs: Any, **options: Any) -> Any:
         """The model's output at w [p], everything else fixed. A pure function: it may be differentiated, vmapped and so on."""
         refuse_train_mode(self.model)
-        return functional_call(self.model, {**self.fixed, **self.unflatten(w)}, inputs, options)
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no forward mode
+            return functional_call(self.model, {**self.fixed, **self.unflatten(w)}, inputs, options)
 
     def load(self, w: Tensor) -> None:
         """Write w [p] into the model, in the model's own dtype."""

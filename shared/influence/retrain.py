@@ -96,7 +96,7 @@ def minimise(f: Callable[[Tensor], Tensor], w0: Tensor, *, tol: float = 1e-8, it
     """A minimum of the scalar f: L-BFGS (SciPy's), then Newton's method on the gradient unless `polish` is off.
 
     Raises:
-        UserError: the gradient's norm did not fall to `tol`, or f is not finite at the start.
+        UserError: the gradient's norm did not fall to `tol`, f is not finite at the start, or Newton's method left for a higher point.
     """
     start = float(f(w0))
     if not np.isfinite(start):
@@ -116,8 +116,8 @@ def minimise(f: Callable[[Tensor], Tensor], w0: Tensor, *, tol: float = 1e-8, it
     if not polish:
         raise UserError(f"training stopped at a gradient of norm {residual:.2g}, not {tol:g}; allow more iterations, or use float64")
     root = newton_root(slope, w, tol=tol)
-    if float(f(root.w)) > start:
-        raise UserError("training ended higher than it started, at a saddle or a maximum; start nearer, or regularise more")
+    if float(f(root.w)) > float(found.fun) + 1e-9 * max(1.0, abs(float(found.fun))):
+        raise UserError("Newton's method went up, to a saddle or a maximum; allow more iterations before it, or regularise more")
     return Root(root.w, root.residual, int(found.nfev) + root.iterations)
 
 

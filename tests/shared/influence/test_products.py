@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from shared.influence import products
 from shared.influence.objective import Objective
+from shared.influence.params import Parameters
 from shared.influence.products import count_passes
 
 
@@ -92,6 +93,24 @@ def test_dots_of_losses_that_depend_on_one_another(net):
     v = directions(213)
     jacobian = torch.func.jacrev(lambda w: losses(w, (x,)))(net.w)
     assert torch.allclose(products.per_sample_dots(losses, net.w, (x,), v), jacobian @ v, rtol=1e-9)
+
+
+def test_attention_has_forward_mode():
+    """torch's fused kernels have none, and would be taken for such shapes."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True).double()
+    parameters = Parameters.of(layer, ("self_attn.*", "linear1.weight"))
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    w = parameters.flat() + 0.1 * directions(parameters.size)
+    v, step = directions(parameters.size), 1e-5
+
+    def losses(at: torch.Tensor, data: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return parameters.call(at, data[0]).tanh().mul(data[0]).sum((1, 2))
+
+    objective = Objective(losses, (x,))
+    difference = (objective.gradient(w + step * v) - objective.gradient(w - step * v)) / (2 * step)
+    assert torch.allclose(objective.hvp(w, v), difference, atol=1e-7)
+    assert torch.allclose(objective.sample_dots(w, v), objective.sample_gradients(w) @ v, rtol=1e-9)
 
 
 def test_passes_are_counted_whole_whatever_the_chunks(net):

@@ -1,6 +1,8 @@
 """Retraining: roots and minima are found or an error is raised; weights, subsets, the cache, other processes."""
 
+import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +58,15 @@ def test_minimise_reaches_the_minimum_to_rounding(convex):
 def test_minimise_refuses_a_start_that_is_not_finite():
     with pytest.raises(UserError, match="the objective is nan where training starts"):
         retrain.minimise(lambda w: w.sum() * float("nan"), torch.ones(2))
+
+
+def test_a_maximum_is_not_taken_for_a_minimum(monkeypatch):
+    """Newton's method from 0.1 goes to the maximum of the cosine at 0; L-BFGS before it, to the minimum at pi."""
+    start = torch.tensor([0.1], dtype=torch.float64)
+    assert float(retrain.minimise(lambda w: w.cos().sum(), start, tol=1e-10).w) == pytest.approx(torch.pi)
+    monkeypatch.setattr(retrain, "minimize", lambda *_, **__: SimpleNamespace(x=start.numpy(), fun=math.cos(0.1), nfev=1))
+    with pytest.raises(UserError, match="Newton's method went up, to a saddle or a maximum"):
+        retrain.minimise(lambda w: w.cos().sum(), start)
 
 
 def test_what_is_removed_has_weight_0_and_the_others_keep_theirs():

@@ -229,6 +229,15 @@ def test_an_indefinite_hessian_is_refused_without_enough_damping(size):
     assert solvers.require_positive(matrix.matmul, like, damping=0.3) == pytest.approx(0.05, abs=1e-3)
 
 
+def test_a_search_for_the_smallest_eigenvalue_that_fails_says_so(monkeypatch):
+    def fail(*_, **__):
+        raise solvers.linalg.ArpackNoConvergence("no", [], [])
+
+    monkeypatch.setattr(solvers.linalg, "eigsh", fail)
+    with pytest.raises(UserError, match="smallest eigenvalue was not found; use the Gauss-Newton matrix"):
+        solvers.smallest_eigenvalue(lambda v: v, torch.ones(600))
+
+
 def test_the_spectral_radius_of_any_matrix(spd):
     assert solvers.spectral_radius(spd.matmul, right_hand_side(213)) == pytest.approx(float(torch.linalg.eigvalsh(spd)[-1]), rel=1e-2)
     turn = torch.tensor([[0.0, -0.9], [0.9, 0.0]], dtype=torch.float64)  # eigenvalues +-0.9i
