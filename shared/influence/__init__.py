@@ -2,8 +2,15 @@
 
 Everything works on a flat vector of parameters `w` [p] and pure functions of it.
 
-    from shared.influence.params import Parameters
-    from shared.influence.objective import Objective
+    parameters = Parameters.of(model.eval())
+    objective = Objective.of_outputs(
+        lambda w, data: parameters.call(w, data[0]),
+        lambda z, data: cross_entropy(z, data[1], reduction="none"),
+        (x, y), l2=1e-3, chunk=1000,
+    )
+    w = parameters.flat()
+    metric = lambda w: cross_entropy(parameters.call(w, x_test), y_test)
+    scores = influence(objective, w, metric, partial(cg, objective.hessian(w)))          # [n]
 
 | module | what |
 | --- | --- |
