@@ -38,4 +38,4 @@ lint: .venv/installed  ## ruff and mypy
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x .venv/bin/pip || $(or $(PYTHON),$(error Python 3.11 or 3.12 is needed: make PYTHON=/path/to/python)) -m venv .venv
-	.venv/bin/python -m pip install -c constraints.txt -e '.[dev,cluster,gpu]' && touch $@
+	.venv/bin/python -m pip install -c constraints.txt -e '.[dev,cluster,gpu,peers]' && touch $@

@@ -1,4 +1,5 @@
-"""Deliberate faults, each of which must turn the tests red: what `tests/projects/<paper>/mutations.py` lists, and how they are run.
+"""Deliberate faults, each of which must turn the tests red: what `tests/projects/<paper>/mutations.py` lists, and how they are run;
+likewise for a package of shared/ with a list in `tests/shared/<package>/mutations.py`.
 
 Each fault is put into a copy of the repository's files, where the tests named with it run until the first one fails.
 Exit status 1 when one survives, or when the text it replaces is no longer there.
@@ -33,9 +34,9 @@ def broken(mutation: Mutation, root: Path = ROOT) -> bool:
     return (root / mutation.file).read_text().count(mutation.old) != 1
 
 
-def run(mutation: Mutation | None, tests: Sequence[str], paper: str) -> str:
+def run(mutation: Mutation | None, tests: Sequence[str], paper: str, under: str = "projects") -> str:
     """Run the paper's tests on a copy with the fault; returns the first failure, or "" when they pass."""
-    folder = f"tests/projects/{paper}"
+    folder = f"tests/{under}/{paper}"
     with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
         copy = Path(temporary)
         for one in ("projects", "shared", folder):
@@ -57,7 +58,7 @@ def run(mutation: Mutation | None, tests: Sequence[str], paper: str) -> str:
         return next((line.removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))), "failed")
 
 
-def main(mutations: Sequence[Mutation], paper: str, words: Sequence[str]) -> int:
+def main(mutations: Sequence[Mutation], paper: str, words: Sequence[str], under: str = "projects") -> int:
     """Run the faults whose reason contains the words, and say what became of each."""
     chosen = [m for m in mutations if all(word in m.why for word in words)]
     if not chosen:
@@ -67,7 +68,7 @@ def main(mutations: Sequence[Mutation], paper: str, words: Sequence[str]) -> int
     def judge(mutation: Mutation) -> str:
         if broken(mutation):
             return "TEXT NOT FOUND"
-        failure = run(mutation, mutation.tests, paper)
+        failure = run(mutation, mutation.tests, paper, under)
         return f"killed by {failure.split(' - ')[0]}" if failure else "SURVIVED"
 
     killed = 0
