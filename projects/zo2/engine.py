@@ -55,6 +55,11 @@ class Step:
         return not math.isfinite(self.projected_gradient)
 
 
+def _means(plus: list[float], minus: list[float]) -> tuple[float, float]:
+    """The losses of the micro-batches at theta + eps z and at theta - eps z, each averaged."""
+    return sum(plus) / len(plus), sum(minus) / len(minus)
+
+
 _UNUSABLE = "the engine was interrupted while it changed weights, which are now of no use: load a checkpoint, or start again"
 
 
@@ -151,6 +156,9 @@ class ZO2:
         self.model, self.lr, self.eps, self.weight_decay, self.no_decay = model, lr, eps, weight_decay, tuple(no_decay)
         self.seed, self.probe, self.loss = seed, probe, loss
         self.steps = 0
+        # Which forwards run here, and what all losses of a step come to: DistZO2 shares the first out and asks around for the second.
+        self.sides: tuple[Literal["plus", "minus"], ...] = ("plus", "minus")
+        self.agree: Callable[[list[float], list[float]], tuple[float, float]] = _means
         first = next(model.parameters(), None)
         if first is None or not any(p.requires_grad for p in model.parameters()):
             raise UserError("the model has no trainable parameter")
@@ -203,7 +211,7 @@ class ZO2:
         self._changing = self._unusable = False
         self._lockstep = Lockstep()
         self._mode: Literal["step", "forward"] | None = None
-        self._streams = 1
+        self._streams = self._plus = 1
         self._visit: _Visit | None = None
         self._twins: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}  # shared parameter: (home, plus, minus)
         self._twin_states: dict[nn.Parameter, Tensor] = {}
@@ -237,13 +245,14 @@ class ZO2:
         if lr is None:
             lr = self.lr(self.steps) if callable(self.lr) else self.lr
         self.model.eval()
-        self._streams = 2 * len(micro_batches)
+        self._plus = len(micro_batches) if "plus" in self.sides else 0
+        self._streams = len(self.sides) * len(micro_batches)
 
         def forward(micro_batch: Any) -> float:
             self._show_twins()
             return self.loss(self.model, micro_batch).item()
 
-        closures = [partial(forward, b) for _ in range(2) for b in micro_batches]
+        closures = [partial(forward, b) for _ in self.sides for b in micro_batches]
         try:
             self._begin(seed)
             self._mode = "step"
@@ -262,8 +271,8 @@ class ZO2:
                 self._unusable = False
             raise
         self._order = [self._root, *self._visited]
-        half = len(micro_batches)
-        plus, minus = sum(losses[:half]) / half, sum(losses[half:]) / half
+        self._pending = None
+        plus, minus = self.agree(losses[: self._plus], losses[self._plus :])
         g = (plus - minus) / (2 * self.eps)
         self._pending = _Pending(seed, g, lr) if math.isfinite(g) else None
         result = Step(self.steps, plus, g, lr, seed)
@@ -580,7 +589,7 @@ class ZO2:
 
     def _show_twins(self) -> None:
         """Bind the shared parameters to the copies of the forward that is running."""
-        minus = self._lockstep.active >= self._streams // 2
+        minus = self._lockstep.active >= self._plus
         for parameter, copies in self._twins.items():
             parameter.data = copies[2 if minus else 1]
 
@@ -632,6 +641,8 @@ class ZO2:
                     self._leave_forward()
             elif self._mode == "step":
                 if self._lockstep.active == self._streams - 1:
+                    if self._visit is not None and self._visit.phase == "plus" and self.probe == "inplace":
+                        self._minus()  # nobody runs there, but theta is to be restored by the same roundings as where somebody does
                     self._depart()
                 self._lockstep.pause(unit.name)
                 self._show_twins()
@@ -652,11 +663,13 @@ class ZO2:
                 self._claim(unit, [self._root, *self._visited])
                 self._visited.append(unit)
                 self._visit = self._arrive(unit)
+                if self._plus == 0:
+                    self._minus()
             else:
                 self._visit = _Visit(unit)
         elif self._visit is None or self._visit.unit is not unit:
             raise UserError(DIFFERENT_PATHS)
-        elif self._lockstep.active == self._streams // 2:
+        elif self._lockstep.active == self._plus:
             self._minus()
 
     def _enter_forward(self, unit: Unit) -> None:

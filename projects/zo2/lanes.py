@@ -53,6 +53,10 @@ class Lane:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"zo2-{name}") if overlap else None
 
+    @property
+    def overlaps(self) -> bool:
+        return self._thread is not None
+
     def submit(self, task: Callable[[], None]) -> Future[None]:
         if self._thread is not None:
             return self._thread.submit(self._run, task)
@@ -118,6 +122,20 @@ class Pager:
         if reuse:
             for slot in self._slots:
                 slot.buffer = self._allocate()
+        self._exchange: Lane | None = None
+        self._complete: Callable[[int, Tensor], None] | None = None
+
+    def exchange_through(self, complete: Callable[[int, Tensor], None], nbytes: int) -> None:
+        """From now on an upload brings a part of a block, and `complete(block, buffer)`, on a fourth lane, the rest of it.
+
+        `nbytes` is what that needs of a buffer. Call it before the first block is acquired.
+        """
+        assert not self.traffic.uploads
+        self.nbytes, self._complete = nbytes, complete
+        self._exchange = Lane("exchange", self.device, self._upload.overlaps)
+        for slot in self._slots if self.reuse else ():
+            slot.buffer = None
+            slot.buffer = self._allocate()
 
     def acquire(self, block: int) -> Tensor:
         """The buffer that holds `block`, once it is there. The next blocks start uploading."""
@@ -183,8 +201,9 @@ class Pager:
 
     def close(self) -> None:
         self.drop()
-        self._upload.close()
-        self._offload.close()
+        for lane in (self._upload, self._exchange, self._offload):
+            if lane is not None:
+                lane.close()
         self.store.close()
 
     def _slot_of(self, block: int) -> _Slot | None:
@@ -216,6 +235,17 @@ class Pager:
             self.traffic.uploads[block] += 1
 
         slot.ready = self._upload.submit(upload)
+        if self._exchange is not None:
+            uploaded = slot.ready
+
+            def exchange() -> None:
+                uploaded.result()
+                assert slot.buffer is not None
+                assert self._complete is not None
+                with self._span("exchange", block):
+                    self._complete(block, slot.buffer)
+
+            slot.ready = self._exchange.submit(exchange)
         return slot
 
     def _allocate(self) -> Tensor:

@@ -193,11 +193,12 @@ class DiskStore:
     """Blocks in a safetensors file at `path`, read and written in place with one scattered system call per contiguous run.
 
     `drop_cache` writes each block through to the disk and drops it from the page cache after use, so that every read
-    is a real one.
+    is a real one. With `part` = (rank, ranks) only one of equal slices of each block is read and written.
     """
 
     def __init__(self, path: Path, codecs: Sequence[Codec], device: torch.device, drop_cache: bool = False):
         self.path, self.codecs, self.drop_cache = path, codecs, drop_cache
+        self.part = (0, 1)
         header, start = read_header(path)
         self._fd = os.open(path, os.O_RDWR)
         if drop_cache:  # the file may be in the page cache from being written
@@ -223,28 +224,43 @@ class DiskStore:
     def read(self, block: int, device: Tensor) -> int:
         codec = self.codecs[block]
         raw = self._staging[0] if self._staging else device
+        moved = 0
         for offset, views in self._runs(block, raw, writable_only=False):
+            nbytes = sum(len(v) for v in views)
             _transfer(os.preadv, self._fd, views, offset, self.path)
-            self._forget(offset, sum(len(v) for v in views))
+            self._forget(offset, nbytes)
+            moved += nbytes
         if self._staging:
-            codec.decode(raw, device)
-        return sum(f.nbytes for f in codec.stored.fields)
+            own = self.own(block)
+            codec.decode(raw, device) if self.part[1] == 1 else device[own].copy_(raw[own], non_blocking=True)
+        return moved
+
+    def slice_nbytes(self, block: int) -> int:
+        """What each rank's slice of a block takes in its buffer; the last may be shorter, or empty."""
+        return round_up(-(-self.codecs[block].stored.nbytes // self.part[1]), ALIGNMENT["cpu"])
+
+    def own(self, block: int) -> slice:
+        """This rank's slice of the buffer of a block."""
+        size, nbytes = self.slice_nbytes(block), self.codecs[block].stored.nbytes
+        return slice(min(self.part[0] * size, nbytes), min((self.part[0] + 1) * size, nbytes))
 
     def write(self, block: int, device: Tensor, generator: torch.Generator | None = None) -> int:
         codec = self.codecs[block]
         raw = self._staging[1] if self._staging else device
         if self._staging:
-            codec.encode(device, raw, generator)
+            own = self.own(block)
+            codec.encode(device, raw, generator) if self.part[1] == 1 else raw[own].copy_(device[own], non_blocking=True)
             if device.is_cuda:
                 torch.cuda.current_stream(device.device).synchronize()
         runs = list(self._runs(block, raw, writable_only=True))
+        moved = [sum(len(v) for v in views) for _, views in runs]  # before: a transfer uses the views up
         for offset, views in runs:
             _transfer(os.pwritev, self._fd, views, offset, self.path)
         if self.drop_cache:
             os.fdatasync(self._fd)
-            for offset, views in runs:
-                self._forget(offset, sum(len(v) for v in views))
-        return sum(f.nbytes for f in codec.stored.fields if f.writable)
+            for offset, nbytes in zip((offset for offset, _ in runs), moved, strict=True):
+                self._forget(offset, nbytes)
+        return sum(moved)
 
     def write_tensor(self, name: str, tensor: Tensor) -> None:
         """Put one tensor that does not travel (a resident one) into the file."""
@@ -266,11 +282,13 @@ class DiskStore:
         """(file offset, buffers) of each run of tensors that lie side by side in the file."""
         layout = self.codecs[block].stored
         data = memoryview(raw.numpy())
-        wanted = sorted(
-            (at, o, f.nbytes)
+        own = self.own(block)
+        clipped = (
+            (at + max(0, own.start - o), max(o, own.start), min(o + f.nbytes, own.stop) - max(o, own.start))
             for f, o, at in zip(layout.fields, layout.offsets, self._at[block], strict=True)
-            if f.nbytes and (f.writable or not writable_only)
+            if f.writable or not writable_only
         )
+        wanted = sorted((at, o, nbytes) for at, o, nbytes in clipped if nbytes > 0)
         start, end, views = -1, -1, []  # type: ignore[var-annotated]
         for at, offset, nbytes in wanted:
             if at != end or len(views) == 512:  # the system takes 1024 buffers a call
