@@ -366,6 +366,16 @@ class ZO2:
         return set() if self._pager is None else set(self._pager.pointers)
 
     @property
+    def store(self) -> RamStore | DiskStore | None:
+        """The host tier; None where no block leaves the device."""
+        return None if self._pager is None else self._pager.store
+
+    def exchange_through(self, complete: Callable[[int, Tensor], None], nbytes: int) -> None:
+        """See `Pager.exchange_through`."""
+        assert self._pager is not None
+        self._pager.exchange_through(complete, nbytes)
+
+    @property
     def host_nbytes(self) -> int:
         """What the blocks take on the host tier."""
         return self._pager.store.nbytes if self._pager else 0

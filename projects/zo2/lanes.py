@@ -128,10 +128,10 @@ class Pager:
     def exchange_through(self, complete: Callable[[int, Tensor], None], nbytes: int) -> None:
         """From now on an upload brings a part of a block, and `complete(block, buffer)`, on a fourth lane, the rest of it.
 
-        `nbytes` is what that needs of a buffer. Call it before the first block is acquired.
+        `nbytes` is what that needs of a buffer. Call it while no block is in use.
         """
-        assert not self.traffic.uploads
-        self.nbytes, self._complete = nbytes, complete
+        self.drop()
+        self.traffic, self.nbytes, self._complete = Traffic(), nbytes, complete
         self._exchange = Lane("exchange", self.device, self._upload.overlaps)
         for slot in self._slots if self.reuse else ():
             slot.buffer = None

@@ -235,6 +235,12 @@ class DiskStore:
             codec.decode(raw, device) if self.part[1] == 1 else device[own].copy_(raw[own], non_blocking=True)
         return moved
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and number of the file: the same for two processes that have the same one open."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
     def slice_nbytes(self, block: int) -> int:
         """What each rank's slice of a block takes in its buffer; the last may be shorter, or empty."""
         return round_up(-(-self.codecs[block].stored.nbytes // self.part[1]), ALIGNMENT["cpu"])
