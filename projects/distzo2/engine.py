@@ -12,7 +12,7 @@ import hashlib
 import json
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,11 +99,7 @@ class DistZO2:
 
     def check(self) -> None:
         """Raise UserError on all ranks when the weights of one differ in a bit from those of rank 0."""
-        digest = hashlib.sha256()
-        for name, tensor in self.engine.tensors():
-            digest.update(name.encode())
-            digest.update(_bytes(tensor))
-        self._compare({"weights": digest.digest()}, "the replicas have parted after step {steps}: ")
+        self._compare({"weights": digest(self.engine.tensors())}, "the replicas have parted after step {steps}: ")
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Write the weights to a safetensors file. All ranks call it and see the blocks pass; rank 0 writes."""
@@ -144,14 +140,10 @@ class DistZO2:
     def _same_engines(self) -> None:
         engine = self.engine
         lr = engine.lr if isinstance(engine.lr, float | int) else None
-        weights = hashlib.sha256()
-        for name, tensor in engine.tensors():
-            weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            weights.update(_bytes(tensor))
         options = {"seed": engine.seed, "eps": engine.eps, "lr": lr, "weight_decay": engine.weight_decay, "probe": engine.probe}
         options |= {"no_decay": engine.no_decay, "threads": torch.get_num_threads(), "torch": torch.__version__}
         digests = {name: hashlib.sha256(json.dumps(value).encode()).digest() for name, value in options.items()}
-        self._compare({**digests, "weights": weights.digest()}, "the ranks must be alike: ")
+        self._compare({**digests, "weights": digest(engine.tensors())}, "the ranks must be alike: ")
 
     def _compare(self, digests: dict[str, bytes], what: str) -> None:
         """Eight bytes a digest from each rank; UserError, on all, where one is not rank 0's."""
@@ -205,21 +197,30 @@ class DistZO2:
         return list(ranks.values())
 
 
-def shared_engine(make: Callable[[], nn.Module], path: Path, **options: Any) -> ZO2:
+def shared_engine(make: Callable[[], nn.Module], path: Path, empty: Callable[[], nn.Module] | None = None, **options: Any) -> ZO2:
     """An engine for sliced transfers: rank 0 writes the model's weights to `path`, and every rank trains in that one file.
 
     Args:
-        make: makes the model. It is called once more on each rank to make one without memory for its parameters.
+        make: makes the model, on rank 0.
+        empty: makes one with its parameters on the meta device, on every rank; by default `make` once more, with no memory for parameters.
         options: of `ZO2`.
     """
     if dist.get_rank() == 0:
         model = make()
         ZO2(model, storage=path, **options).close()
     dist.barrier()
-    with init_empty_weights(include_buffers=False):
-        empty = make()
-    return ZO2(empty, storage=path, **options)
+    if empty is None:
+        with init_empty_weights(include_buffers=False):
+            model = make()
+    else:
+        model = empty()
+    return ZO2(model, storage=path, **options)
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> bytes:
+    """SHA-256 of names, types, shapes and every bit."""
+    found = hashlib.sha256()
+    for name, tensor in tensors:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.digest()

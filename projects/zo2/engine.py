@@ -550,7 +550,7 @@ class ZO2:
         """Take the visiting unit's own parameters to theta + eps z, theta - eps z or back to theta."""
         if phase == visit.phase:
             return
-        inplace = {("home", "plus"): 1.0, ("plus", "minus"): -2.0, ("minus", "home"): 1.0, ("plus", "home"): -1.0}
+        inplace = {("home", "plus"): 1.0, ("plus", "minus"): -2.0, ("minus", "home"): 1.0, ("plus", "home"): -1.0, ("home", "minus"): -1.0}
         if visit.state is not None and (self.probe == "inplace" or phase != "home"):
             self._probe_noise.restore(visit.state)
         for parameter, home, noise, work in visit.tensors:

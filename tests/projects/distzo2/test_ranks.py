@@ -1,4 +1,4 @@
-"""Ranks under torchrun against one process: the same losses, gradients and weights, to the last bit, however work and transfers are divided."""
+"""Ranks under torchrun against one process: equal losses, gradients and weights, to the last bit, however work and transfers are divided."""
 
 import importlib.util
 import json
@@ -54,7 +54,7 @@ def ranks(folder):
 
 @pytest.mark.parametrize(("world", "name"), CASES)
 def test_every_rank_is_one_process(world, name, ranks):
-    *_, more, sizes, by_rows = ONE.SCENARIOS[world][name]
+    *_, sizes, by_rows = ONE.SCENARIOS[world][name]
     found = [one[name] for one in ranks(world)]
     assert all(one["steps"] == found[0]["steps"] and one["weights"] == found[0]["weights"] for one in found)
     assert len(found[0]["steps"]) == ONE.STEPS >= 20

@@ -1,0 +1,238 @@
+"""One rank of an experiment, started by `_launch.py`: python -m projects.distzo2.experiments._ranks TASK CONFIG FOLDER"""
+
+import gc
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import init_empty_weights
+
+from projects.distzo2 import DistZO2, device_mesh, distributed
+from projects.distzo2.baselines import NaiveRestore
+from projects.distzo2.engine import digest, shared_engine
+from projects.zo2 import ZO2
+from projects.zo2.tasks import Batch, random_tokens
+from shared import meters
+from shared.models import causal_lm_config, random_causal_lm
+
+Rows = list[dict[str, Any]]
+
+# mode: dp, pert, transfer
+MODES = {
+    "ZO2": (1, 1, "replicated"),
+    "PertP": (1, 2, "replicated"),
+    "PertP, sliced": (1, 2, "sliced"),
+    "PertP, naive restore": (1, 2, "replicated"),
+    "DDP": (2, 1, "replicated"),
+    "DDP, sliced": (2, 1, "sliced"),
+    "DDP x 3": (3, 1, "replicated"),
+    "DDP x 3, sliced": (3, 1, "sliced"),
+    "DDP x 4": (4, 1, "replicated"),
+    "DDP x 4, sliced": (4, 1, "sliced"),
+    "2D": (2, 2, "replicated"),
+    "2D, sliced": (2, 2, "sliced"),
+}
+
+
+def world_of(mode: str) -> int:
+    """How many ranks a mode takes."""
+    dp, pert, _ = MODES[mode]
+    return dp * pert
+
+
+def shape_of(config: dict[str, Any]) -> Any:
+    """The configuration of the model."""
+    return causal_lm_config("llama", config["layers"], config["hidden"], config["heads"], config["vocabulary"], positions=config["tokens"])
+
+
+def make_model(config: dict[str, Any]) -> Any:
+    """A Llama-shaped model with random weights."""
+    return random_causal_lm(shape_of(config), config["seed"])
+
+
+def empty_model(config: dict[str, Any]) -> Any:
+    """The same without memory for its parameters."""
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(shape_of(config))
+    model.tie_weights()
+    return model.eval()
+
+
+def make_batch(config: dict[str, Any], step: int, shares: int) -> list[Batch]:
+    """A global batch of `shares` micro-batches."""
+    drawn = random_tokens(config["vocabulary"], config["batch_size"], config["tokens"], shares, config["seed"] + 1000 * step)
+    return drawn
+
+
+def options(config: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Of the engines. The learning rate is large enough that the weights move."""
+    return {"lr": config["lr"], "eps": 1e-3, "seed": config["seed"], **more}
+
+
+def make_engine(mode: str, config: dict[str, Any], folder: Path, **more: Any) -> DistZO2:
+    """This rank's part of a mode."""
+    dp, pert, transfer = MODES[mode]
+    if transfer == "sliced":
+        number = len(list(folder.glob("*.safetensors")))
+        dist.barrier()
+        file = folder / f"{mode}-{number}.safetensors"
+        engine = shared_engine(lambda: make_model(config), file, lambda: empty_model(config), **options(config, **more))
+    else:
+        kind = NaiveRestore if "naive" in mode else ZO2
+        engine = kind(make_model(config), storage="ram", **options(config, **more))
+    return DistZO2(engine, device_mesh(dp, pert), transfer, check_every=0)  # type: ignore[arg-type]
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def equality(config: dict[str, Any], folder: Path) -> Rows:
+    """Losses, gradients and the digest of all weights after each mode's steps."""
+    rows: Rows = []
+    for mode in config["modes"]:
+        ddp = make_engine(mode, config, folder)
+        steps = [ddp.step(make_batch(config, step, config["shares"])) for step in range(config["steps"])]
+        rows.append(
+            {
+                "mode": mode,
+                "losses": [one.loss.hex() for one in steps],
+                "gradients": [one.projected_gradient.hex() for one in steps],
+                "weights": digest(ddp.engine.tensors()).hex(),
+            }
+        )
+        ddp.engine.close()
+    return rows
+
+
+def communication(config: dict[str, Any], folder: Path) -> Rows:
+    """Bytes of this rank a step, by what they are."""
+    rows: Rows = []
+    for mode in config["modes"]:
+        ddp = make_engine(mode, config, folder)
+        ddp.step(make_batch(config, 0, config["shares"]))
+        before = (ddp.engine.traffic.bytes_up, ddp.engine.traffic.bytes_down, ddp.exchanged.total(), ddp.bytes_sent)
+        for step in range(config["steps"]):
+            ddp.step(make_batch(config, step, config["shares"]))
+        after = (ddp.engine.traffic.bytes_up, ddp.engine.traffic.bytes_down, ddp.exchanged.total(), ddp.bytes_sent)
+        up, down, exchanged, sent = ((b - a) / config["steps"] for a, b in zip(before, after, strict=True))
+        rows.append({"mode": mode, "host_up_bytes": up, "host_down_bytes": down, "exchanged_bytes": exchanged, "scalar_bytes": sent})
+        ddp.engine.close()
+    model = make_model(config)
+    batch = make_batch(config, 0, 1)[0]
+    model(**batch).loss.backward()
+    sent = 0
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+        sent += parameter.grad.nbytes
+    rows.append({"mode": "first-order DDP", "host_up_bytes": 0.0, "host_down_bytes": 0.0, "exchanged_bytes": 0.0, "scalar_bytes": float(sent)})
+    return rows
+
+
+def memory(config: dict[str, Any], folder: Path) -> Rows:
+    """The most bytes that torch hands out on this rank in a step, for each depth."""
+    rows: Rows = []
+    for mode in config["modes"]:
+        for layers in config["depths"]:
+            deep = {**config, "layers": layers}
+            with meters.live_bytes() as meter:
+                ddp = make_engine(mode, deep, folder)
+                gc.collect()
+                ddp.step(make_batch(deep, 0, config["shares"]))
+                with meter.phase("step"):
+                    ddp.step(make_batch(deep, 1, config["shares"]))
+                ddp.engine.close()
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            rows.append({"mode": mode, "layers": layers, "device_peak_bytes": meter.peak_bytes("step"), "process_peak_bytes": peak})
+            del ddp
+            gc.collect()
+    return rows
+
+
+def throughput(config: dict[str, Any], folder: Path) -> Rows:
+    """Seconds of a step of the same global batch, of each mode in turns: by one process (while the other ranks rest) and by all."""
+    rank = dist.get_rank()
+    work: dict[str, Callable[[int], None]] = {}
+    if rank == 0:
+        alone = ZO2(make_model(config), storage="ram", **options(config))
+    for threads in config["alone_threads"]:
+
+        def one(step: int, threads: int = threads) -> None:
+            if rank == 0:
+                torch.set_num_threads(threads)
+                alone.step(make_batch(config, step, config["shares"]))
+                torch.set_num_threads(1)
+
+        work[f"one process, {threads} thread{'s' if threads > 1 else ''}"] = one
+    for mode in config["modes"]:
+        ddp = make_engine(mode, config, folder)
+        work[mode] = lambda step, ddp=ddp: ddp.step(make_batch(config, step, config["shares"]))  # type: ignore[misc]
+    rows: Rows = []
+    for repeat in range(-1, config["repeats"]):
+        for mode, step in work.items():
+            dist.barrier()
+            start, own = perf_counter(), process_time()
+            step(repeat + 1)
+            own = process_time() - own  # before the barrier: gloo waits in a loop
+            dist.barrier()
+            if repeat >= 0:
+                rows.append({"mode": mode, "repeat": repeat, "step_seconds": perf_counter() - start, "process_seconds": own})
+    return rows
+
+
+def link(config: dict[str, Any], folder: Path) -> Rows:
+    """Seconds of a step when the ranks share a link to the host of so many bytes a second, which is emulated by waiting."""
+    rows: Rows = []
+    world = dist.get_world_size()
+    for mode in config["modes"]:
+        ddp = make_engine(mode, config, folder)
+        store = ddp.engine.store
+        assert store is not None
+        rate: list[float] = [0.0]
+        for name in ("read", "write"):
+
+            def throttled(*arguments: Any, plain: Callable[..., int] = getattr(store, name)) -> int:
+                start = perf_counter()
+                moved = plain(*arguments)
+                if rate[0]:
+                    time.sleep(max(0.0, moved * world / rate[0] - (perf_counter() - start)))
+                return moved
+
+            setattr(store, name, throttled)
+        for megabytes in config["link_megabytes_per_second"]:
+            rate[0] = 1e6 * megabytes
+            ddp.step(make_batch(config, 0, config["shares"]))
+            before = ddp.engine.traffic.bytes_up
+            for repeat in range(config["repeats"]):
+                dist.barrier()
+                start = perf_counter()
+                ddp.step(make_batch(config, repeat, config["shares"]))
+                dist.barrier()
+                seconds = perf_counter() - start
+                row = {"mode": mode, "link_megabytes_per_second": megabytes, "repeat": repeat, "step_seconds": seconds}
+                rows.append({**row, "uploaded_bytes": ddp.engine.traffic.bytes_up - before})
+                before = ddp.engine.traffic.bytes_up
+        ddp.engine.close()
+    return rows
+
+
+TASKS = {task.__name__: task for task in (equality, communication, memory, throughput, link)}
+
+
+def main(task: str, config: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    with distributed(timeout_seconds=300):
+        rows = TASKS[task](json.loads(config), Path(folder))
+        (Path(folder) / f"{dist.get_rank()}.json").write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
