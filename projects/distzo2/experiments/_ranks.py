@@ -133,7 +133,9 @@ def communication(config: dict[str, Any], folder: Path) -> Rows:
     for parameter in model.parameters():
         dist.all_reduce(parameter.grad)
         sent += parameter.grad.nbytes
-    rows.append({"mode": "first-order DDP", "host_up_bytes": 0.0, "host_down_bytes": 0.0, "exchanged_bytes": 0.0, "scalar_bytes": float(sent)})
+    rows.append(
+        {"mode": "first-order DDP", "host_up_bytes": 0.0, "host_down_bytes": 0.0, "exchanged_bytes": 0.0, "scalar_bytes": float(sent)}
+    )
     return rows
 
 

@@ -1,0 +1,145 @@
+"""Every claim of DistZO2 fails on rows that must fail it, and holds on rows that must hold it; in between it says so."""
+
+import pandas as pd
+import pytest
+
+from projects.distzo2 import claims
+from projects.distzo2.tables import ONE, links, peaks, per_rank, speedups
+from shared.claims import require_falsifiable
+
+
+def equality(differing: int = 0, weights: bool = True, replicas: bool = True, steps: int = 30, naive: int = 50) -> dict:
+    common = {"ranks": 2, "steps": steps, "gradients_differing": 0}
+    good = {"losses_differing": differing, "weights_equal": weights, "replicas_equal": replicas}
+    bad = {"losses_differing": naive, "weights_equal": False, "replicas_equal": False}
+    return {"equality": [{**common, "mode": "PertP", **good}, {**common, "mode": "PertP, naive restore", **bad}]}
+
+
+def throughput(ddp: float = 1.7, model: str | None = None) -> dict:
+    rows = []
+    for repeat in range(6):
+        for mode, seconds in ((ONE, 1.0), ("one process, 2 threads", 0.8), ("DDP", 1 / ddp)):
+            for rank in range(2):
+                own = seconds if rank == 0 else seconds * 0.9  # the slower rank counts
+                row = {"mode": mode, "repeat": repeat, "rank": rank, "step_seconds": own, "process_seconds": own, "tokens": 100}
+                rows.append(row | ({"model": model} if model else {}))
+    return {"throughput": rows}
+
+
+def memory(rank: float = 0.9, deep: float = 1.0) -> dict:
+    rows = []
+    for layers, growth in ((4, 1.0), (12, deep)):
+        for mode, ranks, share in (("ZO2", 1, 1.0), ("PertP", 2, rank)):
+            rows += [
+                {
+                    "mode": mode,
+                    "ranks": ranks,
+                    "rank": r,
+                    "layers": layers,
+                    "device_peak_bytes": 100 * share * (growth if mode != "ZO2" else 1),
+                }
+                for r in range(ranks)
+            ]
+    return {"memory": rows}
+
+
+def communication(scalars: float = 24.0, busiest: float = 50.0) -> dict:
+    rows = []
+    for mode, ups in (("DDP", (100.0, 100.0)), ("DDP, sliced", (busiest, 100.0 - busiest)), ("first-order DDP", (0.0, 0.0))):
+        for rank, up in enumerate(ups):
+            sent = 4e6 if mode.startswith("first") else scalars
+            rows.append(
+                {
+                    "mode": mode,
+                    "ranks": 2,
+                    "rank": rank,
+                    "parameters": 10**6,
+                    "micro_batches": 1,
+                    "host_up_bytes": up,
+                    "host_down_bytes": up,
+                }
+                | {"exchanged_bytes": 0.0, "scalar_bytes": sent}
+            )
+    return {"communication": rows}
+
+
+def link(slow: float = 1.7) -> dict:
+    rows = []
+    for rate, gain in ((0.0, 0.95), (0.1, 1.2), (0.05, slow)):
+        for mode, seconds in (("DDP", 1.0), ("DDP, sliced", 1 / gain)):
+            for repeat in range(3):
+                for rank in range(2):
+                    row = {"link_gigabytes_per_second": rate, "mode": mode, "repeat": repeat, "rank": rank, "uploaded_bytes": 2e7}
+                    rows.append(row | {"step_seconds": seconds})
+    return {"link": rows}
+
+
+HOLDING = {
+    "distzo2.equal": equality(),
+    "distzo2.large": throughput(3.5, "opt-175b"),
+    "distzo2.throughput": throughput(),
+    "distzo2.memory": memory(),
+    "distzo2.communication": communication(),
+    "distzo2.slices": communication(),
+    "distzo2.link": link(),
+}
+FAILING = {
+    "distzo2.equal": equality(differing=1),
+    "distzo2.large": throughput(0.9, "opt-175b"),
+    "distzo2.throughput": throughput(0.9),
+    "distzo2.memory": memory(rank=1.5),
+    "distzo2.communication": communication(scalars=32.0),
+    "distzo2.slices": communication(busiest=90.0),
+    "distzo2.link": link(slow=0.9),
+}
+
+
+def test_every_claim_can_fail_and_can_hold():
+    require_falsifiable("distzo2", failing=FAILING, holding=HOLDING)
+
+
+@pytest.mark.parametrize(
+    ("check", "rows", "wanted"),
+    [
+        (claims.equal, equality(weights=False), "fails"),
+        (claims.equal, equality(replicas=False), "fails"),
+        (claims.equal, equality(steps=10), "partly"),
+        (claims.large, throughput(), "not tested here"),
+        (claims.large, throughput(2.0, "opt-175b"), "partly"),
+        (claims.throughput, throughput(1.3), "partly"),
+        (claims.memory, memory(rank=1.1), "partly"),
+        (claims.memory, memory(deep=1.4), "partly"),
+        (claims.slices, communication(busiest=60.0), "partly"),
+        (claims.link, link(slow=1.2), "partly"),
+    ],
+)
+def test_in_between_it_says_so(check, rows, wanted):
+    assert check(**{name: pd.DataFrame(one) for name, one in rows.items()}).verdict == wanted
+
+
+def test_the_slower_rank_is_the_step_and_rounds_are_paired():
+    rows = [
+        {"mode": mode, "repeat": r, "rank": rank, "step_seconds": s, "process_seconds": s, "tokens": 10}
+        for r, (one, two) in enumerate([(4.0, 2.0), (40.0, 20.0), (8.0, 4.0)])
+        for mode, both in ((ONE, (one, 0.1)), ("DDP", (0.1, two)))
+        for rank, s in enumerate(both)
+    ]
+    found = speedups(pd.DataFrame(rows)).set_index("mode")
+    assert found.loc["DDP", "speedup_ratio"] == 2.0
+    assert found.loc["DDP", "tokens_per_second"] == 2.5
+
+
+def test_shares_are_of_the_blocks_and_of_zo2():
+    found = per_rank(pd.DataFrame(communication(busiest=60.0)["communication"])).set_index("mode")
+    assert found.loc["DDP, sliced", ["host_share", "all_share"]].tolist() == [0.6, 1.0]
+    assert peaks(pd.DataFrame(memory(rank=0.7)["memory"])).set_index(["mode", "layers"]).loc[("PertP", 12), "zo2_ratio"] == pytest.approx(
+        0.7
+    )
+
+
+def test_a_link_is_predicted_by_the_longer_of_the_step_and_the_bytes_of_both_ranks():
+    found = links(pd.DataFrame(link()["link"])).set_index("link_gigabytes_per_second")
+    assert found.loc[0.0, "predicted_seconds"] == 1.0
+    assert found.loc[0.05, "predicted_seconds"] == pytest.approx(1.0)  # 2 x 20 MB at 50 MB/s are 0.8 s: the step is longer
+    slower = [{**row, "uploaded_bytes": 5e7} for row in link()["link"]]
+    assert links(pd.DataFrame(slower)).set_index("link_gigabytes_per_second").loc[0.05, "predicted_seconds"] == pytest.approx(2.0)
