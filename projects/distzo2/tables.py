@@ -13,8 +13,8 @@ FIRST_ORDER = "first-order DDP"
 def equality(equality: pd.DataFrame) -> Table:
     return Table(
         title="Ranks and one process",
-        caption="How many of all ranks' losses and projected gradients differ in a bit from those of ZO2 in one process that walks the same "
-        "micro-batches in order, and whether all weights are equal to the last bit at the end.",
+        caption="How many of all ranks' losses and projected gradients differ in a bit from those of ZO2 in one process, which walks "
+        "the same micro-batches in order, and whether all weights are equal to the last bit at the end.",
         frame=equality,
         columns={
             "mode": "mode",
@@ -58,8 +58,8 @@ def communication(communication: pd.DataFrame) -> Table:
     found["scalars"] = [f"{b:,.0f} B" for b in found["scalar_bytes"]]
     return Table(
         title="Bytes of a rank and step",
-        caption="What the busiest rank moves over its link to the host, what it takes from other ranks' slices, and what it sends of losses; "
-        "for first-order data parallelism the gradient that it gives to all-reduce.",
+        caption="What the busiest rank moves over its link to the host, what it takes from other ranks' slices, and what it sends of "
+        "losses; for first-order data parallelism the gradient that it gives to all-reduce.",
         frame=found,
         columns={
             "mode": "mode",
@@ -95,7 +95,7 @@ def memory(memory: pd.DataFrame) -> Table:
             "device_peak_bytes": "peak of the fullest rank",
             "zo2_ratio": Column("of ZO2's", "{:.3f}"),
         },
-        notes=[RANDOM, "Sliced ranks hold a slice more: what they give to the exchange."],
+        notes=[RANDOM],
     )
 
 
@@ -130,8 +130,8 @@ def throughput(throughput: pd.DataFrame) -> Table:
     found["interval"] = [f"{low:.2f} to {high:.2f}" for low, high in found[["low_ratio", "high_ratio"]].to_numpy(float)]
     return Table(
         title="Throughput",
-        caption="Wall time of a step of the same global batch, in turns: by one process while the other rank rests, and by two ranks of one "
-        "thread each. The interval holds the true median ratio with a probability of at least 95 %.",
+        caption="Wall time of a step of the same global batch, in turns: by one process while the other rank rests, and by two ranks of "
+        "one thread each. The interval holds the true median ratio with a probability of at least 95 %.",
         frame=found,
         columns={
             "mode": "mode",

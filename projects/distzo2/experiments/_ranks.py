@@ -133,10 +133,8 @@ def communication(config: dict[str, Any], folder: Path) -> Rows:
     for parameter in model.parameters():
         dist.all_reduce(parameter.grad)
         sent += parameter.grad.nbytes
-    rows.append(
-        {"mode": "first-order DDP", "host_up_bytes": 0.0, "host_down_bytes": 0.0, "exchanged_bytes": 0.0, "scalar_bytes": float(sent)}
-    )
-    return rows
+    nothing = dict.fromkeys(("host_up_bytes", "host_down_bytes", "exchanged_bytes"), 0.0)
+    return [*rows, {"mode": "first-order DDP", **nothing, "scalar_bytes": float(sent)}]
 
 
 def memory(config: dict[str, Any], folder: Path) -> Rows:
@@ -190,6 +188,19 @@ def throughput(config: dict[str, Any], folder: Path) -> Rows:
     return rows
 
 
+def throttled(move: Callable[..., int], bytes_per_second: float) -> Callable[..., int]:
+    """`move`, which returns how many bytes it moved, at no more than so many bytes a second; 0: as it is."""
+
+    def slowly(*arguments: Any) -> int:
+        start = perf_counter()
+        moved = move(*arguments)
+        if bytes_per_second:
+            time.sleep(max(0.0, moved / bytes_per_second - (perf_counter() - start)))
+        return moved
+
+    return slowly
+
+
 def link(config: dict[str, Any], folder: Path) -> Rows:
     """Seconds of a step when the ranks share a link to the host of so many bytes a second, which is emulated by waiting."""
     rows: Rows = []
@@ -198,19 +209,10 @@ def link(config: dict[str, Any], folder: Path) -> Rows:
         ddp = make_engine(mode, config, folder)
         store = ddp.engine.store
         assert store is not None
-        rate: list[float] = [0.0]
-        for name in ("read", "write"):
-
-            def throttled(*arguments: Any, plain: Callable[..., int] = getattr(store, name)) -> int:
-                start = perf_counter()
-                moved = plain(*arguments)
-                if rate[0]:
-                    time.sleep(max(0.0, moved * world / rate[0] - (perf_counter() - start)))
-                return moved
-
-            setattr(store, name, throttled)
+        plain = {"read": store.read, "write": store.write}
         for megabytes in config["link_megabytes_per_second"]:
-            rate[0] = 1e6 * megabytes
+            for name, move in plain.items():
+                setattr(store, name, throttled(move, 1e6 * megabytes / world))
             ddp.step(make_batch(config, 0, config["shares"]))
             before = ddp.engine.traffic.bytes_up
             for repeat in range(config["repeats"]):

@@ -1,4 +1,4 @@
-"""Ranks under torchrun against one process: equal losses, gradients and weights, to the last bit, however work and transfers are divided."""
+"""Ranks under torchrun against one process: equal losses, gradients and weights to the last bit, however work and transfers are divided."""
 
 import importlib.util
 import json

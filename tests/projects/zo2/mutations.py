@@ -249,13 +249,13 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "        elif self._lockstep.active == self._streams // 2:\n",
+        "        elif self._lockstep.active == self._plus:\n",
         "        elif self._lockstep.active == self._streams - 1:\n",
         "with micro-batches only the last one sees theta - eps z",
     ),
     Mutation(
         ENGINE,
-        "        minus = self._lockstep.active >= self._streams // 2\n",
+        "        minus = self._lockstep.active >= self._plus\n",
         "        minus = False\n",
         "both forwards see the same copy of a shared parameter",
     ),
@@ -287,8 +287,8 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "        self.model.eval()\n        self._streams = 2 * len(micro_batches)\n",
-        "        self._streams = 2 * len(micro_batches)\n",
+        "        self.model.eval()\n        self._plus = len(micro_batches) if",
+        "        self._plus = len(micro_batches) if",
         "a step does not switch dropout off",
     ),
     Mutation(
@@ -366,8 +366,8 @@ MUTATIONS = [
     ),
     Mutation(
         STORAGE,
-        "        if self._staging:\n            codec.encode(device, raw, generator)\n",
-        "        if self._staging and generator is not None:\n            codec.encode(device, raw, generator)\n",
+        "codec.encode(device, raw, generator) if self.part[1] == 1 else",
+        "None if self.part[1] == 1 else",
         "low-bit blocks are not written back to the file",
     ),
     Mutation(
