@@ -48,8 +48,6 @@ class DistZO2:
             raise UserError(f"transfer must be replicated or sliced, not '{transfer}'")
         if mesh.mesh_dim_names != NAMES or mesh.size() != dist.get_world_size():
             raise UserError("the mesh must be one of device_mesh(dp, pert), over all ranks")
-        if engine.steps:
-            raise UserError("make the distributed engine before the first step")
         self.engine, self.mesh, self.check_every = engine, mesh, check_every
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.shares = mesh.size(0)
@@ -140,8 +138,14 @@ class DistZO2:
     def _same_engines(self) -> None:
         engine = self.engine
         lr = engine.lr if isinstance(engine.lr, float | int) else None
-        options = {"seed": engine.seed, "eps": engine.eps, "lr": lr, "weight_decay": engine.weight_decay, "probe": engine.probe}
-        options |= {"no_decay": engine.no_decay, "threads": torch.get_num_threads(), "torch": torch.__version__}
+        options: dict[str, Any] = {
+            "seed": engine.seed,
+            "eps": engine.eps,
+            "lr": lr,
+            "weight_decay": engine.weight_decay,
+            "probe": engine.probe,
+        }
+        options |= {"no_decay": engine.no_decay, "steps": engine.steps, "threads": torch.get_num_threads(), "torch": torch.__version__}
         digests = {name: hashlib.sha256(json.dumps(value).encode()).digest() for name, value in options.items()}
         self._compare({**digests, "weights": digest(engine.tensors())}, "the ranks must be alike: ")
 

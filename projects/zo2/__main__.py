@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m projects.zo2", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    positive, natural, share = number(int, 1), number(int, 0), number(float, 0)
+    positive = number(int, 1)
 
     added = commands.add_parser(
         "finetune",
@@ -57,27 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     group.add_argument("--threads", type=positive, metavar="N", help="of the computation (torch's default)")
 
-    group = added.add_argument_group("batches")
-    group.add_argument("--sequence-length", type=number(int, 2), default=256, metavar="N", help="tokens in a row (256)")
-    group.add_argument("--batch-size", type=positive, default=1, metavar="N", help="rows in a forward (1)")
-    group.add_argument("--accumulate", type=positive, default=1, metavar="N", help="forwards whose losses a step averages (1)")
+    add_training(added)
+
+    group = added.add_argument_group("evaluation")
     group.add_argument("--eval-data", type=Path, metavar="FILE", help="held-out .jsonl or .txt; its loss is printed")
     group.add_argument("--eval-every", type=positive, default=100, metavar="N", help="steps between evaluations (100)")
     group.add_argument("--eval-rows", type=positive, default=64, metavar="N", help="rows an evaluation takes at most (64)")
-
-    group = added.add_argument_group("optimiser")
-    group.add_argument("--lr", type=share, help="learning rate (1e-6; with LoRA 1e-4)")
-    group.add_argument("--lr-schedule", choices=("constant", "linear", "cosine"), default="constant", help="constant (default), or to 0")
-    group.add_argument("--warmup-steps", type=natural, default=0, metavar="N", help="linear warm-up (0)")
-    group.add_argument("--eps", type=number(float, 0, above=True), default=1e-3, help="size of the perturbation (1e-3)")
-    group.add_argument("--weight-decay", type=share, default=0.0, metavar="X", help="(0)")
-    group.add_argument("--probe", choices=("inplace", "fresh"), default="inplace", help="inplace: bitwise MeZO; fresh: without its drift")
-    group.add_argument("--seed", type=natural, default=0, metavar="N", help="of noise and order (0)")
-
-    group = added.add_argument_group("LoRA")
-    group.add_argument("--lora-rank", type=positive, metavar="R", help="train adapters only and save them as PEFT does")
-    group.add_argument("--lora-alpha", type=positive, metavar="N", help="scale of the adapters (2 R)")
-    group.add_argument("--lora-targets", metavar="A,B", help="modules to adapt, as q_proj,v_proj (all linear ones but the head)")
 
     group = added.add_argument_group("faults")
     group.add_argument("--checkpoint-every", type=positive, default=100, metavar="N", help="steps between checkpoints (100)")
@@ -95,6 +80,29 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the weights go")
     added.add_argument("--storage", choices=("ram", "disk"), default="ram", help="where the blocks rest (ram)")
     return parser
+
+
+def add_training(added: argparse.ArgumentParser) -> None:
+    """The options that decide what is learnt: batches, optimiser, adapters."""
+    positive, natural, share = number(int, 1), number(int, 0), number(float, 0)
+    group = added.add_argument_group("batches")
+    group.add_argument("--sequence-length", type=number(int, 2), default=256, metavar="N", help="tokens in a row (256)")
+    group.add_argument("--batch-size", type=positive, default=1, metavar="N", help="rows in a forward (1)")
+    group.add_argument("--accumulate", type=positive, default=1, metavar="N", help="forwards whose losses a step averages (1)")
+
+    group = added.add_argument_group("optimiser")
+    group.add_argument("--lr", type=share, help="learning rate (1e-6; with LoRA 1e-4)")
+    group.add_argument("--lr-schedule", choices=("constant", "linear", "cosine"), default="constant", help="constant (default), or to 0")
+    group.add_argument("--warmup-steps", type=natural, default=0, metavar="N", help="linear warm-up (0)")
+    group.add_argument("--eps", type=number(float, 0, above=True), default=1e-3, help="size of the perturbation (1e-3)")
+    group.add_argument("--weight-decay", type=share, default=0.0, metavar="X", help="(0)")
+    group.add_argument("--probe", choices=("inplace", "fresh"), default="inplace", help="inplace: bitwise MeZO; fresh: without its drift")
+    group.add_argument("--seed", type=natural, default=0, metavar="N", help="of noise and order (0)")
+
+    group = added.add_argument_group("LoRA")
+    group.add_argument("--lora-rank", type=positive, metavar="R", help="train adapters only and save them as PEFT does")
+    group.add_argument("--lora-alpha", type=positive, metavar="N", help="scale of the adapters (2 R)")
+    group.add_argument("--lora-targets", metavar="A,B", help="modules to adapt, as q_proj,v_proj (all linear ones but the head)")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ class _Run:
         path = self.out / "steps.jsonl"
         known = read_log(path) if path.exists() else None
         if known is not None:
-            _same_run(known.header, header, self.out)
+            same_run(known.header, header, self.out)
             if len(known.steps) > options.steps:
                 raise UserError(f"{self.out} has made {len(known.steps)} steps already; --steps may only grow")
             if weights.saved_steps(self.final) == options.steps:
@@ -186,7 +186,7 @@ class _Run:
         held_out = None
         if options.eval_data:
             held_out = Corpus.build(options.eval_data, tokenizer, recipe.sequence_length, self.out / "eval-data")
-        model, prefix = _empty_model(self.folder, recipe, str(options.model))
+        model, prefix = empty_model(self.folder, recipe, str(options.model))
         longest = max(c.length for c in (corpus, held_out) if c is not None)
         work = budget.Workload(
             recipe.batch_size,
@@ -207,7 +207,7 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(budget.limit(self.size, self.device))
             start = max((self.checkpoint, self.final), key=lambda file: weights.saved_steps(file) or 0)
-            engine = _build_engine(model, prefix, self.folder, recipe, start, self.storage, self.working, self.device, plan, self._loss)
+            engine = build_engine(model, prefix, self.folder, recipe, start, self.storage, self.working, self.device, plan, self._loss)
             stack.callback(engine.close)
             if self.storage == "ram" and self.size is not None and self.device.type == "cpu":
                 budget.account_for(engine.host_nbytes)
@@ -267,7 +267,7 @@ class _Run:
                 step = engine.step(batches, lr=recipe.rate(done, options.steps))
                 log.step(step, engine.order)
                 lost = lost + 1 if step.skipped else 0
-                _show(progress, step, sum(batch["input_ids"].numel() for batch in batches))
+                show(progress, step, sum(batch["input_ids"].numel() for batch in batches))
 
     def _finish(self, engine: ZO2, log: StepLog) -> None:
         log.flush()
@@ -319,7 +319,7 @@ def _evaluate(engine: ZO2, corpus: Corpus, rows: int, batch_size: int) -> float:
     return engine.forward(run)
 
 
-def _same_run(known: dict[str, Any], now: dict[str, Any], out: Path) -> None:
+def same_run(known: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """Refuse to go on with something else than what the run in `out` began with."""
     for part, key, what in (("model", "fingerprint", "another --model"), ("data", "sha256", "other --data")):
         if known.get(part, {}).get(key) != now[part][key]:
@@ -351,12 +351,12 @@ def replay(options: argparse.Namespace) -> int:
     with runs.locked(out), runs.plain_errors(out):
         if final.exists() or (out / "steps.jsonl").exists():
             raise UserError(f"{out} holds a model already; name another --out")
-        model, prefix = _empty_model(folder, recipe, str(options.model))
+        model, prefix = empty_model(folder, recipe, str(options.model))
         working = out / "working.safetensors"
-        engine = _build_engine(model, prefix, folder, recipe, None, options.storage, working, runs.device(recipe.device), None, mean_loss)
+        engine = build_engine(model, prefix, folder, recipe, None, options.storage, working, runs.device(recipe.device), None, mean_loss)
         try:
             with runs.Progress(console, 0, len(log.steps)) as progress:
-                replay_log(engine, log, lambda done: _show(progress, log.steps[done - 1], 0))
+                replay_log(engine, log, lambda done: show(progress, log.steps[done - 1], 0))
             if lora:
                 save_lora_configuration(model, out)
             else:
@@ -372,7 +372,7 @@ def replay(options: argparse.Namespace) -> int:
 # ---- what both need --------------------------------------------------------------------------------------------------
 
 
-def _show(progress: runs.Progress, step: Step, tokens: int) -> None:
+def show(progress: runs.Progress, step: Step, tokens: int) -> None:
     """Show a step that has been made on `tokens` tokens."""
     if step.skipped:
         progress.line(f"step {step.number}: the loss is not finite; the step is skipped")
@@ -383,7 +383,7 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else getattr(torch, name)
 
 
-def _empty_model(folder: Path, recipe: Recipe, name: str) -> tuple[Any, str]:
+def empty_model(folder: Path, recipe: Recipe, name: str) -> tuple[Any, str]:
     """The model on the meta device, with adapters if the recipe has them, and the prefix of its body."""
     model = empty_causal_lm(folder, getattr(torch, recipe.dtype))
     prefix = model.base_model_prefix
@@ -394,7 +394,7 @@ def _empty_model(folder: Path, recipe: Recipe, name: str) -> tuple[Any, str]:
     return model, prefix
 
 
-def _build_engine(
+def build_engine(
     model: Any,
     prefix: str,
     folder: Path,
@@ -405,8 +405,12 @@ def _build_engine(
     device: torch.device,
     plan: budget.Plan | None,
     loss: Any,
+    write: bool = True,
 ) -> ZO2:
-    """The engine at the weights of the checkpoint `start`, or at the base model's where there is none."""
+    """The engine at the weights of the checkpoint `start`, or at the base model's where there is none.
+
+    `write` is False where another process has written the working file.
+    """
     steps = weights.saved_steps(start) if start is not None else None
     begun = start if steps is not None else None
     if recipe.lora_rank is not None:
@@ -416,7 +420,8 @@ def _build_engine(
     else:
         source = weights.folder_source(folder, prefix)
     if storage == "disk":
-        weights.write_working_file(model, source, working, _dtype(recipe.storage_dtype))
+        if write:
+            weights.write_working_file(model, source, working, _dtype(recipe.storage_dtype))
     else:
         weights.fill(model, source)
     engine = ZO2(

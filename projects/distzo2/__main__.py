@@ -1,0 +1,77 @@
+"""`torchrun -m projects.distzo2`: fine-tune the user's own language model with several processes."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from projects.zo2.__main__ import DTYPES, add_training
+from shared.errors import UserError
+from shared.runs import Parser, number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on this rank. Returns the exit status: 0, 1 (another rank ended), 2 (UserError), 128 + a signal's number."""
+    try:
+        options = _parser().parse_args(arguments)
+        from projects.distzo2 import finetune  # torch and transformers, which --help need not wait for
+
+        return finetune.finetune(options)
+    except UserError as error:
+        if _first():
+            print(f"distzo2: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("distzo2: stopped", file=sys.stderr)
+        return 130
+
+
+def _first() -> bool:
+    """Whether this is the rank that speaks for all."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="torchrun ... -m projects.distzo2", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    added = commands.add_parser(
+        "finetune",
+        help="fine-tune a causal language model on your text",
+        description="Fine-tune a causal language model on your text with forward passes only, shared out among processes. The result is "
+        "that of `python -m projects.zo2 finetune` with the same options, to the last bit. The same command goes on where it was stopped "
+        "or killed.",
+        epilog="example:\n"
+        "  torchrun --standalone --nproc-per-node 2 -m projects.distzo2 finetune --model smollm2-135m --data reviews.jsonl \\\n"
+        "    --accumulate 2 --steps 1000 --out tuned\n\n"
+        "a step's global batch is --accumulate micro-batches, which the ranks share out",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    added.set_defaults(storage_dtype=None, rounding="nearest", eval_data=None, eval_every=0)  # what ZO2's command has besides
+    added.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a model folder, smollm2-135m, or a hub id in your hub cache")
+    added.add_argument("--data", required=True, type=Path, metavar="FILE", help=".jsonl or .txt to train on")
+    added.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the model and the log go; a folder that all ranks see")
+    added.add_argument("--steps", type=number(int, 1), default=1000, metavar="N", help="steps in all (1000); may grow later")
+
+    group = added.add_argument_group("processes")
+    group.add_argument("--pert", type=int, choices=(1, 2), default=1, help="2: the two perturbed forwards on two ranks (1)")
+    group.add_argument(
+        "--transfer", choices=("replicated", "sliced"), default="replicated", help="sliced: each rank moves an N-th of a block"
+    )
+    group.add_argument(
+        "--check-every", type=number(int, 0), default=100, metavar="N", help="steps between comparisons of all weights (100)"
+    )
+    group.add_argument("--timeout", type=number(float, 1), default=300.0, metavar="S", help="seconds a rank waits for the others (300)")
+    group.add_argument("--device", default="cpu", help="cpu (default) or cuda: a GPU a rank")
+    group.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in and to save (float32)")
+
+    add_training(added)
+
+    group = added.add_argument_group("faults")
+    group.add_argument("--checkpoint-every", type=number(int, 1), default=100, metavar="N", help="steps between checkpoints (100)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
