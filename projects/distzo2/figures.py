@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from projects.distzo2.tables import links
+from projects.distzo2.tables import LANES, links
 from shared.figures import PALETTE
 
 
@@ -22,4 +22,28 @@ def link(link: pd.DataFrame) -> Figure:
     axes.minorticks_off()
     axes.set(xlabel="emulated link to the host, MB/s for two ranks", ylabel="step, ms", ylim=(0, None))
     axes.legend()
+    return figure
+
+
+def lanes(lanes: pd.DataFrame) -> Figure:
+    """One step on each rank: what each lane does when."""
+    modes = list(dict.fromkeys(lanes["mode"]))
+    figure, rows = plt.subplots(len(modes), 1, figsize=(8.4, 1.1 + 1.9 * len(modes)), sharex=True, squeeze=False)
+    colours = dict(zip(LANES, (PALETTE["orange"], PALETTE["purple"], PALETTE["blue"], PALETTE["green"]), strict=True))
+    for axes, mode in zip(rows[:, 0], modes, strict=True):
+        places = []
+        for rank in sorted(lanes["rank"].unique()):
+            for lane in LANES:
+                own = lanes[(lanes["mode"] == mode) & (lanes["rank"] == rank) & (lanes["lane"] == lane)]
+                if own.empty:
+                    continue
+                places.append(f"rank {rank}, {lane}")
+                for _, span in own.iterrows():
+                    begin, width = 1000 * span["begin_seconds"], 1000 * (span["end_seconds"] - span["begin_seconds"])
+                    axes.barh(len(places) - 1, width, left=begin, height=0.7, color=colours[lane], edgecolor="white", linewidth=0.4)
+        axes.set_yticks(range(len(places)), places)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_title(mode)
+    rows[-1, 0].set_xlabel("ms from the start of the step (the link to the host is emulated)")
     return figure

@@ -99,6 +99,38 @@ def memory(memory: pd.DataFrame) -> Table:
     )
 
 
+LANES = ("upload", "exchange", "compute", "offload")
+
+
+def shares(lanes: pd.DataFrame) -> pd.DataFrame:
+    """By mode and rank: each lane's part of the time that all of the rank's lanes work, and how much of the step it works."""
+    lanes = lanes.assign(busy_seconds=lanes["end_seconds"] - lanes["begin_seconds"])
+    busy = lanes.pivot_table(index=["mode", "rank"], columns="lane", values="busy_seconds", aggfunc="sum", sort=False).fillna(0.0)
+    steps = lanes.groupby(["mode", "rank"], sort=False)["step_seconds"].first()
+    found = pd.DataFrame({f"{lane}_share": busy.get(lane, 0.0) / busy.sum(axis=1) for lane in LANES})
+    found["computing_share"] = busy["compute"] / steps
+    found["step_seconds"] = steps
+    return found.reset_index()
+
+
+def lanes(lanes: pd.DataFrame) -> Table:
+    return Table(
+        title="What the lanes do",
+        caption="Each lane's part of the time that all lanes of a rank work during one step, in the layout of the supplementary's figure; "
+        "and the part of the step during which a block computes.",
+        frame=shares(lanes),
+        columns={
+            "mode": "mode",
+            "rank": "rank",
+            **{f"{lane}_share": Column(lane, "{:.1%}") for lane in LANES},
+            "computing_share": Column("step with a block computing", "{:.1%}"),
+            "step_seconds": "step",
+        },
+        paper=paper_numbers("distzo2", "lanes"),
+        notes=[RANDOM, "The link to the host is emulated by waiting; the paper's are four GPUs, OPT-1.3B, 2D."],
+    )
+
+
 ONE = "one process, 1 thread"
 
 

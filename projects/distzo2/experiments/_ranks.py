@@ -228,7 +228,32 @@ def link(config: dict[str, Any], folder: Path) -> Rows:
     return rows
 
 
-TASKS = {task.__name__: task for task in (equality, communication, memory, throughput, link)}
+def lanes(config: dict[str, Any], folder: Path) -> Rows:
+    """What each lane of this rank does during one step over an emulated link, in seconds from the step's start."""
+    rows: Rows = []
+    rate = 1e6 * config["link_megabytes_per_second"] / dist.get_world_size()
+    for mode in config["modes"]:
+        ddp = make_engine(mode, config, folder, trace=True)
+        store = ddp.engine.store
+        assert store is not None
+        for name in ("read", "write"):
+            setattr(store, name, throttled(getattr(store, name), rate))
+        for step in range(3):
+            ddp.step(make_batch(config, step, config["shares"]))
+        dist.barrier()
+        start = perf_counter()
+        ddp.step(make_batch(config, 3, config["shares"]))
+        end = perf_counter()
+        dist.barrier()
+        for span in ddp.engine.spans:
+            if span.end > start and span.start < end:
+                own = {"begin_seconds": max(span.start, start) - start, "end_seconds": min(span.end, end) - start}
+                rows.append({"mode": mode, "lane": span.lane, "block": span.block, **own, "step_seconds": end - start})
+        ddp.engine.close()
+    return rows
+
+
+TASKS = {task.__name__: task for task in (equality, communication, memory, throughput, link, lanes)}
 
 
 def main(task: str, config: str, folder: str) -> None:
