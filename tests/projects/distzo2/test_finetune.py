@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,3 +118,35 @@ def test_what_is_wrong_is_said_once_by_all_ranks_ending(world, more, said, folde
     assert len(lines) == 1
     assert said in lines[0]
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def node(port: int, arguments: list[str]) -> subprocess.Popen[str]:
+    """A launcher of one rank, of two that meet at an endpoint, as on a cluster."""
+    meeting = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-id",
+        "job",
+        "--rdzv-endpoint",
+        f"127.0.0.1:{port}",
+    ]
+    line = [sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "projects.distzo2", *arguments]
+    return subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_launchers_that_meet_at_an_endpoint_make_the_same_model(folder, alone, tmp_path):
+    port = free_port()
+    both = [node(port, options(folder, tmp_path / "out")) for _ in range(2)]
+    said = [one.communicate(timeout=150) for one in both]
+    assert [one.returncode for one in both] == [0, 0], said
+    assert digest(tmp_path / "out" / "model.safetensors") == alone
