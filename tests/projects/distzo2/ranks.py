@@ -64,7 +64,7 @@ def model(seed: int = 0) -> nn.Module:
 
 
 def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.cross_entropy(net(batch[0]), batch[1])
+    return nn.functional.cross_entropy(net(batch[0].to(net.shift.dtype)), batch[1])
 
 
 def batches(step: int, sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
@@ -105,6 +105,7 @@ SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], b
     3: {
         "DDP": (3, 1, "replicated", {}, [2, 2, 2], False),
         "DDP, sliced": (3, 1, "sliced", {}, [2, 2, 2], False),
+        "DDP, float64": (3, 1, "replicated", {"double": True}, [2, 2, 2], False),  # sums of float32 losses are exact in any order
     },
     4: {
         "DDP": (4, 1, "replicated", {}, [2, 2, 2, 2], False),
@@ -115,10 +116,16 @@ SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], b
 }
 
 
+def replica(more: dict[str, Any]) -> ZO2:
+    """An engine with a host tier of its own."""
+    net = model().double() if more.get("double") else model()
+    return ZO2(net, **options(**{"storage": "ram", **{key: value for key, value in more.items() if key != "double"}}))
+
+
 def one_process(name: str, world: int) -> dict[str, Any]:
     """The same steps by ZO2 alone, which walks the micro-batches in order."""
     _, _, _, more, sizes, _ = SCENARIOS[world][name]
-    engine = ZO2(model(), **options(**{**more, **({} if "storage" in more else {"storage": "ram"})}))
+    engine = replica(more)
     steps = [engine.step(batches(step, sizes)) for step in range(STEPS)]
     return {"steps": [[one.loss.hex(), one.projected_gradient.hex()] for one in steps], "weights": digest(engine.tensors())}
 
@@ -128,7 +135,7 @@ def run(name: str, world: int, folder: Path) -> dict[str, Any]:
     if transfer == "sliced":
         engine = shared_engine(model, folder / f"{name}.safetensors".replace(", ", "-"), **options(**more))
     else:
-        engine = ZO2(model(), **options(**{"storage": "ram", **more}))
+        engine = replica(more)
     ddp = DistZO2(engine, device_mesh(dp, pert), transfer, check_every=5)
     weights = [float(size) for size in sizes] if by_rows else None
     steps = [ddp.step(batches(step, sizes), weights) for step in range(STEPS)]
