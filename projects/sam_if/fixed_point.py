@@ -95,7 +95,7 @@ class SAMProblem:
 
 def partition(n: int, size: int, seed: int) -> tuple[Tensor, ...]:
     """The n samples in random batches of `size` (the last may be smaller), the same for a seed: leave-one-out needs it fixed."""
-    if not 0 < size:
+    if not size > 0:
         raise UserError(f"a batch holds at least 1 sample, not {size}")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, "partition")))
     return order.split(size)

@@ -12,7 +12,6 @@ from shared.influence import solvers
 from shared.influence.objective import Objective
 from shared.influence.products import count_passes
 
-
 N = 31  # samples of the cases
 
 
@@ -130,22 +129,15 @@ def test_several_queries_are_scored_as_each_alone(convex, helpers):
         assert relative(together[:, q], alone) < 1e-8
 
 
-@pytest.mark.parametrize("solver", ["gmres", "lsmr", "dense", "cg"])
-def test_every_solver_gives_the_scores_of_the_dense_inverse(convex, solver):
-    """J is close to symmetric here, so that even cg gets there; its residual is checked as that of the others."""
-    at = convex.problem.at(convex.w)
-    exact = torch.linalg.solve(
-        jacrev(convex.problem.field)(convex.w).T, torch.func.grad(convex.metric)(convex.w)
-    )  # J^T, not J: they differ by more than the tolerance
-    try:
-        found, info = Estimator(at, solver=solver, tol=1e-9).solve(torch.func.grad(convex.metric)(convex.w), transposed=True)
-    except UserError as error:
-        assert solver == "cg"
-        assert "relative residual" in str(error)
-        return
+@pytest.mark.parametrize("solver", ["gmres", "lsmr", "dense"])
+def test_every_solver_gives_the_inverse_of_the_transpose(convex, solver):
+    jacobian = jacrev(convex.problem.field)(convex.w)
+    query = torch.func.grad(convex.metric)(convex.w)
+    exact = torch.linalg.solve(jacobian.T, query)
+    found, info = Estimator(convex.problem.at(convex.w), solver=solver, tol=1e-9).solve(query, transposed=True)
     assert relative(found, exact) < 1e-7
     assert info.relative_residual <= 1e-9
-    assert relative(torch.linalg.solve(jacrev(convex.problem.field)(convex.w), torch.func.grad(convex.metric)(convex.w)), exact) > 1e-4
+    assert relative(torch.linalg.solve(jacobian, query), exact) > 1e-4  # that of J is another
 
 
 def test_scoring_costs_one_solve_and_three_passes(convex):
@@ -333,7 +325,7 @@ def test_a_gradient_that_is_almost_zero_is_refused(convex):
     at = Linearised(convex.problem, convex.w)
     exact = max(torch.linalg.eigvalsh(at.plain(torch.eye(convex.w.numel()).double()) - 0.02 * torch.eye(convex.w.numel()))) * at.pieces[0].c
     assert at.turning() == pytest.approx(float(exact), rel=0.05)
-    with pytest.raises(UserError, match="too small for rho 0.3"):
+    with pytest.raises(UserError, match="is too small for rho"):
         at.check_turning(limit=float(exact) / 2)
 
 
