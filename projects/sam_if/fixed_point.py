@@ -31,7 +31,7 @@ from torch import Tensor
 from projects.sam_if.sam import TINY
 from shared.errors import UserError
 from shared.influence import retrain
-from shared.influence.objective import Objective
+from shared.influence.objective import Objective, Operator
 from shared.influence.solvers import spectral_radius
 from shared.seeding import step_seed
 
@@ -117,10 +117,22 @@ class _Piece:
     rows: Tensor
     share: float
     part: Objective
+    w: Tensor
     g: Tensor
     size: float
     c: float
     wt: Tensor
+    curvature: Curvature
+
+    @cached_property
+    def here(self) -> Operator:
+        """H, or the Gauss-Newton matrix."""
+        return self.part.hessian(self.w) if self.curvature == "hessian" else self.part.ggn(self.w)
+
+    @cached_property
+    def there(self) -> Operator:
+        """Ht, or the Gauss-Newton matrix at the perturbed point."""
+        return self.part.hessian(self.wt) if self.curvature == "hessian" else self.part.ggn(self.wt)
 
     def project(self, v: Tensor) -> Tensor:
         """P v: [p] or [p, k]."""
@@ -146,37 +158,34 @@ class Linearised:
             if problem.rho and size == 0:
                 raise UserError("the gradient of the loss is exactly 0 here, so SAM's perturbation has no direction; score with rho 0")
             c = problem.rho / (size + TINY)
-            pieces.append(_Piece(rows, share, part, g, size, c, w + c * g))
+            pieces.append(_Piece(rows, share, part, w, g, size, c, w + c * g, curvature))
             residual = residual + share * (part.gradient(w + c * g) if problem.rho else g)
         self.pieces, self.residual = tuple(pieces), residual
-
-    def _curve(self, part: Objective, at: Tensor, v: Tensor) -> Tensor:
-        return part.hvp(at, v) if self.curvature == "hessian" else part.ggn_vp(at, v)
 
     # ---- matrices ----------------------------------------------------------------------------------------------------
 
     def plain(self, v: Tensor) -> Tensor:
         """(H + l2 I) v: what ordinary influence functions invert."""
-        return sum((one.share * self._curve(one.part, self.w, v) for one in self.pieces), start=self.problem.objective.l2 * v)
+        return sum((one.share * one.here(v) for one in self.pieces), start=self.problem.objective.l2 * v)
 
     def frozen(self, v: Tensor) -> Tensor:
         """(Ht + l2 I) v: the perturbation taken for a constant."""
-        return sum((one.share * self._curve(one.part, one.wt, v) for one in self.pieces), start=self.problem.objective.l2 * v)
+        return sum((one.share * one.there(v) for one in self.pieces), start=self.problem.objective.l2 * v)
 
     def jacobian(self, v: Tensor) -> Tensor:
         """J v, by two curvature products."""
         total = self.problem.objective.l2 * v
         for one in self.pieces:
-            moved = v + one.c * one.project(self._curve(one.part, self.w, v)) if one.c else v
-            total = total + one.share * self._curve(one.part, one.wt, moved)
+            moved = v + one.c * one.project(one.here(v)) if one.c else v
+            total = total + one.share * one.there(moved)
         return total
 
     def jacobian_transposed(self, v: Tensor) -> Tensor:
         """J^T v, by two curvature products."""
         total = self.problem.objective.l2 * v
         for one in self.pieces:
-            outer = self._curve(one.part, one.wt, v)
-            inner = one.c * self._curve(one.part, self.w, one.project(outer)) if one.c else torch.zeros_like(v)
+            outer = one.there(v)
+            inner = one.c * one.here(one.project(outer)) if one.c else torch.zeros_like(v)
             total = total + one.share * (outer + inner)
         return total
 
@@ -195,7 +204,7 @@ class Linearised:
         total = self.w.new_zeros(self.w.numel(), *weights.shape[1:])
         for one in self.pieces:
             if one.c and bool((own := weights[one.rows]).any()):
-                total = total + one.c * self._curve(one.part, one.wt, one.project(_weighted_gradients(one.part, self.w, own)))
+                total = total + one.c * one.there(one.project(_weighted_gradients(one.part, self.w, own)))
         return total
 
     def _sums(self, weights: Tensor, at_perturbed: bool) -> Tensor:
@@ -220,7 +229,7 @@ class Linearised:
         found = []
         for one in self.pieces:
             if one.c:
-                found.append(one.part.sample_dots(self.w, one.c * one.project(self._curve(one.part, one.wt, s))))
+                found.append(one.part.sample_dots(self.w, one.c * one.project(one.there(s))))
             else:
                 found.append(s.new_zeros(one.part.n, *s.shape[1:]))
         return self._gather(found)
@@ -240,10 +249,7 @@ class Linearised:
 
         From below, by a few steps of the power method.
         """
-        return max(
-            one.c * spectral_radius(lambda v, one=one: self._curve(one.part, self.w, v), self.w, iterations) if one.c else 0.0
-            for one in self.pieces
-        )
+        return max(one.c * spectral_radius(one.here, self.w, iterations) if one.c else 0.0 for one in self.pieces)
 
     def check_turning(self, limit: float = 1e4) -> float:
         """`turning`; UserError above `limit`, where |g| is so small that the direction of the perturbation is not to be trusted."""

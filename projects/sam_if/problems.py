@@ -183,5 +183,3 @@ def margins_of(case: Case) -> Callable[[Tensor, Data], Tensor]:
     from shared.influence.baselines import margins
 
     return lambda w, data: margins(case.logits(w, data), data[1])
-
-
