@@ -6,6 +6,7 @@ digits stand here.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from projects.sam_if.fixed_point import SAMProblem, fit
 from shared.errors import UserError
 from shared.influence import retrain
+from shared.influence.baselines import margins
 from shared.influence.objective import Objective
 from shared.influence.params import Parameters
 from shared.influence.products import Data
@@ -77,6 +79,7 @@ def load(name: Dataset, n: int, *, features: int, seed: int, validation: int = 5
     )  # fmt: skip
 
 
+@cache
 def _raw(name: Dataset, seed: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     if name == "blobs":
         draw = np.random.default_rng(step_seed(seed, "blobs"))
@@ -129,8 +132,9 @@ class Case:
         """The same with another radius."""
         return replace(self, problem=replace(self.problem, rho=rho))
 
-    def logits(self, w: Tensor, data: Data) -> Tensor:
-        return self.parameters.call(w, data[0])
+    def margins(self, w: Tensor, data: Data) -> Tensor:
+        """TRAK's margins, log p / (1 - p) of each sample's label: [samples]."""
+        return margins(self.parameters.call(w, data[0]), data[1])
 
     def test_loss(self, w: Tensor) -> Tensor:
         """Mean loss on the test images, a scalar."""
@@ -140,10 +144,15 @@ class Case:
         """Mean loss on the validation images."""
         return cross_entropy(self.parameters.call(w, self.images.x_validation), self.images.y_validation)
 
-    def query_losses(self, queries: int) -> Callable[[Tensor], Tensor]:
-        """w -> the losses of the first test images, [queries]."""
-        x, y = self.images.x_test[:queries], self.images.y_test[:queries]
-        return lambda w: cross_entropy(self.parameters.call(w, x), y, reduction="none")
+    def metrics(self, queries: int) -> Callable[[Tensor], Tensor]:
+        """w -> [1 + queries]: the mean loss on the test images, then the losses of the first of them."""
+        x, y = self.images.x_test, self.images.y_test
+
+        def of(w: Tensor) -> Tensor:
+            losses = cross_entropy(self.parameters.call(w, x), y, reduction="none")
+            return torch.cat([losses.mean().unsqueeze(0), losses[:queries]])
+
+        return of
 
     def predictions(self, w: Tensor) -> Tensor:
         """Predicted classes of the test images."""
@@ -176,10 +185,3 @@ class Solution:
     def without(self, removals: Iterable[Iterable[int]], progress: Callable = lambda items: items) -> retrain.Retrained:
         """One training per set of removed samples."""
         return retrain.retrain(self.train, self.case.problem.objective.n, [list(one) for one in removals], progress=progress)
-
-
-def margins_of(case: Case) -> Callable[[Tensor, Data], Tensor]:
-    """The margins of TRAK, log p / (1 - p) of each sample's label."""
-    from shared.influence.baselines import margins
-
-    return lambda w, data: margins(case.logits(w, data), data[1])
