@@ -62,5 +62,3 @@ def other_scores(case: Case, w: Tensor, metric: Metric, *, seed: int, trak_dimen
         "TRAK": baselines.trak(case.margins, objective.data, [w], metric, dimension=trak_dimension, seed=seed, damping=1e-3),
         "gradient dot": baselines.gradient_dot(objective, w, metric),
     }
-
-

@@ -28,7 +28,7 @@ class Config(experiment.Config):
     rho: float = Field(default=0.1, ge=0)
     l2: float = Field(default=0.01, gt=0)
     flipped: float = Field(default=0.1, ge=0, lt=1)
-    removals: int = Field(default=40, ge=4)
+    removals: int = Field(default=30, ge=4)
     subsets: int = Field(default=30, ge=4)
     queries: int = Field(default=10, ge=1)
     epochs: int = Field(default=10, ge=1)
@@ -73,10 +73,10 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
     for name, found in scores.items():
         values = found.numpy(force=True)
         predicted = values[removed, 0]
-        pearson = evaluate.bootstrap(predicted, true_loss, evaluate.pearson, seed=seed, count=300)
-        spearman = evaluate.bootstrap(predicted, true_loss, evaluate.spearman, seed=seed, count=300)
-        row = {"pearson_correlation": pearson.value, "pearson_low_correlation": pearson.low, "pearson_high_correlation": pearson.high}
-        row |= {"spearman_correlation": spearman.value, "spearman_low_correlation": spearman.low, "spearman_high_correlation": spearman.high}
+        row = {
+            "pearson_correlation": evaluate.pearson(predicted, true_loss),
+            "spearman_correlation": evaluate.spearman(predicted, true_loss),
+        }
         row["lds_correlation"] = evaluate.lds(values[:, 1:], kept, outcomes)
         if name in effects:
             errors = evaluate.relative_error(effects[name], true_w)
