@@ -308,8 +308,8 @@ def passes(speed: pd.DataFrame) -> Verdict:
     id="sam_if.speed",
     claim="Scoring by SAM-HIF is faster than TRAK, TracIn and training again.",
     source="abstract",
-    bound="time over SAM-HIF's above 1 (lower end of the interval) for TRAK, captum's TracIn, TracIn in forward mode, and as many trainings "
-    "as samples",
+    bound="time over SAM-HIF's above 1 (lower end of the interval) for TRAK, captum's TracIn, TracIn in forward mode, and as many "
+    "trainings as samples",
     paper=UNKNOWN,
     needs="rows of sam_if/speed",
 )

@@ -11,7 +11,7 @@ gradient, so that a positive score of a loss is a helpful sample. Symbols are th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -26,6 +26,7 @@ from shared.influence.retrain import check_removed
 from shared.influence.solvers import Solved
 
 Kind = Literal["if", "sam_if", "sam_hif"]
+Carriers = list[list[tuple[Tensor, Tensor]]]
 KINDS: tuple[Kind, ...] = ("if", "sam_if", "sam_hif")
 Solver = Literal["auto", "cg", "gmres", "lsmr", "dense"]
 
@@ -101,14 +102,33 @@ class Estimator:
 
     def along(self, s: Tensor) -> Tensor:
         """s . r_k m_k / n of every sample for s = A^-T grad metric, [p] or [p, q]."""
-        if self.kind == "if":
-            dots = self.at.plain_dots(s)
-        else:
-            dots = self.at.frozen_dots(s)
-            if self.kind == "sam_hif" and not self.drop_eq9_term and self.at.problem.rho:
-                dots = dots + self.at.direct_dots(s)
-        weights = self.at.problem.objective.removal_weights(self.at.w)
-        return dots * (weights if dots.dim() == 1 else weights.unsqueeze(1))
+        return self.score_samples(self.carriers(s))
+
+    def carriers(self, s: Tensor) -> Carriers:
+        """s . r_k as derivatives of l_k: for each batch the points and the directions in which its samples' losses are differentiated.
+
+        s . c Ht P grad l_k(w) is (c P Ht s) . grad l_k(w), so that all samples share one curvature product.
+        """
+        found: Carriers = []
+        for one in self.at.pieces:
+            own = [(self.at.w if self.kind == "if" else one.wt, s)]
+            if self.kind == "sam_hif" and not self.drop_eq9_term and one.c:
+                own.append((self.at.w, one.c * one.project(one.there(s))))
+            found.append(own)
+        return found
+
+    def score_samples(self, carriers: Carriers, rows: slice | None = None) -> Tensor:
+        """Scores of a range of the samples (all by default) from `carriers`: [rows] or [rows, q]."""
+        objective = self.at.problem.objective
+        wanted = torch.arange(objective.n)[rows or slice(None)]
+        out = self.at.w.new_zeros(len(wanted), *carriers[0][0][1].shape[1:])
+        for one, own in zip(self.at.pieces, carriers, strict=True):
+            places = torch.isin(wanted, one.rows.cpu()).nonzero().flatten()
+            if len(places):
+                part = replace(objective, data=tuple(x[wanted[places]] for x in objective.data), weights=None)
+                out[places] = sum((part.sample_dots(at, v) for at, v in own), start=torch.zeros_like(out[places]))
+        weights = objective.removal_weights(self.at.w)[wanted]
+        return out * (weights if out.dim() == 1 else weights.unsqueeze(1))
 
     # ---- changes of the parameters -----------------------------------------------------------------------------------
 

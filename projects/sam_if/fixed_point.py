@@ -20,7 +20,6 @@ formulas are derived here and held against finite differences of the solution fo
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -145,6 +144,8 @@ class Linearised:
 
     Attributes:
         curvature: "hessian", or "ggn" for Gauss-Newton matrices in place of H and Ht (for networks that are not convex).
+        residual: F(w), [p].
+        plain_gradient: grad L(w) + l2 (w - centre), [p]: what is 0 where training without SAM ends.
     """
 
     def __init__(self, problem: SAMProblem, w: Tensor, curvature: Curvature = "hessian"):
@@ -161,6 +162,7 @@ class Linearised:
             pieces.append(_Piece(rows, share, part, w, g, size, c, w + c * g, curvature))
             residual = residual + share * (part.gradient(w + c * g) if problem.rho else g)
         self.pieces, self.residual = tuple(pieces), residual
+        self.plain_gradient = sum((one.share * one.g for one in pieces), start=problem.pull(w))
 
     # ---- matrices ----------------------------------------------------------------------------------------------------
 
@@ -213,34 +215,6 @@ class Linearised:
             if bool((own := weights[one.rows]).any()):
                 total = total + _weighted_gradients(one.part, one.wt if at_perturbed else self.w, own)
         return total
-
-    # ---- all samples at once -----------------------------------------------------------------------------------------
-
-    def plain_dots(self, s: Tensor) -> Tensor:
-        """s . grad l_k(w) of every sample, by one forward-mode pass: [n] or [n, k]."""
-        return self._gather([one.part.sample_dots(self.w, s) for one in self.pieces])
-
-    def frozen_dots(self, s: Tensor) -> Tensor:
-        """s . grad l_k(wt) of every sample."""
-        return self._gather([one.part.sample_dots(one.wt, s) for one in self.pieces])
-
-    def direct_dots(self, s: Tensor) -> Tensor:
-        """s . c Ht P grad l_k(w) = (c P Ht s) . grad l_k(w) of every sample: one curvature product and one forward-mode pass."""
-        found = []
-        for one in self.pieces:
-            if one.c:
-                found.append(one.part.sample_dots(self.w, one.c * one.project(one.there(s))))
-            else:
-                found.append(s.new_zeros(one.part.n, *s.shape[1:]))
-        return self._gather(found)
-
-    def _gather(self, found: Sequence[Tensor]) -> Tensor:
-        if self.problem.batches is None:
-            return found[0]
-        out = found[0].new_empty(self.problem.objective.n, *found[0].shape[1:])
-        for one, values in zip(self.pieces, found, strict=True):
-            out[one.rows] = values
-        return out
 
     # ---- whether it may be trusted -----------------------------------------------------------------------------------
 

@@ -9,7 +9,10 @@ from shared.tables import Column, Table
 
 UNKNOWN = "None of the paper's numbers could be had; data, models and hyper-parameters here are ours."
 SEEDS = "Intervals: Student's, 95 %, over the seeds (which draw the images, the wrong labels and what is removed)."
-TERMS = '"No term in r" leaves out c Ht P grad l_k (what the paper is told to do with the last term of its equation 9), "no term in J" c Ht P H.'
+TERMS = (
+    '"No term in r" leaves out c Ht P grad l_k (the last term of equation 9, which the paper is told to drop), "no term in J" leaves out '
+    "c Ht P H."
+)
 ORDER = ["SAM-HIF", "SAM-GIF", "SAM-IF", "IF", "TracIn", "TRAK"]
 
 
@@ -43,7 +46,7 @@ def agreement(agreement: pd.DataFrame) -> Table:
     first = agreement.iloc[0]
     return Table(
         title="Scores against training again, at SAM's fixed point",
-        caption=f"Softmax regression on principal components, {first['n']} images, a tenth of the labels wrong, rho {first['rho_scale']:g}, "
+        caption=f"Softmax regression on principal components, {first['n']} images, labels a tenth wrong, rho {first['rho_scale']:g}, "
         f"l2 {first['l2_scale']:g}, {agreement['seed'].nunique()} seeds. Left out one at a time: error of the parameters' change, and "
         "correlation of the change of the mean test loss; LDS over halves of the data.",
         frame=_by(agreement, ["dataset", "method"], columns),
@@ -64,7 +67,7 @@ def trajectory(trajectory: pd.DataFrame) -> Table:
     first = trajectory.iloc[0]
     return Table(
         title="Scores against running again, a network that is at no fixed point",
-        caption=f"A tanh network after a few epochs of SAM with batches and momentum, {first['n']} images, a tenth of the labels wrong, rho "
+        caption=f"A tanh network after a few epochs of SAM with batches and momentum, {first['n']} images, labels a tenth wrong, rho "
         f"{first['rho_scale']:g}, {trajectory['seed'].nunique()} seeds. The truth is the same run without the sample.",
         frame=_by(trajectory, ["dataset", "method"], columns),
         columns={
@@ -79,8 +82,8 @@ def trajectory(trajectory: pd.DataFrame) -> Table:
         notes=[
             UNKNOWN,
             SEEDS,
-            f"|F| at the end of the run is {trajectory['residual_norm'].min():.2g} to {trajectory['residual_norm'].max():.2g}, far from the "
-            "fixed point that SAM-HIF, SAM-IF and IF assume; they take damped Gauss-Newton matrices here.",
+            f"|F| at the end of the run is {trajectory['residual_norm'].min():.2g} to {trajectory['residual_norm'].max():.2g}, far from "
+            "the fixed point that SAM-HIF, SAM-IF and IF assume; they take damped Gauss-Newton matrices here.",
             "The run with another seed: how well the true effects of one run foretell those of a run with another start and other batches.",
         ],
     )
@@ -147,7 +150,7 @@ def removal(removal: pd.DataFrame) -> Table:
         notes=[
             UNKNOWN,
             SEEDS,
-            "Harm: the predicted fall of the loss on clean validation images. Self-influence and the sample's own loss need no such images.",
+            "Harm: the predicted fall of the loss on clean validation images. Self-influence and the sample's own loss need none.",
         ],
     )
 
@@ -156,8 +159,8 @@ def detection(removal: pd.DataFrame) -> Table:
     found = removal[removal["kind"] == "detection"]
     return Table(
         title="Finding wrong labels",
-        caption=f"{100 * found['flipped_share'].iloc[0]:.0f} % of the labels are wrong; area under the ROC curve, and the share of wrong ones "
-        "among as many of the most harmful as there are wrong ones.",
+        caption=f"{100 * found['flipped_share'].iloc[0]:.0f} % of the labels are wrong; area under the ROC curve, and the share of wrong "
+        "ones among as many of the most harmful as there are wrong ones.",
         frame=_by(found, ["dataset", "method"], {"detection_auc": 4, "detection_precision": 3}),
         columns={"dataset": "data", "method": "method", "detection_auc": "AUROC", "detection_precision": "precision"},
         notes=[UNKNOWN, SEEDS, "Loss: the sample's own loss in the trained model, which costs one forward pass."],
@@ -212,8 +215,8 @@ def speed(speed: pd.DataFrame) -> Table:
     lines.append({"method": f"training again, {n} times", "seconds": n * train, "over": f"{n * once.value:,.0f}x", "passes": "–"})
     return Table(
         title=f"Scoring {n} samples for one query",
-        caption=f"Softmax regression of {int(timed['parameters'].iloc[0])} parameters, from the trained weights to {n} scores; process time on "
-        "one thread, methods in turns.",
+        caption=f"Softmax regression of {int(timed['parameters'].iloc[0])} parameters, from trained weights to {n} scores; process time "
+        "on one thread, methods in turns.",
         frame=pd.DataFrame(lines),
         columns={
             "method": "method",

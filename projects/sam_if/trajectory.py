@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from projects.sam_if.estimators import Estimator
 from projects.sam_if.fixed_point import SAMProblem
 from projects.sam_if.sam import TINY
 from shared.errors import UserError
@@ -215,6 +216,6 @@ def gif_checkpoints(problem: SAMProblem, checkpoints: Sequence[Tensor], rates: S
     if len(checkpoints) != len(rates) or not checkpoints:
         raise UserError(f"SAM-GIF needs a learning rate per checkpoint; there are {len(rates)} for {len(checkpoints)}")
     direction = metric_gradient(metric, checkpoints[-1])
-    total = torch.stack([rate * problem.at(w).frozen_dots(direction) for w, rate in zip(checkpoints, rates, strict=True)]).sum(0)
-    weights = problem.objective.removal_weights(checkpoints[-1])
-    return total * (weights if total.dim() == 1 else weights.unsqueeze(1))
+    return torch.stack(
+        [rate * Estimator(problem.at(w), "sam_if").along(direction) for w, rate in zip(checkpoints, rates, strict=True)]
+    ).sum(0)
