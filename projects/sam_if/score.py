@@ -136,8 +136,8 @@ def read_model(text: str, shape: str | None, data: Samples) -> nn.Module:
         if shape is None:
             raise UserError(f"--model {text} holds weights alone; say with --architecture what they are of")
         weights = read_weights(Path(text))
-        last = list(weights.values())[-1] if weights else torch.empty(0)
-        model = architecture(shape, data.x[0].numel(), max(int(data.y.max()) + 1, _outputs(weights, len(last))))
+        model = architecture(shape, data.x[0].numel(), _outputs(weights, int(data.y.max()) + 1))
+        model = model.double() if any(one.dtype == torch.float64 for one in weights.values()) else model
         load_weights(model, weights, text)
         return model.eval()
     module, colon, name = text.partition(":")
@@ -158,10 +158,9 @@ def read_model(text: str, shape: str | None, data: Samples) -> nn.Module:
 
 
 def _outputs(weights: dict[str, Tensor], otherwise: int) -> int:
-    """Rows of the last layer's bias."""
-    biases = [name for name in weights if name.endswith("bias")]
-    numbered = sorted(biases, key=lambda name: int(name.split(".")[0]) if name.split(".")[0].isdigit() else -1)
-    return len(weights[numbered[-1]]) if numbered else otherwise
+    """Classes of the weights: as many as the last layer's bias has numbers."""
+    numbers = [int(name.split(".")[0]) for name in weights if name.endswith(".bias") and name.split(".")[0].isdigit()]
+    return len(weights[f"{max(numbers)}.bias"]) if numbers else otherwise
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
