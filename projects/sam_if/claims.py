@@ -150,7 +150,7 @@ def peers(agreement: pd.DataFrame) -> Verdict:
         means = _wide(agreement, column, ["dataset"])
         won &= bool((means["SAM-HIF"] > means[others].max(axis=1)).all())
         best = means[others].mean().idxmax()
-        said.append(f"{name} {means['SAM-HIF'].mean():.3f}, next {best} {means[best].mean():.3f}")
+        said.append(f"{name}: SAM-HIF {means['SAM-HIF'].mean():.3f}, next {best} {means[best].mean():.3f}")
     return Verdict("holds" if won else "fails", "; ".join(said))
 
 
