@@ -51,8 +51,8 @@ MUTATIONS = [
     ),
     Mutation(
         FIXED,
-        "        return order.split(size)\n",
-        "        return order[: len(order) // size * size].split(size)\n",
+        "    return order.split(size)\n",
+        "    return order[: len(order) // size * size].split(size)\n",
         "a partition loses the last samples",
     ),
     # ---- the estimators ----
@@ -94,12 +94,6 @@ MUTATIONS = [
         ("score",),
     ),
     # ---- the run ----
-    Mutation(
-        TRAJECTORY,
-        "        velocity = self.momentum * velocity + slope\n",
-        "        velocity = self.momentum * velocity.detach() + slope\n",
-        "the tangent forgets the velocity, unnoticed without a reference",
-    ),
     Mutation(
         TRAJECTORY,
         "            on_w, on_v = on_w + self.recipe.problem.objective.l2 * on_v, self.recipe.momentum * on_v\n",
@@ -179,4 +173,4 @@ MUTATIONS = [
 ]
 
 if __name__ == "__main__":
-    sys.exit(main(MUTATIONS, Path(__file__).parent.name))
+    sys.exit(main(MUTATIONS, "sam_if", sys.argv[1:]))

@@ -59,7 +59,7 @@ def test_the_speed_table_multiplies_one_training_by_the_number_of_samples():
     assert "12,000x" in text
     assert "2 / 2 / 2 / 2" in text
     (line,) = [one for one in text.splitlines() if one.startswith("| TRAK ")]
-    assert [one.strip() for one in line.split("|")][2:5] == ["10.5 s", "3.00x (3.00 to 3.00)", "–"]
+    assert [one.strip() for one in line.split("|")][2:5] == ["10.50 s", "3.00x (3.00 to 3.00)", "–"]
 
 
 def test_the_editing_table_takes_differences_to_training_again():
