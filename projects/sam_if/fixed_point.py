@@ -101,12 +101,29 @@ def partition(n: int, size: int, seed: int) -> tuple[Tensor, ...]:
 
 
 def fit(problem: SAMProblem, w0: Tensor, *, tol: float = 1e-9, iterations: int = 2000) -> retrain.Root:
-    """SAM's solution near the plain minimum: L-BFGS without the perturbation, then Newton's and Broyden's steps on F.
+    """SAM's solution near the plain minimum: L-BFGS without the perturbation, then Broyden's steps on F, and Newton's where these fail.
 
-    For full-batch, smooth problems of up to a few thousand parameters. UserError when |F| does not fall to `tol`.
+    For full-batch, smooth problems of up to a few thousand parameters.
+
+    Raises:
+        UserError: |F| does not fall to `tol`. There need not be a solution: where the loss's gradient is much smaller than the curvature
+            times rho, F jumps over 0 (for l(w) = w^2 / 2 and any rho it has no root).
     """
     plain = retrain.minimise(problem.objective, w0, tol=min(1e-6, 1e3 * tol), iterations=iterations)
-    return retrain.broyden_root(problem.field, plain.w, retrain.factored_jacobian(problem.field, plain.w), tol=tol)
+    if not problem.rho:
+        return retrain.newton_root(problem.field, plain.w, tol=tol)
+    try:
+        return retrain.broyden_root(problem.field, plain.w, retrain.factored_jacobian(problem.field, plain.w), tol=tol, iterations=60)
+    except UserError:
+        pass
+    try:
+        return retrain.newton_root(problem.field, plain.w, tol=tol)
+    except UserError as error:
+        slopes = min(float(part.gradient(plain.w).norm()) for _, _, part in problem.parts)
+        raise UserError(
+            f"SAM's fixed point was not found near the plain minimum, where |g| is {slopes:.2g} and rho {problem.rho:g} ({error}); take a "
+            "smaller rho or a larger l2"
+        ) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -320,6 +320,13 @@ def test_a_gradient_of_zero_has_no_direction():
     assert not SAMProblem(objective, 0.1).field(torch.zeros(3).double()).any()  # in training it perturbs nothing
 
 
+def test_where_sam_has_no_fixed_point_it_says_so():
+    """For one quadratic bowl F = w + rho w/|w| + l2 w jumps over 0."""
+    objective = Objective(lambda w, part: (part[0] @ w - 0.1).square() / 2, (torch.eye(3).double(),), l2=1e-4)
+    with pytest.raises(UserError, match=r"fixed point was not found near the plain minimum, where .* take a smaller rho or a larger l2"):
+        fit(SAMProblem(objective, 0.5), torch.ones(3).double())
+
+
 def test_a_gradient_that_is_almost_zero_is_refused(convex):
     assert convex.problem.at(convex.w).check_turning() < 100
     at = Linearised(convex.problem, convex.w)
