@@ -30,9 +30,20 @@ def editing(editing: pd.DataFrame) -> Figure:
     for axes, model in zip(panels[0], models, strict=True):
         rows = editing[(editing["model"] == model) & (editing["removed_share"] > 0)]
         wide = rows.pivot_table(index=["dataset", "removed_share"], columns="method", values="test_accuracy", sort=False)
+        above = {
+            "SAM-IF": {"zorder": 6, "linewidth": 1.8},
+            "IF": {"zorder": 7, "linestyle": ":", "linewidth": 1.8},
+        }  # or SAM-HIF hides them
         for method in ("SAM-HIF", "SAM-GIF", "SAM-IF", "IF", "TracIn"):
             gap = 100 * (wide[method] - wide["Retrain"]).groupby("removed_share").mean()
-            axes.plot(100 * gap.index, gap, marker="o", markersize=4, label=method if model == models[0] else None, **LOOKS[method])
+            axes.plot(
+                100 * gap.index,
+                gap,
+                marker="o",
+                markersize=4,
+                label=method if model == models[0] else None,
+                **{**LOOKS[method], **above.get(method, {})},
+            )
         axes.axhline(0, color=PALETTE["black"], linewidth=1)
         axes.set(title=model.capitalize(), xlabel="removed, % of the samples")
     panels[0][0].set_ylabel("test accuracy to Retrain, points")
@@ -60,9 +71,9 @@ def removal(removal: pd.DataFrame) -> Figure:
 
 
 def agreement(agreement: pd.DataFrame, trajectory: pd.DataFrame) -> Figure:
-    """Pearson's correlation with the truth, of softmax regression at the fixed point and of the network on its way."""
+    """Pearson's correlation with the truth, of softmax regression at the fixed point and of the network after a few epochs."""
     figure, panels = plt.subplots(1, 2, figsize=(9.2, 4.6))
-    titles = ("Softmax regression, at the fixed point", "Network, after a few epochs")
+    titles = ("At the fixed point", "After a few epochs")
     for axes, frame, title in zip(panels, (agreement, trajectory), titles, strict=True):
         found = [(method, *mean_interval(rows["pearson_correlation"])) for method, rows in frame.groupby("method", sort=False)]
         found.sort(key=lambda one: one[1])
