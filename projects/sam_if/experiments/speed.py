@@ -9,8 +9,10 @@ of its own kind, so that times can be compared at equal accuracy.
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -28,8 +30,8 @@ from shared.meters import interleave
 
 
 class Config(experiment.Config):
-    """`tol` is the relative residual of this package's solves; `retrain_epochs` are those of the timed training with batches; `ekfac`
-    says whether kronfluence is timed as well, which is slow to set up.
+    """`tol` is the relative residual of this package's solves in float64, `single_tol` in float32; `retrain_epochs` are those of the timed
+    training with batches; `ekfac` says whether kronfluence is timed as well, which is slow to set up.
     """
 
     dataset: Dataset = "mnist"
@@ -38,6 +40,7 @@ class Config(experiment.Config):
     rho: float = Field(default=0.1, ge=0)
     l2: float = Field(default=0.01, gt=0)
     tol: float = Field(default=1e-4, gt=0)
+    single_tol: float = Field(default=1e-3, gt=0)
     trak_dimension: int = Field(default=512, ge=1)
     cg_iterations: list[int] = [10, 20, 40]
     removed_share: float = Field(default=0.01, gt=0, lt=1)
@@ -78,10 +81,28 @@ def run(config: Config, run: experiment.Run) -> None:
     def estimate(kind: str, tol: float, solver: str = "auto") -> Tensor:
         return Estimator(case.problem.at(w), kind, tol=tol, solver=solver).scores(metric)  # type: ignore[arg-type]
 
+    same = Parameters.of(case.parameters.model, dtype=torch.float32)
+    single_problem = replace(
+        case.problem,
+        objective=replace(
+            objective,
+            data=train,
+            losses=lambda at, part: cross_entropy(same.call(at, part[0]), part[1], reduction="none"),
+            outputs=None,
+            output_losses=None,
+        ),
+    )
+
+    def estimate_single(kind: str) -> Tensor:
+        estimator = Estimator(single_problem.at(w.float()), kind, tol=config.single_tol)  # type: ignore[arg-type]
+        return estimator.scores(lambda at: cross_entropy(same.call(at, query[0]), y))
+
     scoring: dict[str, Callable[[], Tensor]] = {
         "SAM-HIF": partial(estimate, "sam_hif", config.tol),
         "SAM-IF": partial(estimate, "sam_if", config.tol),
         "IF": partial(estimate, "if", config.tol),
+        "SAM-HIF, float32": partial(estimate_single, "sam_hif"),
+        "IF, float32": partial(estimate_single, "if"),
         "SAM-GIF": lambda: Gif(recipe).scores(metric),
         "TRAK": lambda: baselines.trak(case.margins, objective.data, [w], metric, dimension=config.trak_dimension, seed=0, damping=1e-3),
         "TracIn (captum)": lambda: peers.captum_tracin(
@@ -107,7 +128,7 @@ def run(config: Config, run: experiment.Run) -> None:
     for name, work in scoring.items():
         with count_passes() as passes:
             found = work().double()
-        own = exact["sam_hif"] if name == "SAM-HIF" else exact["if"] if name == "IF" or "dattri" in name else None
+        own = exact["sam_hif"] if name.startswith("SAM-HIF") else exact["if"] if name.startswith("IF") else None
         counted = {
             "gradients": passes.gradients, "curvature_products": passes.curvature_products, "forward_mode": passes.forward_mode,
             "per_sample_gradients": passes.per_sample_gradients,

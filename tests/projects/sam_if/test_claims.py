@@ -76,11 +76,11 @@ def removal(curves: dict | None = None, found: dict | None = None) -> dict:
 
 
 SECONDS = {
-    "SAM-HIF": 1.0, "TRAK": 2.0, "TracIn (captum)": 9.0, "TracIn, forward mode": 1.5,
+    "SAM-HIF": 1.0, "SAM-HIF, float32": 1.0, "TRAK": 2.0, "TracIn (captum)": 9.0, "TracIn, forward mode": 1.5,
     "IF (dattri, explicit)": 8.0, "IF (dattri, cg 10)": 0.2,
     "IF (dattri, cg 40)": 1.4, "Retrain, batches": 6.0, "edit by SAM-HIF": 1.0, "edit by SAM-GIF": 5.0,
 }  # fmt: skip
-ERRORS = {"SAM-HIF": 1e-5, "IF (dattri, explicit)": 1e-7, "IF (dattri, cg 10)": 0.1, "IF (dattri, cg 40)": 5e-4}
+ERRORS = {"SAM-HIF": 1e-5, "SAM-HIF, float32": 1e-5, "IF (dattri, explicit)": 1e-7, "IF (dattri, cg 10)": 0.1, "IF (dattri, cg 40)": 5e-4}
 
 
 def speed(seconds: dict | None = None, products: int = 100, passes: int = 2, singles: int = 0, errors: dict | None = None) -> dict:
