@@ -236,9 +236,9 @@ class Linearised:
     # ---- whether it may be trusted -----------------------------------------------------------------------------------
 
     def turning(self, iterations: int = 20) -> float:
-        """The largest c lambda_max(H) over the batches: how far, in units of rho, eps turns when w moves by |g| / rho... per unit of w.
+        """The largest c lambda_max(H) over the batches, from below, by a few steps of the power method.
 
-        From below, by a few steps of the power method.
+        It bounds |d eps| / |dw|: where it is large, the direction of the perturbation turns with the smallest change of w.
         """
         return max(one.c * spectral_radius(one.here, self.w, iterations) if one.c else 0.0 for one in self.pieces)
 
