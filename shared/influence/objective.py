@@ -104,29 +104,43 @@ class Objective:
 
     def ggn_vp(self, w: Tensor, v: Tensor) -> Tensor:
         """Gauss-Newton matrix of L at w, regulariser included, times v: [p] -> [p], [p, k] -> [p, k]."""
-        if self.outputs is None or self.output_losses is None:
-            raise UserError("Gauss-Newton products need the losses in two steps; make the objective with Objective.of_outputs")
         note("curvature_products", 1 if v.dim() == 1 else v.shape[1])
-        outputs, output_losses = self.outputs, self.output_losses
         total = self.l2 * v
-        for data, weights in self._pieces():
-
-            def at_data(at: Tensor, data: Data = data) -> Tensor:
-                return outputs(at, data)
-
-            def loss(at: Tensor, data: Data = data, weights: Tensor | None = weights) -> Tensor:
-                return self._mean(output_losses(at, data), weights)
-
-            total = total + products.plain_ggn_vp(at_data, loss, w, v)
+        for outputs, loss in self._steps():
+            total = total + products.plain_ggn_vp(outputs, loss, w, v)
         return total
 
     def hessian(self, w: Tensor) -> Operator:
-        """The Hessian at w as an operator, for the solvers."""
-        return lambda v: self.hvp(w, v)
+        """The Hessian at w as an operator, for the solvers. Its graph is kept between products, unless the data go in chunks."""
+        if self.chunk is not None:
+            return lambda v: self.hvp(w, v)
+        (piece,) = self._pieces()
+        return self._counted(products.prepared_hvp(partial(self._part, piece), w))
 
     def ggn(self, w: Tensor) -> Operator:
-        """The Gauss-Newton matrix at w as an operator, for the solvers."""
-        return lambda v: self.ggn_vp(w, v)
+        """The Gauss-Newton matrix at w as an operator, for the solvers; as `hessian`."""
+        if self.chunk is not None:
+            return lambda v: self.ggn_vp(w, v)
+        ((outputs, loss),) = self._steps()
+        return self._counted(products.prepared_ggn_vp(outputs, loss, w))
+
+    def _counted(self, product: Operator) -> Operator:
+        def counted(v: Tensor) -> Tensor:
+            note("curvature_products", 1 if v.dim() == 1 else v.shape[1])
+            return self.l2 * v + product(v)
+
+        return counted
+
+    def _steps(self) -> list[tuple[products.Function, products.Function]]:
+        """For each piece of the data its outputs as a function of w, and their weighted loss."""
+        if self.outputs is None or self.output_losses is None:
+            raise UserError("Gauss-Newton products need the losses in two steps; make the objective with Objective.of_outputs")
+        outputs, output_losses = self.outputs, self.output_losses
+
+        def of(data: Data, weights: Tensor | None) -> tuple[products.Function, products.Function]:
+            return lambda at: outputs(at, data), lambda at: self._mean(output_losses(at, data), weights)
+
+        return [of(data, weights) for data, weights in self._pieces()]
 
     def sampled_hessians(self, w: Tensor, batch: int, seed: int) -> Callable[[int], Operator]:
         """step -> the Hessian of L on a batch drawn for that step, without bias: what LiSSA takes."""

@@ -29,8 +29,13 @@ SampleLoss = Callable[[Tensor, Tensor], Tensor]
 DATTRI = {"explicit": "IFAttributorExplicit", "cg": "IFAttributorCG", "datainf": "IFAttributorDataInf"}
 
 
-def dattri_influence(model: nn.Module, train: Pairs, query: Pairs, loss: SampleLoss, *, l2: float, method: str = "explicit") -> Tensor:
-    """dattri's influence functions with Hessian + l2 I: "explicit" (the whole matrix), "cg" or "datainf". In float32, as dattri adds up."""
+def dattri_influence(
+    model: nn.Module, train: Pairs, query: Pairs, loss: SampleLoss, *, l2: float, method: str = "explicit", iterations: int = 10
+) -> Tensor:
+    """dattri's influence functions with Hessian + l2 I: "explicit" (the whole matrix), "cg" or "datainf". In float32, as dattri adds up.
+
+    `iterations` are cg's at most, by default as many as dattri's default.
+    """
     if method not in DATTRI:
         raise UserError(f"dattri's method is one of {', '.join(DATTRI)}, not {method}")
     algorithms, tasks = _import("dattri.algorithm.influence_function"), _import("dattri.task")
@@ -43,7 +48,8 @@ def dattri_influence(model: nn.Module, train: Pairs, query: Pairs, loss: SampleL
     n = len(train[0])
     task = tasks.AttributionTask(loss_func=mean_loss, model=copied, checkpoints=copied.state_dict())
     with _quiet():
-        attributor = getattr(algorithms, DATTRI[method])(task=task, regularization=l2, device=str(train[0].device))
+        options = {"max_iter": iterations} if method == "cg" else {}
+        attributor = getattr(algorithms, DATTRI[method])(task=task, regularization=l2, device=str(train[0].device), **options)
         attributor.cache(DataLoader(TensorDataset(*train), batch_size=n))
         found = attributor.attribute(
             DataLoader(TensorDataset(*train), batch_size=n), DataLoader(TensorDataset(*query), batch_size=len(query[0]))

@@ -92,6 +92,59 @@ def _step(field: Field, w: Tensor, value: Tensor, jacobian: Tensor) -> tuple[Ten
     return None
 
 
+def factored_jacobian(field: Field, w: Tensor, *, chunk: int = 64) -> Field:
+    """v -> J^-1 v with the dense Jacobian of the field at w, factored once: for many `broyden_root` that start nearby.
+
+    Raises:
+        UserError: the Jacobian is singular.
+    """
+    eye = torch.eye(w.numel(), dtype=w.dtype, device=w.device)
+    jacobian = vmap(lambda one: jvp(field, (w,), (one,))[1], out_dims=1, chunk_size=chunk)(eye)
+    factors, pivots, info = torch.linalg.lu_factor_ex(jacobian)
+    if int(info):
+        raise UserError("the Jacobian is singular where training starts; regularise more")
+    return lambda v: torch.linalg.lu_solve(factors, pivots, v.unsqueeze(1)).squeeze(1)
+
+
+def broyden_root(field: Field, w0: Tensor, inverse: Field, *, tol: float = 1e-10, iterations: int = 200, memory: int = 30) -> Root:
+    """A root of F by a quasi-Newton method: an old inverse Jacobian, corrected by the last `memory` steps (Anderson's multisecant form).
+
+    What `inverse` is decides how fast the root is found, and not which: |F| is computed anew at every step.
+
+    Args:
+        inverse: v -> an approximation of J^-1 v (`factored_jacobian`).
+
+    Raises:
+        UserError: |F| did not fall to `tol`.
+    """
+    w = w0.detach().clone()
+    value = field(w)
+    steps: list[Tensor] = []
+    changes: list[Tensor] = []
+    for step in range(iterations + 1):
+        residual = float(value.norm())
+        if residual <= tol:
+            return Root(w, residual, step)
+        if step == iterations or not np.isfinite(residual):
+            break
+        left, move = value, torch.zeros_like(w)
+        if changes:
+            y = torch.stack(changes, 1)
+            share = torch.linalg.lstsq(y, value.unsqueeze(1), driver="gelsd").solution
+            left, move = value - (y @ share).squeeze(1), -(torch.stack(steps, 1) @ share).squeeze(1)
+        move = move - inverse(left)
+        for _ in range(12):
+            after = field(w + move)
+            if after.norm() < 2 * value.norm():  # secant steps need not fall one by one
+                break
+            move = move / 2
+        steps, changes = [*steps, move][-memory:], [*changes, after - value][-memory:]
+        w, value = w + move, after
+    raise UserError(
+        f"training stopped at |F| = {residual:.2g} after {step} quasi-Newton steps, not {tol:g}; start nearer, or regularise more"
+    )
+
+
 def minimise(f: Callable[[Tensor], Tensor], w0: Tensor, *, tol: float = 1e-8, iterations: int = 1000, polish: bool = True) -> Root:
     """A minimum of the scalar f: L-BFGS (SciPy's), then Newton's method on the gradient unless `polish` is off.
 

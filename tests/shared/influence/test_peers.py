@@ -34,6 +34,10 @@ def test_dattri_has_the_same_influence(at_optimum, method):
     assert found.shape == ours.shape == (61, 5)
     error = (found - ours).norm() / ours.norm()
     assert error < (1e-6 if method == "explicit" else 1e-3)  # dattri adds up in float32
+    if method == "cg":
+        given = (at_optimum.model, at_optimum.objective.data, at_optimum.query, cross_entropy)
+        few, many = (peers.dattri_influence(*given, l2=0.03, method="cg", iterations=count) for count in (2, 40))
+        assert (many - ours).norm() < error * ours.norm() < (few - ours).norm()
 
 
 def test_kronfluence_has_the_same_ekfac(net):

@@ -1,10 +1,13 @@
 """Products against finite differences, against curvlinops, and against the explicit matrices; passes are counted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from shared.errors import UserError
 from shared.influence import products
 from shared.influence.objective import Objective
 from shared.influence.params import Parameters
@@ -47,6 +50,23 @@ def test_hessian_and_ggn_are_those_of_curvlinops(net):
     ):
         expected = operator @ v + net.objective.l2 * v
         assert torch.allclose(product(net.w, v), expected.to(v), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_operators_with_a_kept_graph_are_the_products(net, chunk):
+    """On one vector, on columns, again and again, with weights; and every column is counted."""
+    weights = torch.linspace(0, 2, net.objective.n, dtype=torch.float64)
+    objective = replace(net.objective, chunk=chunk, weights=weights)
+    v = directions(213, 3)
+    for operator, product in ((objective.hessian(net.w), objective.hvp), (objective.ggn(net.w), objective.ggn_vp)):
+        with count_passes() as passes:
+            for _ in range(2):
+                assert torch.allclose(operator(v[:, 1]), product(net.w, v[:, 1]), rtol=0, atol=1e-12)
+                assert torch.allclose(operator(v), product(net.w, v), rtol=0, atol=1e-12)
+        assert passes.curvature_products == 16
+    without = Objective(net.objective.losses, net.objective.data)
+    with pytest.raises(UserError, match="need the losses in two steps"):
+        without.ggn(net.w)(v)
 
 
 def test_ggn_vp_of_functions_is_that_of_the_objective(net):

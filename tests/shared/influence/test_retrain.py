@@ -46,6 +46,27 @@ def test_newton_without_a_root_says_so():
         retrain.newton_root(lambda w: w**2 + 1, torch.tensor([2.0], dtype=torch.float64))
 
 
+def test_broyden_finds_newtons_root_with_an_old_jacobian():
+    def field(w):
+        return torch.stack([w[0] ** 2 + w[1] - 3, w[0] - w[1] ** 3 + 1])
+
+    start = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    root = retrain.broyden_root(field, start, retrain.factored_jacobian(field, start))
+    assert torch.allclose(root.w, retrain.newton_root(field, start).w, atol=1e-9)
+    assert root.residual == float(field(root.w).norm()) <= 1e-10
+    rough = retrain.broyden_root(field, start, lambda v: 0.1 * v)  # the inverse decides how fast, not which
+    assert torch.allclose(rough.w, root.w, atol=1e-9)
+    assert rough.iterations > root.iterations
+
+
+def test_broyden_without_a_root_says_so():
+    start = torch.tensor([2.0], dtype=torch.float64)
+    with pytest.raises(UserError, match=r"training stopped at \|F\| = .* quasi-Newton steps"):
+        retrain.broyden_root(lambda w: w**2 + 1, start, lambda v: v / 4)
+    with pytest.raises(UserError, match="the Jacobian is singular"):
+        retrain.factored_jacobian(lambda w: w.sum() * torch.ones_like(w), torch.ones(2, dtype=torch.float64))
+
+
 def test_minimise_reaches_the_minimum_to_rounding(convex):
     start = torch.ones_like(convex.w)
     root = retrain.minimise(convex.objective, start, tol=1e-11)

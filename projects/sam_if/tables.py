@@ -1,0 +1,240 @@
+"""SAM-IF's tables: rows in, `Table` out."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from shared.meters import Ratio, ratio
+from shared.tables import Column, Table
+
+UNKNOWN = "None of the paper's numbers could be had; data, models and hyper-parameters here are ours."
+SEEDS = "Intervals: Student's, 95 %, over the seeds (which draw the images, the wrong labels and what is removed)."
+TERMS = (
+    '"No term in r" leaves out c Ht P grad l_k (the last term of equation 9, which the paper is told to drop), "no term in J" leaves out '
+    "c Ht P H."
+)
+ORDER = ["SAM-HIF", "SAM-GIF", "SAM-IF", "IF", "TracIn", "TRAK"]
+
+
+def mean_interval(values: pd.Series) -> tuple[float, float, float]:
+    """Mean and Student's 95 % interval; no interval (NaN) of fewer than two."""
+    x = values.dropna().to_numpy(float)
+    mean = float(x.mean()) if len(x) else float("nan")
+    if len(x) < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return mean, mean - half, mean + half
+
+
+def shown_interval(values: pd.Series, digits: int = 3) -> str:
+    """ "0.912 ± 0.004"; "–" where there is nothing."""
+    mean, low, _ = mean_interval(values)
+    if mean != mean:
+        return "–"
+    return f"{mean:.{digits}f}" + (f" ± {mean - low:.{digits}f}" if low == low else "")
+
+
+def _by(frame: pd.DataFrame, keys: list[str], columns: dict[str, int]) -> pd.DataFrame:
+    lines = []
+    for key, rows in frame.groupby(keys, sort=False):
+        lines.append(dict(zip(keys, key, strict=True)) | {one: shown_interval(rows[one], digits) for one, digits in columns.items()})
+    return pd.DataFrame(lines)
+
+
+def agreement(agreement: pd.DataFrame) -> Table:
+    columns = {"parameter_error": 4, "pearson_correlation": 4, "spearman_correlation": 4, "lds_correlation": 4}
+    first = agreement.iloc[0]
+    return Table(
+        title="Scores against training again, at SAM's fixed point",
+        caption=f"Softmax regression on principal components, {first['n']} images, labels a tenth wrong, rho {first['rho_scale']:g}, "
+        f"l2 {first['l2_scale']:g}, {agreement['seed'].nunique()} seeds. Left out one at a time: error of the parameters' change, and "
+        "correlation of the change of the mean test loss; LDS over halves of the data.",
+        frame=_by(agreement, ["dataset", "method"], columns),
+        columns={
+            "dataset": "data",
+            "method": "method",
+            "parameter_error": "error of the parameters' change",
+            "pearson_correlation": "Pearson",
+            "spearman_correlation": "Spearman",
+            "lds_correlation": "LDS",
+        },
+        notes=[UNKNOWN, SEEDS, TERMS, "The truth is solved to its end and does not depend on a seed of the optimizer: its ceiling is 1."],
+    )
+
+
+def trajectory(trajectory: pd.DataFrame) -> Table:
+    columns = {"parameter_error": 3, "parameter_cosine": 3, "pearson_correlation": 3, "spearman_correlation": 3, "lds_correlation": 3}
+    first = trajectory.iloc[0]
+    return Table(
+        title="Scores against running again, a network that is at no fixed point",
+        caption=f"A tanh network after a few epochs of SAM with batches and momentum, {first['n']} images, labels a tenth wrong, rho "
+        f"{first['rho_scale']:g}, {trajectory['seed'].nunique()} seeds. The truth is the same run without the sample.",
+        frame=_by(trajectory, ["dataset", "method"], columns),
+        columns={
+            "dataset": "data",
+            "method": "method",
+            "parameter_error": "error of the parameters' change",
+            "parameter_cosine": "its cosine",
+            "pearson_correlation": "Pearson",
+            "spearman_correlation": "Spearman",
+            "lds_correlation": "LDS",
+        },
+        notes=[
+            UNKNOWN,
+            SEEDS,
+            f"|F| at the end of the run is {trajectory['residual_norm'].min():.2g} to {trajectory['residual_norm'].max():.2g}, far from "
+            "the fixed point that SAM-HIF, SAM-IF and IF assume; they take damped Gauss-Newton matrices here.",
+            "The run with another seed: how well the true effects of one run foretell those of a run with another start and other batches.",
+        ],
+    )
+
+
+def editing(editing: pd.DataFrame, speed: pd.DataFrame) -> Table:
+    frame = editing.copy()
+    retrained = frame[frame["method"] == "Retrain"].set_index(["dataset", "model", "removed_share"])["test_accuracy"]
+    keys = list(zip(frame["dataset"], frame["model"], frame["removed_share"], strict=True))
+    frame["accuracy_difference"] = [
+        100 * (one - retrained[key]) if key in retrained.index else float("nan")
+        for one, key in zip(frame["test_accuracy"], keys, strict=True)
+    ]
+    gains = times_over(speed, "Retrain, batches", ["edit by SAM-HIF", "edit by SAM-GIF"])
+    said = ", ".join(f"{name} {one.value:.2g}x ({one.low:.2g} to {one.high:.2g})" for name, one in gains.items())
+    ends = times_over(speed, "Retrain, from the solution", ["edit by SAM-HIF"])["edit by SAM-HIF"]
+    return Table(
+        title="Taking samples out of a model against training again",
+        caption="The paper's table 1 and figure 1 in structure. Random samples are taken out by one solve (or, SAM-GIF and TracIn, by the "
+        "gradients of a run), and the model is held against the one trained again without them.",
+        frame=frame,
+        columns={
+            "dataset": "data",
+            "model": "model",
+            "removed_share": Column("removed", "{:.0%}"),
+            "method": "method",
+            "test_accuracy": Column("test accuracy", lambda value: f"{100 * value:.2f} %" if value == value else "–"),
+            "accuracy_difference": Column("to Retrain, points", _or_dash("{:+.2f}")),
+            "same_class_share": Column("same class as Retrain", lambda value: f"{100 * value:.2f} %" if value == value else "–"),
+            "parameter_error": Column("error of the parameters' change", _or_dash("{:.3f}")),
+            "foretold_loss_difference": Column("foretold change of the loss", _or_dash("{:+.2e}")),
+            "true_loss_difference": Column("true change", _or_dash("{:+.2e}")),
+        },
+        notes=[
+            UNKNOWN,
+            f"Time of Retrain (a run with batches, softmax regression, experiment `speed`) over that of the edit: {said}; over that of the "
+            f"edit by SAM-HIF when training goes on from the solution with its Jacobian factored before: {ends.value:.2g}x "
+            f"({ends.low:.2g} to {ends.high:.2g}).",
+            "TRAK foretells the loss and changes no weights. An accuracy of one seed: differences of a tenth of a point mean nothing.",
+        ],
+    )
+
+
+def _or_dash(form: str):
+    return lambda value: form.format(value) if value == value else "–"
+
+
+def removal(removal: pd.DataFrame) -> Table:
+    curves = removal[removal["kind"] == "curve"].copy()
+    curves["percent"] = 100 * curves["test_accuracy"]
+    lines = []
+    for (dataset, method), rows in curves.groupby(["dataset", "method"], sort=False):
+        cells = {f"removed {100 * share:.0f} %": shown_interval(one["percent"], 2) for share, one in rows.groupby("removed_share")}
+        lines.append({"dataset": dataset, "method": method, **cells})
+    frame = pd.DataFrame(lines)
+    shares = [f"removed {100 * share:.0f} %" for share in sorted(curves["removed_share"].unique())]
+    frame = frame[["dataset", "method", *shares]].fillna("–")
+    return Table(
+        title="Test accuracy after the most harmful samples are removed",
+        caption=f"The paper's figure 2 in structure. {100 * curves['flipped_share'].iloc[0]:.0f} % of the labels are wrong; softmax "
+        f"regression, trained again with SAM after each removal. Accuracy in %, mean of {curves['seed'].nunique()} seeds.",
+        frame=frame,
+        columns={"dataset": "data", "method": "method", **{one: one for one in shares}},
+        notes=[
+            UNKNOWN,
+            SEEDS,
+            "Harm: the predicted fall of the loss on clean validation images. Self-influence and the sample's own loss need none.",
+        ],
+    )
+
+
+def detection(removal: pd.DataFrame) -> Table:
+    found = removal[removal["kind"] == "detection"]
+    return Table(
+        title="Finding wrong labels",
+        caption=f"{100 * found['flipped_share'].iloc[0]:.0f} % of the labels are wrong; area under the ROC curve, and the share of wrong "
+        "ones among as many of the most harmful as there are wrong ones.",
+        frame=_by(found, ["dataset", "method"], {"detection_auc": 4, "detection_precision": 3}),
+        columns={"dataset": "data", "method": "method", "detection_auc": "AUROC", "detection_precision": "precision"},
+        notes=[UNKNOWN, SEEDS, "Loss: the sample's own loss in the trained model, which costs one forward pass."],
+    )
+
+
+def radius(radius: pd.DataFrame) -> Table:
+    columns = {"parameter_error": 4, "perturbation_ratio": 2}
+    frame = _by(radius, ["rho_scale", "method"], columns)
+    frame["derivative_error"] = radius.groupby(["rho_scale", "method"], sort=False)["derivative_error"].max().to_numpy()
+    return Table(
+        title="Errors against the radius",
+        caption="Softmax regression at SAM's fixed point. Error of the parameters' change against training again without a sample, and the "
+        "largest one against the finite difference of the solution found anew.",
+        frame=frame,
+        columns={
+            "rho_scale": Column("rho", "{:g}"),
+            "method": "method",
+            "perturbation_ratio": "rho / |g|",
+            "parameter_error": "error, sample left out",
+            "derivative_error": Column("error, derivative (largest)", "{:.1e}"),
+        },
+        notes=[UNKNOWN, SEEDS, TERMS],
+    )
+
+
+def times_over(speed: pd.DataFrame, slow: str, fast: list[str]) -> dict[str, Ratio]:
+    """The time of `slow` over that of each of `fast`, round by round."""
+    timed = speed[speed["kind"] == "time"]
+    seconds = {name: rows.sort_values("repeat")["work_seconds"].to_numpy(float) for name, rows in timed.groupby("method")}
+    return {name: ratio(seconds[slow], seconds[name]) for name in fast}
+
+
+def speed(speed: pd.DataFrame) -> Table:
+    timed = speed[(speed["kind"] == "time") & (speed["task"] == "score")]
+    costs = speed[speed["kind"] == "cost"].set_index("method")
+    n = int(timed["n"].iloc[0])
+    lines = []
+    for name, rows in timed.groupby("method", sort=False):
+        over = times_over(speed, str(name), ["SAM-HIF"])["SAM-HIF"]
+        lines.append(
+            {
+                "method": name,
+                "seconds": rows["work_seconds"].median(),
+                "over": f"{over.value:.2f}x ({over.low:.2f} to {over.high:.2f})",
+                "score_error": costs.loc[name, "score_error"],
+                "passes": _passes(costs.loc[name]),
+            }
+        )
+    once = times_over(speed, "Retrain, batches", ["SAM-HIF"])["SAM-HIF"]
+    train = speed[(speed["kind"] == "time") & (speed["method"] == "Retrain, batches")]["work_seconds"].median()
+    lines.append({"method": f"training again, {n} times", "seconds": n * train, "over": f"{n * once.value:,.0f}x", "passes": "–"})
+    return Table(
+        title=f"Scoring {n} samples for one query",
+        caption=f"Softmax regression of {int(timed['parameters'].iloc[0])} parameters, from trained weights to {n} scores; process time "
+        "on one thread, methods in turns.",
+        frame=pd.DataFrame(lines),
+        columns={
+            "method": "method",
+            "seconds": "time",
+            "over": "over SAM-HIF's",
+            "score_error": Column("relative error of the scores", _or_dash("{:.1e}")),
+            "passes": "passes over the data",
+        },
+        notes=[
+            UNKNOWN,
+            "Medians over rounds; an interval holds the true median with a probability of at least 95 %.",
+            "Error: against the exact scores of the method's own kind (dense matrices in float64); dattri and captum work in float32.",
+            "Passes: gradients / curvature products / forward-mode derivatives / per-sample gradients, of this package's own methods.",
+            "SAM-GIF makes the training run twice. TracIn takes 5 saved checkpoints. One training is timed and multiplied by their number.",
+        ],
+    )
+
+
+def _passes(row: pd.Series) -> str:
+    counts = [row[one] for one in ("gradients", "curvature_products", "forward_mode", "per_sample_gradients")]
+    return "–" if any(one != one for one in counts) else " / ".join(f"{int(one)}" for one in counts)

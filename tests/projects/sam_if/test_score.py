@@ -1,0 +1,323 @@
+"""The command: scores are the library's, a kill costs nothing, and what a user can get wrong is one line."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+
+from projects.sam_if import SAMProblem, gif_checkpoints, partition
+from projects.sam_if.__main__ import main
+from projects.sam_if.estimators import Estimator
+from projects.sam_if.score import architecture, read_samples
+from shared.influence import scoring
+from shared.influence.objective import Objective
+from shared.influence.params import Parameters
+
+RHO, L2 = 0.2, 0.02
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, helpers):
+    """Data, queries and a model trained by the command."""
+    where = tmp_path_factory.mktemp("score")
+    x, y = helpers.data(23)
+    x_query, y_query = helpers.data(4, seed=9)
+    np.savez(where / "train.npz", x=x.numpy(), y=y.numpy(), id=np.array([f"sample-{one}" for one in range(23)]))
+    np.savez(where / "query.npz", x=x_query.numpy(), y=y_query.numpy())
+    assert main(["train", "--data", f"{where}/train.npz", "--rho", str(RHO), "--l2", str(L2), "--out", f"{where}/model.safetensors"]) == 0
+    return where
+
+
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    given = ["score", "--model", f"{folder}/model.safetensors", "--architecture", "softmax", "--data", f"{folder}/train.npz"]
+    given += ["--query", f"{folder}/query.npz", "--rho", str(RHO), "--l2", str(L2), "--out", str(out)]
+    return [*given, *more]  # a later option replaces an earlier one
+
+
+def refused(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(given) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("sam_if: ")
+    assert message in lines[-1]
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    """The same problem made by hand."""
+    data, query = read_samples(folder / "train.npz", torch.float64), read_samples(folder / "query.npz", torch.float64)
+    model = architecture("softmax", 5, 3).double()
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    parameters = Parameters.of(model.eval())
+    objective = Objective.of_outputs(
+        lambda w, part: parameters.call(w, part[0]), lambda z, part: cross_entropy(z, part[1], reduction="none"), (data.x, data.y), L2
+    )
+    w = parameters.flat()
+    return SimpleNamespace(
+        problem=SAMProblem(objective, RHO), w=w, metric=lambda at: cross_entropy(parameters.call(at, query.x), query.y), model=model
+    )
+
+
+def test_the_trained_model_is_at_the_fixed_point(loaded):
+    assert loaded.problem.field(loaded.w).norm() < 1e-8
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_the_file_holds_the_librarys_scores(folder, loaded, tmp_path, suffix, capsys):
+    out = tmp_path / f"scores{suffix}"
+    assert main(arguments(folder, out, "--chunk", "7", "--data-chunk", "5")) == 0
+    table = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+    expected = Estimator(loaded.problem.at(loaded.w), tol=1e-6).scores(loaded.metric).numpy()
+    assert list(table.columns) == ["index", "score", "rank", "id", "label"]
+    assert np.allclose(table["score"], expected, rtol=1e-5, atol=1e-8)
+    assert table["rank"].tolist() == (np.argsort(np.argsort(table["score"])) + 1).tolist()
+    assert table["id"].tolist() == [f"sample-{one}" for one in range(23)]
+    assert [one.name for one in tmp_path.iterdir()] == [out.name]  # nothing is left beside it
+    said = capsys.readouterr()
+    worst = table.loc[table["rank"] == 1, "id"].iloc[0]
+    assert f"most harmful: {worst}" in said.out
+    assert "relative residual" in said.err
+
+
+@pytest.mark.parametrize("kind", ["if", "sam_if"])
+def test_the_other_estimators_are_the_librarys(folder, loaded, tmp_path, kind):
+    assert main(arguments(folder, tmp_path / "a.csv", "--estimator", kind, "--gradient-tolerance", "1")) == 0
+    expected = Estimator(loaded.problem.at(loaded.w), kind, tol=1e-6).scores(loaded.metric).numpy()
+    assert np.allclose(pd.read_csv(tmp_path / "a.csv")["score"], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_options_reach_the_estimator(folder, loaded, tmp_path):
+    more = ["--curvature", "ggn", "--damping", "0.1", "--drop-eq9-term", "--solver", "lsmr"]
+    assert main(arguments(folder, tmp_path / "a.csv", *more)) == 0
+    own = Estimator(loaded.problem.at(loaded.w, "ggn"), damping=0.1, drop_eq9_term=True).scores(loaded.metric).numpy()
+    assert np.allclose(pd.read_csv(tmp_path / "a.csv")["score"], own, rtol=1e-4, atol=1e-8)
+    whole = Estimator(loaded.problem.at(loaded.w)).scores(loaded.metric).numpy()
+    assert not np.allclose(whole, own, rtol=1e-2)
+
+
+def test_batches_that_share_a_perturbation(folder, loaded, tmp_path):
+    more = ["--batch-size", "6", "--batch-seed", "3", "--gradient-tolerance", "1", "--chunk", "4"]
+    assert main(arguments(folder, tmp_path / "a.csv", *more)) == 0
+    problem = SAMProblem(loaded.problem.objective, RHO, partition(23, 6, 3))
+    expected = Estimator(problem.at(loaded.w), tol=1e-6).scores(loaded.metric).numpy()
+    assert np.allclose(pd.read_csv(tmp_path / "a.csv")["score"], expected, rtol=1e-4, atol=1e-8)
+
+
+def test_checkpoints_are_summed(folder, loaded, tmp_path):
+    half = {name: value / 2 for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()}
+    safetensors.torch.save_file(half, tmp_path / "half.safetensors")
+    more = ["--estimator", "gif_checkpoints", "--checkpoints", f"{tmp_path}/half.safetensors:0.3", f"{folder}/model.safetensors:0.1"]
+    assert main(arguments(folder, tmp_path / "a.csv", *more)) == 0
+    expected = gif_checkpoints(loaded.problem, [loaded.w / 2, loaded.w], [0.3, 0.1], loaded.metric).numpy()
+    assert np.allclose(pd.read_csv(tmp_path / "a.csv")["score"], expected)
+
+
+def test_a_function_of_a_module_gives_the_model(folder, tmp_path, monkeypatch, loaded):
+    (tmp_path / "my_model.py").write_text(
+        "import safetensors.torch\nfrom torch import nn\n\ndef trained():\n"
+        "    model = nn.Sequential(nn.Flatten(), nn.Linear(5, 3)).double()\n"
+        f"    model.load_state_dict(safetensors.torch.load_file({str(folder / 'model.safetensors')!r}))\n    return model\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments(folder, tmp_path / "a.csv", "--model", "my_model:trained")) == 0
+    assert main(arguments(folder, tmp_path / "b.csv")) == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+
+
+def test_a_folder_of_images_is_read_by_class(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 6), ("query", 2)):
+        for label, name in enumerate(("cats", "dogs")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for one in range(count):
+                values = (draw.random((4, 3, 3)) * 120 + 100 * label).astype(np.uint8)
+                Image.fromarray(values).save(tmp_path / part / name / f"{one}.png")
+    model = str(tmp_path / "m.safetensors")
+    assert main(["train", "--data", f"{tmp_path}/train", "--rho", "0.1", "--l2", "0.1", "--out", model]) == 0
+    given = ["score", "--model", model, "--architecture", "softmax", "--data", f"{tmp_path}/train", "--query", f"{tmp_path}/query"]
+    given += ["--rho", "0.1", "--l2", "0.1", "--out", f"{tmp_path}/a.csv"]
+    assert main(given) == 0
+    table = pd.read_csv(tmp_path / "a.csv")
+    assert table["id"].tolist()[:2] == ["cats/0.png", "cats/1.png"]
+    assert table["label"].tolist() == [0] * 6 + [1] * 6
+    (tmp_path / "query" / "birds").mkdir()
+    refused(given, "have no class 'birds'", capsys)
+    (tmp_path / "query" / "birds").rmdir()
+    (tmp_path / "query" / "cats" / "0.png").write_bytes(b"no image")
+    refused(given, "0.png is no image that can be read", capsys)
+    Image.fromarray(np.zeros((5, 3, 3), np.uint8)).save(tmp_path / "query" / "cats" / "0.png")
+    refused(given, "make all alike", capsys)
+
+
+# ---- stopping --------------------------------------------------------------------------------------------------------
+
+
+def test_after_a_kill_the_same_command_goes_on(folder, tmp_path, monkeypatch, capsys):
+    """The second call solves nothing and scores the rest; the file is that of a run that was not killed."""
+    more = ["--chunk", "5"]
+    assert main(arguments(folder, tmp_path / "whole.csv", *more)) == 0
+    original, calls = Estimator.score_samples, []
+
+    def killed(self, carriers, rows=None):
+        calls.append(rows)
+        if len(calls) == 3:
+            raise MemoryError
+        return original(self, carriers, rows)
+
+    monkeypatch.setattr(Estimator, "score_samples", killed)
+    with pytest.raises(MemoryError):
+        main(arguments(folder, tmp_path / "parts.csv", *more))
+    assert not (tmp_path / "parts.csv").exists()
+    done = list(calls)
+    monkeypatch.setattr(Estimator, "solve", lambda *_, **__: pytest.fail("solved again"))
+    assert main(arguments(folder, tmp_path / "parts.csv", *more)) == 0
+    assert [rows.start for rows in calls[len(done) :]] == [10, 15, 20]
+    assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    assert {one.name for one in tmp_path.iterdir()} == {"whole.csv", "parts.csv"}
+    assert "going on from there" in capsys.readouterr().err
+
+
+def test_other_settings_do_not_go_on_from_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "write_scores", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        main(arguments(folder, tmp_path / "a.csv"))
+    monkeypatch.undo()
+    assert main(arguments(folder, tmp_path / "a.csv", "--damping", "0.5")) == 0
+    assert main(arguments(folder, tmp_path / "b.csv", "--damping", "0.5")) == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+
+
+def test_a_signal_ends_it_between_chunks(folder, tmp_path, monkeypatch, capsys):
+    original = Estimator.score_samples
+
+    def interrupted(self, carriers, rows=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, carriers, rows)
+
+    monkeypatch.setattr(Estimator, "score_samples", interrupted)
+    assert main(arguments(folder, tmp_path / "a.csv", "--chunk", "5")) == 128 + signal.SIGTERM
+    assert "stopped after 5 of 23 samples; the same command goes on from there" in capsys.readouterr().err
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+OPTIONS = [
+    (["--rho", "0.9"], "the model is not trained to a minimum: the gradient's norm is"),
+    (["--tolerance", "1e-30"], "gmres stopped at a relative residual of"),
+    (["--out", "scores.txt"], "scores are written as .csv or .parquet"),
+    (["--out", "nowhere/scores.csv"], "there is no folder nowhere"),
+    (["--rho", "-1"], "argument --rho: '-1' is not a number of at least 0"),
+    (["--damping", "x"], "argument --damping: 'x' is not a number"),
+    (["--estimator", "magic"], "argument --estimator: invalid choice: 'magic'"),
+    (["--estimator", "gif_checkpoints"], "needs --checkpoints"),
+    (["--estimator", "gif_checkpoints", "--checkpoints", "a.safetensors"], "give FILE.safetensors:RATE"),
+    (["--estimator", "gif_checkpoints", "--checkpoints", "absent.safetensors:1"], "absent.safetensors: no such file"),
+    (["--batch-size", "0"], "argument --batch-size"),
+    (["--model", "absent.safetensors"], "absent.safetensors: no such file"),
+    (["--model", "absent:model"], "there is no module 'absent' here"),
+    (["--model", "os:nothing"], "module 'os' has no attribute 'nothing'"),
+    (["--model", "os:getcwd"], "the function returns a str, not a torch.nn.Module"),
+    (["--model", "model"], "give module:function, or a .safetensors file"),
+    (["--architecture", "resnet"], "--architecture resnet: use softmax, or mlp-32"),
+    (["--architecture", "mlp-4"], "does not fit the model: 1.weight is (4, 5) in the model and (3, 5) in the file"),
+    (["--data", "absent.npz"], "absent.npz: no such file"),
+    (["--device", "tpu"], "use cpu or cuda"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), OPTIONS, ids=[" ".join(one) for one, _ in OPTIONS])
+def test_a_bad_option_is_one_line(folder, tmp_path, capsys, given, message):
+    refused(arguments(folder, tmp_path / "out.csv", *given), message, capsys)
+    assert not list(tmp_path.glob("out.csv*"))
+
+
+def test_weights_alone_need_their_architecture(folder, tmp_path, capsys):
+    given = arguments(folder, tmp_path / "out.csv")
+    place = given.index("--architecture")
+    refused(given[:place] + given[place + 2 :], "holds weights alone; say with --architecture", capsys)
+
+
+def test_bad_data_are_one_line(folder, tmp_path, capsys):
+    x, y = np.ones((4, 5)), np.zeros(4, np.int64)
+    hurt = x.copy()
+    hurt[2, 1] = np.nan
+    cases = [
+        ({"x": x}, "holds no array 'y'; it holds x"),
+        ({"x": x, "y": y[:3]}, "there are 4 samples in x and 3 labels in y"),
+        ({"x": x[:0], "y": y[:0]}, "there are 0 samples"),
+        ({"x": x, "y": y.astype(float)}, "y must be integers"),
+        ({"x": x, "y": y - 1}, "labels are integers from 0, not -1"),
+        ({"x": hurt, "y": y}, "sample 2 holds values that are not finite"),
+        ({"x": y, "y": y}, "x must be numbers of shape [samples, ...]"),
+        ({"x": x, "y": y, "id": np.array(["a", "b", "a", "c"])}, "samples 0 and 2 have the same id 'a'"),
+        ({"x": x, "y": y, "id": np.array(["a"])}, "there are 1 ids for 4 samples"),
+        ({"x": x[:, :3], "y": y}, "a query's tensor 0 has the shape (5,), a training sample's (3,)"),
+        ({"x": x, "y": y + 7}, "a training label is 7, and the model has 3 classes"),
+    ]
+    for arrays, message in cases:
+        np.savez(tmp_path / "bad.npz", **arrays)
+        refused(arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"), message, capsys)
+    np.savez(tmp_path / "bad.npz", x=x[:, :3], y=y)
+    refused(arguments(folder, tmp_path / "out.csv", "--query", f"{tmp_path}/bad.npz"), "a query's tensor 0 has the shape (3,)", capsys)
+    np.savez(tmp_path / "bad.npz", x=x, y=y + 3)
+    refused(arguments(folder, tmp_path / "out.csv", "--query", f"{tmp_path}/bad.npz"), "a query's label is 3, and the model has 3", capsys)
+    np.savez(tmp_path / "bad.npz", x=np.array([{"a": 1}], dtype=object), y=y)
+    refused(arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"), "is no .npz file of plain arrays", capsys)
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    refused(arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"), "is no .npz file of plain arrays", capsys)
+    (tmp_path / "empty").mkdir()
+    refused(arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/empty"), "holds no images", capsys)
+
+
+def test_a_loss_that_is_not_a_number_is_refused(folder, tmp_path, capsys):
+    weights = {name: value * float("nan") for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()}
+    safetensors.torch.save_file(weights, tmp_path / "nan.safetensors")
+    given = arguments(folder, tmp_path / "out.csv", "--model", f"{tmp_path}/nan.safetensors")
+    refused(given, "the loss of sample 0 is nan (23 of 23 are not finite)", capsys)
+
+
+def test_a_model_at_no_minimum_has_an_indefinite_hessian(folder, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = architecture("mlp-6", 5, 3).double()
+    weights = {name: 3 * torch.randn_like(value) for name, value in model.state_dict().items()}
+    safetensors.torch.save_file(weights, tmp_path / "net.safetensors")
+    more = ["--model", f"{tmp_path}/net.safetensors", "--architecture", "mlp-6", "--gradient-tolerance", "100"]
+    refused(arguments(folder, tmp_path / "out.csv", *more), "the Hessian is indefinite: its smallest eigenvalue is", capsys)
+    assert main(arguments(folder, tmp_path / "out.csv", *more, "--curvature", "ggn")) == 0
+    assert main(arguments(folder, tmp_path / "out.csv", *more, "--damping", "10")) == 0
+
+
+def test_a_gradient_of_zero_is_refused(tmp_path, capsys):
+    """Two samples that pull with the same force in opposite directions, at weights 0."""
+    np.savez(tmp_path / "two.npz", x=np.ones((2, 3)), y=np.array([0, 1]))
+    model = architecture("softmax", 3, 2).double()
+    safetensors.torch.save_file({name: torch.zeros_like(value) for name, value in model.state_dict().items()}, tmp_path / "m.safetensors")
+    given = ["score", "--model", f"{tmp_path}/m.safetensors", "--architecture", "softmax", "--data", f"{tmp_path}/two.npz"]
+    refused(
+        [*given, "--query", f"{tmp_path}/two.npz", "--out", f"{tmp_path}/a.csv"], "exactly 0 here, so SAM's perturbation has no", capsys
+    )
+    more = ["--query", f"{tmp_path}/two.npz", "--out", f"{tmp_path}/a.csv", "--rho", "0", "--l2", "0.1"]
+    assert main([*given, *more]) == 0
+
+
+def test_a_folder_that_is_missing_is_refused_in_training(folder, tmp_path, capsys):
+    given = ["train", "--data", f"{folder}/train.npz", "--out"]
+    refused([*given, f"{tmp_path}/model.pt"], "name a .safetensors file", capsys)
+    refused([*given, f"{tmp_path}/none/model.safetensors"], "in a folder that exists", capsys)
+
+
+def test_help_is_there_at_once():
+    command = [sys.executable, "-X", "importtime", "-m", "projects.sam_if", "score", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "example:\n  python -m projects.sam_if score --model" in done.stdout
+    assert "| torch\n" not in done.stderr
