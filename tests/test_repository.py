@@ -21,7 +21,8 @@ from packaging.utils import canonicalize_name
 
 from shared import cli, data, manifest, paths, runs
 
-PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", "projects/zo2/README.md", "projects/flashdp/README.md"]
+PAPERS = sorted(manifest.manifests())
+PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", *(f"projects/{paper}/README.md" for paper in PAPERS)]
 REFERENCE = paths.ROOT / "results" / "reference" / "cpu"
 HOSTS = {"arxiv.org", "json-schema.org", "keepachangelog.com", "www.apache.org"}  # all that files here may name
 
@@ -100,6 +101,8 @@ def run(*command: str) -> str:
 @pytest.mark.parametrize("command", commands())
 def test_every_command_on_a_page_exists(command, monkeypatch):
     program, *arguments = shlex.split(command)
+    if program == "torchrun":  # with options of its own, then a module
+        program, arguments = "python", arguments[arguments.index("-m") :]
 
     def refuse(self, message):
         raise AssertionError(f"{command}: {message}")
@@ -113,7 +116,7 @@ def test_every_command_on_a_page_exists(command, monkeypatch):
         check_repro(cli._parser().parse_args(arguments))
     elif program == "python":
         assert arguments[0] == "-m"
-        assert arguments[1] in ("projects.zo2", "projects.flashdp")
+        assert arguments[1] in [f"projects.{paper}" for paper in PAPERS]
         monkeypatch.setattr(runs.Parser, "error", refuse)
         importlib.import_module(f"{arguments[1]}.__main__")._parser().parse_args(arguments[2:])
     elif program == "snakemake":
@@ -252,12 +255,9 @@ def test_the_readme_and_the_doctor_say_that_linux_is_needed(monkeypatch):
         assert doctor._system()[0] is fine
 
 
-def test_the_library_example_of_zo2_runs(tmp_path):
-    run_examples("projects/zo2/README.md", tmp_path)
-
-
-def test_the_library_examples_of_flashdp_run(tmp_path, standin):
-    run_examples("projects/flashdp/README.md", tmp_path)
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_library_examples_of_a_paper_run(paper, tmp_path, standin):
+    run_examples(f"projects/{paper}/README.md", tmp_path)
 
 
 def test_the_tests_that_a_page_names_exist():
