@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.sparse import linalg
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
 
@@ -131,10 +132,12 @@ def minimise(
     found = minimize(value_and_slope, first, jac=True, method="L-BFGS-B", options=options)
     w, steps = at(found.x), int(found.nfev)
     value = slope(w)
-    while factor is not None and float(value.norm()) > tol:  # chord steps, as long as they help: rounding of f does not stop them
-        there = w - torch.cholesky_solve(value.unsqueeze(1), factor).squeeze(1)
+    while (
+        factor is not None and float(value.norm()) > tol
+    ):  # Newton's steps by CG in the same coordinates, which rounding of f does not stop
+        there = w + _preconditioned(slope, w, -value, factor)
         after = slope(there)
-        if not float(after.norm()) < 0.9 * float(value.norm()):
+        if not float(after.norm()) < 0.5 * float(value.norm()):
             break
         w, value, steps = there, after, steps + 1
     residual = float(value.norm())
@@ -146,6 +149,22 @@ def minimise(
     if float(f(w)) > float(found.fun) + 1e-9 * max(1.0, abs(float(found.fun))):
         raise UserError("Newton's method went up, to a saddle or a maximum; allow more iterations before it, or regularise more")
     return Root(w, residual, steps)
+
+
+def _preconditioned(slope: Field, w: Tensor, b: Tensor, factor: Tensor) -> Tensor:
+    """x with (Jacobian of `slope` at w) x = b to three digits, by SciPy's CG with the inverse of factor factor^T before it."""
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return np.asarray(jvp(slope, (w,), (torch.from_numpy(v.reshape(-1)).to(w),))[1].double().cpu().numpy())
+
+    def inverse(v: np.ndarray) -> np.ndarray:
+        column = torch.from_numpy(v.reshape(-1, 1)).to(w)
+        return np.asarray(torch.cholesky_solve(column, factor).squeeze(1).double().cpu().numpy())
+
+    shape = (w.numel(), w.numel())
+    operator, before = (linalg.LinearOperator(shape, matvec=one, dtype=np.float64) for one in (product, inverse))
+    found, _ = linalg.cg(operator, b.double().cpu().numpy(), rtol=1e-3, maxiter=200, M=before)
+    return torch.from_numpy(found).to(w)
 
 
 # ---- many trainings --------------------------------------------------------------------------------------------------
