@@ -90,9 +90,7 @@ def if_ekfac(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
 def trak(problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, seed: int) -> Tensor:
     """TRAK with one model: gradients of the pairs' own margins at random `dimension` numbers, a tenth of the mean diagonal as damping."""
     pointwise = Pointwise(problem)
-    return baselines.trak(
-        pointwise.own_margins, pointwise.expanded(), [w], metric, dimension=dimension, seed=seed, damping=0.1, chunk=256
-    )
+    return baselines.trak(pointwise.own_margins, pointwise.expanded(), [w], metric, dimension=dimension, seed=seed, damping=0.1, chunk=256)
 
 
 def tracin(problem: Contrastive, checkpoints: Sequence[Tensor], metric: Metric) -> Tensor:

@@ -93,10 +93,13 @@ def load(name: Name, train: int, validation: int, test: int, dimensions: int, se
 
 def _reduced(x: np.ndarray, train: np.ndarray, dimensions: int) -> Tensor:
     """PCA of the training rows, without the directions that hold nothing, at a mean square of 1 a dimension."""
-    mean = x[train].mean(0)
-    _, sizes, directions = np.linalg.svd(x[train] - mean, full_matrices=False)
-    kept = directions[: min(dimensions, int((sizes > 1e-6 * sizes[0]).sum()))]
-    found = (x - mean) @ kept.T
+    centred = x - x[train].mean(0)
+    known = centred[train]
+    wide = known.shape[0] < known.shape[1]  # the smaller of the two Gram matrices
+    values, vectors = np.linalg.eigh(known @ known.T if wide else known.T @ known)
+    kept = np.flatnonzero(values > 1e-9 * values[-1])[::-1][:dimensions]
+    directions = known.T @ vectors[:, kept] / np.sqrt(values[kept]) if wide else vectors[:, kept]
+    found = centred @ directions
     return torch.from_numpy(found / np.sqrt((found[train] ** 2).mean())).double()
 
 

@@ -85,7 +85,7 @@ def solver(problem: Contrastive, w: Tensor, name: str, damping: float = 0.0, ran
 
 
 def check_trained(problem: Contrastive, w: Tensor, tol: float) -> float:
-    """The gradient's norm at w; UserError for a loss that is not finite or a gradient above `tol`: a score is the derivative of an optimum."""
+    """The gradient's norm at w. UserError for a loss that is not finite or a norm above `tol`: a score is the derivative of an optimum."""
     objective = problem.objective()
     objective.sample_losses(w)
     return check_converged(objective.gradient(w), tol)

@@ -16,23 +16,26 @@ from projects.ecif.experiments._setting import Case, Setting, build
 from shared import experiment
 from shared.influence.evaluate import auroc, average_precision, most_harmful, precision_at
 
+LARGER = "ECIF, larger clean set"
+
 
 class Config(Setting):
-    """`shares` of captions are exchanged; the `removed` share that a method finds most harmful is left out."""
+    """Cells of data set, share of captions that are exchanged, and test pairs; the `removed` share that a method finds most harmful is left
+    out.
+    """
 
-    dataset: Name = "emoji"
+    cells: list[tuple[Name, float, PositiveInt]] = Field(default=[("emoji", 0.2, 224)], min_length=1, strict=False)
     seeds: PositiveInt = 5
-    shares: list[float] = Field(default=[0.1, 0.2, 0.3], min_length=1)
     removed: float = Field(default=0.1, gt=0, lt=1)
     dimension: PositiveInt = 256
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    cases = [(share, seed) for share in config.shares for seed in range(config.seed, config.seed + config.seeds)]
-    for share, seed in run.progress(cases, "shares and seeds"):
-        case = build(config, config.dataset, seed, shuffled_share=share)
+    cases = [(cell, seed) for cell in config.cells for seed in range(config.seed, config.seed + config.seeds)]
+    for (dataset, share, test), seed in run.progress(cases, "cells and seeds"):
+        case = build(config.model_copy(update={"test": test}), dataset, seed, shuffled_share=share)
         problem, w = case.problem, case.fitted.w
-        common = {"dataset": config.dataset, "shuffled_share": share, "seed": seed, "pairs": problem.pairs.n}
+        common = {"dataset": dataset, "shuffled_share": share, "seed": seed, "pairs": problem.pairs.n}
 
         def judged(method: str, at: torch.Tensor, norm: float, **values: object) -> None:
             losses = {"validation_loss": float(case.validation.mean_loss(at)), "test_loss": float(case.test.mean_loss(at))}  # noqa: B023
@@ -45,24 +48,36 @@ def run(config: Config, run: experiment.Run) -> None:
         for method, scored in methods(case, config, seed).items():
             harm = -scored().cpu().numpy()
             removed = most_harmful(harm)[: round(config.removed * problem.pairs.n)].tolist()
-            root = case.fitted.without(removed)
             found = {
                 "detection_auc": auroc(harm, corrupted),
                 "average_precision": average_precision(harm, corrupted),
                 "ten_precision": precision_at(harm, corrupted, 10),
                 "removed_precision": float(corrupted[removed].mean()),
+                "clean_pairs": clean_pairs(case, method),
             }
-            judged(method, root.w, root.residual, **found)
+            if method == LARGER:  # has seen the test pairs
+                run.row(**common, method=method, **found)
+            else:
+                root = case.fitted.without(removed)
+                judged(method, root.w, root.residual, **found)
+
+
+def clean_pairs(case: Case, method: str) -> int:
+    """How many clean pairs a method was given."""
+    if method in ("self-influence", "CLIP-score", "pair loss", "random"):
+        return 0
+    return case.validation.pairs.n + (case.test.pairs.n if method == LARGER else 0)
 
 
 def methods(case: Case, config: Config, seed: int) -> dict[str, Callable[[], torch.Tensor]]:
-    """Every method's scores as a call. "ECIF, larger clean set" takes the test pairs, too, for its clean loss: more than the others have."""
+    """Every method's scores as a call. `LARGER` takes the test pairs, too, for its clean loss: more than the others have."""
     problem, w, metric, solve = case.problem, case.fitted.w, case.validation.mean_loss, case.fitted.solve
     found = all_scores(problem, w, metric, solve, start=case.start, seed=seed, dimension=config.dimension)
 
     def both(at: torch.Tensor) -> torch.Tensor:
-        return (metric(at) + case.test.mean_loss(at)) / 2
+        own, other = case.validation.pairs.n, case.test.pairs.n
+        return (own * metric(at) + other * case.test.mean_loss(at)) / (own + other)
 
-    found["ECIF, larger clean set"] = lambda: problem.scores(w, both, solve)
+    found[LARGER] = lambda: problem.scores(w, both, solve)
     found["relative ECIF"] = lambda: problem.relative_scores(w, metric, solve).signed
     return found

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt
 from projects.ecif.data import Name
 from projects.ecif.experiments._setting import Setting, build
 from shared import experiment
-from shared.influence.evaluate import cosine, most_harmful, relative_error
+from shared.influence.evaluate import cosine, most_harmful, relative_error, spearman
 from shared.seeding import generator, step_seed
 
 EDITS = {"ECIF": ("exact", "both"), "ECIF, paper": ("paper", "both"), "positive only": ("exact", "positive")}
@@ -36,9 +36,14 @@ def run(config: Config, run: experiment.Run) -> None:
         common = {"dataset": name, "seed": seed, "pairs": n, "parameters": w.numel(), "repeated_share": case.repeated_share}
 
         def measured(at: torch.Tensor, **values: object) -> None:
-            run.row(**common, **values, test_accuracy=case.accuracy(at), validation_loss=float(metric(at)), test_loss=float(case.test.mean_loss(at)))  # noqa: B023, E501
+            losses = {"validation_loss": float(metric(at)), "test_loss": float(case.test.mean_loss(at))}  # noqa: B023
+            run.row(**common, **values, test_accuracy=case.accuracy(at), **losses)  # noqa: B023
 
-        measured(w, kind="none", share=0.0, draw=0, method="no removal", gradient_norm=case.fitted.gradient_norm)
+        elsewhere = problem.scores(w, case.test.mean_loss, case.fitted.solve).cpu()
+        agreement = {"agreement_correlation": spearman(scores, elsewhere)}  # what harms one held-out set need not harm another
+        lowest = {"eigenvalue_ratio": float(torch.linalg.eigvalsh(case.fitted.hessian)[0]) * problem.pairs.batches / problem.delta}
+        norm = case.fitted.gradient_norm
+        measured(w, kind="none", share=0.0, draw=0, method="no removal", gradient_norm=norm, **agreement, **lowest)
         orders = {("harmful", 0): most_harmful(-scores).tolist(), ("valuable", 0): most_harmful(scores).tolist()}
         for draw in range(config.draws):
             orders["random", draw] = torch.randperm(n, generator=generator(step_seed(seed, "random", draw))).tolist()
@@ -51,8 +56,8 @@ def run(config: Config, run: experiment.Run) -> None:
                 truth = (root.w - w).cpu()
                 for method, (mode, parts) in EDITS.items():
                     effect = problem.removal_effect(w, [removed], case.fitted.solve, mode, parts)[:, 0]
-                    agreement = {
+                    errors = {
                         "parameter_error": float(relative_error(effect.cpu(), truth)),
                         "parameter_cosine": float(cosine(effect.cpu(), truth)),
                     }
-                    measured(w + effect, **where, method=method, **agreement)
+                    measured(w + effect, **where, method=method, **errors)
