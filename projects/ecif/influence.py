@@ -111,16 +111,19 @@ class Contrastive:
         """
         return self.pairs.by_pair(self.scores_along(w, solve(metric_gradient(metric, w))[0], mode, parts))
 
-    def pair_gradients(self, w: Tensor, mode: Mode = "exact", parts: Parts = "both", basis: Tensor | None = None) -> Tensor:
-        """grad G_n of every pair, [n, p]; with a basis [p, d] its products with that, [n, d]. B backward passes a batch."""
+    def place_gradients(self, w: Tensor, mode: Mode = "exact", parts: Parts = "both", batches: slice = slice(None)) -> Tensor:
+        """grad G_n of every place of the batches, [b, B, p]: B backward passes a batch."""
 
         def one(batch: Data) -> Tensor:
             return jacrev(lambda at: removal_losses(self.towers.logits(at, batch[:-1]), batch[-1], mode, parts))(w)
 
         note("per_sample_gradients")
-        rows = [one(tuple(part[b] for part in self.pairs.data)) for b in range(self.pairs.batches)]
-        found = torch.stack([row if basis is None else row @ basis for row in rows])
-        return self.pairs.by_pair(found) / self.pairs.batches
+        data = tuple(part[batches] for part in self.pairs.data)
+        return torch.stack([one(tuple(part[b] for part in data)) for b in range(len(data[0]))]) / self.pairs.batches
+
+    def pair_gradients(self, w: Tensor, mode: Mode = "exact", parts: Parts = "both") -> Tensor:
+        """grad G_n of every pair, [n, p]."""
+        return self.pairs.by_pair(self.place_gradients(w, mode, parts))
 
     def self_influence(self, w: Tensor, solve: Solve, mode: Mode = "exact", parts: Parts = "both") -> Tensor:
         """grad G_n . H^-1 grad G_n of every pair, [n]: how much what the pair is responsible for would rise without it.
