@@ -71,7 +71,7 @@ def test_the_temperature_is_a_parameter(inputs):
 
 def test_scores_of_a_converged_clip_are_dot_products_pair_by_pair(inputs):
     towers = Clip(adapted(tiny()), select=("*lora_*",), dtype=torch.float64)
-    problem = Contrastive(towers, Pairs.of(inputs, 4), 3.0, torch.zeros(towers.parameters.size, dtype=torch.float64))
+    problem = Contrastive(towers, Pairs.of(inputs, 4), 500.0, torch.zeros(towers.parameters.size, dtype=torch.float64))
     w = fit(problem, towers.parameters.flat(), hessian=False).w
     matrix = matrix_of(problem.objective().hessian(w), w)
     metric = Contrastive(towers, Pairs.of([one.flip(0) for one in inputs], 5), 0.0).mean_loss
@@ -109,7 +109,7 @@ def folders(tmp_path_factory, save_tokenizer):
 @pytest.mark.parametrize("query", ["clean", "one"])
 def test_the_command_on_a_clip_folder(folders, query):
     out = folders / f"{query}.scores.csv"
-    options = ["--fit", "--dtype", "float64", "--batch", "4", "--delta", "5", "--gradient-tol", "1e-7"]
+    options = ["--fit", "--dtype", "float64", "--batch", "4", "--delta", "500", "--gradient-tol", "1e-7"]
     arguments = ["--model", folders / "clip", "--adapter", folders / "lora", "--data", folders / "train.csv"]
     arguments += ["--query", folders / f"{query}.csv", "--out", out, *options]
     assert main(["score", *map(str, arguments)]) == 0
@@ -122,6 +122,5 @@ def test_the_command_on_a_clip_folder(folders, query):
 def test_adapters_that_are_not_at_a_minimum_are_refused(folders, capsys):
     arguments = ["--model", folders / "clip", "--adapter", folders / "lora", "--data", folders / "train.csv"]
     assert main(["score", *map(str, [*arguments, "--query", folders / "clean.csv", "--out", folders / "never.csv"])]) == 2
-    error = capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ecif: the model is not trained to a minimum: the gradient's norm is")
-    assert error.count("\n") == 1
