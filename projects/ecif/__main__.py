@@ -51,10 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     group = added.add_argument_group("the training problem")
     group.add_argument("--batch", type=positive, default=32, metavar="N", help="pairs in a batch, as in training (32)")
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="of the partition into batches, heads, projections (0)")
-    group.add_argument("--delta", type=above, metavar="X", help="weight of the pull to theta_0 beside the sum of losses (a sixth of the pairs)")
+    group.add_argument(
+        "--delta", type=above, metavar="X", help="weight of the pull to theta_0 beside the sum of losses (a sixth of the pairs)"
+    )
     group.add_argument("--size", type=positive, default=16, metavar="N", help="dimensions of the heads' embeddings (16)")
     group.add_argument("--fit", action="store_true", help="train the adapters on to a minimum first (small models; with --dtype float64)")
-    group.add_argument("--gradient-tol", type=above, default=1e-6, metavar="X", help="norm of the gradient at most, or it is refused (1e-6)")
+    group.add_argument(
+        "--gradient-tol", type=above, default=1e-6, metavar="X", help="norm of the gradient at most, or it is refused (1e-6)"
+    )
 
     group = added.add_argument_group("scores")
     group.add_argument(

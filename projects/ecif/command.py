@@ -75,7 +75,12 @@ def score(options: argparse.Namespace) -> int:
     console.print(f"{pairs.n} pairs in {pairs.batches} batches, {w.numel()} parameters, gradient's norm {norm:.1e}")
 
     known = ("score", "mode", "parts", "solver", "damping", "rank", "seed", "batch", "delta", "tol")
-    inputs = {**{name: getattr(options, name) for name in known}, "w": w, "centre": centre, "model": _digest(options.model, options.adapter)}
+    inputs = {
+        **{name: getattr(options, name) for name in known},
+        "w": w,
+        "centre": centre,
+        "model": _digest(options.model, options.adapter),
+    }
     inputs |= {f"{kind} {i}": one for kind, part in (("data", tensors), ("query", queries)) for i, one in enumerate(part)}
     solve = solver(problem, w, options.solver, options.damping, options.rank, options.seed, options.tol)
     metric = query_metric(problem, queries, options.batch)
@@ -104,7 +109,9 @@ def score(options: argparse.Namespace) -> int:
     scores = pairs.by_pair(torch.from_numpy(found).to(device)).cpu().numpy()
     columns = {name: value for name, value in (("id", data.ids), ("caption", data.captions)) if value is not None}
     write_scores(options.out, scores, columns)
-    console.print(f"{options.out}: rank 1 is the most harmful pair" if options.score != "span" else f"{options.out}: a high score traces back")
+    console.print(
+        f"{options.out}: rank 1 is the most harmful pair" if options.score != "span" else f"{options.out}: a high score traces back"
+    )
     return 0
 
 
