@@ -221,8 +221,8 @@ def trace(trace: pd.DataFrame) -> Table:
     ]
     return Table(
         title="Mispredictions traced back",
-        caption="Share of the five highest training pairs, in percent, that are of the wrongly captioned picture's own sub-category, and of the "
-        "sub-category of the caption that it got.",
+        caption="Share of the five highest training pairs, in percent, that are of the wrongly captioned picture's own sub-category, and of "
+        "the sub-category of the caption that it got.",
         frame=pd.DataFrame(lines),
         columns={"ranking": "ranked by", "same": "same sub-category", "got": "sub-category it got", "queries": "queries"},
         notes=[
@@ -260,7 +260,8 @@ def cost(cost: pd.DataFrame) -> Table:
     first = cost.iloc[0]
     return Table(
         title="Time and passes",
-        caption=f"Scoring all {first['pairs']} pairs of {first['dataset']} for one validation loss, and one edit; {first['parameters']} parameters.",
+        caption=f"Scoring all {first['pairs']} pairs of {first['dataset']} for a validation loss, and one edit; {first['parameters']} "
+        "parameters.",
         frame=found,
         columns={
             "task": "task",
