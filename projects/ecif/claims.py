@@ -33,10 +33,10 @@ def _count(right: int, of: int) -> VerdictWord:
 
 @claim(
     id="ecif.negative",
-    claim="A pair's influence as a negative matters: with it the change of the parameters is predicted better than from the positive part alone.",
+    claim="A pair's influence as a negative matters: with it the change of the parameters is predicted better than without.",
     source="motivation, abstract",
-    bound="error of the positive part alone minus that of ECIF, single pairs, above 0 with its interval, in exact and in linear mode, over at "
-    "least 5 seeds; partly: in one mode",
+    bound="error of the positive part alone minus that of ECIF, single pairs, above 0 with its interval, in exact and in linear mode, over "
+    "at least 5 seeds; partly: in one mode",
     paper=UNKNOWN,
     needs="rows of ecif/ablation with at least 5 seeds",
 )
@@ -55,7 +55,7 @@ def negative(ablation: pd.DataFrame) -> Verdict:
     id="ecif.exact",
     claim="(Ours, not the paper's.) The exact negative part predicts the change of the parameters better than the paper's linear one.",
     source="derived here",
-    bound="error of the linear form minus that of the exact one, single pairs, above 0 with its interval over at least 5 seeds; partly: the mean",
+    bound="error of the linear form minus that of the exact one, single pairs, above 0 with its interval over 5 seeds or more; partly: mean",
     needs="rows of ecif/ablation with at least 5 seeds",
 )
 def exact(ablation: pd.DataFrame) -> Verdict:
@@ -77,8 +77,8 @@ def _single(ablation: pd.DataFrame) -> pd.DataFrame:
     id="ecif.projection",
     claim="A low-rank projection (LoGra) of the gradients keeps what the influence is for.",
     source="section on computation",
-    bound="rank correlation of all pairs' scores with those of the whole Hessian at least 0.9 at a quarter of the dimensions or fewer; partly: "
-    "at a half",
+    bound="rank correlation of all pairs' scores with those of the whole Hessian at least 0.9 at a quarter of the dimensions or fewer; "
+    "partly: at a half",
     paper=UNKNOWN,
     needs="rows of ecif/ablation with a sweep of ranks",
 )
@@ -98,7 +98,7 @@ def projection(ablation: pd.DataFrame) -> Verdict:
     id="ecif.retrain",
     claim="Editing pairs out by ECIF gives the accuracy that retraining gives.",
     source="table of ECIF against retraining",
-    bound="mean accuracy within 1 point of retraining in every cell of data set and kind of removal, 5 and 10 % removed; partly: in most cells",
+    bound="mean accuracy within 1 point of retraining in every cell of data set and kind, 5 and 10 % removed; partly: in most cells",
     paper="within 0.5 points (random removal, four data sets)",
     needs="rows of ecif/removal",
 )
@@ -254,7 +254,7 @@ def clip_score(misalignment: pd.DataFrame) -> Verdict:
     for (dataset, share), rows in found.groupby(["dataset", "shuffled_share"], sort=False):
         if rows["seed"].nunique() >= SEEDS:
             simple = ("CLIP-score", "pair loss")
-            best = max(simple, key=lambda name: rows.loc[rows["method"] == name, "detection_auc"].mean())  # noqa: B023
+            best = max(simple, key=lambda name: rows.loc[rows["method"] == name, "detection_auc"].mean())
             gains[f"{dataset} {share:.0%} ({best})"] = paired(rows, "detection_auc", "ECIF", best)
     if not gains:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds")
@@ -266,8 +266,8 @@ def clip_score(misalignment: pd.DataFrame) -> Verdict:
     id="ecif.trace",
     claim="Relative influence traces a misprediction to training pairs that have to do with it, where plain influence does not.",
     source="table 3 (a gallery); section on misprediction trace-back",
-    bound="share of the five highest that are of the picture's own sub-category or of the one it was taken for: relative influence above random "
-    "and above influence, with intervals over queries; partly: above random",
+    bound="share of the five highest that are of the picture's own sub-category or of the one it was taken for: relative influence above "
+    "random and above influence, with intervals over queries; partly: above random",
     paper="a gallery",
     needs="rows of ecif/trace with at least 20 queries",
 )
@@ -316,8 +316,8 @@ def speed_retrain(cost: pd.DataFrame) -> Verdict:
         found.loc[("edit", name), "time_ratio"] for name in ("retrain, from the full model", "retrain, with the Hessian at hand")
     )
     measured = (
-        f"{cold['time_ratio']:.2f}x [{cold['low_ratio']:.2f}, {cold['high_ratio']:.2f}]; from the full model {warm:.2f}x, with its Hessian at "
-        f"hand {helped:.2f}x"
+        f"{cold['time_ratio']:.2f}x [{cold['low_ratio']:.2f}, {cold['high_ratio']:.2f}]; from the full model {warm:.2f}x, with its Hessian "
+        f"at hand {helped:.2f}x"
     )
     return Verdict("holds" if cold["low_ratio"] >= _SPEED else "partly" if cold["low_ratio"] > 1 else "fails", measured)
 

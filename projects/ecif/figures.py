@@ -84,7 +84,8 @@ def ablation(ablation: pd.DataFrame) -> Figure:
         if error <= 3:
             right.axhline(error, color=PALETTE[colour], linestyle="--", linewidth=1.4, label=name)
     right.set(xlabel="dimensions of the projection", ylabel="relative error", title="Curvature, single pairs")
-    left.legend(fontsize=8.5)
+    left.set_ylim(0, None)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     right.legend(fontsize=8.5)
     return figure
 

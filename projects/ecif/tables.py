@@ -35,9 +35,10 @@ def paired(frame: pd.DataFrame, column: str, first: str, second: str, by: Sequen
 
 
 def spread(value: Mean, percent: bool = True, digits: int = 1) -> str:
-    """'22.1 ± 0.8': a mean and half the width of its interval."""
+    """'22.1 ± 0.8': a mean and half the width of its interval, where it has one."""
     scale = 100 if percent else 1
-    return f"{scale * value.value:.{digits}f} ± {scale * (value.high - value.low) / 2:.{digits}f}"
+    shown = f"{scale * value.value:.{digits}f}"
+    return shown if value.low == value.high else f"{shown} ± {scale * (value.high - value.low) / 2:.{digits}f}"
 
 
 INTERVAL = (
@@ -51,7 +52,7 @@ def removal(removal: pd.DataFrame) -> Table:
         if share > 0.1:
             continue
         full = removal[(removal["dataset"] == dataset) & (removal["kind"] == "none")]
-        by = {name: part for name, part in rows.groupby("method")}
+        by = dict(iter(rows.groupby("method")))
         lines.append(
             {
                 "dataset": dataset,
@@ -72,8 +73,8 @@ def removal(removal: pd.DataFrame) -> Table:
     repeated = ", ".join(f"{name} {share:.0%}" for name, share in removal.groupby("dataset", sort=False)["repeated_share"].mean().items())
     return Table(
         title="ECIF's edit against retraining",
-        caption="Test accuracy in percent without pairs removed at random, the most valuable or the most harmful first, and the error of the "
-        "predicted change of the parameters over the true one.",
+        caption="Test accuracy in percent without pairs removed at random, the most valuable or the most harmful first, and the error of "
+        "the predicted change of the parameters over the true one.",
         frame=pd.DataFrame(lines),
         columns={
             "dataset": "data",
@@ -191,8 +192,8 @@ def ablation(ablation: pd.DataFrame) -> Table:
         )
     return Table(
         title="Parts, curvature and regulariser",
-        caption="The predicted change of the parameters against retraining: relative error and cosine; rank correlation of predicted and true "
-        "change of the validation loss over single pairs; and of all pairs' scores with those by the whole Hessian.",
+        caption="The predicted change of the parameters against retraining: relative error and cosine; rank correlation of predicted and "
+        "true change of the validation loss over single pairs; and of all pairs' scores with those by the whole Hessian.",
         frame=pd.DataFrame(lines),
         columns={
             "delta_ratio": Column("delta", "{:g}"),
@@ -221,8 +222,8 @@ def trace(trace: pd.DataFrame) -> Table:
     ]
     return Table(
         title="Mispredictions traced back",
-        caption="Share of the five highest training pairs, in percent, that are of the wrongly captioned picture's own sub-category, and of "
-        "the sub-category of the caption that it got.",
+        caption="Share of the five highest training pairs, in percent, that are of the wrongly captioned picture's own sub-category, and "
+        "of the sub-category of the caption that it got.",
         frame=pd.DataFrame(lines),
         columns={"ranking": "ranked by", "same": "same sub-category", "got": "sub-category it got", "queries": "queries"},
         notes=[
@@ -275,8 +276,8 @@ def cost(cost: pd.DataFrame) -> Table:
             "per_sample_gradients": "passes with each pair's gradient",
         },
         notes=[
-            "Medians over rounds in which every variant ran once in turn; process time of one thread. The interval holds the true median with "
-            "a probability of at least 95 %.",
+            "Medians over rounds in which every variant ran once in turn; process time of one thread. The interval holds the true median "
+            "with a probability of at least 95 %.",
             "Retraining's gradients are not counted: it shares no code with the estimators. TracIn's checkpoints are free here.",
         ],
     )

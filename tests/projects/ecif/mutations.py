@@ -99,12 +99,12 @@ MUTATIONS = [
         "present = (torch.arange(places, device=filled.device) < n)",
         "present = (torch.arange(places, device=filled.device) < n + 1)",
         "a place that repeats a pair counts as one",
-    ),  # noqa: E501
+    ),
     Mutation(TOWERS, "-self._logit_scale(w)", "self._logit_scale(w)", "CLIP's logit scale is taken for log tau", ("clip",)),
     Mutation(
         FIT,
-        '    if name == "dense":\n        matrix = matrix_of(objective.hessian(w), w)\n        require_positive(matrix.matmul, w, damping)\n',
-        '    if name == "dense":\n        matrix = matrix_of(objective.hessian(w), w)\n',
+        "        require_positive(matrix.matmul, w, damping)\n",
+        "",
         "an indefinite Hessian is not refused",
         ("refusals",),
     ),
@@ -117,7 +117,7 @@ MUTATIONS = [
     ),
     Mutation(
         COMMAND, "getattr(options, name) for name in known", "name for name in known", "chunks of other options are taken", ("refusals",)
-    ),  # noqa: E501
+    ),
     Mutation(
         CLAIMS,
         'return Verdict(_count(sum(gain.low > 0 for gain in gains.values()), len(gains)), measured)\n\n\n@claim(\n    id="ecif.peers"',

@@ -11,6 +11,7 @@ def test_a_mean_has_students_interval():
     assert found.value == 2
     assert found.high - found.value == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
     assert mean([0.5]) == (0.5, 0.5, 0.5)
+    assert spread(mean([0.5])) == "50.0"
     assert spread(mean([0.21, 0.23])) == f"22.0 ± {100 * 12.706205 * 0.01:.1f}"
 
 
@@ -36,7 +37,7 @@ def test_times_are_over_ecifs_of_the_same_round():
             "per_sample_gradients": 0,
         }
         for m in ("ECIF", "TRAK")
-    ]  # noqa: E501
+    ]
     for repeat, own in enumerate((1.0, 10.0, 4.0)):
         rows.append({"task": "score", "method": "ECIF", "kind": "time", "repeat": repeat, "work_seconds": own})
         rows.append({"task": "score", "method": "TRAK", "kind": "time", "repeat": repeat, "work_seconds": 3 * own})
