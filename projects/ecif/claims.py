@@ -55,7 +55,7 @@ def negative(ablation: pd.DataFrame) -> Verdict:
     id="ecif.exact",
     claim="(Ours, not the paper's.) The exact negative part predicts the change of the parameters better than the paper's linear one.",
     source="derived here",
-    bound="error of the linear form minus that of the exact one, single pairs, above 0 with its interval over 5 seeds or more; partly: mean",
+    bound="error of the linear form minus that of the exact one, single pairs, above 0 with its interval, 5 or more seeds; partly: mean",
     needs="rows of ecif/ablation with at least 5 seeds",
 )
 def exact(ablation: pd.DataFrame) -> Verdict:

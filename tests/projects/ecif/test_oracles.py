@@ -311,6 +311,8 @@ def test_relative_influence_where_the_gram_matrix_is_singular():
     e = torch.eye(3, dtype=torch.float64)
     a = torch.stack([e[0], e[0], 0 * e[0], 0 * e[0], e[2]])
     b = torch.stack([2 * e[0], 0 * e[0], e[1], 0 * e[0], -e[2]])
+    odd, h = normal(40, 7), normal(7, seed=1)  # b a multiple of a to rounding, which is no direction of its own
+    assert relative(odd, math.pi * odd, h).span.tolist() == pytest.approx(((odd @ h) / odd.norm(dim=1)).abs().tolist())
     found = relative(a, b, g)
     assert found.span.tolist() == pytest.approx([3, 3, 4, 0, 0])
     assert found.signed.tolist() == pytest.approx([3, 3, 4, 0, 0])
