@@ -113,7 +113,7 @@ MUTATIONS = [
         "    norm = check_trained(problem, w, options.gradient_tol)\n",
         "    norm = 0.0\n",
         "an untrained model is scored",
-        ("clip",),
+        ("refusals",),
     ),
     Mutation(
         COMMAND, "getattr(options, name) for name in known", "name for name in known", "chunks of other options are taken", ("refusals",)

@@ -11,7 +11,7 @@ from ecif_problems import make, normal
 
 from projects.ecif import Contrastive, Heads, Pairs, TwoTower, command
 from projects.ecif.__main__ import main
-from projects.ecif.fit import check_trained, fit, solver
+from projects.ecif.fit import Fit, check_trained, fit, solver
 from projects.ecif.loss import check_mode
 from shared.errors import UserError
 from shared.influence.baselines import metric_gradient
@@ -133,6 +133,12 @@ def test_files_that_are_none_are_refused(files, capsys):
 
 def test_a_solver_that_does_not_converge_is_refused_with_its_residual(files, capsys):
     assert "residual" in refused(capsys, run(files, "--tol", "1e-30"))
+
+
+def test_a_model_that_is_not_at_a_minimum_is_not_scored(files, capsys, monkeypatch):
+    monkeypatch.setattr(command, "fit", lambda problem, start, **_: Fit(problem, start, 0.0, None))
+    assert "the model is not trained to a minimum: the gradient's norm is" in refused(capsys, run(files))
+    assert not (files / "scores.csv").exists()
 
 
 def test_help_has_an_example(capsys):
