@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.sparse import linalg
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, grad_and_value, jvp, vmap
 
 from shared.errors import UserError
 from shared.rows import atomic_write
@@ -145,33 +146,76 @@ def broyden_root(field: Field, w0: Tensor, inverse: Field, *, tol: float = 1e-10
     )
 
 
-def minimise(f: Callable[[Tensor], Tensor], w0: Tensor, *, tol: float = 1e-8, iterations: int = 1000, polish: bool = True) -> Root:
+def minimise(
+    f: Callable[[Tensor], Tensor], w0: Tensor, *, tol: float = 1e-8, iterations: int = 1000, polish: bool = True, like: Tensor | None = None
+) -> Root:
     """A minimum of the scalar f: L-BFGS (SciPy's), then Newton's method on the gradient unless `polish` is off.
 
+    Args:
+        like: a positive definite matrix [p, p] that is like the Hessian at the minimum, as that of the training with all samples is when
+            some are left out. Steps are then taken in its coordinates, which saves most of them; it decides the way, not where it ends.
+
     Raises:
-        UserError: the gradient's norm did not fall to `tol`, f is not finite at the start, or Newton's method left for a higher point.
+        UserError: the gradient's norm did not fall to `tol`, f is not finite at the start, `like` is not positive definite, or Newton's
+            method left for a higher point.
     """
     start = float(f(w0))
     if not np.isfinite(start):
         raise UserError(f"the objective is {start:g} where training starts; look at the data and the starting point")
-    slope = grad(f)
+    slope, both = grad(f), grad_and_value(f)
+    factor = None
+    if like is not None:
+        factor, info = torch.linalg.cholesky_ex(like)
+        if int(info):
+            raise UserError("the matrix that training is to take steps by is not positive definite; train without it")
 
-    def both(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        w = torch.from_numpy(flat).to(w0)
-        return float(f(w)), slope(w).double().cpu().numpy()
+    def at(moved: np.ndarray) -> Tensor:
+        """Parameters of the coordinates y, w = w0 + L^-T y, in which the Hessian is near 1."""
+        y = torch.from_numpy(moved).to(w0)
+        return y if factor is None else w0 + torch.linalg.solve_triangular(factor.T, y.unsqueeze(1), upper=True).squeeze(1)
+
+    def value_and_slope(moved: np.ndarray) -> tuple[float, np.ndarray]:
+        gradient, value = both(at(moved))
+        if factor is not None:
+            gradient = torch.linalg.solve_triangular(factor, gradient.unsqueeze(1), upper=False).squeeze(1)
+        return float(value), gradient.double().cpu().numpy()
 
     options = {"maxiter": iterations, "maxcor": 20, "gtol": tol / w0.numel() ** 0.5, "ftol": 0.0, "maxfun": 10 * iterations}
-    found = minimize(both, w0.detach().double().cpu().numpy(), jac=True, method="L-BFGS-B", options=options)
-    w = torch.from_numpy(found.x).to(w0)
-    residual = float(slope(w).norm())
-    if residual <= tol:
-        return Root(w, residual, int(found.nfev))
-    if not polish:
-        raise UserError(f"training stopped at a gradient of norm {residual:.2g}, not {tol:g}; allow more iterations, or use float64")
-    root = newton_root(slope, w, tol=tol)
-    if float(f(root.w)) > float(found.fun) + 1e-9 * max(1.0, abs(float(found.fun))):
+    first = w0.detach().double().cpu().numpy() if factor is None else np.zeros(w0.numel())
+    found = minimize(value_and_slope, first, jac=True, method="L-BFGS-B", options=options)
+    w, steps = at(found.x), int(found.nfev)
+    value = slope(w)
+    while factor is not None and float(value.norm()) > tol:  # Newton's steps by CG: rounding of f does not stop them
+        there = w + _preconditioned(slope, w, -value, factor)
+        after = slope(there)
+        if not float(after.norm()) < 0.5 * float(value.norm()):
+            break
+        w, value, steps = there, after, steps + 1
+    residual = float(value.norm())
+    if residual > tol:
+        if not polish:
+            raise UserError(f"training stopped at a gradient of norm {residual:.2g}, not {tol:g}; allow more iterations, or use float64")
+        root = newton_root(slope, w, tol=tol)
+        w, residual, steps = root.w, root.residual, steps + root.iterations
+    if float(f(w)) > float(found.fun) + 1e-9 * max(1.0, abs(float(found.fun))):
         raise UserError("Newton's method went up, to a saddle or a maximum; allow more iterations before it, or regularise more")
-    return Root(root.w, root.residual, int(found.nfev) + root.iterations)
+    return Root(w, residual, steps)
+
+
+def _preconditioned(slope: Field, w: Tensor, b: Tensor, factor: Tensor) -> Tensor:
+    """x with (Jacobian of `slope` at w) x = b to three digits, by SciPy's CG with the inverse of factor factor^T before it."""
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return np.asarray(jvp(slope, (w,), (torch.from_numpy(v.reshape(-1)).to(w),))[1].double().cpu().numpy())
+
+    def inverse(v: np.ndarray) -> np.ndarray:
+        column = torch.from_numpy(v.reshape(-1, 1)).to(w)
+        return np.asarray(torch.cholesky_solve(column, factor).squeeze(1).double().cpu().numpy())
+
+    shape = (w.numel(), w.numel())
+    operator, before = (linalg.LinearOperator(shape, matvec=one, dtype=np.float64) for one in (product, inverse))
+    found, _ = linalg.cg(operator, b.double().cpu().numpy(), rtol=1e-3, maxiter=200, M=before)
+    return torch.from_numpy(found).to(w)
 
 
 # ---- many trainings --------------------------------------------------------------------------------------------------

@@ -151,9 +151,16 @@ MUTATIONS = [
     ),
     Mutation(
         RETRAIN,
-        "    if residual <= tol:\n        return Root(w, residual, int",
-        "    if residual <= 1:\n        return Root(w, residual, int",
+        "    if residual > tol:\n        if not polish",
+        "    if residual > 1:\n        if not polish",
         "minimise stops early",
+        ("retrain",),
+    ),
+    Mutation(
+        RETRAIN,
+        "            gradient = torch.linalg.solve_triangular(factor, gradient.unsqueeze(1), upper=False).squeeze(1)\n",
+        "            pass\n",
+        "the slope is in other coordinates than the steps",
         ("retrain",),
     ),
     Mutation(EVALUATE, "    return (~mask)", "    return mask", "subsets are predicted by what they keep", ("evaluate",)),

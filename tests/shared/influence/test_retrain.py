@@ -76,6 +76,27 @@ def test_minimise_reaches_the_minimum_to_rounding(convex):
         retrain.minimise(convex.objective, start, tol=1e-11, iterations=2, polish=False)
 
 
+def test_a_matrix_like_the_hessian_saves_steps_and_a_wrong_one_does_not_change_where_they_end(convex):
+    start = torch.ones_like(convex.w)
+    wrong = torch.diag(torch.linspace(0.5, 2, start.numel(), dtype=start.dtype))
+    for like in (torch.func.hessian(convex.objective)(convex.w), wrong):
+        root = retrain.minimise(convex.objective, start, tol=1e-11, like=like)
+        assert torch.allclose(root.w, convex.w, atol=1e-9)
+        assert root.residual == float(torch.func.grad(convex.objective)(root.w).norm()) <= 1e-11
+    with pytest.raises(UserError, match="to take steps by is not positive definite"):
+        retrain.minimise(convex.objective, start, like=-wrong)
+
+    scale = torch.logspace(0, 5, 60, dtype=torch.float64)
+
+    def stretched(w):
+        return (scale * (w - 1).square()).sum() / 2 + (w - 2).cosh().log().sum()
+
+    near = torch.full((60,), 1.1, dtype=torch.float64)
+    plain, helped = (retrain.minimise(stretched, near, tol=1e-9, like=like) for like in (None, scale.diag()))
+    assert torch.allclose(plain.w, helped.w, atol=1e-8)
+    assert helped.iterations < plain.iterations / 3
+
+
 def test_minimise_refuses_a_start_that_is_not_finite():
     with pytest.raises(UserError, match="the objective is nan where training starts"):
         retrain.minimise(lambda w: w.sum() * float("nan"), torch.ones(2))

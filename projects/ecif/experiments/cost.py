@@ -1,0 +1,70 @@
+"""What scoring all pairs for one metric costs, and one edit, beside what else there is: time in turns, and passes over the data."""
+
+import time
+
+import torch
+from pydantic import PositiveInt
+
+from projects.ecif import Contrastive
+from projects.ecif.baselines import checkpoints, if_ekfac, tracin, tracin_by_gradients, trak
+from projects.ecif.data import Name
+from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.fit import fit, solver
+from shared import experiment
+from shared.influence.products import count_passes
+from shared.meters import interleave
+
+
+class Config(Setting):
+    """`removed` pairs are edited out or retrained without; TracIn takes `checkpoints`."""
+
+    dataset: Name = "mnist"
+    train: PositiveInt = 2048
+    removed: PositiveInt = 102
+    checkpoints: PositiveInt = 5
+    dimension: PositiveInt = 256
+    repeats: PositiveInt = 6
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    case = build(config, config.dataset, config.seed)
+    problem, w, metric = case.problem, case.fitted.w, case.validation.mean_loss
+    points = checkpoints(problem, case.start, w, config.checkpoints)
+    gone = list(range(config.removed))
+    less = problem.without(gone)
+
+    def edit() -> torch.Tensor:
+        return problem.removal_effect(w, [gone], solver(problem, w, "cg"))[:, 0]
+
+    work = {
+        "score": {
+            "ECIF": lambda: problem.scores(w, metric, solver(problem, w, "cg")),
+            "ECIF, Gauss-Newton": lambda: problem.scores(w, metric, solver(problem, w, "ggn")),
+            "IF-EKFAC": lambda: if_ekfac(problem, w, metric),
+            "TRAK": lambda: trak(problem, w, metric, dimension=config.dimension, seed=config.seed),
+            "TracIn, gradients of pairs": lambda: tracin_by_gradients(problem, points, metric),
+            "TracIn, forward mode": lambda: tracin(problem, points, metric),
+        },
+        "edit": {
+            "ECIF": edit,
+            "retrain": lambda: fit(Contrastive(less.towers, less.pairs, less.delta, less.centre), case.start, hessian=False),
+            "retrain, from the full model": lambda: fit(less, w, hessian=False),
+            "retrain, with the Hessian at hand": lambda: case.fitted.without(gone),
+        },
+    }
+    common = {"dataset": config.dataset, "pairs": problem.pairs.n, "parameters": w.numel(), "device": config.device}
+    for task, variants in work.items():
+        for method, call in variants.items():
+            with count_passes() as passes:
+                call()
+            run.row(**common, task=task, method=method, kind="passes", **vars(passes))
+    clock = time.process_time if config.device == "cpu" else time.perf_counter
+    flat = {(task, method): call for task, variants in work.items() for method, call in variants.items()}
+    names = {f"{task}: {method}": (task, method) for task, method in flat}
+    timed = interleave(
+        {name: flat[key] for name, key in names.items()}, config.repeats, clock=clock, progress=lambda n: run.progress(n, "rounds")
+    )
+    for name, timing in timed.items():
+        task, method = names[name]
+        for repeat, seconds in enumerate(timing.seconds):
+            run.row(**common, task=task, method=method, kind="time", repeat=repeat, work_seconds=seconds)

@@ -1,0 +1,83 @@
+"""The paper's figure 2 and its table of harmful removal: captions of a share of the pairs are exchanged, and every method ranks the pairs.
+
+Detection: whether exchanged pairs are the most harmful. Removal: the model is trained again without each method's most harmful tenth.
+Scores are for the loss of a clean validation set; no method sees which captions were exchanged.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+
+from projects.ecif.baselines import all_scores
+from projects.ecif.data import Name
+from projects.ecif.experiments._setting import Case, Setting, build
+from shared import experiment
+from shared.influence.evaluate import auroc, average_precision, most_harmful, precision_at
+
+LARGER = "ECIF, larger clean set"
+
+
+class Config(Setting):
+    """Cells of data set, share of captions that are exchanged, and test pairs; the `removed` share that a method finds most harmful is left
+    out.
+    """
+
+    cells: list[tuple[Name, float, PositiveInt]] = Field(default=[("emoji", 0.2, 224)], min_length=1, strict=False)
+    seeds: PositiveInt = 5
+    removed: float = Field(default=0.1, gt=0, lt=1)
+    dimension: PositiveInt = 256
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    cases = [(cell, seed) for cell in config.cells for seed in range(config.seed, config.seed + config.seeds)]
+    for (dataset, share, test), seed in run.progress(cases, "cells and seeds"):
+        case = build(config.model_copy(update={"test": test}), dataset, seed, shuffled_share=share)
+        problem, w = case.problem, case.fitted.w
+        common = {"dataset": dataset, "shuffled_share": share, "seed": seed, "pairs": problem.pairs.n}
+
+        def judged(method: str, at: torch.Tensor, norm: float, **values: object) -> None:
+            losses = {"validation_loss": float(case.validation.mean_loss(at)), "test_loss": float(case.test.mean_loss(at))}  # noqa: B023
+            run.row(**common, method=method, test_accuracy=case.accuracy(at), **losses, gradient_norm=norm, **values)  # noqa: B023
+
+        judged("no removal", w, case.fitted.gradient_norm)
+        corrupted = case.corrupted.numpy()
+        known = case.fitted.without(np.flatnonzero(corrupted)[: round(config.removed * problem.pairs.n)].tolist())
+        judged("known exchanged", known.w, known.residual)
+        for method, scored in methods(case, config, seed).items():
+            harm = -scored().cpu().numpy()
+            removed = most_harmful(harm)[: round(config.removed * problem.pairs.n)].tolist()
+            found = {
+                "detection_auc": auroc(harm, corrupted),
+                "average_precision": average_precision(harm, corrupted),
+                "ten_precision": precision_at(harm, corrupted, 10),
+                "removed_precision": float(corrupted[removed].mean()),
+                "clean_pairs": clean_pairs(case, method),
+            }
+            if method == LARGER:  # has seen the test pairs
+                run.row(**common, method=method, **found)
+            else:
+                root = case.fitted.without(removed)
+                judged(method, root.w, root.residual, **found)
+
+
+def clean_pairs(case: Case, method: str) -> int:
+    """How many clean pairs a method was given."""
+    if method in ("self-influence", "CLIP-score", "pair loss", "random"):
+        return 0
+    return case.validation.pairs.n + (case.test.pairs.n if method == LARGER else 0)
+
+
+def methods(case: Case, config: Config, seed: int) -> dict[str, Callable[[], torch.Tensor]]:
+    """Every method's scores as a call. `LARGER` takes the test pairs, too, for its clean loss: more than the others have."""
+    problem, w, metric, solve = case.problem, case.fitted.w, case.validation.mean_loss, case.fitted.solve
+    found = all_scores(problem, w, metric, solve, start=case.start, seed=seed, dimension=config.dimension)
+
+    def both(at: torch.Tensor) -> torch.Tensor:
+        own, other = case.validation.pairs.n, case.test.pairs.n
+        return (own * metric(at) + other * case.test.mean_loss(at)) / (own + other)
+
+    found[LARGER] = lambda: problem.scores(w, both, solve)
+    found["relative ECIF"] = lambda: problem.relative_scores(w, metric, solve).signed
+    return found

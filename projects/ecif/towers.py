@@ -1,0 +1,104 @@
+"""Two towers as a function of a flat vector of their trainable parameters: w, a batch's inputs -> its logits S.
+
+`TwoTower` has frozen features below and linear heads that are trained; `Clip` is a CLIP of transformers, as a rule with LoRA adapters.
+Both end in the smoothed cosine over a learnable temperature.
+"""
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from projects.ecif.loss import logits
+from shared.errors import UserError
+from shared.influence.params import Parameters
+from shared.seeding import generator
+
+
+class Towers(Protocol):
+    """What the influence functions need of a model."""
+
+    parameters: Parameters
+
+    def logits(self, w: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+        """S [..., B, B] of batches whose inputs are [..., B, ...], text i against image j."""
+        ...
+
+
+class Heads(nn.Module):
+    """A linear head per modality and log tau: features [..., t] and [..., v] to embeddings [..., d].
+
+    They begin as random near-isometries drawn from `seed`, with log tau at log(1 / scale): the theta_0 that the regulariser pulls towards.
+    """
+
+    def __init__(self, text_size: int, image_size: int, size: int, seed: int = 0, tau: float = 0.2):
+        super().__init__()
+        self.text, self.image = nn.Linear(text_size, size, bias=False), nn.Linear(image_size, size, bias=False)
+        self.log_tau = nn.Parameter(torch.tensor(math.log(tau)))
+        with torch.no_grad():
+            for name, head in (("text", self.text), ("image", self.image)):
+                head.weight.copy_(torch.randn(head.weight.shape, generator=generator(seed, "head", name)) / size**0.5)
+
+    def forward(self, texts: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.text(texts), self.image(images), self.log_tau
+
+
+class TwoTower:
+    """Heads on frozen features. Inputs of a batch: text features [..., B, t] and image features [..., B, v].
+
+    Args:
+        heads: what is trained.
+        epsilon: of the smoothed cosine; 0 makes it the plain one, with which a regulariser toward 0 has no minimum.
+        dtype: to compute in.
+    """
+
+    def __init__(self, heads: Heads, epsilon: float = 1.0, dtype: torch.dtype = torch.float64):
+        if epsilon < 0:
+            raise UserError(f"the smoothing of the cosine is not below 0: {epsilon:g}")
+        self.parameters, self.epsilon = Parameters.of(heads, dtype=dtype), epsilon
+
+    def embed(self, w: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of texts and of images before normalisation, [..., B, d], and log tau."""
+        texts, images = inputs
+        return self.parameters.call(w, texts, images)
+
+    def logits(self, w: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+        texts, images, log_tau = self.embed(w, inputs)
+        return logits(texts, images, log_tau, self.epsilon)
+
+
+class Clip:
+    """A CLIP model of transformers. Inputs of a batch: token ids and attention mask [..., B, T], pixels [..., B, 3, H, W].
+
+    Args:
+        model: a `CLIPModel`, or one with adapters of peft.
+        select: the trainable parameters, as in `Parameters.of`; its logit scale is -log tau. By default LoRA adapters and the logit scale.
+        epsilon: of the smoothed cosine; CLIP's own is 0, and embeddings are of length 1 or more.
+    """
+
+    def __init__(
+        self, model: Any, select: tuple[str, ...] = ("*lora_*", "*logit_scale"), epsilon: float = 0.0, dtype: torch.dtype | None = None
+    ):
+        self.parameters, self.epsilon = Parameters.of(model.eval(), select, dtype), epsilon
+
+    def embed(self, w: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected embeddings of texts and of images, [..., B, d], and log tau. CLIP's own output is of unit length."""
+        ids, mask, pixels = inputs
+        shape = ids.shape[:-1]
+        options = {
+            "input_ids": ids.flatten(0, -2),
+            "attention_mask": mask.flatten(0, -2),
+            "pixel_values": pixels.flatten(0, -4).to(w.dtype),
+        }
+        out = self.parameters.call(w, **options)
+        size = out.text_embeds.shape[-1]
+        return out.text_embeds.view(*shape, size), out.image_embeds.view(*shape, size), -self._logit_scale(w)
+
+    def _logit_scale(self, w: Tensor) -> Tensor:
+        named = {**self.parameters.fixed, **self.parameters.unflatten(w)}
+        return next(value for name, value in named.items() if name.endswith("logit_scale"))
+
+    def logits(self, w: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+        texts, images, log_tau = self.embed(w, inputs)
+        return logits(texts, images, log_tau, self.epsilon)

@@ -1,0 +1,132 @@
+"""Deliberate faults in ECIF, each of which must turn the tests red.
+
+    python tests/projects/ecif/mutations.py          # all; some minutes on two cores
+    python tests/projects/ecif/mutations.py score    # those whose reason contains the word
+
+Exit status 1 when one survives, or when the text it replaces is no longer there.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mutating import Mutation, main
+
+LOSS, PAIRS, INFLUENCE, TOWERS, FIT, COMMAND, CLAIMS = (
+    f"projects/ecif/{name}.py" for name in ("loss", "pairs", "influence", "towers", "fit", "command", "claims")
+)
+
+MUTATIONS = [
+    Mutation(
+        LOSS,
+        'terms = (lambda x: -_log_others(x)) if mode == "exact" else (lambda x: x.softmax(-1))',
+        'terms = (lambda x: -_log_others(x)) if mode == "exact" else (lambda x: 1 / x.softmax(-1))',
+        "the negative part is the reciprocal of the softmax",
+    ),
+    Mutation(LOSS, "both = terms(masked) + terms(masked.mT)", "both = terms(masked) - terms(masked.mT)", "texts' softmaxes are subtracted"),
+    Mutation(
+        LOSS,
+        "return torch.where(others, both, 0.0).sum(-2)",
+        "return torch.where(others, both, 0.0).sum(-1)",
+        "a pair answers for its own softmax and not the others'",
+    ),
+    Mutation(
+        LOSS,
+        "found = found + torch.where(kept, terms, 0.0).sum(-1)",
+        "found = found + torch.where(present, terms, 0.0).sum(-1)",
+        "rows of pairs that go themselves are counted as negatives",
+    ),
+    Mutation(
+        LOSS,
+        "return torch.where(top, rest, torch.log1p(-small))",
+        "return torch.log1p(-x.softmax(-1))",
+        "the exact form loses its digits where a negative has all of the softmax",
+    ),
+    Mutation(
+        LOSS,
+        "    return s.masked_fill(~(present.unsqueeze(-1) & present.unsqueeze(-2)), ABSENT)",
+        "    return s",
+        "absent pairs are negatives all the same",
+    ),
+    Mutation(
+        LOSS,
+        "return x / (x.square().sum(-1, keepdim=True) + epsilon).sqrt()",
+        "return x / (x.square().sum(-1, keepdim=True).sqrt() + epsilon)",
+        "the cosine is smoothed elsewhere",
+    ),
+    Mutation(
+        INFLUENCE,
+        "            total = total + grad(taken)(w)\n        return total / self.pairs.batches",
+        "            total = total + grad(taken)(w)\n        return -total / self.pairs.batches",
+        "removal has the wrong sign",
+    ),
+    Mutation(
+        INFLUENCE,
+        "return products.per_sample_dots(taken, w, data, s, self.chunk) / self.pairs.batches",
+        "return products.per_sample_dots(taken, w, data, s, self.chunk) / self.pairs.n",
+        "scores are scaled by pairs, not by batches",
+    ),
+    Mutation(
+        INFLUENCE,
+        "return removal_losses(self.towers.logits(at, piece[:-1]), piece[-1], mode, parts)\n\n        return products",
+        'return removal_losses(self.towers.logits(at, piece[:-1]), piece[-1], mode, "positive")\n\n        return products',
+        "scores forget the negative part",
+    ),
+    Mutation(
+        INFLUENCE,
+        "    b_left = b - (b * along_a).sum(1, keepdim=True) * along_a",
+        "    b_left = b",
+        "relative influence counts a shared direction twice",
+    ),
+    Mutation(
+        INFLUENCE,
+        "independent = b_left.norm(dim=1, keepdim=True) > tolerance * b.norm(dim=1, keepdim=True)",
+        "independent = b_left.norm(dim=1, keepdim=True) > -1",
+        "a singular Gram matrix is not guarded",
+    ),
+    Mutation(
+        PAIRS,
+        "return Pairs(self.inputs, self.present & ~self.mask(removed), self.order)",
+        "return Pairs(self.inputs, self.present, self.order)",
+        "retraining keeps the removed pairs",
+    ),
+    Mutation(
+        PAIRS, "return values.flatten(0, 1)[self.order]", "return values.flatten(0, 1)[: self.n]", "scores are in the order of places"
+    ),
+    Mutation(
+        PAIRS,
+        "present = (torch.arange(places, device=filled.device) < n)",
+        "present = (torch.arange(places, device=filled.device) < n + 1)",
+        "a place that repeats a pair counts as one",
+    ),
+    Mutation(TOWERS, "-self._logit_scale(w)", "self._logit_scale(w)", "CLIP's logit scale is taken for log tau", ("clip",)),
+    Mutation(
+        FIT,
+        "        require_positive(matrix.matmul, w, damping)\n",
+        "",
+        "an indefinite Hessian is not refused",
+        ("refusals",),
+    ),
+    Mutation(
+        COMMAND,
+        "    norm = check_trained(problem, w, options.gradient_tol)\n",
+        "    norm = 0.0\n",
+        "an untrained model is scored",
+        ("refusals",),
+    ),
+    Mutation(
+        COMMAND, "getattr(options, name) for name in known", "name for name in known", "chunks of other options are taken", ("refusals",)
+    ),
+    Mutation(
+        CLAIMS,
+        'return Verdict(_count(sum(gain.low > 0 for gain in gains.values()), len(gains)), measured)\n\n\n@claim(\n    id="ecif.peers"',
+        'return Verdict(_count(sum(gain.value > 0 for gain in gains.values()), len(gains)), measured)\n\n\n@claim(\n    id="ecif.peers"',
+        "a gain within its interval counts",
+        ("claims",),
+    ),
+]
+
+
+if __name__ == "__main__":
+    sys.exit(main(MUTATIONS, "ecif", sys.argv[1:]))

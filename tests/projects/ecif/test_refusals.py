@@ -1,0 +1,214 @@
+"""What a user can get wrong is one line and exit status 2; the command goes on where it was stopped."""
+
+import os
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ecif_problems import make, normal
+
+from projects.ecif import Contrastive, Heads, Pairs, TwoTower, command
+from projects.ecif.__main__ import main
+from projects.ecif.fit import Fit, check_trained, fit, solver
+from projects.ecif.loss import check_mode
+from shared.errors import UserError
+from shared.influence.baselines import metric_gradient
+
+SIZES = ["--model", "heads", "--batch", "4", "--size", "3", "--delta", "6"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Embeddings of 11 pairs, of 9 clean ones and of one."""
+    for name, n, seed in (("train", 11, 1), ("clean", 9, 8), ("one", 1, 8)):
+        np.savez(tmp_path / f"{name}.npz", text=normal(n, 5, seed=seed), image=normal(n, 7, seed=seed + 1))
+    return tmp_path
+
+
+def run(files, *options, data="train", query="clean", out="scores.csv") -> int:
+    arguments = ["--data", files / f"{data}.npz", "--query", files / f"{query}.npz", "--out", files / out, *SIZES, *options]
+    return main(["score", *map(str, arguments)])
+
+
+def refused(capsys, status) -> str:
+    assert status == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("ecif: ")
+    assert not any("Traceback" in line for line in lines)
+    return lines[-1]
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", ["scores.csv", "scores.parquet"])
+def test_the_command_scores_as_the_library_does(files, out):
+    assert run(files, "--gradient-tol", "1e-9", "--solver", "dense", out=out) == 0
+    found = pd.read_csv(files / out) if out.endswith("csv") else pd.read_parquet(files / out)
+    towers = TwoTower(Heads(5, 7, 3))
+    problem = Contrastive(towers, Pairs.of((normal(11, 5, seed=1), normal(11, 7, seed=2)), 4), 6.0, towers.parameters.flat())
+    w = fit(problem).w
+    metric = Contrastive(towers, Pairs.of((normal(9, 5, seed=8), normal(9, 7, seed=9)), 4), 0.0).mean_loss
+    scores = problem.scores(w, metric, solver(problem, w, "dense"))
+    assert found["score"].tolist() == pytest.approx(scores.tolist(), rel=1e-5, abs=1e-8)
+    assert found["rank"].tolist() == (scores.argsort().argsort() + 1).tolist()
+
+
+def test_every_kind_of_score_agrees_with_the_library(files):
+    towers = TwoTower(Heads(5, 7, 3))
+    problem = Contrastive(towers, Pairs.of((normal(11, 5, seed=1), normal(11, 7, seed=2)), 4), 6.0, towers.parameters.flat())
+    w = fit(problem).w
+    solve = solver(problem, w, "dense")
+    metric = command.query_metric(problem, (normal(1, 5, seed=8), normal(1, 7, seed=9)), 4)
+    related = problem.relative_scores(w, metric, solve)
+    wanted = {"relative": related.signed, "span": related.span, "self": -problem.self_influence(w, solve)}
+    for kind, scores in wanted.items():
+        assert run(files, "--score", kind, "--gradient-tol", "1e-9", "--solver", "dense", query="one") == 0
+        assert pd.read_csv(files / "scores.csv")["score"].tolist() == pytest.approx(scores.tolist(), rel=1e-5, abs=1e-8)
+
+
+def test_a_single_query_is_taken_among_training_pairs(files):
+    assert run(files, query="one") == 0
+    assert pd.read_csv(files / "scores.csv")["score"].abs().max() > 1e-4  # alone in a batch its loss would be 0
+
+
+def test_the_command_goes_on_where_it_was_stopped(files, monkeypatch, capsys):
+    assert run(files) == 0
+    whole = pd.read_csv(files / "scores.csv")
+    (files / "scores.csv").unlink()
+    monkeypatch.setattr(command, "BATCHES", 1)
+    plain, calls = Contrastive.scores_along, []
+
+    def stopping(self, w, s, mode, parts, batches):
+        calls.append(batches)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, w, s, mode, parts, batches)
+
+    monkeypatch.setattr(Contrastive, "scores_along", stopping)
+    assert run(files) == 128 + signal.SIGTERM
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert not (files / "scores.csv").exists()
+    assert run(files) == 0
+    assert [one.start for one in calls] == [0, 1, 2]
+    assert pd.read_csv(files / "scores.csv")["score"].tolist() == pytest.approx(whole["score"].tolist(), rel=1e-12)
+    assert not list(files.glob("*.chunks"))
+
+
+def test_the_chunks_of_other_options_are_not_taken(files, monkeypatch):
+    assert run(files, "--mode", "paper") == 0
+    wanted = pd.read_csv(files / "scores.csv")["score"]
+    with monkeypatch.context() as killed:
+        killed.setattr(command, "write_scores", lambda *_: None)  # ended with all chunks there, and no file of scores
+        assert run(files) == 0
+    assert list(files.glob("*.chunks"))
+    assert run(files, "--mode", "paper") == 0
+    assert pd.read_csv(files / "scores.csv")["score"].tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"text": normal(4, 5)}, "has no array 'image'"),
+        ({"text": normal(4, 5), "image": normal(4)}, "'image' must be numbers of shape [pairs, features]"),
+        ({"text": normal(4, 5), "image": normal(3, 7)}, "texts and images do not pair up"),
+        ({"text": normal(4, 5) * np.nan, "image": normal(4, 7)}, "'text' of pair 0 is not finite"),
+        ({"text": normal(4, 5), "image": normal(4, 7), "ids": np.array(["a", "b", "a", "c"])}, "samples 0 and 2 have the same id 'a'"),
+        ({"text": normal(4, 5), "image": normal(4, 6)}, "tensor 1 has the shape (7,), a training sample's (6,)"),
+        ({"text": np.array(["x"] * 4), "image": normal(4, 6)}, "'text' must be numbers"),
+    ],
+)
+def test_training_pairs_that_are_none_are_refused(files, capsys, arrays, message):
+    np.savez(files / "bad.npz", **{name: np.asarray(one) for name, one in arrays.items()})
+    assert message in refused(capsys, run(files, data="bad"))
+
+
+def test_files_that_are_none_are_refused(files, capsys):
+    assert "does not exist" in refused(capsys, run(files, data="nowhere"))
+    np.savez(files / "objects.npz", text=np.array([{}], dtype=object), image=np.zeros((1, 2)))
+    assert "is no .npz of plain arrays" in refused(capsys, run(files, data="objects"))
+    (files / "text.npz").write_text("no archive")
+    assert "is no .npz of plain arrays" in refused(capsys, run(files, data="text"))
+    assert "scores are written as .csv or .parquet" in refused(capsys, run(files, out="scores.txt"))
+    assert "neither 'heads' nor a folder" in refused(capsys, run(files, "--model", str(files)))
+
+
+def test_a_solver_that_does_not_converge_is_refused_with_its_residual(files, capsys):
+    assert "residual" in refused(capsys, run(files, "--tol", "1e-30"))
+
+
+def test_a_model_that_is_not_at_a_minimum_is_not_scored(files, capsys, monkeypatch):
+    monkeypatch.setattr(command, "fit", lambda problem, start, **_: Fit(problem, start, 0.0, None))
+    assert "the model is not trained to a minimum: the gradient's norm is" in refused(capsys, run(files))
+    assert not (files / "scores.csv").exists()
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["score", "--help"])
+    assert stop.value.code == 0
+    assert "python -m projects.ecif score --model heads --data train.npz" in capsys.readouterr().out
+
+
+# ---- the library -----------------------------------------------------------------------------------------------------
+
+
+def test_an_untrained_model_and_a_loss_that_is_not_finite_are_refused(trained):
+    problem, w = trained
+    assert check_trained(problem, w, 1e-8) < 1e-10
+    with pytest.raises(UserError, match="not trained to a minimum: the gradient's norm is"):
+        check_trained(problem, problem.centre, 1e-8)
+    with pytest.raises(UserError, match="the loss of sample 0 is nan"):
+        check_trained(problem, w * float("nan"), 1e-8)
+
+
+def test_an_indefinite_hessian_needs_damping(trained):
+    problem = make(delta=0.01)
+    w = problem.centre
+    with pytest.raises(UserError, match="the Hessian is indefinite"):
+        solver(problem, w, "dense")
+    with pytest.raises(UserError, match="negative curvature"):
+        solver(problem, w, "cg")(metric_gradient(problem.mean_loss, w))
+    for name, damping in (("dense", 50.0), ("cg", 50.0), ("ggn", 0.0), ("logra", 0.0)):
+        assert solver(problem, w, name, damping, rank=2)(metric_gradient(problem.mean_loss, w))[0].isfinite().all()
+    with pytest.raises(UserError, match="the solver is one of"):
+        solver(problem, w, "lu")
+
+
+def test_the_solvers_agree_on_the_gauss_newton_matrix_where_they_must(trained):
+    problem, w = trained
+    b = normal(w.numel(), seed=3)
+    ggn = solver(problem, w, "ggn", tol=1e-10)(b)[0]
+    whole = solver(problem, w, "logra", rank=7)(b)[0]  # as many directions as there are
+    assert torch.allclose(ggn, whole, atol=1e-8)
+    assert torch.allclose(solver(problem, w, "cg", tol=1e-10)(b)[0], solver(problem, w, "dense")(b)[0], atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"), [([11], "sample 11 cannot be removed"), ([-1], "sample -1"), ([3, 3], "sample 3 is to be removed twice")]
+)
+def test_pairs_that_are_not_there_cannot_be_removed(trained, removed, message):
+    problem, w = trained
+    for call in (lambda: problem.removal_gradient(w, removed), lambda: problem.without(removed)):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_other_things_that_do_not_fit_are_refused(trained):
+    problem, w = trained
+    with pytest.raises(UserError, match="nothing to remove"):
+        problem.removal_effect(w, [], lambda b: (b, None))
+    with pytest.raises(UserError, match="relative influence is of one query"):
+        problem.relative_scores(w, lambda at: at[:2], lambda b: (b, None))
+    with pytest.raises(UserError, match="'sum' is none of exact, paper"):
+        check_mode("sum")
+    with pytest.raises(UserError, match="needs float64"):
+        fit(problem, w.float())
+    with pytest.raises(UserError, match="there are no pairs"):
+        Pairs.of((torch.zeros(0, 5), torch.zeros(0, 7)), 4)
+    with pytest.raises(UserError, match="at least 1 pair"):
+        Pairs.of((torch.zeros(3, 5), torch.zeros(3, 7)), 0)
+    with pytest.raises(UserError, match="smoothing"):
+        TwoTower(Heads(5, 7, 3), epsilon=-1.0)
