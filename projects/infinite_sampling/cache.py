@@ -49,7 +49,6 @@ class _Rows(Cache):
     """What both caches share: `select` says which rows the next forward is about."""
 
     def __init__(self, layers: int) -> None:
-        self.rows = slice(0, 0)
         self.width = 0
         self.capacity = 0
         super().__init__(layers=[_Layer(self, index) for index in range(layers)])
@@ -77,19 +76,22 @@ class SlotCache(_Rows):
         super().__init__(len(shapes))
         self.capacity = tokens
         self.storage = [tuple(x.new_zeros(slots, x.shape[1], tokens, x.shape[3]) for x in pair) for pair in shapes]
-        self.positions = torch.zeros(0, dtype=torch.int64)
+        self.writes = torch.zeros(0, dtype=torch.int64)
+        self.rows: Tensor | None = None
         self._all = torch.arange(slots, device=shapes[0][0].device)
 
-    def select(self, rows: slice, positions: Tensor, width: int) -> None:
-        """The next forward is about `rows`; their new tokens stand at `positions` [rows, new]; they see `width` token slots."""
-        self.rows, self.positions, self.width = rows, positions, width
+    def select(self, writes: Tensor, width: int, rows: Tensor | None = None) -> None:
+        """The next forward is about `rows` (all); their new tokens go to `writes` [rows, new]; they see `width` token slots."""
+        self.rows, self.writes, self.width = rows, writes, width
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self._all[self.rows][:, None]
+        rows = (self._all if self.rows is None else self.rows)[:, None]
+        found = []
         for storage, new in zip(self.storage[layer], (keys, values), strict=True):
-            storage[rows, :, self.positions] = new.transpose(1, 2)
-        stored_keys, stored_values = self.storage[layer]
-        return stored_keys[self.rows, :, : self.width], stored_values[self.rows, :, : self.width]
+            storage[rows, :, self.writes] = new.transpose(1, 2)
+            seen = storage[:, :, : self.width]
+            found.append(seen if self.rows is None else seen[self.rows])
+        return found[0], found[1]
 
     def load(self, slot: int, prompt: Prefix) -> None:
         """Copy a prompt's keys and values into a slot."""

@@ -400,11 +400,15 @@ class _Run:
         return None if number is None else jobs[number]
 
     def _begin(self, job: _Job) -> None:
-        """Make sure that a job's prompt has been read and its first token drawn."""
+        """Make sure that a job's prompt has been read and its first token drawn, with those of its group."""
         prompt = self._read(job.prompt)
         if not job.tokens:
             assert prompt.logits is not None
-            self._append([job], prompt.logits, prompt.hidden)
+            group = [one for one in self.jobs if one.prompt == job.prompt]
+            for start in range(0, len(group), self.slots):  # a vocabulary of 150,000 in float64 is large; no more rows than steps have
+                part = group[start : start + self.slots]
+                hidden = None if prompt.hidden is None else prompt.hidden.expand(len(part), -1)
+                self._append(part, prompt.logits.expand(len(part), -1), hidden)
 
     def _step(self, rows: "_Fixed | _Paged", limit: int | None) -> None:
         live = rows.live
@@ -473,6 +477,21 @@ class _Run:
                 self.rows.learn(prompt)
         return prompt
 
+    def known(self, jobs: list[_Job]) -> tuple[Tensor, Tensor, Tensor]:
+        """What jobs that had been put aside must be fed before they can go on, all of them in one forward: token ids, positions and whether
+        a place is padding, each [jobs, tokens]. The last token of each is left to the step.
+        """
+        device = self.engine.device
+        longest = max(len(job.tokens) for job in jobs) - 1
+        ids = torch.tensor([(job.tokens[:-1] + [0] * longest)[:longest] for job in jobs], device=device)
+        pad = torch.arange(longest, device=device) >= torch.tensor([[len(job.tokens) - 1] for job in jobs], device=device)
+        starts = torch.tensor([[len(self.prompts[job.prompt].tokens)] for job in jobs], device=device)
+        for job in jobs:
+            job.fed = len(job.tokens) - 1
+            self.stats.reingested_tokens += job.fed
+        self.stats.reingests += 1
+        return ids, (starts + torch.arange(longest, device=device)).masked_fill(pad, 0), pad
+
     def note_prompts(self) -> None:
         """Keep the most bytes that prompts have taken beside the cache."""
         held = [tensor for prompt in self.prompts for pair in prompt.prefix or () for tensor in pair]
@@ -538,6 +557,7 @@ class _Fixed:
         self.count, self.tokens = run.slots, run.longest
         self.cache = SlotCache(shapes, self.count, self.tokens)
         self.live: dict[int, _Job] = {}
+        self._returned: list[int] = []  # rows whose jobs had been put aside
         self._holds: list[int | None] = [None] * self.count  # the prompt whose keys and values lie in each slot
 
     def learn(self, prompt: _Prompt) -> None:
@@ -555,15 +575,8 @@ class _Fixed:
             assert prompt.prefix is not None
             self.cache.load(row, prompt.prefix)
             self._holds[row] = job.prompt
-        known = job.tokens[:-1]
-        if known and not self.engine.fixed_shape:
-            positions = torch.arange(len(prompt.tokens), len(prompt.tokens) + len(known), device=self.engine.device)[None]
-            width = self._width(int(positions[0, -1]))
-            self.cache.select(slice(row, row + 1), positions, width)
-            self.engine.forward(torch.tensor([known], device=self.engine.device), positions, self.cache, width)
-            job.fed = len(known)
-            self.run.stats.reingests += 1
-            self.run.stats.reingested_tokens += len(known)
+        if len(job.tokens) > 1 and not self.engine.fixed_shape:
+            self._returned.append(row)
         job.since = self.run.stats.steps
         self.live[row] = job
         return True
@@ -578,13 +591,21 @@ class _Fixed:
         del self.live[row]
 
     def forward(self) -> Tensor:
-        ids, writes, positions = [0] * self.count, [self.tokens - 1] * self.count, [0] * self.count
+        device = self.engine.device
+        if self._returned:
+            jobs = [self.live[row] for row in self._returned]
+            ids, positions, pad = self.run.known(jobs)
+            width = self._width(int(positions.max()))
+            self.cache.select(positions.masked_fill(pad, self.tokens - 1), width, torch.tensor(self._returned, device=device))
+            self.engine.forward(ids, positions, self.cache, width)
+            self._returned = []
+        tokens, writes, places = [0] * self.count, [self.tokens - 1] * self.count, [0] * self.count
         for row, job in self.live.items():
-            ids[row] = job.tokens[job.fed]
-            writes[row] = positions[row] = len(self.run.prompts[job.prompt].tokens) + job.fed
-        device, width = self.engine.device, self._width(max(positions))
-        self.cache.select(slice(0, self.count), torch.tensor(writes, device=device)[:, None], width)
-        return self.engine.forward(torch.tensor(ids, device=device)[:, None], torch.tensor(positions, device=device)[:, None], self.cache, width)
+            tokens[row] = job.tokens[job.fed]
+            writes[row] = places[row] = len(self.run.prompts[job.prompt].tokens) + job.fed
+        width = self._width(max(places))
+        self.cache.select(torch.tensor(writes, device=device)[:, None], width)
+        return self.engine.forward(torch.tensor(tokens, device=device)[:, None], torch.tensor(places, device=device)[:, None], self.cache, width)
 
     def _width(self, last: int) -> int:
         return self.tokens if self.engine.fixed_shape else min(self.tokens, -(-(last + 1) // _WIDTH) * _WIDTH)
@@ -614,6 +635,7 @@ class _Paged:
         self.cache = PagedCache(shapes, pages, self.page)
         self._rows: dict[int, _Row] = {}  # in the order in which they were admitted
         self._batch: dict[int, int] = {}  # row -> its place in the last forward
+        self._returned: list[int] = []  # rows whose jobs had been put aside
         self._next = 0
         self.count = 0
 
@@ -661,15 +683,10 @@ class _Paged:
         if tokens % self.page:
             self.cache.write(own[:1], prompt.prefix, whole * self.page)
         self.cache.share(prompt.pages)
-        made = self._rows[row] = _Row(job, prompt.pages + own, total)
+        self._rows[row] = _Row(job, prompt.pages + own, total)
         self._next = row + 1
         if known:
-            positions = torch.arange(tokens, tokens + len(known), device=self.engine.device)[None]
-            self._select([made], positions)
-            self.engine.forward(torch.tensor([known], device=self.engine.device), positions, self.cache, self.cache.width)
-            job.fed = len(known)
-            self.run.stats.reingests += 1
-            self.run.stats.reingested_tokens += len(known)
+            self._returned.append(row)
         job.since = self.run.stats.steps
         return True
 
@@ -694,8 +711,16 @@ class _Paged:
 
     def release(self, row: int) -> None:
         self.cache.release(self._rows.pop(row).pages)
+        if row in self._returned:
+            self._returned.remove(row)
 
     def forward(self) -> Tensor:
+        if self._returned:
+            returned = [self._rows[row] for row in self._returned]
+            ids, positions, pad = self.run.known([row.job for row in returned])
+            self._select(returned, positions, pad)
+            self.engine.forward(ids, positions, self.cache, self.cache.width)
+            self._returned = []
         rows = list(self._rows.values())
         self._batch = {number: place for place, number in enumerate(self._rows)}
         self.count = len(rows)
@@ -708,7 +733,7 @@ class _Paged:
         return -(-tokens // self.page)
 
     def _position(self, row: _Row) -> int:
-        return len(self.run.prompts[row.job.prompt].tokens) + row.job.fed
+        return len(self.run.prompts[row.job.prompt].tokens) + max(row.job.fed, len(row.job.tokens) - 1)
 
     def _ahead(self, row: _Row) -> int:
         """Pages a row is predicted to need yet."""
@@ -727,12 +752,13 @@ class _Paged:
                 found = True
         return found
 
-    def _select(self, rows: list[_Row], positions: Tensor) -> None:
-        """The next forward is about these rows, whose new tokens stand at `positions` [rows, new]."""
+    def _select(self, rows: list[_Row], positions: Tensor, pad: Tensor | None = None) -> None:
+        """The next forward is about these rows, whose new tokens stand at `positions` [rows, new] but for padding."""
         longest = int(positions.max()) // self.page + 1
         tables = torch.tensor(
             [(row.pages + [self.cache.pages] * longest)[:longest] for row in rows], device=self.engine.device
         )
         offsets = torch.arange(self.page, device=self.engine.device)
         reads = (tables[:, :, None] * self.page + offsets).flatten(1)
-        self.cache.select(reads, reads.gather(1, positions))
+        writes = reads.gather(1, positions)
+        self.cache.select(reads, writes if pad is None else writes.masked_fill(pad, self.cache.scratch))

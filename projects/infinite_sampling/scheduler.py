@@ -17,7 +17,7 @@ import numpy as np
 
 Refill = Literal["fifo", "sjf_global", "lpt_global", "plan_static", "plan_sjf", "plan_lpt"]
 REFILLS: tuple[str, ...] = get_args(Refill)
-Status = Literal["lpt_certified", "dp", "lpt_within", "capped"]
+Status = Literal["lpt_certified", "multifit_certified", "dp", "simple_within", "capped"]
 MAX_STATES = 5_000
 
 
@@ -32,9 +32,9 @@ class Plan:
         queues: for each slot its jobs, longest first.
         value: the largest load of a slot.
         lower_bound: no assignment has a smaller largest load.
-        status: `lpt_certified` longest-first is within (1 + eps) of the lower bound; `dp` the dynamic programme found it; `lpt_within` the
-            dynamic programme found nothing better than longest-first, which therefore is within (1 + eps) of the best; `capped` too
-            many states, the better of longest-first and MULTIFIT, with no promise but `value / lower_bound`.
+        status: `lpt_certified`, `multifit_certified` longest-first or MULTIFIT is within (1 + eps) of the lower bound; `dp` the dynamic
+            programme found it; `simple_within` the dynamic programme found nothing better than those two, the better of which therefore is
+            within (1 + eps) of the best; `capped` too many states: the better of the two, with no promise but `value / lower_bound`.
         states: how many states the dynamic programme made.
     """
 
@@ -49,7 +49,7 @@ class Plan:
     def certificate(self) -> float:
         """The proven bound on value / optimum."""
         posterior = self.value / self.lower_bound if self.lower_bound else 1.0
-        return posterior if self.status in ("lpt_certified", "capped") else min(1 + self.eps, posterior)
+        return posterior if self.status not in ("dp", "simple_within") else min(1 + self.eps, posterior)
 
 
 def lower_bound(durations: Sequence[int], slots: int) -> int:
@@ -107,7 +107,7 @@ def makespan(durations: Sequence[int], queues: Sequence[Sequence[int]]) -> int:
 def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int = MAX_STATES) -> Plan:
     """An assignment whose largest load is at most (1 + eps) of the best one's, unless its status says `capped`.
 
-    Longest-first is certified against the lower bound where it can be. Otherwise a dynamic programme over vectors of loads, job by job,
+    Longest-first, then MULTIFIT, is certified against the lower bound where it can be. Otherwise a dynamic programme over vectors of loads, job by job,
     longest first: loads are kept sorted (slots are identical), vectors with equal loads after rounding to multiples of eps LB / n are
     merged, so that each job adds an error of at most eps LB / n to a load.
 
@@ -127,6 +127,11 @@ def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int
     upper = makespan(durations, first)
     if upper <= (1 + eps) * bound:
         return Plan(first, upper, bound, "lpt_certified", eps)
+    second = multifit(durations, slots)
+    if makespan(durations, second) < upper:
+        first, upper = second, makespan(durations, second)
+        if upper <= (1 + eps) * bound:
+            return Plan(first, upper, bound, "multifit_certified", eps)
     step = eps * bound / len(durations)
     order = _descending(durations)
     layer: dict[tuple[int, ...], tuple[int, ...]] = {(0,) * slots: (0,) * slots}  # rounded loads -> loads
@@ -148,10 +153,9 @@ def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int
                     made[rounded], came[rounded] = new, (key, place)
         states += len(made)
         if states > max_states:
-            best = min((first, multifit(durations, slots)), key=lambda queues: makespan(durations, queues))
-            return Plan(best, makespan(durations, best), bound, "capped", eps, states)
+            return Plan(first, upper, bound, "capped", eps, states)
         if not made:
-            return Plan(first, upper, bound, "lpt_within", eps, states)
+            return Plan(first, upper, bound, "simple_within", eps, states)
         layer = made
         parents.append(came)
     key = min(layer, key=lambda one: layer[one][-1])

@@ -56,7 +56,7 @@ def naive_loss(model, completions, gains, old, loss_type, eps, beta, frozen):
             at = len(prompt) + t - 1
             ratio = torch.exp(mine[at, token] - before[t])
             clipped = min(max(ratio.item(), 1 - eps), 1 + eps)
-            surrogate = ratio * gain if (ratio * gain).item() <= clipped * gain else torch.tensor(clipped * gain)
+            surrogate = ratio * gain if (ratio * gain).item() <= clipped * gain else torch.tensor(clipped * gain, dtype=torch.float64)
             kl = torch.exp(theirs[at, token] - mine[at, token]) - (theirs[at, token] - mine[at, token]) - 1
             tokens.append(surrogate - beta * kl)
         weight = {"grpo": 1 / len(c.tokens) / len(completions), "dapo": 1 / total_tokens, "dr_grpo": 1 / len(completions) / LIMIT}[loss_type]

@@ -42,7 +42,7 @@ def test_a_plan_is_within_eps_of_the_optimum_and_its_certificate_is_true(eps):
         assert found.value <= found.certificate * best + 1e-9
         statuses.add(found.status)
     assert "lpt_certified" in statuses
-    assert eps == 0.5 or len(statuses) >= 2
+    assert eps == 0.5 or "dp" in statuses or "simple_within" in statuses
 
 
 @pytest.mark.parametrize("slots", GRAHAM)
@@ -50,18 +50,21 @@ def test_grahams_instances_on_which_longest_first_is_worst(slots):
     durations = GRAHAM[slots]
     assert makespan(durations, lpt(durations, slots)) == 4 * slots - 1
     found = plan(durations, slots, eps=0.05, max_states=100_000)
-    assert (found.value, found.status) == (3 * slots, "dp")
+    assert found.value == 3 * slots
+    assert found.status in ("multifit_certified", "dp")
     assert found.certificate == 1.0
-    assert makespan(durations, multifit(durations, slots)) <= 4 * slots - 1
 
 
 def test_too_many_states_are_said_and_the_fallback_is_no_worse_than_longest_first():
-    durations = GRAHAM[5]
-    found = plan(durations, 5, eps=0.01, max_states=20)
-    assert found.status == "capped"
-    assert found.states > 20
-    assert found.value <= makespan(durations, lpt(durations, 5))
-    assert found.certificate == found.value / found.lower_bound
+    statuses = set()
+    for durations, slots in instances(300, seed=6):
+        found = plan(durations, slots, eps=0.001, max_states=3)
+        statuses.add(found.status)
+        if found.status == "capped":
+            assert found.states > 3
+            assert found.value == min(makespan(durations, rule(durations, slots)) for rule in (lpt, multifit))
+            assert found.certificate == found.value / found.lower_bound > 1.001
+    assert "capped" in statuses
 
 
 def test_the_value_does_not_depend_on_the_order_of_jobs():
