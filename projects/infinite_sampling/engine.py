@@ -24,7 +24,7 @@ in the last bit and, seldom, tip a draw.
 import inspect
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -173,6 +173,7 @@ class _Job:
     prompt: int
     index: int
     uniforms: list[float]
+    limit: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     fed: int = 0  # of its tokens, how many have their keys and values in the row
@@ -242,6 +243,7 @@ class Engine:
         schedule: Schedule,
         on_completion: Callable[[Completion], object] = lambda completion: None,
         on_step: Callable[[Stats], object] = lambda stats: None,
+        limits: Mapping[tuple[int, int], int] | None = None,
     ) -> Rollout:
         """Sample `group` completions of each prompt, or the (prompt, index) pairs that `group` lists.
 
@@ -249,6 +251,7 @@ class Engine:
             prompts: tokens of each.
             on_completion: called with each completion as it ends.
             on_step: called after each step.
+            limits: tokens of some (prompt, index) at most, where fewer than `max_new_tokens`: forced lengths, for a model with random weights.
 
         Raises:
             UserError: an empty prompt, one too long for the model, a budget too small for a row.
@@ -264,7 +267,7 @@ class Engine:
                     f"prompt {number + 1} has {len(tokens)} tokens; with {self.max_new_tokens} new ones that is more than the model's context "
                     f"of {self.context}"
                 )
-        return _Run(self, prompts, pairs, schedule, on_completion, on_step).go()
+        return _Run(self, prompts, pairs, schedule, on_completion, on_step, limits or {}).go()
 
     # ---- forwards ----
 
@@ -292,7 +295,7 @@ class Engine:
             raise UserError(f"{type(self.model).__name__} fills no key-value cache; rows cannot be decoded one token at a time") from None
         return logits, prefix
 
-    def ended(self, tokens: list[int]) -> Finish | None:
+    def ended(self, tokens: list[int], limit: int) -> Finish | None:
         """Why a completion ends here, if it does."""
         if tokens[-1] in self.eos:
             return "eos"
@@ -300,7 +303,7 @@ class Engine:
             text = self.tokenizer.decode(tokens[-self._stop_window :])
             if any(stop in text for stop in self.stop):
                 return "stop"
-        return "length" if len(tokens) == self.max_new_tokens else None
+        return "length" if len(tokens) >= limit else None
 
 
 def _check_model(model: Any) -> None:
@@ -321,13 +324,14 @@ def _check_model(model: Any) -> None:
 class _Run:
     """One rollout."""
 
-    def __init__(self, engine: Engine, prompts: Any, pairs: list[tuple[int, int]], schedule: Schedule, on_completion: Any, on_step: Any):
+    def __init__(self, engine: Engine, prompts: Any, pairs: list[tuple[int, int]], schedule: Schedule, on_completion: Any, on_step: Any, limits: Any):
         self.engine, self.schedule, self.on_completion, self.on_step = engine, schedule, on_completion, on_step
         self.prompts = [_Prompt(list(map(int, tokens)), 0) for tokens in prompts]
         self.jobs = []
         for number, (prompt, index) in enumerate(pairs):
             uniforms = stream(engine.seed, self.prompts[prompt].tokens, index, engine.max_new_tokens).tolist()
-            self.jobs.append(_Job(number, prompt, index, uniforms))
+            limit = min(limits.get((prompt, index), engine.max_new_tokens), engine.max_new_tokens)
+            self.jobs.append(_Job(number, prompt, index, uniforms, limit))
             self.prompts[prompt].jobs += 1
         self.stats = Stats()
         self.longest = max(len(self.prompts[prompt].tokens) for prompt, _ in pairs) + engine.max_new_tokens
@@ -440,7 +444,7 @@ class _Run:
         for place, (job, token, logprob) in enumerate(zip(jobs, tokens.tolist(), logprobs.tolist(), strict=True)):
             job.tokens.append(token)
             job.logprobs.append(logprob)
-            job.finish = engine.ended(job.tokens)
+            job.finish = engine.ended(job.tokens, job.limit)
             if hidden is not None and len(job.tokens) == max(1, self.schedule.prefix):
                 job.hidden = hidden[place].clone()
 

@@ -221,10 +221,10 @@ class Online:
     Args:
         of: the predictor.
         keep: examples it is fitted on, the newest.
-        every: rollouts between fits.
+        every: rollouts between fits; the first is after the first.
     """
 
-    def __init__(self, of: Fitted, prefix: int, keep: int = 1024, every: int = 1, model: Any = None) -> None:
+    def __init__(self, of: Fitted, prefix: int, keep: int = 1024, every: int = 10, model: Any = None) -> None:
         self.of, self.prefix, self.keep, self.every = of, prefix, keep, every
         self.needs_hidden = of.needs_hidden
         self._model = model
