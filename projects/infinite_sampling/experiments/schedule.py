@@ -30,7 +30,8 @@ class Config(experiment.Config):
     prefix: int = Field(default=1, ge=0)
     fit_prompts: int = Field(default=60, ge=1)
     fit_group: int = Field(default=16, ge=1)
-    repeats: int = Field(default=7, ge=1)
+    repeats: int = Field(default=6, ge=1)
+    timed: list[str] = ["full group", "micro groups", "continuous, FIFO", "framework (predicted)", "plan (oracle)", "dynamic slots"]
     peers: list[Peer] = ["generate, full group", "generate, chunks", "generate_batch"]
     only: list[str] = Field(default=[], description="schedules to run; none: all")
     device: Literal["cpu", "cuda"] = "cpu"
@@ -100,7 +101,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     run.row(kind="span", **common, schedule=name, slot=row, completion=job, first=first, last=last)
 
     produced: dict[str, list[int]] = {}
-    variants = {name: _ours(engine, subject, one, config, produced, name) for name, one in wanted.items()}
+    variants = {name: _ours(engine, subject, one, config, produced, name) for name, one in wanted.items() if name in config.timed}
     variants |= {name: _theirs(subject, name, config, produced) for name in config.peers}
     timings = meters.interleave(
         variants, config.repeats, clock=_common.clock_of(config.device), progress=lambda total: run.progress(total, "rounds")
@@ -135,8 +136,8 @@ def _ours(engine: Any, subject: Any, schedule: Any, config: Config, produced: di
 
 def _theirs(subject: Any, name: str, config: Config, produced: dict[str, list[int]]) -> Any:
     rows = config.group if name == "generate, full group" else config.slots
-    # Continuous batching is slow enough for two prompts to do.
-    prompts = range(min(2, config.prompts) if name == "generate_batch" else config.prompts)
+    # Continuous batching is slow enough for one prompt to do.
+    prompts = range(1 if name == "generate_batch" else config.prompts)
 
     def once() -> None:
         eos = subject.eos[0] if subject.eos else -1
