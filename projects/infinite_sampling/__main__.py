@@ -36,22 +36,27 @@ def _parser() -> argparse.ArgumentParser:
     added = commands.add_parser(
         "sample",
         help="sample a group of completions for each prompt",
-        description="Sample completions of your prompts, a group for each, in a cache of few rows. Which rows decode when does not change a "
-        "completion: it depends on the model, the prompt, its number and the seed. The same command goes on where it was stopped.",
-        epilog="example:\n  python -m projects.infinite_sampling sample --model smollm2-135m --prompts questions.jsonl --group 32 --slots 8 "
+        description="Sample completions of your prompts, a group for each, in a cache of few rows. Which rows decode when does not "
+        "change a completion: it depends on the model, the prompt, its number and the seed. The same command goes on where it was stopped.",
+        epilog="example:\n  python -m projects.infinite_sampling sample --model smollm2-135m --prompts questions.jsonl --group 32 "
+        "--slots 8 "
         '--out answers\n\na line of the file: {"prompt": ...} or {"messages": [{"role": ..., "content": ...}, ...]}; .txt: a prompt a line',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _common(added, positive, natural, above, from_zero)
-    added.add_argument("--prompts-at-once", type=positive, default=1, metavar="N", help="prompts whose completions are scheduled together (1)")
+    added.add_argument(
+        "--prompts-at-once", type=positive, default=1, metavar="N", help="prompts whose completions are scheduled together (1)"
+    )
 
     added = commands.add_parser(
         "train",
         help="train a model by GRPO with a reward function of yours",
-        description="GRPO: each step samples a group of completions for some prompts, rewards them, and moves the model towards those above "
-        "their group's mean. Memory follows --slots and --micro-batch, not the group. The same command goes on where it was stopped or killed, "
-        "with at most the step under way lost.",
-        epilog="example:\n  python -m projects.infinite_sampling train --model smollm2-135m --prompts questions.jsonl --reward rewards:exact "
+        description="GRPO: each step samples a group of completions for some prompts, rewards them, and moves the model towards "
+        "those above "
+        "their group's mean. Memory follows --slots and --micro-batch, not the group. The same command goes on where it was stopped "
+        "or killed, with at most the step under way lost.",
+        epilog="example:\n  python -m projects.infinite_sampling train --model smollm2-135m --prompts questions.jsonl --reward "
+        "rewards:exact "
         "--group 16 --slots 4 --steps 100 --out tuned\n\nrewards.py: def exact(prompts, completions, **columns): return [number, ...]\n"
         "columns: what else stands on the prompts' lines, a list each",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,8 +5,8 @@ Legend: S slots (rows), H key-value heads, T token slots of a row, D head size, 
 `SlotCache` is static: a row per slot, allocated once. The prompt's keys and values are *copied* into each slot (broadcast). Its last column
 is a scratch place to which idle rows write; no token needs it, as the last one of a completion is never fed back.
 
-`PagedCache` is a pool of pages with a table per row. The prompt's whole pages are *physically shared* by the rows of its group. A layer's rows
-are gathered into one tensor while that layer attends, so that the extra is one layer's and not the model's.
+`PagedCache` is a pool of pages with a table per row. The prompt's whole pages are *physically shared* by the rows of its group. A layer's
+rows are gathered into one tensor while that layer attends, so that the extra is one layer's and not the model's.
 """
 
 from typing import Any

@@ -18,7 +18,8 @@ ORACLE = "plan (oracle)"
     id="infinite_sampling.memory",
     claim="Micro sampling groups take less than half the memory of decoding the whole group.",
     source="abstract; memory table",
-    bound="keys and values of micro groups with a quarter of the group in slots at most 50 % of the full group's; the peak beyond the weights too",
+    bound="keys and values of micro groups with a quarter of the group in slots at most 50 % of the full group's; the peak beyond "
+    "the weights too",
     paper=f"-{_SAVED:.0%} of the peak with weights, Qwen3-1.7B (21.55 to 10.64 GB)",
     needs="rows of infinite_sampling/memory",
 )
@@ -28,8 +29,8 @@ def memory(memory: pd.DataFrame) -> Verdict:
     kv, peak = micro["kv_bytes"] / full["kv_bytes"], micro["peak_bytes"] / full["peak_bytes"]
     total = (micro["peak_bytes"] + micro["weight_bytes"]) / (full["peak_bytes"] + full["weight_bytes"])
     measured = (
-        f"{human_bytes(micro['kv_bytes'])} of keys and values against {human_bytes(full['kv_bytes'])} ({kv:.0%}); peak beyond weights {peak:.0%}, "
-        f"with weights {total:.0%}; {full['model']}, group {full['group']}, {micro['slots']} slots"
+        f"{human_bytes(micro['kv_bytes'])} of keys and values against {human_bytes(full['kv_bytes'])} ({kv:.0%}); peak beyond "
+        f"weights {peak:.0%}, with weights {total:.0%}; {full['model']}, group {full['group']}, {micro['slots']} slots"
     )
     return Verdict("fails" if kv > 0.5 else "holds" if peak <= 0.5 else "partly", measured)
 
@@ -38,8 +39,8 @@ def memory(memory: pd.DataFrame) -> Verdict:
     id="infinite_sampling.equal_memory",
     claim="Continuous sampling and the full framework take the memory of micro groups.",
     source="abstract; evolution figure (at constant memory)",
-    bound="keys and values of micro groups, of continuous sampling with fixed slots and of the full framework within 1 % of one another, and "
-    "equal to the formula c (m (prompt + new) + prompt)",
+    bound="keys and values of micro groups, of continuous sampling with fixed slots and of the full framework within 1 % of one "
+    "another, and equal to the formula c (m (prompt + new) + prompt)",
     paper="the same memory",
     needs="rows of infinite_sampling/memory",
 )
@@ -48,7 +49,10 @@ def equal_memory(memory: pd.DataFrame) -> Verdict:
     spread = rows["kv_bytes"].max() / rows["kv_bytes"].min() - 1
     formula = (rows["kv_bytes"] / rows["formula_bytes"] - 1).abs().max()
     peaks = rows["peak_bytes"] / rows.loc[MICRO, "peak_bytes"]
-    measured = f"keys and values {spread:.1%} apart, {formula:.1%} from the formula; peak of the framework {peaks['full framework']:.2f} of micro groups'"
+    measured = (
+        f"keys and values {spread:.1%} apart, {formula:.1%} from the formula; peak of the framework "
+        f"{peaks['full framework']:.2f} of micro groups'"
+    )
     return Verdict("fails" if spread > 0.01 else "holds" if formula == 0 else "partly", measured)
 
 
@@ -56,8 +60,8 @@ def equal_memory(memory: pd.DataFrame) -> Verdict:
     id="infinite_sampling.group_size",
     claim="Memory does not grow with the group.",
     source="abstract (group size decoupled from memory)",
-    bound="with fixed slots the peak beyond the weights grows by at most 5 % over the groups that do not fit into the slots; the full group's at "
-    "least by half of what the group grows",
+    bound="with fixed slots the peak beyond the weights grows by at most 5 % over the groups that do not fit into the slots; the "
+    "full group's at least by half of what the group grows",
     needs="rows of infinite_sampling/memory",
 )
 def group_size(memory: pd.DataFrame) -> Verdict:
@@ -101,7 +105,8 @@ def steps(schedule: pd.DataFrame) -> Verdict:
     id="infinite_sampling.near_oracle",
     claim="Scheduling with predicted lengths is nearly that with known ones, which is nearly optimal.",
     source="scheduler ablation (near-oracle, in a reviewer's words)",
-    bound="steps of the plan with known lengths at most 1.06 of the lower bound, and with predicted ones at most 1.1 of that plan's; means over prompts",
+    bound="steps of the plan with known lengths at most 1.06 of the lower bound, and with predicted ones at most 1.1 of that "
+    "plan's; means over prompts",
     paper="near-oracle",
     needs="rows of infinite_sampling/schedule",
 )
@@ -143,8 +148,8 @@ def pretrained(pretrained: pd.DataFrame) -> Verdict:
     cut = int(rollouts["truncated"].sum())
     ratio = found.loc[FRAMEWORK, "speed_ratio"]
     measured = (
-        f"{ratio:.2f}x, FIFO {found.loc['continuous, FIFO', 'speed_ratio']:.2f}x; steps {found.loc[FRAMEWORK, 'micro_ratio']:.2f} of micro groups'; "
-        f"{cut} of {int(rollouts['group'].sum())} completions reach the limit; {pretrained['model'].iloc[0]}"
+        f"{ratio:.2f}x, FIFO {found.loc['continuous, FIFO', 'speed_ratio']:.2f}x; steps {found.loc[FRAMEWORK, 'micro_ratio']:.2f} "
+        f"of micro groups'; {cut} of {int(rollouts['group'].sum())} completions reach the limit; {pretrained['model'].iloc[0]}"
     )
     return Verdict("holds" if ratio >= 1.25 else "partly" if ratio > 1 else "fails", measured)
 
@@ -172,8 +177,8 @@ def peers(schedule: pd.DataFrame) -> Verdict:
     id="infinite_sampling.exact",
     claim="Completions are what they would be without it, in full length.",
     source="abstract (full-length completions)",
-    bound="every schedule gives the full group's completions, token for token, in float64 and in float32 with fixed shapes, and a forward without a "
-    "cache draws them again",
+    bound="every schedule gives the full group's completions, token for token, in float64 and in float32 with fixed shapes, and a "
+    "forward without a cache draws them again",
     paper="no truncation",
     needs="rows of infinite_sampling/exactness",
 )
@@ -186,8 +191,8 @@ def exact(exactness: pd.DataFrame) -> Verdict:
     same, total = int(hard["same"].sum()), int(hard["completions"].sum())
     redrawn = int(drawn["redrawn"].sum())
     measured = (
-        f"{same} of {total} identical over {len(hard)} schedules and formats, {redrawn} of {int(drawn['completions'].sum())} drawn again; in plain "
-        f"float32 {int(soft['same'].sum())} of {int(soft['completions'].sum())}"
+        f"{same} of {total} identical over {len(hard)} schedules and formats, {redrawn} of {int(drawn['completions'].sum())} drawn "
+        f"again; in plain float32 {int(soft['same'].sum())} of {int(soft['completions'].sum())}"
     )
     if drawn.empty or not hard["fixed_shape"].any():
         return Verdict("not tested here", "no rows in float64, or none with fixed shapes")
@@ -253,7 +258,8 @@ def prediction(prediction: pd.DataFrame) -> Verdict:
     none, few = rows.loc[0], rows[(rows.index >= 1) & (rows.index <= 4)]
     best = few["group_tau_ratio"].idxmax()
     measured = (
-        f"tau within groups {none['group_tau_ratio']:.2f} with k = 0 (pooled {none['pooled_tau_ratio']:.2f}), {few['group_tau_ratio'].max():.2f} with "
+        f"tau within groups {none['group_tau_ratio']:.2f} with k = 0 (pooled {none['pooled_tau_ratio']:.2f}), "
+        f"{few['group_tau_ratio'].max():.2f} with "
         f"k = {best}; error of the total {none['total_error_tokens']:.1f} to {few.loc[best, 'total_error_tokens']:.1f} tokens"
     )
     if few["group_tau_ratio"].max() <= 0.5:
@@ -265,15 +271,16 @@ def prediction(prediction: pd.DataFrame) -> Verdict:
     id="infinite_sampling.shortest_first",
     claim="Refilling slots shortest first is the right run-time rule.",
     source="method (SJF refill)",
-    bound="with predicted lengths: shortest first takes no more steps than the order of arrival, and within a plan no more than longest first",
+    bound="with predicted lengths: shortest first takes no more steps than the order of arrival, and within a plan no more than "
+    "longest first",
     needs="rows of infinite_sampling/ablation",
 )
 def shortest_first(ablation: pd.DataFrame) -> Verdict:
     found = ablation_steps(ablation)
     best = found[[name.startswith("k = ") and name != "k = 0" for name in found.index]].mean()
     measured = (
-        f"of the lower bound, mean over k: arrival {best['fifo']:.3f}, shortest first {best['sjf_global']:.3f}, longest first {best['lpt_global']:.3f}; "
-        f"within a plan shortest first {best['plan_sjf']:.3f}, longest first {best['plan_lpt']:.3f}"
+        f"of the lower bound, mean over k: arrival {best['fifo']:.3f}, shortest first {best['sjf_global']:.3f}, longest first "
+        f"{best['lpt_global']:.3f}; within a plan shortest first {best['plan_sjf']:.3f}, longest first {best['plan_lpt']:.3f}"
     )
     globally, planned = best["sjf_global"] <= best["fifo"], best["plan_sjf"] <= best["plan_lpt"]
     return Verdict("holds" if globally and planned else "partly" if globally or planned else "fails", measured)
@@ -283,7 +290,8 @@ def shortest_first(ablation: pd.DataFrame) -> Verdict:
     id="infinite_sampling.training",
     claim="GRPO trains with it as with the whole group.",
     source="title (stable training); the paper shows no reward curve, as reviewers noted",
-    bound="in float64 every step has the full group's rewards with micro groups and with the framework, and the reward on the training pool rises",
+    bound="in float64 every step has the full group's rewards with micro groups and with the framework, and the reward on the "
+    "training pool rises",
     needs="rows of infinite_sampling/training",
 )
 def training(training: pd.DataFrame) -> Verdict:
@@ -315,5 +323,7 @@ def drift(training: pd.DataFrame) -> Verdict:
     late = rows[rows["step"] >= rows["step"].max() / 2]
     online, frozen = late["online_error_tokens"].mean(), late["frozen_error_tokens"].mean()
     lengths = rows.sort_values("step")["length_tokens"]
-    measured = f"error {online:.2f} tokens online, {frozen:.2f} fitted once; mean length {lengths.iloc[0]:.1f} to {lengths.iloc[-1]:.1f} tokens"
+    measured = (
+        f"error {online:.2f} tokens online, {frozen:.2f} fitted once; mean length {lengths.iloc[0]:.1f} to {lengths.iloc[-1]:.1f} tokens"
+    )
     return Verdict("holds" if online < frozen else "fails", measured)

@@ -9,16 +9,16 @@ Completions of prompts are *jobs*. A schedule says how many rows there are and w
 | `continuous` | `slots` | at once: the paper's continuous sampling, with fixed slots |
 | `dynamic` | as many as fit `budget_tokens` of cache | when pages are free; a row without a page puts the youngest row aside |
 
-With `prefix` > 0 all jobs first generate that many tokens in rounds, then a predictor says what remains of each, and the rest is decoded by a
-plan: the paper's full framework. A job that was put aside keeps its tokens and gives up its cache; taken up again, its tokens are fed in
-one forward (`reingests`), so that memory is that of micro groups. Nothing is ever cut short.
+With `prefix` > 0 all jobs first generate that many tokens in rounds, then a predictor says what remains of each, and the rest is decoded
+by a plan: the paper's full framework. A job that was put aside keeps its tokens and gives up its cache; taken up again, its tokens are
+fed in one forward (`reingests`), so that memory is that of micro groups. Nothing is ever cut short.
 
 One *step* is one forward of all rows with one token each. The first token of a completion takes none: it is drawn from the logits of the
 prompt's last token, which one forward per prompt gives once for its whole group.
 
 `fixed_shape` makes every forward of a rollout one of [slots, 1] tokens that sees the whole width of the cache, tokens of a job that was put
-aside included: then float32 gives the same completions under any schedule with as many slots. Otherwise a row of another batch size may differ
-in the last bit and, seldom, tip a draw.
+aside included: then float32 gives the same completions under any schedule with as many slots. Otherwise a row of another batch size may
+differ in the last bit and, seldom, tip a draw.
 """
 
 import inspect
@@ -251,7 +251,8 @@ class Engine:
             prompts: tokens of each.
             on_completion: called with each completion as it ends.
             on_step: called after each step.
-            limits: tokens of some (prompt, index) at most, where fewer than `max_new_tokens`: forced lengths, for a model with random weights.
+            limits: tokens of some (prompt, index) at most, where fewer than `max_new_tokens`: forced lengths, for a model with random
+            weights.
 
         Raises:
             UserError: an empty prompt, one too long for the model, a budget too small for a row.
@@ -264,8 +265,8 @@ class Engine:
                 raise UserError(f"prompt {number + 1} is empty; a model needs at least one token to go on from")
             if self.context is not None and len(tokens) + self.max_new_tokens > self.context:
                 raise UserError(
-                    f"prompt {number + 1} has {len(tokens)} tokens; with {self.max_new_tokens} new ones that is more than the model's context "
-                    f"of {self.context}"
+                    f"prompt {number + 1} has {len(tokens)} tokens; with {self.max_new_tokens} new ones that is more than the "
+                    f"model's context of {self.context}"
                 )
         return _Run(self, prompts, pairs, schedule, on_completion, on_step, limits or {}).go()
 
@@ -277,9 +278,7 @@ class Engine:
         if self.additive:
             lowest = torch.finfo(self.model.dtype).min
             mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=self.device).masked_fill_(~mask, lowest)
-        output = self.model(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True, **self._keep
-        )
+        output = self.model(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True, **self._keep)
         return output.logits[:, -1]
 
     def prefill(self, tokens: Sequence[int]) -> tuple[Tensor, Prefix]:
@@ -324,7 +323,9 @@ def _check_model(model: Any) -> None:
 class _Run:
     """One rollout."""
 
-    def __init__(self, engine: Engine, prompts: Any, pairs: list[tuple[int, int]], schedule: Schedule, on_completion: Any, on_step: Any, limits: Any):
+    def __init__(
+        self, engine: Engine, prompts: Any, pairs: list[tuple[int, int]], schedule: Schedule, on_completion: Any, on_step: Any, limits: Any
+    ):
         self.engine, self.schedule, self.on_completion, self.on_step = engine, schedule, on_completion, on_step
         self.prompts = [_Prompt(list(map(int, tokens)), 0) for tokens in prompts]
         self.jobs = []
@@ -370,9 +371,7 @@ class _Run:
 
     # ---- the loop ----
 
-    def _decode(
-        self, jobs: list[_Job], queue: Queue, limit: int | None, barrier: bool, remaining: dict[int, int] | None = None
-    ) -> None:
+    def _decode(self, jobs: list[_Job], queue: Queue, limit: int | None, barrier: bool, remaining: dict[int, int] | None = None) -> None:
         """Decode jobs until each has ended or has `limit` tokens."""
         rows = self._storage()
         aside: deque[_Job] = deque()  # dynamic rows only: jobs that lost their row, and at most one that found none
@@ -609,7 +608,9 @@ class _Fixed:
             writes[row] = places[row] = len(self.run.prompts[job.prompt].tokens) + job.fed
         width = self._width(max(places))
         self.cache.select(torch.tensor(writes, device=device)[:, None], width)
-        return self.engine.forward(torch.tensor(tokens, device=device)[:, None], torch.tensor(places, device=device)[:, None], self.cache, width)
+        return self.engine.forward(
+            torch.tensor(tokens, device=device)[:, None], torch.tensor(places, device=device)[:, None], self.cache, width
+        )
 
     def _width(self, last: int) -> int:
         return self.tokens if self.engine.fixed_shape else min(self.tokens, -(-(last + 1) // _WIDTH) * _WIDTH)
@@ -759,9 +760,7 @@ class _Paged:
     def _select(self, rows: list[_Row], positions: Tensor, pad: Tensor | None = None) -> None:
         """The next forward is about these rows, whose new tokens stand at `positions` [rows, new] but for padding."""
         longest = int(positions.max()) // self.page + 1
-        tables = torch.tensor(
-            [(row.pages + [self.cache.pages] * longest)[:longest] for row in rows], device=self.engine.device
-        )
+        tables = torch.tensor([(row.pages + [self.cache.pages] * longest)[:longest] for row in rows], device=self.engine.device)
         offsets = torch.arange(self.page, device=self.engine.device)
         reads = (tables[:, :, None] * self.page + offsets).flatten(1)
         writes = reads.gather(1, positions)

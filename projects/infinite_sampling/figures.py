@@ -20,10 +20,14 @@ def evolution(schedule: pd.DataFrame) -> Figure:
     colours = [PALETTE["orange"], PALETTE["amber"], PALETTE["sky"], PALETTE["blue"], PALETTE["green"]]
     bars = axes.barh(names[::-1], steps[::-1], color=colours[: len(names)][::-1])
     base = steps.iloc[0]
-    axes.bar_label(bars, [f"{value:.0f} ({value / base - 1:+.0%})" if value != base else f"{value:.0f}" for value in steps[::-1]], padding=4)
+    axes.bar_label(
+        bars, [f"{value:.0f} ({value / base - 1:+.0%})" if value != base else f"{value:.0f}" for value in steps[::-1]], padding=4
+    )
     bound = schedule[schedule["kind"] == "rollout"].groupby("prompt")["lower_bound"].first().mean()
     axes.axvline(bound, color=PALETTE["black"], linestyle="--", linewidth=1.2)
-    axes.set(xlabel="decoding steps, mean over prompts (dashed: lower bound)", xlim=(0, 1.25 * base), title="From micro groups to the framework")
+    axes.set(
+        xlabel="decoding steps, mean over prompts (dashed: lower bound)", xlim=(0, 1.25 * base), title="From micro groups to the framework"
+    )
     axes.grid(axis="y", visible=False)
     return figure
 

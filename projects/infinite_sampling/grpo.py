@@ -3,8 +3,8 @@
     J = (1/N) sum_i (1/|o_i|) sum_t [ min(rho_it A_i, clip(rho_it, 1 - eps, 1 + eps) A_i) - beta KL_it ],   rho = pi / pi_old,
     KL_it = pi_ref / pi - log(pi_ref / pi) - 1
 
-over the N = prompts x G completions of a step (Shao et al. 2024). The group-normalised advantage is the paper's; eps, beta, delta and the form of
-the standard deviation could not be had, and are TRL's: 0.2, 0, 1e-4 and Bessel's.
+over the N = prompts x G completions of a step (Shao et al. 2024). The group-normalised advantage is the paper's; eps, beta, delta and the
+form of the standard deviation could not be had, and are TRL's: 0.2, 0, 1e-4 and Bessel's.
 
 What a micro batch adds is divided by the denominator of *all* completions, known after the rollout, so that gradients add up to the full
 batch's. Advantages never see a micro group.

@@ -13,7 +13,8 @@ import torch
 
 
 def generate(model: Any, prompt: Sequence[int], group: int, rows: int, limit: int, eos: int, seed: int = 0) -> list[int]:
-    """Lengths of a group's completions by `model.generate`, `rows` at a time. The cache concatenates, and copies the prompt for each row."""
+    """Lengths of a group's completions by `model.generate`, `rows` at a time. The cache concatenates, and copies the prompt for each
+    row."""
     device = next(model.parameters()).device
     torch.manual_seed(seed)
     lengths: list[int] = []
@@ -46,7 +47,14 @@ def generate_batch(model: Any, prompt: Sequence[int], group: int, rows: int, lim
     page = 32
     blocks = rows * -(-(len(prompt) + limit) // page) + 1
     sampling = GenerationConfig(
-        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=limit, eos_token_id=eos, pad_token_id=eos, num_return_sequences=group
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        max_new_tokens=limit,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        num_return_sequences=group,
     )
     batching = ContinuousBatchingConfig(
         page_size=page,

@@ -80,7 +80,8 @@ def solution(terms: Sequence[int], style: Style) -> str:
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-    """1 for a completion that ends with `#` and the right result, else 0: what `train --reward projects.infinite_sampling.policy:reward` takes."""
+    """1 for a completion that ends with `#` and the right result, else 0: what `train --reward projects.infinite_sampling.policy:reward`
+    takes."""
     found = []
     for prompt, text in zip(prompts, completions, strict=True):
         terms = prompt.rstrip(":").replace("-", "+-").split("+")
@@ -165,7 +166,10 @@ def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> Any:
     rng = np.random.default_rng(step_seed(recipe.seed, "data"))
     model.train()
     for _ in progress(recipe.steps):
-        pairs = [(prompt_of(terms), solution(terms, STYLES[int(rng.integers(3))])) for terms in (problem(rng, recipe.largest) for _ in range(recipe.rows))]
+        pairs = [
+            (prompt_of(terms), solution(terms, STYLES[int(rng.integers(3))]))
+            for terms in (problem(rng, recipe.largest) for _ in range(recipe.rows))
+        ]
         longest = max(len(p) + len(s) + 1 for p, s in pairs)
         ids = torch.zeros(recipe.rows, longest, dtype=torch.int64)
         labels = torch.full_like(ids, -100)

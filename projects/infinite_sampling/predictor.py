@@ -1,8 +1,8 @@
 """How long a completion will be, from its prompt and its first k tokens.
 
 The paper's predictor is an encoder that classifies the remaining length from prompt and prefix (BERT with a class per length, by its
-authors' public code); `BinnedTransformer` is that, small and trained in place, with classes that are bins of lengths. The follow-up of the same
-authors looks at the policy's own hidden states instead; `HiddenRidge` does. `Constant` and `Oracle` are the two ends.
+authors' public code); `BinnedTransformer` is that, small and trained in place, with classes that are bins of lengths. The follow-up of
+the same authors looks at the policy's own hidden states instead; `HiddenRidge` does. `Constant` and `Oracle` are the two ends.
 
 All completions of a group share their prompt, so that with k = 0 every predictor says the same of all of them, and within a group there is
 nothing to schedule by. `evaluate` therefore reports Kendall's tau within groups beside the pooled one.
@@ -117,8 +117,8 @@ class Oracle:
 
 
 class HiddenRidge:
-    """Ridge regression on the policy's hidden state. Censored lengths are replaced by their expectation given that they are longer, in turns
-    with the fit (Schmee and Hahn 1979).
+    """Ridge regression on the policy's hidden state. Censored lengths are replaced by their expectation given that they are longer, in
+    turns with the fit (Schmee and Hahn 1979).
     """
 
     needs_hidden = True
@@ -165,7 +165,15 @@ class BinnedTransformer:
     needs_hidden = False
 
     def __init__(
-        self, vocabulary: int, bins: int = 24, width: int = 48, layers: int = 2, steps: int = 200, batch: int = 64, lr: float = 3e-3, seed: int = 0
+        self,
+        vocabulary: int,
+        bins: int = 24,
+        width: int = 48,
+        layers: int = 2,
+        steps: int = 200,
+        batch: int = 64,
+        lr: float = 3e-3,
+        seed: int = 0,
     ) -> None:
         self.vocabulary, self.bins, self.width, self.layers = vocabulary, bins, width, layers
         self.steps, self.batch, self.lr, self.seed = steps, batch, lr, seed
@@ -179,7 +187,9 @@ class BinnedTransformer:
         # The first length of each bin; each distinct length is a bin of its own where there are few.
         self.edges = np.unique(np.quantile(known, np.linspace(0, 1, self.bins + 1)[:-1], method="lower"))
         labels = np.clip(np.searchsorted(self.edges, lengths.remaining, side="right") - 1, 0, None)
-        means = [known[b] if (b := np.searchsorted(self.edges, known, side="right") - 1 == i).any() else [e] for i, e in enumerate(self.edges)]
+        means = [
+            known[b] if (b := np.searchsorted(self.edges, known, side="right") - 1 == i).any() else [e] for i, e in enumerate(self.edges)
+        ]
         self.centres = torch.tensor([float(np.mean(m)) for m in means])
         torch_state = torch.get_rng_state()
         torch.manual_seed(step_seed(self.seed, "encoder"))
@@ -311,9 +321,9 @@ def _joined(seen: Sequence[Lengths]) -> Lengths:
 
 
 def evaluate(predicted: np.ndarray, lengths: Lengths) -> dict[str, float]:
-    """Errors of predictions of what remains: mean absolute error in tokens, SMAPE = mean of 2 |p - t| / (p + t), shares within 5 and 10 tokens,
-    and Kendall's tau-b, over all (`pooled`) and as the mean over groups (`within`, 0 for a group whose predictions are all equal; groups in
-    which all lengths are equal have nothing to order and are left out).
+    """Errors of predictions of what remains: mean absolute error in tokens, SMAPE = mean of 2 |p - t| / (p + t), shares within 5 and 10
+    tokens, and Kendall's tau-b, over all (`pooled`) and as the mean over groups (`within`, 0 for a group whose predictions are all equal;
+    groups in which all lengths are equal have nothing to order and are left out).
     """
     true = lengths.remaining
     error = np.abs(predicted - true)

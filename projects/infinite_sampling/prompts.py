@@ -12,7 +12,6 @@ import torch
 
 from projects.infinite_sampling.engine import Engine, Predictor, Schedule
 from projects.infinite_sampling.predictor import PREDICTORS, Online
-from shared import runs
 from shared.errors import UserError
 from shared.models.language import load_tokenizer
 

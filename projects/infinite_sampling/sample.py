@@ -64,7 +64,11 @@ class _Sampling:
             self.console.print(f"going on: {len(done)} of {total} completions are there", markup=False)
         batches = range(0, len(self.prompts.tokens), options.prompts_at_once)
         steps = busy = rows = peak = tokens = 0
-        with open(self.path, "a", encoding="utf-8") as self.file, runs.stop_signals() as stop, runs.Progress(self.console, len(done), total) as bar:
+        with (
+            open(self.path, "a", encoding="utf-8") as self.file,
+            runs.stop_signals() as stop,
+            runs.Progress(self.console, len(done), total) as bar,
+        ):
 
             def ended(one: Completion) -> None:
                 self._write(one)

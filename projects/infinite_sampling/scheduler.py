@@ -107,9 +107,9 @@ def makespan(durations: Sequence[int], queues: Sequence[Sequence[int]]) -> int:
 def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int = MAX_STATES) -> Plan:
     """An assignment whose largest load is at most (1 + eps) of the best one's, unless its status says `capped`.
 
-    Longest-first, then MULTIFIT, is certified against the lower bound where it can be. Otherwise a dynamic programme over vectors of loads, job by job,
-    longest first: loads are kept sorted (slots are identical), vectors with equal loads after rounding to multiples of eps LB / n are
-    merged, so that each job adds an error of at most eps LB / n to a load.
+    Longest-first, then MULTIFIT, is certified against the lower bound where it can be. Otherwise a dynamic programme over vectors of
+    loads, job by job, longest first: loads are kept sorted (slots are identical), vectors with equal loads after rounding to multiples of
+    eps LB / n are merged, so that each job adds an error of at most eps LB / n to a load.
 
     Args:
         durations: whole numbers, at least 0.

@@ -10,8 +10,8 @@ SHARING = (
     "The prompt is read once for its whole group. Fixed slots hold a copy of its keys and values each; dynamic slots share its whole pages."
 )
 RATES = (
-    "Tokens per second and ratios: medians over rounds in which every method decoded all prompts in turn; process time of one thread on a CPU, wall "
-    "time on a GPU."
+    "Tokens per second and ratios: medians over rounds in which every method decoded all prompts in turn; process time of one "
+    "thread on a CPU, wall time on a GPU."
 )
 
 
@@ -41,7 +41,8 @@ def memory(memory: pd.DataFrame) -> Table:
         notes=[
             SHARING,
             "Peaks are all that the allocator handed out, logits and their float64 copies included. The cache of `generate` concatenates.",
-            "The full framework feeds the prefixes of completions again where it takes them up, so that it keeps none of their keys and values.",
+            "The full framework feeds the prefixes of completions again where it takes them up, so that it keeps none of their keys "
+            "and values.",
         ],
     )
 
@@ -81,13 +82,17 @@ def speeds(frame: pd.DataFrame) -> pd.DataFrame:
 
 def throughput(schedule: pd.DataFrame, pretrained: pd.DataFrame) -> Table:
     found = pd.concat([speeds(schedule), speeds(pretrained)], ignore_index=True)
-    found["interval"] = [f"{low:.2f} to {high:.2f}" if low == low else "–" for low, high in found[["low_ratio", "high_ratio"]].to_numpy(float)]
+    found["interval"] = [
+        f"{low:.2f} to {high:.2f}" if low == low else "–" for low, high in found[["low_ratio", "high_ratio"]].to_numpy(float)
+    ]
     rows = schedule[schedule["kind"] == "rollout"]
     bound = rows.groupby("prompt")["lower_bound"].first()
     return Table(
         title="Decoding steps and throughput by schedule",
-        caption=f"Groups of {schedule['group'].iloc[0]} in {schedule['slots'].iloc[0]} slots for {len(bound)} prompts of the policy, one prompt at a "
-        f"time (lower bound: {bound.mean():.1f} steps); {pretrained['group'].iloc[0]} in {pretrained['slots'].iloc[0]} for the other model.",
+        caption=f"Groups of {schedule['group'].iloc[0]} in {schedule['slots'].iloc[0]} slots for {len(bound)} prompts of the "
+        "policy, one prompt at a "
+        f"time (lower bound: {bound.mean():.1f} steps); {pretrained['group'].iloc[0]} in {pretrained['slots'].iloc[0]} for the "
+        "other model.",
         frame=found,
         columns={
             "model": "model",
@@ -106,8 +111,8 @@ def throughput(schedule: pd.DataFrame, pretrained: pd.DataFrame) -> Table:
         paper=paper_numbers("infinite_sampling", "throughput"),
         notes=[
             RATES,
-            "A step is one forward of all slots; the full group's steps have more rows and are not to be compared. Re-ingestions are forwards "
-            "beside the steps; tokens per second hold them, the prompts' forwards, predictions and plans.",
+            "A step is one forward of all slots; the full group's steps have more rows and are not to be compared. Re-ingestions "
+            "are forwards beside the steps; tokens per second hold them, the prompts' forwards, predictions and plans.",
             "The interval holds the true median with a probability of at least 95 % where there are six rounds; else it spans them all.",
         ],
     )
@@ -131,8 +136,8 @@ def prediction(prediction: pd.DataFrame) -> Table:
             "group_tau_ratio": Column("tau, within groups", "{:.3f}"),
         },
         notes=[
-            "Errors in tokens. Those of what remains are over completions longer than k, a population that changes with k; those of the total are "
-            "over all, with no error for those that have ended."
+            "Errors in tokens. Those of what remains are over completions longer than k, a population that changes with k; those of "
+            "the total are over all, with no error for those that have ended."
         ],
     )
 
@@ -168,15 +173,19 @@ def ablation(ablation: pd.DataFrame) -> Table:
 
 def exactness(exactness: pd.DataFrame) -> Table:
     found = exactness[exactness["kind"] == "completions"].copy()
-    found["format"] = [f"{d}, fixed shapes" if fixed else d for d, fixed in zip(found["dtype"], found["fixed_shape"].astype(bool), strict=True)]
+    found["format"] = [
+        f"{d}, fixed shapes" if fixed else d for d, fixed in zip(found["dtype"], found["fixed_shape"].astype(bool), strict=True)
+    ]
     gradients = exactness[exactness["kind"] == "gradient"]
     notes = [
-        f"Gradient in micro batches of {micro} against the whole, {dtype}, {loss}: relative difference {rows['relative_difference_ratio'].max():.1e}"
+        f"Gradient in micro batches of {micro} against the whole, {dtype}, {loss}: relative difference "
+        f"{rows['relative_difference_ratio'].max():.1e}"
         for (dtype, loss, micro), rows in gradients.groupby(["dtype", "loss_type", "micro_batch"])
     ]
     return Table(
         title="Completions by schedule",
-        caption="Against those of the full group (fixed shapes: of micro groups), token by token; and drawn again by a forward without a cache.",
+        caption="Against those of the full group (fixed shapes: of micro groups), token by token; and drawn again by a forward "
+        "without a cache.",
         frame=found,
         columns={
             "format": "number format",
@@ -229,11 +238,14 @@ def training(training: pd.DataFrame) -> Table:
             }
         )
     drift = steps[steps["frozen_error_tokens"].notna()] if "frozen_error_tokens" in steps else steps.iloc[:0]
-    notes = ["The three take each step in turn, from the same weights with the same seed. Rewards: the mean over 16 samples of each prompt."]
+    notes = [
+        "The three take each step in turn, from the same weights with the same seed. Rewards: the mean over 16 samples of each prompt."
+    ]
     for dtype, rows in drift.groupby("dtype"):
         late = rows[rows["step"] >= rows["step"].max() / 2]
         notes.append(
-            f"{dtype}, second half: mean error of the predictor fitted online {late['online_error_tokens'].mean():.2f} tokens, of one fitted at the "
+            f"{dtype}, second half: mean error of the predictor fitted online {late['online_error_tokens'].mean():.2f} tokens, of "
+            "one fitted at the "
             f"first step {late['frozen_error_tokens'].mean():.2f}; mean length from {rows['length_tokens'].iloc[:4].mean():.1f} to "
             f"{rows['length_tokens'].iloc[-4:].mean():.1f}"
         )

@@ -1,8 +1,9 @@
 """`train`: GRPO on the user's prompts with the user's reward function.
 
-After each step (`--checkpoint-every`) weights and optimizer are on the disk as one file, and the log has a line for each step up to it. A step
-is a function of the weights before it and of its number: completions are, by their streams, and so is the order of prompts. Going on after a
-crash therefore makes again exactly what was lost. What the predictor has learnt is not kept: it decides how fast a step is, and nothing else.
+After each step (`--checkpoint-every`) weights and optimizer are on the disk as one file, and the log has a line for each step up to it. A
+step is a function of the weights before it and of its number: completions are, by their streams, and so is the order of prompts. Going on
+after a crash therefore makes again exactly what was lost. What the predictor has learnt is not kept: it decides how fast a step is, and
+nothing else.
 """
 
 import argparse
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from projects.infinite_sampling import grpo
 from projects.infinite_sampling.engine import Completion, Stats
-from projects.infinite_sampling.predictor import Online
 from projects.infinite_sampling.prompts import Prompts, engine_of, load, same_run, schedule_of, whole_lines, write
 from shared import runs
 from shared.corpus import sha256
@@ -124,7 +124,9 @@ class Training:
         self.model = model
         self.reference = grpo.reference_of(model, frozen, options.temperature) if options.beta else None
         self.trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW([p for _, p in self.trainable], lr=self.rate, weight_decay=options.weight_decay, betas=(0.9, 0.95))
+        self.optimizer = torch.optim.AdamW(
+            [p for _, p in self.trainable], lr=self.rate, weight_decay=options.weight_decay, betas=(0.9, 0.95)
+        )
         self.schedule, self.online = schedule_of(options, len(tokenizer), model)
         engine_of(options, model, tokenizer, 0)  # refuses what it cannot drive, before anything is written
         same_run(self.out / "run.json", self.about)
@@ -225,7 +227,10 @@ class Training:
         """The prompts of a step: each pass over them is in a new order."""
         count, size = len(self.prompts.texts), self.options.prompts_per_step
         places = range(number * size, number * size + size)
-        orders = {place // count: np.random.default_rng(step_seed(self.options.seed, "order", place // count)).permutation(count) for place in places}
+        orders = {
+            place // count: np.random.default_rng(step_seed(self.options.seed, "order", place // count)).permutation(count)
+            for place in places
+        }
         return [int(orders[place // count][place % count]) for place in places]
 
     # ---- files ----

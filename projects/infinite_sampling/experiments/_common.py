@@ -51,9 +51,19 @@ class Subject:
 
 
 def subject(
-    name: str, prompts: int, seed: int, *, limit: int, train_steps: int, run: experiment.Run, device: str = "cpu", group: int = 1, file: str | None = None
+    name: str,
+    prompts: int,
+    seed: int,
+    *,
+    limit: int,
+    train_steps: int,
+    run: experiment.Run,
+    device: str = "cpu",
+    group: int = 1,
+    file: str | None = None,
 ) -> Subject:
-    """`policy` (trained in place), `random-qwen3-...` (random weights, forced lengths), or a model of the catalogue, a folder or a hub id."""
+    """`policy` (trained in place), `random-qwen3-...` (random weights, forced lengths), or a model of the catalogue, a folder or a hub
+    id."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("infinite_sampling: this scale needs a GPU, and torch sees none; use --scale cpu")
     if name == "policy":

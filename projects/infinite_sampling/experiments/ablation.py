@@ -49,7 +49,9 @@ def run(config: Config, run: experiment.Run) -> None:
         for name, order in (("micro groups", durations), ("sorted micro groups", sorted(durations, reverse=True))):
             steps = replay(order, config.slots, Queue(order, config.slots), barrier=True).steps
             bound = lower_bound(durations, config.slots)
-            run.row(kind="steps", lengths="none" if order is durations else "oracle", refill=name, prompt=prompt, steps=steps, lower_bound=bound)
+            run.row(
+                kind="steps", lengths="none" if order is durations else "oracle", refill=name, prompt=prompt, steps=steps, lower_bound=bound
+            )
 
     for slots in config.plan_slots:
         for eps in config.eps:
@@ -71,7 +73,13 @@ def run(config: Config, run: experiment.Run) -> None:
 
 
 def _replays(
-    run: experiment.Run, config: Config, known: str, prefix: int, prompt: int, of: Sequence[int], predict: Callable[[list[int]], Sequence[float]]
+    run: experiment.Run,
+    config: Config,
+    known: str,
+    prefix: int,
+    prompt: int,
+    of: Sequence[int],
+    predict: Callable[[list[int]], Sequence[float]],
 ) -> None:
     bound = lower_bound([n - 1 for n in of], config.slots)
     for refill in REFILLS:

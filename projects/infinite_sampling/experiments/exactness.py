@@ -1,7 +1,7 @@
 """Table 5: completions of every schedule against those of the full group, and the gradient in micro batches against the full batch's.
 
-float64; float32 with fixed shapes, where the reference is micro groups in as many slots; and plain float32, where a rounded bit may tip a draw.
-The sampler without a cache is one forward of the whole sequence: it draws each completion again from its own numbers.
+float64; float32 with fixed shapes, where the reference is micro groups in as many slots; and plain float32, where a rounded bit may tip a
+draw. The sampler without a cache is one forward of the whole sequence: it draws each completion again from its own numbers.
 """
 
 from typing import Any

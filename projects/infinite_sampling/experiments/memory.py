@@ -33,7 +33,9 @@ class Config(experiment.Config):
 def run(config: Config, run: experiment.Run) -> None:
     for name, groups, all_modes in ((config.model, [config.group], True), (config.grown, config.groups, False)):
         limit = config.max_new_tokens if all_modes else 56
-        one = _common.subject(name, 1, config.seed, limit=limit, train_steps=config.train_steps, run=run, device=config.device, group=max(groups))
+        one = _common.subject(
+            name, 1, config.seed, limit=limit, train_steps=config.train_steps, run=run, device=config.device, group=max(groups)
+        )
         modes = _modes(config)
         if not all_modes:
             modes = {mode: schedule for mode, schedule in modes.items() if mode in ("full group", "micro groups", "full framework")}
@@ -71,7 +73,9 @@ def _peak(config: Config, work: Any) -> tuple[Any, int, str]:
     return made, live.peak_bytes(), "allocator"
 
 
-def _measure(run: experiment.Run, config: Config, one: _common.Subject, mode: str, schedule: Schedule, group: int, model: str, kind: str) -> None:
+def _measure(
+    run: experiment.Run, config: Config, one: _common.Subject, mode: str, schedule: Schedule, group: int, model: str, kind: str
+) -> None:
     engine = one.engine(config.seed)
     jobs = [(0, index) for index in range(group)]
     made, peak, counter = _peak(config, lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced))
@@ -99,7 +103,7 @@ def _measure(run: experiment.Run, config: Config, one: _common.Subject, mode: st
 
 def _measure_peer(run: experiment.Run, config: Config, one: _common.Subject, mode: str, rows: int, group: int) -> None:
     eos = one.eos[0] if one.eos else -1
-    made, peak, counter = _peak(config, lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos))
+    _, peak, counter = _peak(config, lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos))
     run.row(
         kind="modes",
         model=one.name,

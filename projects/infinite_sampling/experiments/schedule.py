@@ -108,7 +108,9 @@ def run(config: Config, run: experiment.Run) -> None:
     )
     for name, timing in timings.items():
         for repeat, (seconds, tokens) in enumerate(zip(timing.seconds, produced[name][-config.repeats :], strict=True)):
-            run.row(kind="time", **common, schedule=name, repeat=repeat, tokens=tokens, pass_seconds=seconds, tokens_per_second=tokens / seconds)
+            run.row(
+                kind="time", **common, schedule=name, repeat=repeat, tokens=tokens, pass_seconds=seconds, tokens_per_second=tokens / seconds
+            )
 
 
 def _replayed(schedule: Any, durations: list[int], config: Config, said: dict[tuple[int, int], float], prompt: int) -> int | None:

@@ -1,8 +1,8 @@
 """Table 6 and figure 5: GRPO with the full group, with micro groups and with the full framework, from the same weights with the same seed.
 
 The three take each step in turn. Rewards must be the same at every step: completions are, and so are gradients but for rounding. A finite
-pool of prompts, seen several times; held-out prompts are sampled at both ends. The predictor is fitted online in the framework; another that
-was fitted once, at the first step, shows what the drift of lengths does to it.
+pool of prompts, seen several times; held-out prompts are sampled at both ends. The predictor is fitted online in the framework; another
+that was fitted once, at the first step, shows what the drift of lengths does to it.
 """
 
 import copy

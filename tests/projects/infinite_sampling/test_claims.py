@@ -9,8 +9,16 @@ from shared.claims import require_falsifiable
 
 def memory(micro: float = 25, peak: float = 30, framework: float = 25, formula: float = 25, grown: float = 1.0, full: float = 4.0) -> dict:
     base = {"model": "m", "group": 32, "slots": 8, "weight_bytes": 100, "prompt_tokens": 5, "max_new_tokens": 9}
-    modes = {"full group": (100, 100), "micro groups": (micro, peak), "continuous, fixed slots": (micro, peak), "full framework": (framework, peak)}
-    rows = [{**base, "kind": "modes", "mode": mode, "kv_bytes": kv, "peak_bytes": p, "formula_bytes": formula} for mode, (kv, p) in modes.items()]
+    modes = {
+        "full group": (100, 100),
+        "micro groups": (micro, peak),
+        "continuous, fixed slots": (micro, peak),
+        "full framework": (framework, peak),
+    }
+    rows = [
+        {**base, "kind": "modes", "mode": mode, "kv_bytes": kv, "peak_bytes": p, "formula_bytes": formula}
+        for mode, (kv, p) in modes.items()
+    ]
     for mode, factor in (("full group", full), ("micro groups", grown), ("full framework", grown)):
         for group, size in ((8, 10.0), (32, 10.0 * factor)):
             slots = group if mode == "full group" else 8
@@ -19,7 +27,15 @@ def memory(micro: float = 25, peak: float = 30, framework: float = 25, formula: 
 
 
 def schedule(
-    framework: float = 60, oracle: float = 52, wrong: int = 0, speed: float = 1.5, peer: float = 0.8, plan: float = 0.001, prompts: int = 8, cut: int = 0, name: str = "schedule"
+    framework: float = 60,
+    oracle: float = 52,
+    wrong: int = 0,
+    speed: float = 1.5,
+    peer: float = 0.8,
+    plan: float = 0.001,
+    prompts: int = 8,
+    cut: int = 0,
+    name: str = "schedule",
 ) -> dict:
     rows = []
     steps = {"micro groups": 100, "continuous, FIFO": 70, "framework (predicted)": framework, "plan (oracle)": oracle}
@@ -27,12 +43,30 @@ def schedule(
     for prompt in range(prompts):
         for one, count in steps.items():
             rows.append(
-                {**common, "kind": "rollout", "schedule": one, "prompt": prompt, "steps": count, "replayed": count + wrong, "lower_bound": 50}
-                | {"occupancy_share": 0.9, "reingests": 0, "kv_bytes": 10, "plan_seconds": plan, "predict_seconds": 0.01, "rollout_seconds": 1.0, "truncated": cut}
+                {
+                    **common,
+                    "kind": "rollout",
+                    "schedule": one,
+                    "prompt": prompt,
+                    "steps": count,
+                    "replayed": count + wrong,
+                    "lower_bound": 50,
+                }
+                | {
+                    "occupancy_share": 0.9,
+                    "reingests": 0,
+                    "kv_bytes": 10,
+                    "plan_seconds": plan,
+                    "predict_seconds": 0.01,
+                    "rollout_seconds": 1.0,
+                    "truncated": cut,
+                }
             )
     rates = {"micro groups": 1.0, "continuous, FIFO": 1.2, "framework (predicted)": speed, "generate, chunks": peer, "generate_batch": 0.5}
     for repeat in range(6):
-        rows += [{**common, "kind": "time", "schedule": one, "repeat": repeat, "tokens_per_second": 100 * rate} for one, rate in rates.items()]
+        rows += [
+            {**common, "kind": "time", "schedule": one, "repeat": repeat, "tokens_per_second": 100 * rate} for one, rate in rates.items()
+        ]
     return {name: rows}
 
 
@@ -41,12 +75,20 @@ def exactness(same: int = 10, redrawn: int = 10, difference: float = 1e-15, loss
     for dtype, fixed in (("float64", False), ("float32", True), ("float32", False)):
         row = {"kind": "completions", "dtype": dtype, "fixed_shape": fixed, "schedule": "s", "completions": 10}
         rows.append({**row, "same": same if dtype == "float64" or fixed else 9, "redrawn": None if fixed else redrawn})
-    rows += [{"kind": "gradient", "dtype": "float64", "loss_type": loss, "micro_batch": 3, "relative_difference_ratio": difference} for loss in losses]
+    rows += [
+        {"kind": "gradient", "dtype": "float64", "loss_type": loss, "micro_batch": 3, "relative_difference_ratio": difference}
+        for loss in losses
+    ]
     return {"exactness": rows}
 
 
 def theorems(violations: int = 0, instances: int = 20_000) -> dict:
-    return {"theorems": [{"theorem": "a", "instances": instances, "violations": violations}, {"theorem": "b", "instances": 9, "violations": None}]}
+    return {
+        "theorems": [
+            {"theorem": "a", "instances": instances, "violations": violations},
+            {"theorem": "b", "instances": 9, "violations": None},
+        ]
+    }
 
 
 def prediction(none: float = 0.0, few: float = 0.9) -> dict:

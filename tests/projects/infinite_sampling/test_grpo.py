@@ -59,7 +59,9 @@ def naive_loss(model, completions, gains, old, loss_type, eps, beta, frozen):
             surrogate = ratio * gain if (ratio * gain).item() <= clipped * gain else torch.tensor(clipped * gain, dtype=torch.float64)
             kl = torch.exp(theirs[at, token] - mine[at, token]) - (theirs[at, token] - mine[at, token]) - 1
             tokens.append(surrogate - beta * kl)
-        weight = {"grpo": 1 / len(c.tokens) / len(completions), "dapo": 1 / total_tokens, "dr_grpo": 1 / len(completions) / LIMIT}[loss_type]
+        weight = {"grpo": 1 / len(c.tokens) / len(completions), "dapo": 1 / total_tokens, "dr_grpo": 1 / len(completions) / LIMIT}[
+            loss_type
+        ]
         terms.append(-weight * sum(tokens))
     return sum(terms)
 
@@ -97,7 +99,9 @@ def test_micro_batches_add_up_to_the_whole(llama, completions, gains, loss_type)
 def test_the_micro_batchs_own_denominator_or_advantages_would_be_wrong(llama, completions, gains):
     """What the module warns of is far from the truth here, so that the test above can see it."""
     whole, _ = gradient(llama, PROMPTS, completions, gains, LIMIT, micro_batch=12, loss_type="dapo")
-    parts = [gradient(llama, PROMPTS, completions[i : i + 4], gains[i : i + 4], LIMIT, micro_batch=4, loss_type="dapo")[0] for i in (0, 4, 8)]
+    parts = [
+        gradient(llama, PROMPTS, completions[i : i + 4], gains[i : i + 4], LIMIT, micro_batch=4, loss_type="dapo")[0] for i in (0, 4, 8)
+    ]
     assert float((sum(parts) / 3 - whole).norm() / whole.norm()) > 0.01
     rewards = torch.tensor([[1.0, 0, 0, 1, 0.5, 0], [0, 0, 1, 0, 0, 0]])
     local = advantages(rewards.reshape(4, 3)).flatten()

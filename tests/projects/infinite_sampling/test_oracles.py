@@ -55,13 +55,20 @@ def lengths(llama):
     return {(c.prompt, c.index): len(c.tokens) for c in full.completions}
 
 
-@pytest.mark.parametrize(("family", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("qwen3", "sdpa"), ("gpt2", "sdpa"), ("gpt2", "eager")])
+@pytest.mark.parametrize(
+    ("family", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("qwen3", "sdpa"), ("gpt2", "sdpa"), ("gpt2", "eager")]
+)
 def test_completions_are_those_of_a_sampler_without_a_cache(helpers, family, attention):
     model = helpers.make(family, attention=attention)
     prompts = [PROMPT, [2], [7, 8, 9, 10, 11, 12, 13, 14]]
     wanted = [helpers.naive(model, prompt, i, 7, LIMIT) for prompt in prompts for i in range(6)]
     assert len({len(tokens) for tokens, _ in wanted}) > 4  # lengths differ, or there is nothing to schedule
-    for schedule in (Schedule("full"), Schedule("continuous", 4), Schedule("continuous", 3, "plan_sjf", 3, Wrong({}, 3)), Schedule("dynamic", 3, page=4)):
+    for schedule in (
+        Schedule("full"),
+        Schedule("continuous", 4),
+        Schedule("continuous", 3, "plan_sjf", 3, Wrong({}, 3)),
+        Schedule("dynamic", 3, page=4),
+    ):
         made = rollout(model, schedule, prompts, 6)
         assert [c.tokens for c in made.completions] == [tokens for tokens, _ in wanted]
         for completion, (_, logprobs) in zip(made.completions, wanted, strict=True):
@@ -84,7 +91,13 @@ def test_every_schedule_gives_the_same_completions_in_float64(llama, lengths):
 def test_every_schedule_gives_the_same_completions_in_float32_with_fixed_shapes(helpers):
     model = helpers.make(dtype=torch.float32)
     reference = None
-    for mode, refill, prefix in (("micro", "fifo", 0), ("continuous", "fifo", 0), ("continuous", "sjf_global", 0), ("continuous", "lpt_global", 3), ("continuous", "plan_sjf", 5)):
+    for mode, refill, prefix in (
+        ("micro", "fifo", 0),
+        ("continuous", "fifo", 0),
+        ("continuous", "sjf_global", 0),
+        ("continuous", "lpt_global", 3),
+        ("continuous", "plan_sjf", 5),
+    ):
         made = rollout(model, Schedule(mode, 4, refill, prefix, Wrong({}, prefix)), fixed_shape=True)
         found = [(c.tokens, c.logprobs) for c in made.completions]
         reference = reference or found
@@ -172,7 +185,9 @@ def test_many_prompts_share_a_small_pool(llama):
     assert [c.tokens for c in made.completions] == wanted
     pairs = [(p, i) for i in range(3) for p in range(6)]  # another order of the jobs: prompts come and go
     made = rollout(llama, Schedule("dynamic", 2, budget_tokens=40, page=4), prompts, pairs)
-    assert {(c.prompt, c.index): c.tokens for c in made.completions} == dict(zip([(p, i) for p in range(6) for i in range(3)], wanted, strict=True))
+    assert {(c.prompt, c.index): c.tokens for c in made.completions} == dict(
+        zip([(p, i) for p in range(6) for i in range(3)], wanted, strict=True)
+    )
     made = rollout(llama, Schedule("continuous", 4), prompts, pairs)
     assert [c.tokens for c in made.completions] == [wanted[3 * p + i] for p, i in pairs]
 
@@ -268,7 +283,14 @@ def test_what_cannot_be_driven_is_refused(helpers, llama):
     uncached = AutoModelForCausalLM.from_config(OpenAIGPTConfig(vocab_size=23, n_embd=16, n_layer=1, n_head=2, attn_implementation="eager"))
     with pytest.raises(UserError, match="key-value cache"):
         rollout(uncached.eval(), Schedule())
-    shape = {"vocab_size": 23, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    shape = {
+        "vocab_size": 23,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     with pytest.raises(UserError, match="sliding"):
         rollout(AutoModelForCausalLM.from_config(MistralConfig(**shape, sliding_window=8)).eval(), Schedule())
     with pytest.raises(UserError, match="decoder"):
