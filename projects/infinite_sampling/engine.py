@@ -357,9 +357,13 @@ class _Run:
                 predicted = list(map(float, schedule.predictor.predict(self._prefixes(jobs))))
                 self.stats.predict_seconds = time.process_time() - start
             start = time.process_time()
-            order = Queue(predicted, self.slots, schedule.refill, schedule.eps)
+            # Of tokens that remain, the first of all takes no step.
+            durations = predicted if schedule.prefix else [max(0.0, value - 1) for value in predicted]
+            order = Queue(durations, self.slots, schedule.refill, schedule.eps)
             self.stats.plan_seconds, self.stats.plan = time.process_time() - start, order.plan
-            remaining = dict(zip((job.number for job in jobs), order.predicted, strict=True)) if schedule.predictor is not None else {}
+            remaining = (
+                {job.number: round(left) for job, left in zip(jobs, predicted, strict=True)} if schedule.predictor is not None else {}
+            )
             self._decode(jobs, order, None, barrier=schedule.mode in ("full", "micro"), remaining=remaining)
         done = []
         for job in self.jobs:

@@ -11,7 +11,7 @@ A job's *duration* is its length in tokens less one: the first token is drawn fr
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 
@@ -107,9 +107,9 @@ def makespan(durations: Sequence[int], queues: Sequence[Sequence[int]]) -> int:
 def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int = MAX_STATES) -> Plan:
     """An assignment whose largest load is at most (1 + eps) of the best one's, unless its status says `capped`.
 
-    Longest-first, then MULTIFIT, is certified against the lower bound where it can be. Otherwise a dynamic programme over vectors of
-    loads, job by job, longest first: loads are kept sorted (slots are identical), vectors with equal loads after rounding to multiples of
-    eps LB / n are merged, so that each job adds an error of at most eps LB / n to a load.
+    The better of longest-first and MULTIFIT is certified against the lower bound where it can be. Otherwise a dynamic programme over
+    vectors of loads, job by job, longest first: loads are kept sorted (slots are identical), vectors with equal loads after rounding to
+    multiples of eps LB / n are merged, so that each job adds an error of at most eps LB / n to a load.
 
     Args:
         durations: whole numbers, at least 0.
@@ -124,14 +124,13 @@ def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int
         raise ValueError("durations must not be negative")
     bound = lower_bound(durations, slots)
     first = lpt(durations, slots)
-    upper = makespan(durations, first)
+    upper, status = makespan(durations, first), "lpt_certified"
+    if upper > bound:  # MULTIFIT is cheap, and often better even where longest-first would do
+        second = multifit(durations, slots)
+        if makespan(durations, second) < upper:
+            first, upper, status = second, makespan(durations, second), "multifit_certified"
     if upper <= (1 + eps) * bound:
-        return Plan(first, upper, bound, "lpt_certified", eps)
-    second = multifit(durations, slots)
-    if makespan(durations, second) < upper:
-        first, upper = second, makespan(durations, second)
-        if upper <= (1 + eps) * bound:
-            return Plan(first, upper, bound, "multifit_certified", eps)
+        return Plan(first, upper, bound, cast(Status, status), eps)
     step = eps * bound / len(durations)
     order = _descending(durations)
     layer: dict[tuple[int, ...], tuple[int, ...]] = {(0,) * slots: (0,) * slots}  # rounded loads -> loads
@@ -300,7 +299,7 @@ def replay_framework(
         heads = [min(length, prefix) - 1 for length in lengths]
         start = replay(heads, slots, Queue(heads, slots), barrier=True)
     left = [job for job, length in enumerate(lengths) if length > prefix]
-    queue = Queue(predict(left), slots, refill, eps)
+    queue = Queue([value - (1 - done) for value in predict(left)], slots, refill, eps)  # in steps
     rest = replay([lengths[job] - prefix - (1 - done) for job in left], slots, queue)
     shifted = [(slot, left[job], begin + start.steps, end + start.steps) for slot, job, begin, end in rest.spans]
     return Replay(start.steps + rest.steps, start.busy + rest.busy, slots, (*start.spans, *shifted)), queue.plan

@@ -122,7 +122,7 @@ def _replayed(schedule: Any, durations: list[int], config: Config, said: dict[tu
         found, _ = replay_framework(lengths, config.slots, schedule.prefix, lambda jobs: [said[prompt, j] for j in jobs], schedule.refill)
         return found.steps
     slots = len(durations) if schedule.mode == "full" else config.slots
-    return replay(durations, slots, Queue(lengths, slots, schedule.refill), barrier=schedule.mode != "continuous").steps
+    return replay(durations, slots, Queue(durations, slots, schedule.refill), barrier=schedule.mode != "continuous").steps
 
 
 def _ours(engine: Any, subject: Any, schedule: Any, config: Config, produced: dict[str, list[int]], name: str) -> Any:

@@ -19,8 +19,14 @@ ENGINE, CACHE, SCHEDULER, STREAMS, GRPO, PREDICTOR, TRAIN, SAMPLE = (
 
 MUTATIONS = [
     # ---- random numbers ----
-    Mutation(STREAMS, "cumulative[:, -1])[:, None], right=True)", "cumulative[:, -1])[:, None])", "a token of probability 0 can be drawn"),
-    Mutation(STREAMS, "repr((seed, index, tuple(", "repr((seed, 0, tuple(", "all completions of a group have one stream"),
+    Mutation(
+        STREAMS,
+        "cumulative[:, -1])[:, None], right=True)",
+        "cumulative[:, -1])[:, None])",
+        "a token of probability 0 can be drawn",
+        ("streams",),
+    ),
+    Mutation(STREAMS, "repr((seed, index, tuple(", "repr((seed, 0, tuple(", "all completions of a group have one stream", ("streams",)),
     # ---- cache ----
     Mutation(
         ENGINE,

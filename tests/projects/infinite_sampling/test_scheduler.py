@@ -158,6 +158,7 @@ def test_refills_take_what_they_say():
     order = Queue(lengths, 2, "lpt_global")
     assert [order.take(1) for _ in range(6)] == [2, 4, 0, 3, 5, 1]
     # longest first: slot 0 has 9, 3, 2 (jobs 2, 3, 5), slot 1 has 7, 5, 1 (jobs 4, 0, 1)
+    assert plan(lengths, 2).value == 14
     for refill, mine, stolen in (("plan_sjf", [5, 3, 2], 1), ("plan_lpt", [2, 3, 5], 4)):
         order = Queue(lengths, 2, refill)
         assert order.plan.queues in (((2, 3, 5), (4, 0, 1)), ((4, 0, 1), (2, 3, 5)))
@@ -197,5 +198,7 @@ def test_the_framework_has_the_steps_of_its_phases():
     head = 1 + 2 + 2 + 2  # rounds (1, 2), (5, 9), (4, 12), (3): the longest of min(length, 3) - 1
     assert found.steps == head + 9
     assert found.busy == sum(length - 1 for length in lengths)
+    unprefixed, made = replay_framework(lengths, 2, prefix=0, predict=lambda jobs: [lengths[j] for j in jobs], refill="plan_lpt")
+    assert made == plan([n - 1 for n in lengths], 2)  # in steps, not in tokens
     unprefixed, _ = replay_framework(lengths, 2, prefix=0, predict=lambda jobs: [lengths[j] for j in jobs], refill="lpt_global")
     assert unprefixed.steps == replay([n - 1 for n in lengths], 2, Queue(lengths, 2, "lpt_global")).steps
