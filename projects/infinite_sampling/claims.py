@@ -68,7 +68,7 @@ def group_size(memory: pd.DataFrame) -> Verdict:
     rows = memory[memory["kind"] == "groups"]
     growth = {}
     for mode, own in rows.groupby("mode"):
-        own = own[own["group"] >= rows.loc[rows["mode"] == MICRO, "slots"].max()].sort_values("group")
+        own = own[own["group"] > rows.loc[rows["mode"] == MICRO, "slots"].max()].sort_values("group")
         growth[mode] = own["peak_bytes"].iloc[-1] / own["peak_bytes"].iloc[0]
         groups = own["group"].iloc[0], own["group"].iloc[-1]
     fixed = max(growth[MICRO], growth["full framework"])

@@ -25,9 +25,7 @@ def evolution(schedule: pd.DataFrame) -> Figure:
     )
     bound = schedule[schedule["kind"] == "rollout"].groupby("prompt")["lower_bound"].first().mean()
     axes.axvline(bound, color=PALETTE["black"], linestyle="--", linewidth=1.2)
-    axes.set(
-        xlabel="decoding steps, mean over prompts (dashed: lower bound)", xlim=(0, 1.25 * base), title="From micro groups to the framework"
-    )
+    axes.set(xlabel="decoding steps, mean (dashed: lower bound)", xlim=(0, 1.25 * base), title="From micro groups to the framework")
     axes.grid(axis="y", visible=False)
     return figure
 

@@ -44,9 +44,9 @@ MUTATIONS = [
     Mutation(CACHE, "self.users[page] += 1", "self.users[page] += 0", "shared pages of the cache are freed while they are in use"),
     Mutation(
         ENGINE,
-        "[self.cache.pages] * longest)[:longest]",
-        "[0] * longest)[:longest]",
-        "padding of a table of the cache is a page of someone",
+        "writes if pad is None else writes.masked_fill(pad, self.cache.scratch)",
+        "writes",
+        "padding of a forward writes over the prompt's page of the cache",
     ),
     # ---- the loop ----
     Mutation(

@@ -20,7 +20,7 @@ def memory(micro: float = 25, peak: float = 30, framework: float = 25, formula: 
         for mode, (kv, p) in modes.items()
     ]
     for mode, factor in (("full group", full), ("micro groups", grown), ("full framework", grown)):
-        for group, size in ((8, 10.0), (32, 10.0 * factor)):
+        for group, size in ((8, 1.0), (16, 10.0), (64, 10.0 * factor)):
             slots = group if mode == "full group" else 8
             rows.append({**base, "kind": "groups", "mode": mode, "group": group, "slots": slots, "peak_bytes": size})
     return {"memory": rows}

@@ -82,7 +82,7 @@ def test_the_encoder_learns_what_the_prefix_tells():
 
 def test_a_long_prompt_loses_its_beginning_and_not_the_prefix():
     long = [[9] * 300] * 3
-    predictor = BinnedTransformer(24)
+    predictor = BinnedTransformer(24, steps=90, batch=32)
     predictor.fit(examples(long, told(), 2))
     unseen = examples(long, told(60, seed=1), 2)
     assert evaluate(predictor.predict(unseen.prefixes), unseen)["error"] < 1.5
