@@ -42,7 +42,7 @@ def memory(memory: pd.DataFrame) -> Table:
             SHARING,
             "Peaks are all that the allocator handed out, logits and their float64 copies included. The cache of `generate` concatenates.",
             "The full framework feeds the prefixes of completions again where it takes them up, so that it keeps none of their keys "
-            "and values.",
+            "and values; one layer's cache is there twice meanwhile: little of thirty layers, much of two (the figure's policy).",
         ],
     )
 
