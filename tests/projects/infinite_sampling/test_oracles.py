@@ -40,6 +40,8 @@ def schedules(lengths):
     for refill, prefix in itertools.product(("fifo", "sjf_global", "lpt_global", "plan_static", "plan_sjf", "plan_lpt"), (0, 1, 4)):
         found.append(Schedule("continuous", 4, refill, prefix, Oracle(lengths, prefix)))
     found += [Schedule("continuous", 4, "plan_sjf", 4, Wrong(lengths, 4))]
+    # Jobs that lost their row are taken up again beside ones that have their prefix alone.
+    found += [Schedule("dynamic", 4, "fifo", 2, Wrong(lengths, 2), budget_tokens=tokens, page=4) for tokens in (32, 40, 48, 60)]
     found += [Schedule("dynamic", 4, page=page) for page in (3, 16)]
     found += [Schedule("dynamic", 2, "lpt_global", 3, Oracle(lengths, 3), page=4), Schedule("dynamic", 4, budget_tokens=28, page=4)]
     return found
