@@ -383,6 +383,7 @@ class _Run:
         while queue.waiting or aside or rows.live:
             if not (barrier and rows.live):
                 for row in rows.vacant():
+                    full = False
                     while (job := aside.popleft() if aside else self._next(queue, jobs, row)) is not None:
                         self._begin(job)
                         if self._settled(job, limit):
@@ -390,10 +391,11 @@ class _Run:
                             if barrier:
                                 break
                             continue
-                        if not rows.admit(row, job, totals):
+                        full = not rows.admit(row, job, totals)
+                        if full:
                             aside.appendleft(job)
                         break
-                    if aside:
+                    if full:
                         break
             if rows.live:
                 for job in rows.make_room():

@@ -62,7 +62,7 @@ MUTATIONS = [
     Mutation(
         ENGINE,
         "len(job.tokens) == max(1, self.schedule.prefix):",
-        "len(job.tokens) >= 1:",
+        "len(job.tokens) == 1:",
         "the hidden state is another token's",
         ("predictor",),
     ),
@@ -73,7 +73,7 @@ MUTATIONS = [
     Mutation(
         SCHEDULER,
         "step = eps * bound / len(durations)",
-        "step = 20 * eps * bound / len(durations)",
+        "step = bound",
         "states are merged too coarsely",
         ("scheduler",),
     ),

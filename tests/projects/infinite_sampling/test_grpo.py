@@ -116,6 +116,8 @@ def test_advantages_are_the_groups():
     deviation = math.sqrt(sum((x - 2.5) ** 2 for x in (1, 2, 3, 4)) / 3)
     assert found[0].tolist() == pytest.approx([(x - 2.5) / (deviation + 1e-4) for x in (1, 2, 3, 4)])
     assert found[1].tolist() == [0, 0, 0, 0]
+    for count in (3, 6, 7):  # three times 0.1, over three, is not 0.1
+        assert not advantages(torch.full((1, count), 0.1, dtype=torch.float64)).any()
     assert advantages(rewards, scale=False)[0].tolist() == [-1.5, -0.5, 0.5, 1.5]
     assert advantages(torch.tensor([[3.0]])).tolist() == [[0.0]]
 
