@@ -70,3 +70,28 @@ def llama() -> Any:
 @pytest.fixture(scope="session")
 def helpers() -> SimpleNamespace:
     return SimpleNamespace(make=make, naive=naive, EOS=EOS, VOCABULARY=VOCABULARY)
+
+
+@pytest.fixture(scope="session")
+def save_tokenizer() -> Any:
+    """A function `save(folder)` that saves a tokenizer there and returns it: a token per character, a chat template. It stands here
+    and not above, so that the deliberate faults, which run in a copy of this folder alone, have it.
+    """
+
+    def save(folder: Any) -> Any:
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        letters = ["<end>", *map(chr, range(32, 127))]
+        made = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate(letters)}, unk_token="<end>"))
+        made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+        made.decoder = decoders.Fuse()
+        template = (
+            "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+            "<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", chat_template=template)
+        wrapped.save_pretrained(folder)
+        return wrapped
+
+    return save
