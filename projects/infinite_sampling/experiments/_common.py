@@ -1,0 +1,134 @@
+"""What the experiments share: the model and its prompts by name, the schedules by the names that tables show, predictions written down."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from projects.infinite_sampling.engine import Engine, Prefixes, Schedule
+from projects.infinite_sampling.policy import LIMIT, Recipe, load_policy, problems
+from projects.infinite_sampling.prompts import Prompts, ends
+from shared import experiment
+from shared.errors import UserError
+from shared.seeding import step_seed
+
+QUESTIONS = (  # for a chat model; short answers and long ones
+    "What is the capital of France? Answer with one word.",
+    "Tom has 3 apples and buys 4 more. How many apples has he?",
+    "Name one prime number.",
+    "What is 17 minus 8?",
+    "A book costs 6 euros and a pen costs 2 euros. What do both cost?",
+    "Say yes or no: is the sun a star?",
+    "How many legs have two cats?",
+    "Write a short sentence about rain.",
+)
+RANDOM = {  # layers, hidden size, heads: Qwen3's own
+    "random-qwen3-0.6b": (28, 1024, 16),
+    "random-qwen3-1.7b": (28, 2048, 16),
+}
+
+
+@dataclass
+class Subject:
+    """A model, prompts for it, and the token that ends a completion; `forced` lengths where the weights are random."""
+
+    name: str
+    model: Any
+    prompts: list[list[int]]
+    eos: list[int]
+    vocabulary: int
+    limit: int
+    texts: list[str]
+    tokenizer: Any = None
+    forced: dict[tuple[int, int], int] | None = None
+
+    def engine(self, seed: int, **options: Any) -> Engine:
+        """An engine of the subject's."""
+        return Engine(self.model, self.eos, self.limit, seed=seed, **options)
+
+
+def subject(
+    name: str,
+    prompts: int,
+    seed: int,
+    *,
+    limit: int,
+    train_steps: int,
+    run: experiment.Run,
+    device: str = "cpu",
+    group: int = 1,
+    file: str | None = None,
+) -> Subject:
+    """`policy` (trained in place), `random-qwen3-...` (random weights, forced lengths), or a model of the catalogue, a folder or a hub
+    id."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("infinite_sampling: this scale needs a GPU, and torch sees none; use --scale cpu")
+    if name == "policy":
+        model, tokenizer = load_policy(Recipe(steps=train_steps), lambda steps: run.progress(steps, "training the policy"))
+        texts = problems(prompts, step_seed(seed, "prompts"))
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        return Subject(name, model.to(device), ids, [0], len(tokenizer), min(limit, LIMIT), texts, tokenizer)
+    if name in RANDOM:
+        from shared.models import causal_lm_config, random_causal_lm
+
+        config = causal_lm_config("qwen3", *RANDOM[name], positions=4096, tied=True)
+        model = random_causal_lm(config, dtype=torch.bfloat16, device=device)
+        rng = np.random.default_rng(step_seed(seed, "forced"))
+        ids = rng.integers(0, config.vocab_size, (prompts, 150)).tolist()
+        forced = {(p, i): int(np.clip(rng.lognormal(5.9, 0.6), 1, limit)) for p in range(prompts) for i in range(group)}
+        return Subject(name, model, ids, [], config.vocab_size, limit, [""] * prompts, None, forced)
+    from shared.models import load_causal_lm
+
+    model, tokenizer = load_causal_lm(name)
+    if file is not None:
+        read = Prompts.read(Path(file), tokenizer)
+        texts, ids = read.texts[:prompts], read.tokens[:prompts]
+    else:
+        asked = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(prompts)]
+        texts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in asked]
+        ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return Subject(name, model.to(device), ids, ends(model, tokenizer), len(tokenizer), limit, texts, tokenizer)
+
+
+class Recorder:
+    """A predictor that writes down what it said, by (prompt, index)."""
+
+    def __init__(self, of: Any) -> None:
+        self.of, self.needs_hidden = of, of.needs_hidden
+        self.said: dict[tuple[int, int], float] = {}
+
+    def predict(self, prefixes: Prefixes) -> np.ndarray:
+        found: np.ndarray = self.of.predict(prefixes)
+        self.said = dict(zip(prefixes.jobs, found.tolist(), strict=True))
+        return found
+
+
+def schedules(slots: int, prefix: int, learnt: Any, oracle: Any, page: int = 16) -> dict[str, Schedule]:
+    """By the names of the tables. `learnt` and `oracle` predict."""
+    return {
+        "full group": Schedule("full"),
+        "micro groups": Schedule("micro", slots),
+        "sorted micro groups (oracle)": Schedule("micro", slots, "lpt_global", 0, oracle),
+        "continuous, FIFO": Schedule("continuous", slots),
+        "continuous, SJF (predicted)": Schedule("continuous", slots, "sjf_global", prefix, learnt),
+        "continuous, LPT (predicted)": Schedule("continuous", slots, "lpt_global", prefix, learnt),
+        "framework (predicted)": Schedule("continuous", slots, "plan_sjf", prefix, learnt),
+        "framework, LPT refill (predicted)": Schedule("continuous", slots, "plan_lpt", prefix, learnt),
+        "plan (oracle)": Schedule("continuous", slots, "plan_sjf", 0, oracle),
+        "dynamic slots": Schedule("dynamic", slots, page=page),
+    }
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Process time of one thread on a CPU, wall time on a GPU."""
+    import time
+
+    return time.process_time if device == "cpu" else time.perf_counter
+
+
+def durations(completions: Sequence[Any], prompt: int) -> list[int]:
+    """Decoding steps of each completion of a prompt, by index."""
+    return [len(c.tokens) - 1 for c in sorted((c for c in completions if c.prompt == prompt), key=lambda c: c.index)]

@@ -1,0 +1,123 @@
+"""Table 1 and figure 3: bytes of keys and values, and the peak of all allocations, by decode mode and by group size.
+
+Peaks are what the allocator has handed out beyond the weights while a group is decoded. Completions run to the limit or their end; what a
+static cache takes depends on neither.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from projects.infinite_sampling import peers
+from projects.infinite_sampling.engine import Schedule
+from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling.predictor import Constant
+from shared import experiment, meters
+
+
+class Config(experiment.Config):
+    """`groups` are for the figure, on the small policy unless `grown` names another model."""
+
+    model: str = "smollm2-135m"
+    grown: str = "policy"
+    train_steps: int = Field(default=600, ge=1)
+    group: int = Field(default=32, ge=2)
+    slots: int = Field(default=8, ge=1)
+    also_slots: list[int] = [16]
+    max_new_tokens: int = Field(default=16, ge=2)
+    prefix: int = Field(default=4, ge=1)
+    groups: list[int] = [8, 16, 32, 64, 128]
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    for name, groups, all_modes in ((config.model, [config.group], True), (config.grown, config.groups, False)):
+        limit = config.max_new_tokens if all_modes else 56
+        one = _common.subject(
+            name, 1, config.seed, limit=limit, train_steps=config.train_steps, run=run, device=config.device, group=max(groups)
+        )
+        modes = _modes(config)
+        if not all_modes:
+            modes = {mode: schedule for mode, schedule in modes.items() if mode in ("full group", "micro groups", "full framework")}
+        for group in run.progress(groups, "groups"):
+            for mode, schedule in run.progress(list(modes.items()), "modes"):
+                _measure(run, config, one, mode, schedule, group, name, "modes" if all_modes else "groups")
+            if all_modes:
+                for mode, rows in (("generate, full group", group), ("generate, chunks", config.slots)):
+                    _measure_peer(run, config, one, mode, rows, group)
+
+
+def _modes(config: Config) -> dict[str, Schedule]:
+    slots, guess = config.slots, Constant()
+    modes = {"full group": Schedule("full")}
+    modes |= {f"micro groups of {other}": Schedule("micro", other) for other in config.also_slots}
+    return modes | {
+        "micro groups": Schedule("micro", slots),
+        "continuous, fixed slots": Schedule("continuous", slots),
+        "continuous, dynamic slots": Schedule("dynamic", slots),
+        "full framework": Schedule("continuous", slots, "plan_sjf", config.prefix, guess),
+    }
+
+
+def _peak(config: Config, work: Any) -> tuple[Any, int, str]:
+    """What `work` returns, and the most bytes that were alive meanwhile beyond those before."""
+    if config.device == "cuda":
+        import torch
+
+        before = torch.cuda.memory_allocated()
+        with meters.cuda_peak_bytes() as peaks:
+            made = work()
+        return made, peaks()["cuda_allocator"] - before, "cuda_allocator"
+    with meters.live_bytes() as live:
+        made = work()
+    return made, live.peak_bytes(), "allocator"
+
+
+def _measure(
+    run: experiment.Run, config: Config, one: _common.Subject, mode: str, schedule: Schedule, group: int, model: str, kind: str
+) -> None:
+    engine = one.engine(config.seed)
+    jobs = [(0, index) for index in range(group)]
+    made, peak, counter = _peak(config, lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced))
+    stats = made.stats
+    rows = group if schedule.mode == "full" else min(schedule.slots, group)
+    tokens = len(one.prompts[0]) + one.limit
+    run.row(
+        kind=kind,
+        model=model,
+        mode=mode,
+        group=group,
+        slots=rows,
+        prompt_tokens=len(one.prompts[0]),
+        max_new_tokens=one.limit,
+        token_bytes=stats.token_bytes,
+        kv_bytes=stats.kv_bytes,
+        formula_bytes=stats.token_bytes * (rows * tokens + len(one.prompts[0])) if schedule.mode != "dynamic" else None,
+        peak_bytes=peak,
+        counter=counter,
+        steps=stats.steps,
+        prompt="shared pages" if schedule.mode == "dynamic" else "copied into slots",
+        weight_bytes=sum(p.numel() * p.element_size() for p in one.model.parameters()),
+    )
+
+
+def _measure_peer(run: experiment.Run, config: Config, one: _common.Subject, mode: str, rows: int, group: int) -> None:
+    eos = one.eos[0] if one.eos else -1
+    _, peak, counter = _peak(config, lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos))
+    run.row(
+        kind="modes",
+        model=one.name,
+        mode=mode,
+        group=group,
+        slots=rows,
+        prompt_tokens=len(one.prompts[0]),
+        max_new_tokens=one.limit,
+        token_bytes=None,
+        kv_bytes=None,
+        formula_bytes=None,
+        peak_bytes=peak,
+        counter=counter,
+        steps=None,
+        prompt="copied for each row",
+        weight_bytes=sum(p.numel() * p.element_size() for p in one.model.parameters()),
+    )

@@ -1,0 +1,160 @@
+"""Deliberate faults in Infinite Sampling, each of which must turn the tests red.
+
+    python tests/projects/infinite_sampling/mutations.py          # all; some minutes on two cores
+    python tests/projects/infinite_sampling/mutations.py cache    # those whose reason contains the word
+
+Exit status 1 when one survives, or when the text it replaces is no longer there.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from mutating import Mutation, main
+
+ENGINE, CACHE, SCHEDULER, STREAMS, GRPO, PREDICTOR, TRAIN, SAMPLE = (
+    f"projects/infinite_sampling/{name}.py" for name in ("engine", "cache", "scheduler", "streams", "grpo", "predictor", "train", "sample")
+)
+
+MUTATIONS = [
+    # ---- random numbers ----
+    Mutation(
+        STREAMS,
+        "cumulative[:, -1])[:, None], right=True)",
+        "cumulative[:, -1])[:, None])",
+        "a token of probability 0 can be drawn",
+        ("streams",),
+    ),
+    Mutation(STREAMS, "repr((seed, index, tuple(", "repr((seed, 0, tuple(", "all completions of a group have one stream", ("streams",)),
+    # ---- cache ----
+    Mutation(
+        ENGINE,
+        "[0] * self.count, [self.tokens - 1] * self.count, [0] * self.count",
+        "[0] * self.count, [0] * self.count, [0] * self.count",
+        "idle rows of the cache write over the prompt",
+    ),
+    Mutation(ENGINE, "if self._holds[row] != job.prompt:", "if self._holds[row] is None:", "a slot of the cache keeps another prompt"),
+    Mutation(
+        ENGINE,
+        "torch.arange(width, device=self.device) <= positions",
+        "torch.arange(width, device=self.device) < positions + 2",
+        "a row sees one token of the cache too many",
+    ),
+    Mutation(CACHE, "self.users[page] += 1", "self.users[page] += 0", "shared pages of the cache are freed while they are in use"),
+    Mutation(
+        ENGINE,
+        "writes if pad is None else writes.masked_fill(pad, self.cache.scratch)",
+        "writes",
+        "padding of a forward writes over the prompt's page of the cache",
+    ),
+    # ---- the loop ----
+    Mutation(
+        ENGINE,
+        "            job.fed = len(job.tokens) - 1\n",
+        "            job.fed = max(0, len(job.tokens) - 2)\n",
+        "a job taken up again feeds a token twice",
+    ),
+    Mutation(
+        ENGINE, 'barrier=schedule.mode in ("full", "micro")', 'barrier=schedule.mode == "full"', "micro groups do not wait for one another"
+    ),
+    Mutation(ENGINE, "if len(tokens) >= limit else None", "if len(tokens) >= limit - 1 else None", "a completion is cut one token short"),
+    Mutation(
+        ENGINE,
+        "len(job.tokens) == max(1, self.schedule.prefix):",
+        "len(job.tokens) == 1:",
+        "the hidden state is another token's",
+        ("predictor",),
+    ),
+    # ---- plans ----
+    Mutation(
+        SCHEDULER, "ordered[slots - 1] + ordered[slots] if", "ordered[0] + ordered[1] if", "the lower bound is too high", ("scheduler",)
+    ),
+    Mutation(
+        SCHEDULER,
+        "step = eps * bound / len(durations)",
+        "step = bound",
+        "states are merged too coarsely",
+        ("scheduler",),
+    ),
+    Mutation(
+        SCHEDULER,
+        'sign = 1 if self.refill == "plan_sjf" else -1',
+        'sign = -1 if self.refill == "plan_sjf" else 1',
+        "shortest and longest first are swapped",
+        ("scheduler",),
+    ),
+    Mutation(
+        SCHEDULER,
+        "own = max(queues, key=lambda queue: sum(",
+        "own = max(queues, key=lambda queue: -sum(",
+        "a slot steals from the smallest queue",
+        ("scheduler",),
+    ),
+    Mutation(
+        SCHEDULER, "end = max(end, spans[-1][3])", "end = spans[-1][3]", "a round of the replay ends with its last row", ("scheduler",)
+    ),
+    # ---- GRPO ----
+    Mutation(
+        GRPO,
+        "return per_token.sum() / of.tokens",
+        "return per_token.sum() / mask.sum()",
+        "a micro batch is divided by its own tokens",
+        ("grpo",),
+    ),
+    Mutation(
+        GRPO,
+        "(per_token.sum(-1) / mask.sum(-1)).sum() / of.sequences",
+        "(per_token.sum(-1) / mask.sum(-1)).mean()",
+        "a micro batch is divided by its own completions",
+        ("grpo",),
+    ),
+    Mutation(
+        GRPO,
+        "rewards.std(-1, keepdim=True)",
+        "rewards.std(-1, keepdim=True, correction=0)",
+        "the standard deviation is not Bessel's",
+        ("grpo",),
+    ),
+    Mutation(
+        GRPO, "return centred.masked_fill(equal, 0.0)", "return centred", "equal rewards leave a rounding error over delta", ("grpo",)
+    ),
+    Mutation(GRPO, "apart = (reference - logprobs)", "apart = (logprobs - reference)", "the divergence is the other way round", ("grpo",)),
+    Mutation(GRPO, "-torch.minimum(ratio * gain", "-torch.maximum(ratio * gain", "clipping takes the better of the two", ("grpo",)),
+    Mutation(
+        GRPO,
+        "start = len(row) - len(one.tokens) - 1\n",
+        "start = len(row) - len(one.tokens)\n",
+        "the first token of a completion has no loss",
+        ("grpo",),
+    ),
+    # ---- predictors ----
+    Mutation(
+        PREDICTOR,
+        "c.tokens[:prefix]) for c in kept]",
+        "c.tokens[: prefix + 1]) for c in kept]",
+        "a predictor sees a token beyond the prefix",
+        ("predictor",),
+    ),
+    Mutation(PREDICTOR, "< target[:, None]", "<= target[:, None]", "a censored example excludes its own bin", ("predictor",)),
+    Mutation(PREDICTOR, "(p + t)[-_WINDOW:] for", "(p + t)[:_WINDOW] for", "a long prompt drives out the prefix", ("predictor",)),
+    Mutation(
+        PREDICTOR,
+        "np.where(censored, np.maximum(beyond",
+        "np.where(~censored, np.maximum(beyond",
+        "the wrong lengths are taken for censored",
+        ("predictor",),
+    ),
+    # ---- commands ----
+    Mutation(TRAIN, 'if kind == "optimizer":', 'if kind == "nothing":', "going on forgets the optimizer", ("command",)),
+    Mutation(
+        SAMPLE,
+        "for i in range(options.group) if (p, i) not in done]",
+        "for i in range(options.group)]",
+        "going on samples again what is there",
+        ("command",),
+    ),
+]
+
+if __name__ == "__main__":
+    sys.exit(main(MUTATIONS, "infinite_sampling", sys.argv[1:]))

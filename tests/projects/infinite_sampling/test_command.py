@@ -1,0 +1,276 @@
+"""The commands on a small model of the user's: what they write, how they go on, what they refuse in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from projects.infinite_sampling import __main__ as command
+from projects.infinite_sampling import train as training
+from shared.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, save_tokenizer):
+    """A model with a token per byte."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    made = tmp_path_factory.mktemp("model")
+    tokenizer = save_tokenizer(made)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), **shape, max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id, bos_token_id=None
+    )
+    LlamaForCausalLM(config).save_pretrained(made)
+    return made
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "ab", "want": "x"}\n{"prompt": "hello", "want": "y"}\n{"messages": [{"role": "user", "content": "c"}], "want": "z"}\n'
+    )
+    (tmp_path / "myrewards.py").write_text(
+        "import math\n"
+        "def length(prompts, completions, want):\n    assert len(want) == len(prompts)\n    return [len(c) / 10 for c in completions]\n"
+        "def raises(prompts, completions, **columns):\n    raise KeyError('answer')\n"
+        "def nan(prompts, completions, **columns):\n    return [1.0] * (len(prompts) - 1) + [math.nan]\n"
+        "def few(prompts, completions, **columns):\n    return [1.0]\n"
+        "def words(prompts, completions, **columns):\n    return ['good'] * len(prompts)\n"
+        "number = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop("myrewards", None)
+    return tmp_path
+
+
+def sample(folder, *more, out="out", prompts="p.jsonl"):
+    return command.main(
+        [
+            "sample",
+            "--model",
+            str(folder),
+            "--prompts",
+            prompts,
+            "--out",
+            out,
+            "--group",
+            "5",
+            "--slots",
+            "2",
+            "--max-new-tokens",
+            "8",
+            *more,
+        ]
+    )
+
+
+def train(folder, *more, out="tuned", reward="myrewards:length"):
+    base = ["train", "--model", str(folder), "--prompts", "p.jsonl", "--out", out, "--reward", reward, "--group", "4", "--slots", "2"]
+    return command.main([*base, "--max-new-tokens", "6", "--predictor", "constant", "--lr", "0.01", *more])
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def key(line):
+    return line["prompt_index"], line["index"]
+
+
+def test_completions_are_written_whatever_the_schedule(folder, files):
+    assert sample(folder, "--predictor", "none") == 0
+    first = sorted(lines(files / "out" / "completions.jsonl"), key=key)
+    assert [key(line) for line in first] == [(p, i) for p in range(3) for i in range(5)]
+    assert first[0]["prompt"] == "ab"
+    assert first[10]["prompt"] == "<user>c<end><assistant>"
+    assert all(0 < len(line["tokens"]) == len(line["logprobs"]) <= 8 for line in first)
+    assert {line["finish"] for line in first} <= {"eos", "length"}
+    others = [
+        ("--mode", "micro"), ("--mode", "full"), ("--mode", "dynamic", "--page", "4", "--prefix", "2", "--predictor", "constant"),
+        ("--predictor", "constant", "--prefix", "2", "--prompts-at-once", "3"), ("--predictor", "ridge", "--prefix", "2"),
+    ]  # fmt: skip
+    tokens = []
+    for number, options in enumerate(others):
+        assert sample(folder, "--dtype", "float64", *options, out=f"out{number}") == 0
+        found = sorted(lines(files / f"out{number}" / "completions.jsonl"), key=key)
+        tokens.append([line["tokens"] for line in found])
+    assert all(one == tokens[0] for one in tokens)
+
+
+def test_sampling_goes_on_where_it_was_cut(folder, files, capsys):
+    assert sample(folder) == 0
+    path = files / "out" / "completions.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole[:6]) + whole[6][:20])  # a crash in the midst of a line
+    assert sample(folder) == 0
+    assert "6 of 15" in capsys.readouterr().out
+    assert sorted(lines(path), key=key) == sorted(map(json.loads, whole), key=key)
+    assert sample(folder) == 0
+    assert len(lines(path)) == 15
+    assert sample(folder, "--seed", "1") == 2
+    assert "another --seed" in capsys.readouterr().err
+    assert sample(folder, "--mode", "micro") == 0  # a schedule may change
+
+
+def test_training_goes_on_as_if_it_had_not_been_stopped(folder, files, monkeypatch):
+    assert train(folder, "--steps", "4", out="whole") == 0
+    write = training.Training._write_checkpoint
+
+    def crash(self, steps):
+        write(self, steps)
+        if steps == 2:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(training.Training, "_write_checkpoint", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(folder, "--steps", "4", out="cut")
+    monkeypatch.setattr(training.Training, "_write_checkpoint", write)
+    with open(files / "cut" / "log.jsonl", "a") as log:
+        log.write('{"step": 3, "rewa')
+    assert train(folder, "--steps", "4", out="cut") == 0
+    assert lines(files / "cut" / "log.jsonl") == lines(files / "whole" / "log.jsonl")
+    assert (files / "cut" / "model.safetensors").read_bytes() == (files / "whole" / "model.safetensors").read_bytes()
+    log = lines(files / "whole" / "log.jsonl")
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert sorted(p for line in log[:3] for p in line["prompts"]) == [0, 1, 2]  # a pass over the prompts
+    assert all(line["mismatch"] < 1e-4 for line in log)
+    from transformers import AutoModelForCausalLM
+
+    before, after = (AutoModelForCausalLM.from_pretrained(f, local_files_only=True).state_dict() for f in (folder, files / "whole"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_does_not_change_the_result_may_change_and_the_rest_may_not(folder, files, capsys):
+    assert train(folder, "--steps", "1") == 0
+    assert train(folder, "--steps", "2", "--mode", "micro", "--micro-batch", "3") == 0
+    assert train(folder, "--steps", "3", "--clip", "0.3") == 2
+    assert "another --clip" in capsys.readouterr().err
+    assert train(folder, "--steps", "1") == 2
+    assert "may only grow" in capsys.readouterr().err
+
+
+def test_adapters_a_reference_and_several_updates(folder, files):
+    assert (
+        train(folder, "--steps", "2", "--lora-rank", "2", "--beta", "0.1", "--updates", "2", "--loss", "dapo", "--prompts-per-step", "2")
+        == 0
+    )
+    assert (files / "tuned" / "adapter_config.json").is_file()
+    from safetensors.torch import load_file
+
+    adapters = load_file(files / "tuned" / "adapter_model.safetensors")
+    assert any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name)
+    assert train(folder, "--steps", "1", "--beta", "0.1", "--loss", "dr_grpo", out="full") == 0
+
+
+def test_a_signal_ends_in_good_order(folder, files):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [
+        "train",
+        "--model",
+        str(folder),
+        "--prompts",
+        "p.jsonl",
+        "--out",
+        "t",
+        "--reward",
+        "myrewards:length",
+        "--group",
+        "2",
+        "--slots",
+        "2",
+    ]
+    arguments += ["--max-new-tokens", "4", "--steps", "100000", "--predictor", "none"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "projects.infinite_sampling", *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    log = files / "t" / "log.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 2):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--slots", "6"], "--slots 6 is more than --group 5"),
+        (["--max-new-tokens", "63"], "more than the model's context of 64"),
+        (["--mode", "dynamic", "--budget-tokens", "9", "--page", "4", "--prefix", "1"], "too small for one row"),
+        (["--mode", "dynamic", "--refill", "plan_sjf"], "no planned queues"),
+        (["--stop", ""], "empty stop string"),
+        (["--group", "0"], "of at least 1"),
+        (["--device", "tpu"], "use cpu or cuda"),
+    ],
+)
+def test_bad_options_of_sample_are_one_line(folder, files, capsys, arguments, said):
+    assert sample(folder, *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"prompt": ""}', "line 1: an empty prompt"),
+        ('{"prompt": "a"}\n{"text": "b"}', "line 2: needs a"),
+        ("{", "line 1: not JSON"),
+        ("[1]", "line 1: needs an object"),
+        ('{"messages": [{"role": "system", "content": "x"}]}', "no system role"),
+        ("", "holds no prompts"),
+    ],
+)
+def test_bad_prompts_are_one_line(folder, files, capsys, text, said):
+    (files / "bad.jsonl").write_text(text)
+    assert sample(folder, prompts="bad.jsonl") == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reward", "arguments", "said"),
+    [
+        ("myrewards:raises", [], "raised KeyError: 'answer'"),
+        ("myrewards:nan", [], "returned nan for the completion"),
+        ("myrewards:few", [], "1 numbers for 4 completions"),
+        ("myrewards:words", [], "a list of numbers"),
+        ("myrewards:number", [], "is no function"),
+        ("myrewards:absent", [], "has no absent"),
+        ("nowhere:length", [], "nowhere"),
+        ("myrewards", [], "module:function"),
+        ("myrewards:length", ["--group", "1", "--slots", "1"], "at least 2"),
+        ("myrewards:length", ["--prompts-per-step", "4"], "more than the 3 prompts"),
+        ("myrewards:length", ["--temperature", "0"], "nothing to learn"),
+        ("myrewards:length", ["--lora-alpha", "4"], "needs --lora-rank"),
+    ],
+)
+def test_bad_rewards_and_options_of_train_are_one_line(folder, files, capsys, reward, arguments, said):
+    assert train(folder, "--steps", "1", *arguments, reward=reward) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_text_file_has_a_prompt_a_line(folder, files):
+    (files / "p.txt").write_text("ab\ncd\n")
+    assert sample(folder, prompts="p.txt", out="t") == 0
+    assert {line["prompt"] for line in lines(files / "t" / "completions.jsonl")} == {"ab", "cd"}
+
+
+def test_help_shows_an_example(capsys):
+    for name in ("sample", "train"):
+        with pytest.raises(SystemExit):
+            command.main([name, "--help"])
+        assert f"python -m projects.infinite_sampling {name} --model" in capsys.readouterr().out

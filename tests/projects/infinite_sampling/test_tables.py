@@ -1,0 +1,97 @@
+"""The arithmetic of the tables, by hand, and the small policy's task."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from projects.infinite_sampling import policy
+from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling.peers import generate, generate_batch
+from projects.infinite_sampling.tables import ablation_steps, speeds
+from shared.errors import UserError
+from shared.experiment import Run
+
+
+def test_speeds_are_paired_with_micro_groups_round_by_round():
+    rows = []
+    for name, steps in (("micro groups", (10, 20)), ("framework (predicted)", (5, 15))):
+        for prompt, count in enumerate(steps):
+            rows.append(
+                {
+                    "kind": "rollout",
+                    "model": "m",
+                    "schedule": name,
+                    "prompt": prompt,
+                    "steps": count,
+                    "lower_bound": 5,
+                    "occupancy_share": 0.5,
+                }
+                | {"reingests": 2, "kv_bytes": 8}
+            )
+        rate = 1 if name == "micro groups" else 2
+        rows += [{"kind": "time", "model": "m", "schedule": name, "repeat": r, "tokens_per_second": rate * (r + 1)} for r in range(6)]
+    found = speeds(pd.DataFrame(rows)).set_index("schedule").loc["framework (predicted)"]
+    assert found["mean_steps"] == 10
+    assert found["bound_ratio"] == 2
+    assert found["micro_ratio"] == pytest.approx((0.5 + 0.75) / 2)
+    assert (found["speed_ratio"], found["low_ratio"], found["high_ratio"]) == (2, 2, 2)
+
+
+def test_steps_are_over_the_lower_bound_in_order_of_what_is_known():
+    rows = [
+        {"kind": "steps", "lengths": known, "refill": "fifo", "prompt": p, "steps": steps, "lower_bound": 10}
+        for known, steps in (("oracle", 11), ("k = 16", 12), ("k = 4", 13), ("none", 14))
+        for p in range(2)
+    ]
+    found = ablation_steps(pd.DataFrame(rows))
+    assert list(found.index) == ["none", "k = 4", "k = 16", "oracle"]
+    assert found["fifo"].tolist() == pytest.approx([1.4, 1.3, 1.2, 1.1])
+
+
+def test_solutions_are_right_and_rewarded():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        terms = policy.problem(rng)
+        prompt = policy.prompt_of(terms)
+        assert eval(prompt[:-1]) == sum(terms)
+        for style in policy.STYLES:
+            text = policy.solution(terms, style)
+            assert len(text) < policy.LIMIT
+            assert set(prompt + text) <= set(policy.ALPHABET)
+            for part in text.lstrip("?").rpartition("#")[0].split(","):
+                if part:
+                    left, right = part.split("=")
+                    assert eval(left) == int(right)
+            assert policy.reward([prompt], [text]) == [1.0]
+            assert policy.reward([prompt], [text + "0"]) == [0.0]
+    assert policy.reward(["9-3:", "9-3:", "1-2:"], ["6", "#-6", "?#-1"]) == [0.0, 0.0, 1.0]
+    assert len(set(policy.problems(50, 1))) == 50
+
+
+def test_the_policy_is_trained_once_for_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
+    recipe = policy.Recipe(steps=3, hidden=16, rows=4)
+    model, tokenizer = policy.load_policy(recipe)
+    monkeypatch.setattr(policy, "train", lambda *_: pytest.fail("trained again"))
+    again, _ = policy.load_policy(recipe)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert policy.policy_folder(recipe) != policy.policy_folder(policy.Recipe(steps=4, hidden=16, rows=4))
+    ids = tokenizer("9+7-3:")["input_ids"]
+    assert len(ids) == 6
+    assert tokenizer.decode([*ids, 0], skip_special_tokens=True) == "9+7-3:"
+
+
+def test_peers_sample_whole_groups(llama):
+    for lengths in (generate(llama, [3, 1, 4], 5, 2, 10, 0), generate_batch(llama.float(), [3, 1, 4], 5, 2, 10, 0)):
+        assert len(lengths) == 5
+        assert all(1 <= n <= 10 for n in lengths)
+    llama.double()
+
+
+def test_a_scale_that_needs_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="needs a GPU"):
+        _common.subject("policy", 1, 0, limit=4, train_steps=1, run=Run(quiet=True), device="cuda")
+    with pytest.raises(UserError, match="hf download"):
+        _common.subject("nobody/nothing", 1, 0, limit=4, train_steps=1, run=Run(quiet=True))
