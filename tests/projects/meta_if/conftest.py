@@ -45,7 +45,7 @@ def anil() -> Solved:
     body = initialised(mlp([SIZE, HIDDEN]), 3).double()
     tasks = make_tasks()
     problem = MetaProblem(Anil.of(body, tasks.x_train[0], WAYS, MU), tasks, l2=L2, inner_tol=1e-12)
-    return Solved(problem, fit(problem, problem.inner.parameters.flat(), tol=1e-12).lam)
+    return Solved(problem, fit(problem, problem.inner.parameters.flat(), steps=20, tol=1e-12).lam)
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +56,14 @@ def network() -> Parameters:
 @pytest.fixture(scope="session")
 def imaml(network) -> Solved:
     """A meta-trained iMAML: q = p = 19."""
-    problem = MetaProblem(Imaml(network, penalty_weight=0.5), make_tasks(4, 1), l2=L2, inner_tol=1e-12)
-    return Solved(problem, fit(problem, network.flat(), tol=1e-12).lam)
+    problem = MetaProblem(Imaml(network, penalty_weight=2.0), make_tasks(4, 1), l2=L2, inner_tol=1e-12)
+    return Solved(problem, fit(problem, network.flat(), steps=20, tol=1e-12).lam)
 
 
 @pytest.fixture(scope="session")
 def unrolled(network) -> Solved:
     problem = MetaProblem(MamlUnrolled(network, steps=3, rate=0.4), make_tasks(4, 1), l2=L2)
-    return Solved(problem, fit(problem, network.flat(), tol=1e-11).lam)
+    return Solved(problem, fit(problem, network.flat(), steps=20, tol=1e-11).lam)
 
 
 # ---- the same by loops and autograd ----------------------------------------------------------------------------------
