@@ -134,7 +134,7 @@ def fit(
         if not lam.isfinite().all():
             raise UserError(f"the loss is not finite after {step + 1} steps of gradient descent; lower the rate, or look at the data")
     dense = lam.numel() <= DENSE_OUTER
-    rough = minimise(composed.value, lam, tol=1e-4 if dense else tol, iterations=iterations, polish=False)
+    rough = minimise(composed.value, lam, tol=1e-3 if dense else tol, iterations=iterations, polish=False)
     root = polish(composed, rough.w, tol=tol) if dense else rough
     held = steps * rate / max(1, len(kept))
     return Fitted(root.w, root.residual, tuple(kept), (held,) * len(kept))
@@ -179,7 +179,7 @@ def _straight(composed: Composed, lam: Tensor, slope: Tensor, matrix: Tensor) ->
 def _downhill(composed: Composed, lam: Tensor, slope: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor] | None:
     """The first of ever shorter steps along Newton's direction, made one of descent, that lowers the objective or the gradient."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    direction = vectors @ ((vectors.T @ slope) / values.abs().clamp(min=1e-6 * float(values.abs().max())))
+    direction = vectors @ ((vectors.T @ slope) / values.abs().clamp(min=1e-3 * float(values.abs().max())))
     before, size = float(composed.value(lam)), float(slope.norm())
     expected = 1e-4 * float(slope @ direction)
     for halvings in range(20):
