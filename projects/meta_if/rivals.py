@@ -94,21 +94,23 @@ def gradient_norm(state: State) -> Tensor:
 SCORES = (*estimators.METHODS, "task-IF (Gamma, Neumann 10)", "EK-FAC", "TRAK", "TracIn", "gradient dot", "loss value", "gradient norm", "random")
 
 
-def scores(name: str, state: Implicit, tests: MetaProblem, fitted: Fitted, *, seed: int, dimension: int = 16, damping: float = 0.0) -> Tensor:
+def scores(
+    name: str, state: Implicit, tests: MetaProblem, fitted: Fitted, *, seed: int, dimension: int = 16, solver: estimators.Solver = cg
+) -> Tensor:
     """Scores of all tasks for the mean loss of test tasks by one of the methods in `SCORES`, [n].
 
     Args:
         dimension: of TRAK's projection; below the number of tasks.
-        damping: added to each matrix that is inverted by iterations.
+        solver: of the methods in `estimators.METHODS`.
     """
     problem, lam = state.problem, state.lam
     if name in estimators.METHODS:
         slope = estimators.metric_gradient(tests, lam)
-        s, _ = estimators.adjoint(state, slope, name, partial(cg, damping=damping))
+        s, _ = estimators.adjoint(state, slope, name, solver)
         return estimators.task_scores(state, s, name)
     if name == "task-IF (Gamma, Neumann 10)":
         slope = estimators.metric_gradient(tests, lam)
-        s, _ = estimators.adjoint(state, slope, "task-IF (Gamma)", partial(neumann, depth=10, damping=damping, tol=None))
+        s, _ = estimators.adjoint(state, slope, "task-IF (Gamma)", partial(neumann, depth=10, tol=None))
         return estimators.task_scores(state, s)
     if name == "EK-FAC":
         return estimators.task_scores(state, ekfac(state, seed).solve(estimators.metric_gradient(tests, lam))[0])

@@ -140,55 +140,69 @@ def fit(
     return Fitted(root.w, root.residual, tuple(kept), (held,) * len(kept))
 
 
-def polish(composed: Composed, lam: Tensor, *, tol: float = 1e-9, matrix: Tensor | None = None, iterations: int = 100) -> Root:
-    """A minimum near lam by Newton's method.
+def polish(composed: Composed, lam: Tensor, *, tol: float = 1e-9, matrix: Tensor | None = None, iterations: int = 200) -> Root:
+    """A minimum near lam: BFGS that starts from the Hessian.
 
-    The Hessian is formed again only when a step with the last one lowers the gradient by less than half. `matrix` is a first one; what is
-    found is a root of the gradient whatever it is.
+    Where a step does not lower the gradient's norm, the Hessian is formed there, made positive, and a step of descent is searched for.
+    `matrix` is a first Hessian, of another point or of other weights; what is found is a root of the gradient whatever it is.
 
     Raises:
         UserError: the gradient does not fall to `tol`.
     """
-    slope, fresh = composed.gradient(lam), False
+    slope = composed.gradient(lam)
+    inverse = None if matrix is None else _inverse(matrix)
     for step in range(iterations):
         size = float(slope.norm())
         if size <= tol:
             return Root(lam, size, step)
-        if matrix is None:
-            matrix, fresh = composed.hessian(lam), True
-        found = _downhill(composed, lam, slope, matrix) if fresh else _straight(composed, lam, slope, matrix)
-        if found is not None:
-            (lam, slope), fresh = found, False
-        elif fresh:
+        found = None if inverse is None else _straight(composed, lam, slope, inverse)
+        if found is None:
+            inverse = _inverse(composed.hessian(lam))
+            found = _straight(composed, lam, slope, inverse) or _downhill(composed, lam, slope, inverse)
+        if found is None:
             break
-        else:
-            matrix = None
+        inverse = _bfgs(inverse, found[0] - lam, found[1] - slope)
+        lam, slope = found
     raise UserError(f"meta-training stopped at a total gradient of norm {float(slope.norm()):.2g}, not {tol:g}; regularise more (l2)")
 
 
-def _straight(composed: Composed, lam: Tensor, slope: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Newton's step and the gradient after it, where that is at most half of what it was."""
-    there = lam - torch.linalg.solve(matrix, slope)
+def _inverse(matrix: Tensor) -> Tensor:
+    """The inverse of a symmetric matrix with its eigenvalues made positive."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    return vectors @ ((1 / values.abs().clamp(min=1e-3 * float(values.abs().max()))).unsqueeze(1) * vectors.T)
+
+
+def _bfgs(inverse: Tensor, step: Tensor, change: Tensor) -> Tensor:
+    """The inverse Hessian after a step and the change of the gradient along it; as it was where the curvature along it is not positive."""
+    bend = step @ change
+    if bend <= 0:
+        return inverse
+    moved = inverse @ change
+    outer = torch.outer(moved, step)
+    return inverse - (outer + outer.T) / bend + (1 + change @ moved / bend) * torch.outer(step, step) / bend
+
+
+def _straight(composed: Composed, lam: Tensor, slope: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The whole step and the gradient after it, where that is smaller."""
+    there = lam - inverse @ slope
     try:
         after = composed.gradient(there)
     except UserError:  # so far away that an inner problem has no solution
         return None
-    return (there, after) if float(after.norm()) <= float(slope.norm()) / 2 else None
+    return (there, after) if float(after.norm()) < 0.9 * float(slope.norm()) else None
 
 
-def _downhill(composed: Composed, lam: Tensor, slope: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The first of ever shorter steps along Newton's direction, made one of descent, that lowers the objective or the gradient."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    direction = vectors @ ((vectors.T @ slope) / values.abs().clamp(min=1e-3 * float(values.abs().max())))
-    before, size = float(composed.value(lam)), float(slope.norm())
-    expected = 1e-4 * float(slope @ direction)
+def _downhill(composed: Composed, lam: Tensor, slope: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The first of ever shorter steps that lowers the objective, and the gradient after it."""
+    direction = inverse @ slope
+    before, expected = float(composed.value(lam)), 1e-4 * float(slope @ direction)
     for halvings in range(20):
         there = lam - direction * 0.5**halvings
         try:
             after, value = composed.gradient(there), float(composed.value(there))
         except UserError:
             continue
-        if value < before - expected * 0.5**halvings or (value < before + 1e-12 * max(1, abs(before)) and float(after.norm()) < size / 2):
+        if value < before - expected * 0.5**halvings:
             return there, after
     return None
 

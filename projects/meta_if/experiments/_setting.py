@@ -15,7 +15,8 @@ from projects.meta_if.problems import Anil, MetaProblem, Tasks
 from projects.meta_if.total import Implicit
 from projects.meta_if.training import Composed, Fitted, fit, polish
 from shared import experiment
-from shared.influence.solvers import dense
+from shared.errors import UserError
+from shared.influence.solvers import Operator, Solved, cg, dense
 from shared.seeding import step_seed
 
 
@@ -129,6 +130,14 @@ def prepare(config: Config, source: Source, seed: int, spoiled: float = 0.0) -> 
     start = inner.parameters.flat()
     fitted = fit(problem, start, steps=config.steps, rate=config.rate, tol=config.tol)
     return Setting(problem, tests, fitted, mask, start)
+
+
+def robust(operator: Operator, b: Tensor, tol: float = 1e-4) -> Solved:
+    """Conjugate gradients, and LU of the whole matrix where that is not positive definite."""
+    try:
+        return cg(operator, b, tol=tol)
+    except UserError:
+        return dense(operator, b)
 
 
 def most_harmful(scores: Tensor, count: int) -> list[int]:
