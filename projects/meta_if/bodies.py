@@ -36,13 +36,15 @@ def initialised(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def named(name: str, example_shape: Sequence[int]) -> nn.Module:
-    """`mlp-W1-W2-...` (tanh layers of these widths) or `conv4-F` (F filters; inputs [channels, height, width])."""
+def named(name: str, example_shape: Sequence[int], logits: bool = False) -> nn.Module:
+    """`mlp-W1-W2-...` (tanh layers of these widths; with `logits` the last has no tanh) or `conv4-F` (F filters; inputs [channels, height,
+    width]).
+    """
     kind, *numbers = name.split("-")
     if kind not in ("mlp", "conv4") or not numbers or not all(one.isdigit() and int(one) > 0 for one in numbers):
         raise UserError(f"there is no body '{name}'; use mlp-WIDTH[-WIDTH...], conv4-FILTERS, or module:function")
     if kind == "mlp":
-        return mlp([int(torch.Size(example_shape).numel()), *map(int, numbers)])
+        return mlp([int(torch.Size(example_shape).numel()), *map(int, numbers)], logits)
     if len(example_shape) != 3 or len(numbers) > 1:
         raise UserError(f"body '{name}' takes images [channels, height, width] and one number of filters, not inputs {tuple(example_shape)}")
     return conv4(example_shape[0], int(numbers[0]))

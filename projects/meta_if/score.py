@@ -69,10 +69,10 @@ def read_tasks(file: Path) -> tuple[Tasks, list[str] | None]:
     return Tasks(x_train.double(), y_train.long(), x_val.double(), y_val.long()), ids
 
 
-def make_model(text: str, example_shape: tuple[int, ...]) -> nn.Module:
-    """`module:function` (a function without arguments that returns a module), or a body by name (`bodies.named`)."""
+def make_model(text: str, example_shape: tuple[int, ...], logits: bool = False) -> nn.Module:
+    """`module:function` (a function without arguments that returns a module), or a body by name (`bodies.named`), with `logits` a network."""
     if ":" not in text:
-        return bodies.named(text, example_shape)
+        return bodies.named(text, example_shape, logits)
     module, _, name = text.partition(":")
     sys.path.insert(0, "")  # the user's own modules lie where the command is given
     try:
@@ -88,21 +88,29 @@ def make_model(text: str, example_shape: tuple[int, ...]) -> nn.Module:
     return made
 
 
-def load_weights(model: nn.Module, file: Path) -> dict[str, Any]:
-    """Read a .safetensors file into the model; returns the settings that `fit` left in it, if it did."""
-    try:
-        with safe_open(file, framework="pt") as saved:
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118  (not a dict)
-            settings = json.loads((saved.metadata() or {}).get("meta_if", "{}"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file; make one with: python -m projects.meta_if fit") from None
-    except (SafetensorError, OSError, ValueError):
-        raise UserError(f"{file} is not a .safetensors file") from None
+def read_settings(file: Path) -> dict[str, Any]:
+    """What `fit` left in a .safetensors file of how it trained; empty for another's."""
+    with _opened(file) as saved:
+        return dict(json.loads((saved.metadata() or {}).get("meta_if", "{}")))
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Read a .safetensors file into the model."""
+    with _opened(file) as saved:
+        tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118  (not a dict)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{file} does not fit the model: {' '.join(str(error).split())}") from None
-    return settings
+
+
+def _opened(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; make one with: python -m projects.meta_if fit") from None
+    except (SafetensorError, OSError):
+        raise UserError(f"{file} is not a .safetensors file") from None
 
 
 def make_problem(model: nn.Module, tasks: Tasks, settings: dict[str, Any]) -> MetaProblem:
@@ -131,7 +139,7 @@ def fit(options: argparse.Namespace) -> int:
     if options.out.suffix != ".safetensors" or not options.out.parent.is_dir():
         raise UserError(f"--out {options.out}: name a .safetensors file in a folder that exists")
     tasks, _ = read_tasks(options.data)
-    model = bodies.initialised(make_model(options.model, tuple(tasks.x_train.shape[2:])), options.seed)
+    model = bodies.initialised(make_model(options.model, tuple(tasks.x_train.shape[2:]), options.inner == "imaml"), options.seed)
     settings = {
         "inner": options.inner,
         "ways": options.ways or int(max(tasks.y_train.max(), tasks.y_val.max())) + 1,
@@ -173,14 +181,14 @@ def score(options: argparse.Namespace) -> int:
     n = tasks.x_train.shape[0]
     if ids is not None:
         scoring.check_ids(ids, n)
-    model = make_model(options.model, tuple(tasks.x_train.shape[2:]))
-    model = model.double()
-    left = load_weights(model, options.weights)
+    left = read_settings(options.weights)
     given = {"inner": options.inner, "ways": options.ways, "penalty": options.penalty, "l2": options.l2}
     settings = {**left, **{name: value for name, value in given.items() if value is not None}, "chunk": options.chunk}
     unknown = [name for name in given if name not in settings]
     if unknown:
         raise UserError(f"{options.weights} does not say what it was trained with; give --{' --'.join(unknown)}")
+    model = make_model(options.model, tuple(tasks.x_train.shape[2:]), settings["inner"] == "imaml").double()
+    load_weights(model, options.weights)
     problem = make_problem(model, tasks, settings)
     tests = make_problem(model, queries, {**settings, "l2": 0.0})
     lam = problem.inner.parameters.flat()

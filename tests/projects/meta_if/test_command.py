@@ -29,7 +29,7 @@ def files(tmp_path_factory, helpers):
 
 
 def arguments(folder, out, *more, data="tasks.npz", query="test.npz", model="mlp-2", weights="meta.safetensors"):
-    files = ["--data", f"{folder}/{data}", "--query", f"{folder}/{query}", "--weights", f"{folder}/{weights}"]
+    files = ["--data", str(folder / data), "--query", str(folder / query), "--weights", str(folder / weights)]
     return ["score", "--model", model, *files, "--out", str(out), *more]
 
 
@@ -52,7 +52,8 @@ def problem_of(folder):
     tasks, _ = score.read_tasks(folder / "tasks.npz")
     queries, _ = score.read_tasks(folder / "test.npz")
     model = score.make_model("mlp-2", (4,)).double()
-    settings = {**score.load_weights(model, folder / "meta.safetensors"), "chunk": None}
+    score.load_weights(model, folder / "meta.safetensors")
+    settings = {**score.read_settings(folder / "meta.safetensors"), "chunk": None}
     problem = score.make_problem(model, tasks, settings)
     return problem, score.make_problem(model, queries, {**settings, "l2": 0.0})
 
@@ -201,13 +202,10 @@ def test_query_tasks_of_another_shape(files, tmp_path, refused, helpers):
         ({"model": "resnet"}, "there is no body 'resnet'"),
         ({"model": "no_such_module:body"}, "No module named"),
         ({"model": "json:body"}, "no function body"),
-        ({"model": "json:dumps"}, ""),
+        ({"model": "time:time"}, "returned a float"),
     ],
 )
 def test_files_and_models_that_are_none(files, tmp_path, given, said, refused):
-    if given == {"model": "json:dumps"}:
-        given = {"model": "time:time"}
-        said = "returned a float"
     assert said in refused(arguments(files, tmp_path / "s.csv", **given))
 
 
@@ -229,7 +227,7 @@ def test_options_are_refused_before_any_work(files, tmp_path, refused):
 def test_a_norm_whose_third_derivatives_are_wrong(files, tmp_path, refused, monkeypatch):
     (tmp_path / "normed.py").write_text("from torch import nn\ndef body():\n    return nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2))\n")
     monkeypatch.chdir(tmp_path)
-    model = __import__("torch").nn.Sequential(torch.nn.Linear(4, 2), torch.nn.LayerNorm(2))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.LayerNorm(2))
     save_file(model.state_dict(), tmp_path / "normed.safetensors", {"meta_if": '{"inner":"anil","ways":3,"penalty":0.05,"l2":0.03}'})
     line = refused(arguments(files, tmp_path / "s.csv", model="normed:body", weights=tmp_path / "normed.safetensors"))
     assert "third derivatives of LayerNorm are wrong" in line
