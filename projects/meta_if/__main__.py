@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 FILES = (
     "a file of tasks (.npz of plain arrays):\n"
-    "  x_train [tasks, samples, ...]  y_train [tasks, samples]  x_val [tasks, samples, ...]  y_val [tasks, samples]  and ids [tasks] if any\n"
+    "  x_train, x_val [tasks, samples, ...]  y_train, y_val [tasks, samples]  and ids [tasks] if any\n"
     "a model: mlp-64-32, conv4-64, or mine:body for the function body() of mine.py, which returns a module without norms"
 )
 

@@ -1,6 +1,7 @@
 """Small bodies and networks by name, without norms: torch's third derivatives of most of them are wrong, and meta-IF takes some."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from shared.errors import UserError
 def mlp(sizes: Sequence[int], last: bool = False) -> nn.Sequential:
     """Linear layers with tanh after each, but for the last one where `last` says that it gives logits; takes inputs of any shape."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for number, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for number, (a, b) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(a, b))
         if not (last and number == len(sizes) - 2):
             layers.append(nn.Tanh())
@@ -46,5 +47,7 @@ def named(name: str, example_shape: Sequence[int], logits: bool = False) -> nn.M
     if kind == "mlp":
         return mlp([int(torch.Size(example_shape).numel()), *map(int, numbers)], logits)
     if len(example_shape) != 3 or len(numbers) > 1:
-        raise UserError(f"body '{name}' takes images [channels, height, width] and one number of filters, not inputs {tuple(example_shape)}")
+        raise UserError(
+            f"body '{name}' takes images [channels, height, width] and one number of filters, not inputs {tuple(example_shape)}"
+        )
     return conv4(example_shape[0], int(numbers[0]))

@@ -95,7 +95,8 @@ def exact(loo: pd.DataFrame) -> Verdict:
     id="meta_if.rivals",
     claim="task-IF agrees with training again better than EK-FAC, TRAK and TracIn.",
     source="main table",
-    bound="paired difference of the correlations with leaving a task out above 0 for each, 95 % interval over at least 5 seeds; partly: on average",
+    bound="paired difference of the correlations with leaving a task out above 0 for each, 95 % interval over at least 5 seeds; partly: "
+    "on average",
     paper=f"by accuracy on Omniglot: task-IF {_pair('Omniglot', 'task-IF')}, TracIn {_pair('Omniglot', 'TracIn')}, "
     f"EK-FAC {_pair('Omniglot', 'EK-FAC')}, TRAK {_pair('Omniglot', 'TRAK')}",
     needs="rows of meta_if/loo with 5 seeds",
@@ -159,7 +160,7 @@ def faster(tasks: pd.DataFrame) -> Verdict:
 
 @claim(
     id="meta_if.faster_warm",
-    claim="Predicting the removal of one task is faster than training again from the solution (ours: a harder comparison than the paper's).",
+    claim="Predicting the removal of one task is faster than training again from the solution (ours, harder than the paper's).",
     source="this repository",
     bound="editing one task out over training again without it, the faster way with the Hessian at hand, interleaved: interval below 1; "
     "partly: scores of all tasks below training again without each",
@@ -263,7 +264,7 @@ def _areas(harmful: pd.DataFrame, method: str) -> pd.Series:
     id="meta_if.series",
     claim="A Neumann series of moderate depth solves for the influence.",
     source="section 5 (Neumann series)",
-    bound="error at depth 50 or less within 0.1 of what its matrix gives when solved, for the exact matrix and for Gamma; partly: for Gamma",
+    bound="error at depth 50 or less within 0.1 of what its matrix gives when solved, for the exact matrix and for Gamma; partly: Gamma",
     paper="depth not available",
     needs="rows of meta_if/depth",
 )

@@ -140,7 +140,7 @@ def sample_tasks(pool: Pool, n: int, ways: int, shots: int, queries: int, seed: 
 def spoil_tasks(tasks: Tasks, fraction: float, seed: int) -> tuple[Tasks, Tensor]:
     """Permute the labels of a fraction of the tasks over their samples, training and validation apart, and return the mask [n] of them.
 
-    Within a task the labels then have nothing to do with the images. (Renaming the classes of a whole task consistently would harm nothing.)
+    Within a task the labels then have nothing to do with the images. (Renaming the classes of a task consistently would harm nothing.)
     """
     if not 0 <= fraction <= 1:
         raise UserError(f"a fraction of the tasks lies between 0 and 1, not {fraction:g}")

@@ -107,6 +107,7 @@ def _method(name: str) -> Method:
 
 def _solve(state: State, b: Tensor, method: Method, solver: Solver) -> tuple[Tensor, Info]:
     if method.direct and state.problem.inner.name != "anil":
-        raise UserError(f"with {state.problem.inner.name} the outer loss has no explicit meta-parameters, and direct-IF is 0 for all; use anil")
+        raise UserError(
+            f"with {state.problem.inner.name} the outer loss has no explicit meta-parameters, and direct-IF is 0 for all; use anil"
+        )
     return solver(partial(state.product, curvature=method.curvature), b)
-

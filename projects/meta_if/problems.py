@@ -64,6 +64,7 @@ class Anil:
     ways: int
     penalty_weight: float = 0.01
     name: str = "anil"
+    convex: bool = True  # one minimum, wherever it is searched from
 
     @classmethod
     def of(cls, body: nn.Module, example: Tensor, ways: int, penalty_weight: float = 0.01, dtype: torch.dtype | None = None) -> "Anil":
@@ -74,7 +75,9 @@ class Anil:
             try:
                 found = parameters.call(parameters.flat(), example.to(parameters.dtype))
             except RuntimeError as error:
-                raise UserError(f"the body does not take inputs of shape {tuple(example.shape[1:])}: {str(error).splitlines()[0]}") from None
+                raise UserError(
+                    f"the body does not take inputs of shape {tuple(example.shape[1:])}: {str(error).splitlines()[0]}"
+                ) from None
         if found.dim() != 2:
             raise UserError(f"the body must give one vector of features a sample, not outputs of shape {tuple(found.shape[1:])}")
         return cls(parameters, found.shape[1], ways, penalty_weight)
@@ -124,6 +127,7 @@ class Imaml:
     model: Parameters
     penalty_weight: float = 1.0
     name: str = "imaml"
+    convex: bool = False  # theta_k(lam) is the minimum that is found from lam
 
     @classmethod
     def of(cls, model: nn.Module, penalty_weight: float = 1.0, dtype: torch.dtype | None = None) -> "Imaml":

@@ -91,7 +91,17 @@ def gradient_norm(state: State) -> Tensor:
     return -state.task_gradients(range(state.problem.n)).norm(dim=1)
 
 
-SCORES = (*estimators.METHODS, "task-IF (Gamma, Neumann 10)", "EK-FAC", "TRAK", "TracIn", "gradient dot", "loss value", "gradient norm", "random")
+SCORES = (
+    *estimators.METHODS,
+    "task-IF (Gamma, Neumann 10)",
+    "EK-FAC",
+    "TRAK",
+    "TracIn",
+    "gradient dot",
+    "loss value",
+    "gradient norm",
+    "random",
+)
 
 
 def scores(

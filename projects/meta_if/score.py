@@ -58,7 +58,9 @@ def read_tasks(file: Path) -> tuple[Tasks, list[str] | None]:
         if y.size and y.min() < 0:
             raise UserError(f"{file}: y_{part} holds a negative class; classes count from 0")
     if found["x_train"].shape[0] != found["x_val"].shape[0] or found["x_train"].shape[2:] != found["x_val"].shape[2:]:
-        raise UserError(f"{file}: x_train {found['x_train'].shape} and x_val {found['x_val'].shape} must hold as many tasks of equal samples")
+        raise UserError(
+            f"{file}: x_train {found['x_train'].shape} and x_val {found['x_val'].shape} must hold as many tasks of equal samples"
+        )
     if found["x_train"].shape[0] == 0:
         raise UserError(f"{file} holds no tasks")
     for name in ("x_train", "x_val"):
@@ -70,7 +72,7 @@ def read_tasks(file: Path) -> tuple[Tasks, list[str] | None]:
 
 
 def make_model(text: str, example_shape: tuple[int, ...], logits: bool = False) -> nn.Module:
-    """`module:function` (a function without arguments that returns a module), or a body by name (`bodies.named`), with `logits` a network."""
+    """`module:function` (a function that returns a module), or a body by name (`bodies.named`; a network with `logits`)."""
     if ":" not in text:
         return bodies.named(text, example_shape, logits)
     module, _, name = text.partition(":")

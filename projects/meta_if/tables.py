@@ -13,8 +13,8 @@ from shared.tables import Column, Table, paper_numbers
 ACCURACY = "{:.3f}"
 SECONDS = "{:.2f}"
 STAND_IN = (
-    "Omniglot, MINI-ImageNet and FC100 are in no package; Quick, Draw! sketches, CIFAR-10 and Fashion-MNIST stand in for them, so the paper's "
-    "accuracies are those of other data and other networks."
+    "Omniglot, MINI-ImageNet and FC100 are in no package; Quick, Draw! sketches, CIFAR-10 and Fashion-MNIST stand in for them, so the "
+    "paper's accuracies are those of other data and other networks."
 )
 
 
@@ -61,7 +61,7 @@ def tasks(tasks: pd.DataFrame) -> Table:
     share = 100 * tasks["removed_tasks"].iloc[0] / tasks.attrs["config"]["tasks"] if "config" in tasks.attrs else 40
     return Table(
         title="Removing harmful tasks",
-        caption=f"{share:.0f} % of the tasks have spoiled labels; as many that a method finds most harmful for the meta-test loss are removed, "
+        caption=f"{share:.0f} % of the tasks have spoiled labels; as many that a method finds most harmful for the test loss are removed, "
         "by adding the predicted change to the meta-parameters (edited), and by training again.",
         frame=frame,
         columns=columns,
@@ -129,12 +129,15 @@ def loo(loo: pd.DataFrame) -> Table:
                 "method": method,
                 "correlation": interval(rows["loss_correlation"]),
                 "rank": interval(rows["loss_rank_correlation"]),
-                **{"cosine": None, "error": None, "eigenvalue": np.nan, **of_change},
+                "cosine": None,
+                "error": None,
+                "eigenvalue": np.nan,
+                **of_change,
             }
         )
     return Table(
         title="Agreement with training again without a task",
-        caption=f"{loo['left_out_tasks'].iloc[0]} tasks left out one at a time, {loo['seed'].nunique()} seeds: change of the meta-test loss "
+        caption=f"{loo['left_out_tasks'].iloc[0]} tasks left out one at a time, {loo['seed'].nunique()} seeds: change of the test loss "
         "(correlations) and of the meta-parameters (cosine, relative error).",
         frame=pd.DataFrame(lines),
         columns={
@@ -169,7 +172,7 @@ def harmful(harmful: pd.DataFrame) -> Table:
         )
     return Table(
         title="Finding harmful tasks",
-        caption="Tasks whose labels were permuted within the task. Accuracy: meta-test, trained again without the spoiled tasks found in the "
+        caption="Tasks whose labels were permuted within the task. Accuracy: trained again without the spoiled tasks found in the "
         "first quarter.",
         frame=pd.DataFrame(lines),
         columns={

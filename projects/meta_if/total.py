@@ -16,7 +16,7 @@ outer loss through P = q_ . d_theta l_z, so that D P . v = dq . d_theta l_z + th
 derivative of H^-1 is in dq.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -89,6 +89,11 @@ class Implicit(_State):
         """L_O - psi of each task, [rows]: its derivative in lam is the total gradient, that in theta is 0."""
         return self._outer(lam, theta, rows) - (self._inner_slope(lam, theta, rows) * self.adjoint[rows]).sum(1)
 
+    def _weighted(self, of: Callable[[Tensor, Tensor, slice], Tensor], rows: slice) -> Callable[[Tensor, Tensor], Tensor]:
+        """The tasks' share of the objective, or of its Lagrangian, as a function of lam and theta [rows, p]."""
+        weights = self.problem.task_weights[rows]
+        return lambda lam, theta: (weights * of(lam, theta, rows)).sum()
+
     def _follow(self, v: Tensor, rows: slice) -> Tensor:
         """u = J v of each task, [rows, p], for v [q]: an inner solve."""
         theta = self.theta[rows]
@@ -106,26 +111,24 @@ class Implicit(_State):
         note("gradients")
         total = self.problem.l2 * self.lam
         for rows in self.problem.chunks():
-            theta, weights = self.theta[rows], self.problem.task_weights[rows]
-            total = total + grad(lambda lam: (weights * self._lagrangian(lam, theta, rows)).sum())(self.lam)
+            total = total + grad(self._weighted(self._lagrangian, rows))(self.lam, self.theta[rows])
         return total
 
     def direct_gradient(self) -> Tensor:
         """d_lam of the outer objective with the task parameters frozen, [q]: does not vanish at the optimum."""
         total = self.problem.l2 * self.lam
         for rows in self.problem.chunks():
-            theta, weights = self.theta[rows], self.problem.task_weights[rows]
-            total = total + grad(lambda lam: (weights * self._outer(lam, theta, rows)).sum())(self.lam)
+            total = total + grad(self._weighted(self._outer, rows))(self.lam, self.theta[rows])
         return total
 
     def task_gradients(self, tasks: Sequence[int], direct: bool = False) -> Tensor:
         """D L_O^k of the tasks, [tasks, q], unweighted; with `direct` d_lam L_O^k."""
         note("per_sample_gradients")
         found = []
+        of = self._outer if direct else self._lagrangian
         for k in self.check_tasks(tasks):
             rows = slice(k, k + 1)
-            of = self._outer if direct else self._lagrangian
-            found.append(grad(lambda lam: of(lam, self.theta[rows], rows).sum())(self.lam))
+            found.append(grad(lambda lam, rows=rows: of(lam, self.theta[rows], rows).sum())(self.lam))
         return torch.stack(found)
 
     def val_gradients(self, task: int, samples: Sequence[int]) -> Tensor:
@@ -149,7 +152,7 @@ class Implicit(_State):
         found = []
         for z in self.check_samples(samples, data[0].shape[1]):
             losses = self._sample_losses(data[0][0, [z]], data[1][0, [z]])
-            s_b = self._solve(grad(lambda th: losses(self.lam, th[0]).sum())(theta), rows)
+            s_b = self._solve(grad(lambda th, losses=losses: losses(self.lam, th[0]).sum())(theta), rows)
 
             def phi(lam: Tensor, th: Tensor, losses=losses, s_b=s_b) -> Tensor:
                 outer = jvp(lambda one: self._outer(lam, one, rows).sum(), (th,), (s_b,))[1]
@@ -247,15 +250,13 @@ class Implicit(_State):
         return found + self.gamma() * v if curvature == "gamma" else found
 
     def _exact(self, v: Tensor, rows: slice) -> Tensor:
-        theta, weights = self.theta[rows], self.problem.task_weights[rows]
-        slopes = grad(lambda lam, th: (weights * self._lagrangian(lam, th, rows)).sum(), argnums=(0, 1))
-        in_lam, in_theta = jvp(slopes, (self.lam, theta), (v, self._follow(v, rows)))[1]
+        slopes = grad(self._weighted(self._lagrangian, rows), argnums=(0, 1))
+        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v, rows)))[1]
         return in_lam - self._pull(self._solve(in_theta, rows), rows)
 
     def _four_terms(self, v: Tensor, rows: slice) -> Tensor:
-        theta, weights = self.theta[rows], self.problem.task_weights[rows]
-        slopes = grad(lambda lam, th: (weights * self._outer(lam, th, rows)).sum(), argnums=(0, 1))
-        in_lam, in_theta = jvp(slopes, (self.lam, theta), (v, self._follow(v, rows)))[1]
+        slopes = grad(self._weighted(self._outer, rows), argnums=(0, 1))
+        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v, rows)))[1]
         return in_lam - self._pull(self._solve(in_theta, rows), rows)
 
     def _gauss_newton(self, v: Tensor, rows: slice) -> Tensor:
@@ -273,8 +274,8 @@ class Implicit(_State):
         return in_lam - self._pull(self._solve(in_theta, rows), rows)
 
     def _direct(self, v: Tensor, rows: slice) -> Tensor:
-        theta, weights = self.theta[rows], self.problem.task_weights[rows]
-        return jvp(grad(lambda lam: (weights * self._outer(lam, theta, rows)).sum()), (self.lam,), (v,))[1]
+        slope = grad(self._weighted(self._outer, rows))
+        return jvp(lambda lam: slope(lam, self.theta[rows]), (self.lam,), (v,))[1]
 
 
 class Unrolled(_State):

@@ -56,7 +56,7 @@ def composed_losses(problem: MetaProblem, lam: Tensor, theta: Tensor, factor: Te
 
 
 class Composed:
-    """The outer objective as a function of lam alone, with the inner problems solved anew at each lam from where they were last."""
+    """The outer objective as a function of lam, with the inner problems solved at each lam; convex ones from where they were last."""
 
     def __init__(self, problem: MetaProblem):
         self.problem, self._last = problem, None
@@ -67,7 +67,7 @@ class Composed:
         if isinstance(self.problem.inner, MamlUnrolled):
             return None
         if self._last is None or not torch.equal(self._last[0], lam):
-            start = None if self._last is None else self._last[1].theta
+            start = self._last[1].theta if self._last is not None and self.problem.inner.convex else None
             self._last = (lam.detach().clone(), self.problem.adapt(lam.detach(), start))
         return self._last[1]
 

@@ -26,7 +26,9 @@ def run(config: Config, run: experiment.Run) -> None:
         setting = _setting.prepare(config, source, seed)
         setting.hessian  # noqa: B018  (made here, so that no training again is charged for it)
         for level in ("train", "val"):
-            run.row(source=source, stands_for=STAND_INS.get(source, source), seed=seed, level=level, **one_level(config, setting, level, seed))
+            run.row(
+                source=source, stands_for=STAND_INS.get(source, source), seed=seed, level=level, **one_level(config, setting, level, seed)
+            )
 
 
 def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Main table, task rows: two fifths of the tasks spoiled; what each method finds most harmful is removed by editing and by training again."""
+"""Main table, task rows: some tasks are spoiled; what each method finds most harmful is removed by editing and by training again."""
 
 import time
 from collections.abc import Callable
@@ -66,7 +66,14 @@ def run(config: Config, run: experiment.Run) -> None:
                 weights = torch.ones(config.tasks, dtype=torch.float64)
                 weights[found] = 0
                 fresh, seconds = timed(
-                    partial(fit, setting.problem.with_weights(weights=weights), setting.start, steps=config.steps, rate=config.rate, tol=config.tol)
+                    partial(
+                        fit,
+                        setting.problem.with_weights(weights=weights),
+                        setting.start,
+                        steps=config.steps,
+                        rate=config.rate,
+                        tol=config.tol,
+                    )
                 )
                 run.row(**common, kind="scratch", method="Retrain", retrain_accuracy=setting.accuracy(fresh.lam), retrain_seconds=seconds)
 

@@ -26,16 +26,16 @@ MUTATIONS = [
     ),
     Mutation(
         TOTAL,
-        "        in_lam, in_theta = jvp(slopes, (self.lam, theta), (v, self._follow(v, rows)))[1]\n"
+        "        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v, rows)))[1]\n"
         "        return in_lam - self._pull(self._solve(in_theta, rows), rows)\n\n    def _four_terms",
-        "        in_lam, in_theta = jvp(slopes, (self.lam, theta), (v, self._follow(v, rows)))[1]\n"
+        "        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v, rows)))[1]\n"
         "        return in_lam\n\n    def _four_terms",
         "the exact product forgets the second inner solve",
     ),
     Mutation(
         TOTAL,
-        "        slopes = grad(lambda lam, th: (weights * self._lagrangian(lam, th, rows)).sum(), argnums=(0, 1))\n",
-        "        slopes = grad(lambda lam, th: (weights * self._outer(lam, th, rows)).sum(), argnums=(0, 1))\n",
+        "        slopes = grad(self._weighted(self._lagrangian, rows), argnums=(0, 1))\n",
+        "        slopes = grad(self._weighted(self._outer, rows), argnums=(0, 1))\n",
         "the third derivatives are left out of the exact product",
     ),
     Mutation(
@@ -110,7 +110,9 @@ MUTATIONS = [
         "return (ones if self.weights is None else self.weights.to(ones)) / (self.n if self.weights is None else self.weights.sum())",
         "weights of tasks are normalised again",
     ),
-    Mutation(TRAINING, "        for _ in range(2):\n", "        for _ in range(1):\n", "the composed objective is right to first order alone"),
+    Mutation(
+        TRAINING, "        for _ in range(2):\n", "        for _ in range(1):\n", "the composed objective is right to first order alone"
+    ),
     Mutation(
         EPISODES,
         'order = np.random.default_rng(step_seed(seed, "labels", k, number)).permutation(y.shape[1])',

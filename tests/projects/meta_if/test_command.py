@@ -111,7 +111,9 @@ def test_a_killed_run_goes_on_without_solving_again(files, tmp_path, monkeypatch
 
 
 def test_a_body_of_the_users_own_module(files, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("from torch import nn\ndef body():\n    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Tanh())\n")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef body():\n    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Tanh())\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert main(arguments(files, tmp_path / "own.csv", model="mine:body")) == 0
     assert main(arguments(files, tmp_path / "named.csv")) == 0

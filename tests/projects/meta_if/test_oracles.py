@@ -290,7 +290,7 @@ def test_removing_what_has_no_weight_changes_nothing(anil):
 class Linear:
     """Outputs x_a . theta + x_b . lam of inputs [x_a (2), x_b (3)], with (mu/2) |theta|^2: everything is quadratic."""
 
-    name, theta_size, penalty_weight = "anil", 2, 0.3
+    name, theta_size, penalty_weight, convex = "anil", 2, 0.3, True
 
     def __init__(self):
         self.parameters = Parameters.of(torch.nn.Linear(3, 1, bias=False).double())

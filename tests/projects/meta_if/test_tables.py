@@ -16,7 +16,9 @@ def test_the_interval_over_seeds_is_students():
 
 def test_the_curve_is_the_mean_over_seeds_and_read_at_two_fifths():
     common = {"spoiled_share": 0.4, "method": "task-IF"}
-    rows = [{**common, "kind": "summary", "seed": s, "detection_auc": 0.5 + s / 10, "before_accuracy": 0.5, "accuracy": 0.6} for s in (0, 1)]
+    rows = [
+        {**common, "kind": "summary", "seed": s, "detection_auc": 0.5 + s / 10, "before_accuracy": 0.5, "accuracy": 0.6} for s in (0, 1)
+    ]
     for seed, middle in ((0, 0.5), (1, 1.0)):
         for inspected, found in ((0.0, 0.0), (0.4, middle), (1.0, 1.0)):
             rows.append({**common, "kind": "curve", "seed": seed, "inspected_share": inspected, "found_share": found})
