@@ -122,7 +122,7 @@ def test_a_body_of_the_users_own_module(files, tmp_path, monkeypatch):
 
 def test_imaml_by_the_command(files, tmp_path):
     weights = tmp_path / "whole.safetensors"
-    given = ["fit", "--model", "mlp-2-3", "--inner", "imaml", "--penalty", "2", "--data", f"{files}/tasks.npz", "--out", str(weights)]
+    given = ["fit", "--model", "mlp-2-3", "--inner", "imaml", "--penalty", "20", "--data", f"{files}/tasks.npz", "--out", str(weights)]
     assert main([*given, "--steps", "10"]) == 0
     assert main(arguments(files, tmp_path / "s.csv", model="mlp-2-3", weights=weights)) == 0
     assert len(pd.read_csv(tmp_path / "s.csv")) == 5
