@@ -46,7 +46,7 @@ def interval(values: Sequence[float], form: str = "{:.2f}") -> str:
 
 def tasks(tasks: pd.DataFrame) -> Table:
     columns = {
-        "source": "data",
+        "data": "data",
         "stands_for": "in place of",
         "method": "method",
         "detection_auc": Column("spoiled tasks found (AUROC)", ACCURACY),
@@ -57,7 +57,8 @@ def tasks(tasks: pd.DataFrame) -> Table:
         "edit_seconds": Column("to edit, s", SECONDS),
         "retrain_seconds": Column("to train again, s", SECONDS),
     }
-    frame = tasks.reindex(columns=[*tasks.columns, *(name for name in columns if name not in tasks)])
+    frame = tasks.rename(columns={"source": "data"})
+    frame = frame.reindex(columns=[*frame.columns, *(name for name in columns if name not in frame)])
     share = 100 * tasks["removed_tasks"].iloc[0] / tasks.attrs["config"]["tasks"] if "config" in tasks.attrs else 40
     return Table(
         title="Removing harmful tasks",
@@ -81,7 +82,7 @@ def instances(instances: pd.DataFrame) -> Table:
     for (source, stands_for, level), rows in instances.groupby(["source", "stands_for", "level"], sort=False):
         lines.append(
             {
-                "source": source,
+                "data": source,
                 "stands_for": stands_for,
                 "level": level,
                 "seeds": len(rows),
@@ -97,7 +98,7 @@ def instances(instances: pd.DataFrame) -> Table:
         "meta-parameters' change), and the tenth of all samples with the lowest scores removed at once.",
         frame=pd.DataFrame(lines),
         columns={
-            "source": "data",
+            "data": "data",
             "stands_for": "in place of",
             "level": "samples",
             "seeds": "seeds",
@@ -112,7 +113,7 @@ def instances(instances: pd.DataFrame) -> Table:
             "retrain_seconds": Column("to train again, s", SECONDS),
         },
         paper=paper_numbers("meta_if", "instances"),
-        notes=[STAND_IN, "Intervals: 95 %, Student's, over seeds."],
+        notes=[STAND_IN, "Intervals: 95 %, Student's, over seeds (so they may pass 1)."],
     )
 
 
@@ -149,7 +150,7 @@ def loo(loo: pd.DataFrame) -> Table:
             "eigenvalue": Column("smallest eigenvalue", "{:.4f}"),
         },
         notes=[
-            "Intervals: 95 %, Student's, over seeds. Training again is deterministic, so nothing but the estimate limits the agreement.",
+            "Intervals: 95 %, Student's, over seeds (so they may pass 1). Training again is deterministic, so nothing but the estimate limits the agreement.",
             f"Meta-test accuracy {loo['start_accuracy'].mean():.3f} at the random body, {loo['accuracy'].mean():.3f} after meta-training.",
         ],
     )
