@@ -150,7 +150,8 @@ def loo(loo: pd.DataFrame) -> Table:
             "eigenvalue": Column("smallest eigenvalue", "{:.4f}"),
         },
         notes=[
-            "Intervals: 95 %, Student's, over seeds (so they may pass 1). Training again is deterministic, so nothing but the estimate limits the agreement.",
+            "Intervals: 95 %, Student's, over seeds (so they may pass 1). "
+            "Training again is deterministic, so nothing but the estimate limits the agreement.",
             f"Meta-test accuracy {loo['start_accuracy'].mean():.3f} at the random body, {loo['accuracy'].mean():.3f} after meta-training.",
         ],
     )
