@@ -1,0 +1,1 @@
+"""meta-IF's experiments: each module measures one thing and emits rows."""

@@ -1,0 +1,145 @@
+"""The common ground of the experiments: tasks of a source, a body, a meta-trained problem and test tasks."""
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.func import vmap
+
+from projects.meta_if import bodies, estimators
+from projects.meta_if.episodes import Source, pools, principal_components, sample_tasks, spoil_tasks
+from projects.meta_if.problems import Anil, MetaProblem, Tasks
+from projects.meta_if.total import Implicit
+from projects.meta_if.training import Composed, Fitted, fit, polish
+from shared import experiment
+from shared.errors import UserError
+from shared.influence.solvers import Operator, Solved, cg, dense
+from shared.seeding import step_seed
+
+
+class Config(experiment.Config):
+    """Tasks, body and training. `components` 0 leaves the images as they are; the body is `mlp-...` or `conv4-...` (`bodies.named`)."""
+
+    components: NonNegativeInt = 24
+    body: str = "mlp-8"
+    ways: PositiveInt = 5
+    shots: PositiveInt = 5
+    queries: PositiveInt = 5
+    tasks: PositiveInt = 40
+    test_tasks: PositiveInt = 40
+    test_queries: PositiveInt = 10
+    head_penalty: PositiveFloat = 0.05
+    l2: PositiveFloat = 0.01
+    steps: NonNegativeInt = 50  # of gradient descent, before L-BFGS and Newton
+    rate: PositiveFloat = 0.5
+    tol: PositiveFloat = 1e-9
+    chunk: PositiveInt | None = None
+    folder: str | None = None
+    device: str = "cpu"
+    dtype: str = Field("float64", pattern="float(32|64)")
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A meta-trained problem, with the mask of its spoiled tasks, and the test tasks."""
+
+    problem: MetaProblem
+    tests: MetaProblem
+    fitted: Fitted
+    spoiled: Tensor
+    start: Tensor
+
+    @cached_property
+    def state(self) -> Implicit:
+        """The total derivatives at the trained meta-parameters."""
+        return Implicit(self.problem, self.fitted.lam)
+
+    @cached_property
+    def hessian(self) -> Tensor:
+        """The total Hessian by autodiff of the composed objective, [q, q]: what retraining starts with."""
+        return Composed(self.problem).hessian(self.fitted.lam)
+
+    @cached_property
+    def matrices(self) -> dict[str, Tensor]:
+        """The curvature of each method as a matrix, formed once for many right-hand sides."""
+        eye = torch.eye(self.fitted.lam.numel()).to(self.fitted.lam)
+        return {name: self.state.product(eye, method.curvature) for name, method in estimators.METHODS.items()}
+
+    def solver(self, method: str):
+        """A solver for the method that uses its matrix."""
+        return lambda _operator, b: dense(self.matrices[method], b)
+
+    def retrained(self, **weights: Tensor) -> Tensor:
+        """lam* of the problem with other weights, from the full solution."""
+        return polish(Composed(self.problem.with_weights(**weights)), self.fitted.lam, tol=self.tol, matrix=self.hessian).w
+
+    @property
+    def tol(self) -> float:
+        """What the gradient's norm must fall to in training again: that of the training."""
+        return max(1e-9, self.fitted.gradient_norm)
+
+    def without(self, tasks) -> Tensor:
+        """lam* without some tasks."""
+        weights = torch.ones(self.problem.n, dtype=torch.float64)
+        weights[list(tasks)] = 0
+        return self.retrained(weights=weights)
+
+    def loss(self, lam: Tensor) -> float:
+        """The mean loss of the test tasks."""
+        return estimators.meta_test_loss(self.tests, lam)
+
+    def accuracy(self, lam: Tensor) -> float:
+        """The share of right answers on the test tasks after adaptation."""
+        found = self.tests.adapt(lam)
+        t = self.tests.tasks
+        outputs = vmap(lambda theta, x: self.tests.outputs(lam, theta, x))(found.theta, t.x_val)
+        return float((outputs.argmax(-1) == t.y_val).double().mean())
+
+
+def _to(tasks: Tasks, config: Config) -> Tasks:
+    dtype = getattr(torch, config.dtype)
+    x_train, y_train, x_val, y_val = (part.to(config.device) for part in tasks)
+    return Tasks(x_train.to(dtype), y_train, x_val.to(dtype), y_val)
+
+
+def drawn(config: Config, source: Source, seed: int) -> tuple[Tasks, Tasks]:
+    """Meta-training and meta-test tasks of a source."""
+    train, test = pools(source, seed, config.folder)
+    if config.components:
+        train, test = principal_components(train, test, config.components)
+    draw = partial(sample_tasks, ways=config.ways, shots=config.shots)
+    return (
+        _to(draw(train, config.tasks, queries=config.queries, seed=step_seed(seed, "train")), config),
+        _to(draw(test, config.test_tasks, queries=config.test_queries, seed=step_seed(seed, "test")), config),
+    )
+
+
+def prepare(config: Config, source: Source, seed: int, spoiled: float = 0.0) -> Setting:
+    """Draw, spoil a fraction of the tasks, and meta-train."""
+    train, test = drawn(config, source, seed)
+    train, mask = spoil_tasks(train, spoiled, seed)
+    body = bodies.initialised(bodies.named(config.body, train.x_train.shape[2:]), step_seed(seed, "body") % 2**31)
+    body = body.to(config.device, getattr(torch, config.dtype))
+    inner = Anil.of(body, train.x_train[0], config.ways, config.head_penalty)
+    tol = 1e-10 if config.dtype == "float64" else 1e-5
+    problem = MetaProblem(inner, train, l2=config.l2, chunk=config.chunk, inner_tol=tol)
+    tests = MetaProblem(inner, test, chunk=config.chunk, inner_tol=tol)
+    start = inner.parameters.flat()
+    fitted = fit(problem, start, steps=config.steps, rate=config.rate, tol=config.tol)
+    return Setting(problem, tests, fitted, mask, start)
+
+
+def robust(operator: Operator, b: Tensor, tol: float = 1e-4) -> Solved:
+    """Conjugate gradients, and LU of the whole matrix where that is not positive definite."""
+    try:
+        return cg(operator, b, tol=tol)
+    except UserError:
+        return dense(operator, b)
+
+
+def most_harmful(scores: Tensor, count: int) -> list[int]:
+    """The tasks with the lowest scores; of equal ones the first."""
+    return np.argsort(scores.cpu().numpy(), kind="stable")[:count].tolist()

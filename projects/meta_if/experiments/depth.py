@@ -1,0 +1,64 @@
+"""The series and its depth, Gamma against the exact total Hessian: error against differences of the re-solved problem, and time."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+
+from projects.meta_if import estimators
+from projects.meta_if.episodes import Source
+from projects.meta_if.experiments import _setting
+from projects.meta_if.experiments.tasks import timed
+from projects.meta_if.training import retrain
+from shared import experiment
+from shared.influence.evaluate import cosine, relative_error
+from shared.influence.solvers import cg, dense, neumann
+
+
+class Config(_setting.Config):
+    source: Source = "mnist"
+    depths: list[PositiveInt] = [1, 5, 10, 50, 200]
+    tasks_checked: PositiveInt = 3
+    difference_epsilon: float = 1e-3  # of a task's weight
+    tol: float = 1e-11
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    setting = _setting.prepare(config, config.source, config.seed)
+    state, lam = setting.state, setting.fitted.lam
+    chosen = list(range(config.tasks_checked))
+    again = retrain(setting.problem, lam, setting.hessian, tol=max(config.tol, 1e-12))
+    truth = []
+    for task in run.progress(chosen, "differences"):
+        ends = []
+        for sign in (1, -1):
+            weights = torch.ones(config.tasks, dtype=torch.float64)
+            weights[task] -= sign * config.difference_epsilon
+            ends.append(again(setting.problem.with_weights(weights=weights)).w)
+        truth.append(((ends[0] - ends[1]) / (2 * config.difference_epsilon)).numpy(force=True))
+    without = np.stack([(setting.without([task]) - lam).numpy(force=True) for task in chosen])
+
+    def emit(method: str, solver_name: str, depth: int | None, solver) -> None:
+        (found, info), seconds = timed(partial(estimators.task_removal, state, chosen, method, solver))
+        effects = found.T.numpy(force=True)
+        run.row(
+            method=method,
+            solver=solver_name,
+            depth=depth,
+            relative_error=float(np.mean(relative_error(effects, np.stack(truth)))),
+            cosine=float(np.mean(cosine(effects, np.stack(truth)))),
+            loo_relative_error=float(np.mean(relative_error(effects, without))),
+            loo_cosine=float(np.mean(cosine(effects, without))),
+            residual_ratio=info.relative_residual,
+            products=info.products,
+            solve_seconds=seconds,
+        )
+
+    for method in run.progress(list(estimators.METHODS), "curvatures"):
+        emit(method, "dense", None, dense)
+    emit("task-IF", "CG, 1e-8", None, partial(cg, tol=1e-8))
+    emit("task-IF", "CG, 1e-4", None, partial(cg, tol=1e-4))
+    for method in ("task-IF", "task-IF (Gamma)"):
+        for depth in config.depths:
+            emit(method, "Neumann", depth, partial(neumann, depth=depth, tol=None))

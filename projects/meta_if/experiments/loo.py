@@ -1,0 +1,56 @@
+"""Agreement with leaving one task out and training again: each estimator of the total Hessian, and the rivals, over seeds."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import PositiveInt
+
+from projects.meta_if import estimators, rivals
+from projects.meta_if.episodes import Source
+from projects.meta_if.experiments import _setting
+from shared import experiment
+from shared.influence.evaluate import cosine, pearson, relative_error, spearman
+from shared.seeding import step_seed
+
+
+class Config(_setting.Config):
+    source: Source = "mnist"
+    seeds: PositiveInt = 5
+    removed: PositiveInt = 16
+    methods: Sequence[str] = (*estimators.METHODS, "EK-FAC", "TRAK", "TracIn", "gradient dot", "loss value", "gradient norm", "random")
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    for seed in run.progress(range(config.seeds), "seeds"):
+        setting = _setting.prepare(config, config.source, seed)
+        state, lam = setting.state, setting.fitted.lam
+        draw = np.random.default_rng(step_seed(seed, "left out"))
+        left_out = draw.permutation(config.tasks)[: config.removed].tolist()
+        trained = [setting.without([task]) for task in run.progress(left_out, "tasks left out")]
+        before = setting.loss(lam)
+        true = [setting.loss(one) - before for one in trained]
+        changes = np.stack([(one - lam).numpy(force=True) for one in trained])
+        slope = estimators.metric_gradient(setting.tests, lam)
+        for method in config.methods:
+            row: dict[str, object] = {}
+            if method in estimators.METHODS:  # by its matrix, for the four terms are not positive definite and have no CG
+                s, _ = estimators.adjoint(state, slope, method, setting.solver(method))
+                scores = estimators.task_scores(state, s, method)
+                effects = estimators.task_removal(state, left_out, method, setting.solver(method))[0].T.numpy(force=True)
+                row["cosine"] = float(np.mean(cosine(effects, changes)))
+                row["relative_error"] = float(np.mean(relative_error(effects, changes)))
+                row["smallest_eigenvalue_scale"] = float(np.linalg.eigvalsh(setting.matrices[method].numpy(force=True))[0])
+            else:
+                scores = rivals.scores(method, state, setting.tests, setting.fitted, seed=seed)
+            predicted = scores[left_out].numpy(force=True)
+            run.row(
+                seed=seed,
+                method=method,
+                loss_correlation=pearson(predicted, true),
+                loss_rank_correlation=spearman(predicted, true),
+                left_out_tasks=len(left_out),
+                gradient_norm=setting.fitted.gradient_norm,
+                start_accuracy=setting.accuracy(setting.start),
+                accuracy=setting.accuracy(lam),
+                **row,
+            )
