@@ -176,7 +176,7 @@ def _write_many(path, number):
 
 
 def test_writers_at_the_same_time_leave_a_whole_file_at_every_moment(path):
-    context = get_context("spawn")
+    context = get_context("fork")  # a new process would look for this module in a package `tests`, and packages install theirs
     writers = [context.Process(target=_write_many, args=(path, number)) for number in (1, 2)]
     for writer in writers:
         writer.start()
