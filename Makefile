@@ -2,7 +2,7 @@
 SCALE ?= cpu
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>&- && echo $$p && break; done)
 PAPERS := $(notdir $(patsubst %/paper.yaml,%,$(wildcard projects/*/paper.yaml)))
-BENCH := zo2/throughput zo2/sensitivity zo2/ablation flashdp/batch_size flashdp/sequence_length
+BENCH := zo2/throughput zo2/sensitivity zo2/ablation flashdp/batch_size flashdp/sequence_length distzo2/throughput infinite_sampling/training sam_if/speed meta_if/cost ecif/cost
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 
 SHELL := /bin/bash
