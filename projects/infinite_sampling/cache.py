@@ -9,6 +9,7 @@ is a scratch place to which idle rows write; no token needs it, as the last one 
 rows are gathered into one tensor while that layer attends, so that the extra is one layer's and not the model's.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class _Layer(CacheLayerMixin):
         return self.owner.capacity
 
 
-class _Rows(Cache):
+class _Rows(Cache, ABC):
     """What both caches share: `select` says which rows the next forward is about."""
 
     def __init__(self, layers: int) -> None:
@@ -53,13 +54,13 @@ class _Rows(Cache):
         self.capacity = 0
         super().__init__(layers=[_Layer(self, index) for index in range(layers)])
 
+    @abstractmethod
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the new keys and values [rows, H, tokens, D]; return all that the rows attend to, [rows, H, width, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def nbytes(self) -> int:
         """Bytes allocated."""
-        raise NotImplementedError
 
 
 class SlotCache(_Rows):

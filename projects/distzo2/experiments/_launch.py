@@ -21,7 +21,7 @@ def launch(task: str, world: int, config: Mapping[str, Any], timeout_seconds: fl
     with tempfile.TemporaryDirectory(prefix="distzo2-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
         command += ["-m", "projects.distzo2.experiments._ranks", task, json.dumps(config), folder]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": f"{folder}/error.json"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment = {name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_seconds, check=False)
         files = [Path(folder) / f"{rank}.json" for rank in range(world)]

@@ -69,8 +69,7 @@ def empty_model(config: dict[str, Any]) -> Any:
 
 def make_batch(config: dict[str, Any], step: int, shares: int) -> list[Batch]:
     """A global batch of `shares` micro-batches."""
-    drawn = random_tokens(config["vocabulary"], config["batch_size"], config["tokens"], shares, config["seed"] + 1000 * step)
-    return drawn
+    return random_tokens(config["vocabulary"], config["batch_size"], config["tokens"], shares, config["seed"] + 1000 * step)
 
 
 def options(config: dict[str, Any], **more: Any) -> dict[str, Any]:
