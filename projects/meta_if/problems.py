@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import grad, hessian, vmap
-from torch.nn import functional
 
 from shared.errors import UserError
+from shared.influence.objective import class_losses
 from shared.influence.params import Parameters, refuse_wrong_third_derivatives
 from shared.influence.products import Data
 
@@ -39,11 +39,6 @@ class Tasks(NamedTuple):
     def pick(self, rows: Sequence[int] | Tensor | slice) -> "Tasks":
         """Some of the tasks."""
         return Tasks(*(part[rows] for part in self))
-
-
-def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of every sample: logits [samples, classes], labels [samples] -> [samples]."""
-    return functional.cross_entropy(outputs, labels, reduction="none")
 
 
 # ---- what adapts to a task -------------------------------------------------------------------------------------------
@@ -207,7 +202,7 @@ class MetaProblem:
     weights: Tensor | None = None
     train_weights: Tensor | None = None
     val_weights: Tensor | None = None
-    sample_losses: SampleLosses = cross_entropy
+    sample_losses: SampleLosses = class_losses
     chunk: int | None = None
     inner_tol: float = 1e-10
 

@@ -125,7 +125,8 @@ class Estimator:
         for one, own in zip(self.at.pieces, carriers, strict=True):
             places = torch.isin(wanted, one.rows.cpu()).nonzero().flatten()
             if len(places):
-                part = replace(objective, data=tuple(x[wanted[places]] for x in objective.data), weights=None)
+                whole = len(places) == objective.n  # nothing is copied where one batch holds all samples, in order
+                part = replace(objective, data=objective.data if whole else tuple(x[wanted[places]] for x in objective.data), weights=None)
                 out[places] = sum((part.sample_dots(at, v) for at, v in own), start=torch.zeros_like(out[places]))
         weights = objective.removal_weights(self.at.w)[wanted]
         return out * (weights if out.dim() == 1 else weights.unsqueeze(1))

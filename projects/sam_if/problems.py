@@ -18,7 +18,7 @@ from projects.sam_if.fixed_point import SAMProblem, fit
 from shared.errors import UserError
 from shared.influence import retrain
 from shared.influence.baselines import margins
-from shared.influence.objective import Objective
+from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import Data
 from shared.seeding import generator, step_seed
@@ -122,7 +122,7 @@ class Case:
         parameters = Parameters.of(network(images.x.shape[1], hidden, seed).to(images.x.device))
         objective = Objective.of_outputs(
             lambda w, part: parameters.call(w, part[0]),
-            lambda z, part: cross_entropy(z, part[1], reduction="none"),
+            lambda z, part: class_losses(z, part[1]),
             (images.x, images.y if labels is None else labels),
             l2,
         )

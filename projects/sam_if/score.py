@@ -22,7 +22,7 @@ from projects.sam_if.trajectory import gif_checkpoints
 from shared.errors import UserError
 from shared.influence import scoring
 from shared.influence.baselines import metric_gradient
-from shared.influence.objective import Objective
+from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import chunks
 from shared.influence.solvers import require_positive
@@ -200,7 +200,7 @@ def score(options: argparse.Namespace) -> int:
     check_outputs(parameters, x[:1], y, y_query)
     objective = Objective.of_outputs(
         lambda w, part: parameters.call(w, part[0]),
-        lambda z, part: cross_entropy(z, part[1], reduction="none"),
+        lambda z, part: class_losses(z, part[1]),
         (x, y),
         options.l2,
         chunk=options.data_chunk,
@@ -316,9 +316,7 @@ def train(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     model = architecture(options.architecture, data.x[0].numel(), int(data.y.max()) + 1).double().eval()
     parameters = Parameters.of(model)
-    objective = Objective(
-        lambda w, part: cross_entropy(parameters.call(w, part[0]), part[1], reduction="none"), (data.x, data.y), options.l2
-    )
+    objective = Objective(lambda w, part: class_losses(parameters.call(w, part[0]), part[1]), (data.x, data.y), options.l2)
     root = fit(SAMProblem(objective, options.rho), parameters.flat(), tol=options.gradient_tolerance)
     parameters.load(root.w)
     atomic_write(options.out, safetensors.torch.save(model.state_dict()))

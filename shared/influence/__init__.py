@@ -5,7 +5,7 @@ Everything works on a flat vector of parameters `w` [p] and pure functions of it
     parameters = Parameters.of(model.eval())
     objective = Objective.of_outputs(
         lambda w, data: parameters.call(w, data[0]),
-        lambda z, data: cross_entropy(z, data[1], reduction="none"),
+        lambda z, data: class_losses(z, data[1]),
         (x, y), l2=1e-3, chunk=1000,
     )
     w = parameters.flat()

@@ -23,6 +23,7 @@ from projects.sam_if.problems import Case, Dataset, Solution, load, network
 from projects.sam_if.trajectory import Gif, Recipe
 from shared import experiment
 from shared.influence import baselines, peers
+from shared.influence.objective import class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import count_passes
 from shared.influence.retrain import without
@@ -54,7 +55,7 @@ class Config(experiment.Config):
 
 
 def sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(outputs, labels.long(), reduction="none")
+    return class_losses(outputs, labels.long())
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -87,7 +88,7 @@ def run(config: Config, run: experiment.Run) -> None:
         objective=replace(
             objective,
             data=train,
-            losses=lambda at, part: cross_entropy(same.call(at, part[0]), part[1], reduction="none"),
+            losses=lambda at, part: class_losses(same.call(at, part[0]), part[1]),
             outputs=None,
             output_losses=None,
         ),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from shared.errors import UserError
 from shared.influence import products
-from shared.influence.objective import Objective
+from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import count_passes
 
@@ -74,6 +74,24 @@ def test_ggn_vp_of_functions_is_that_of_the_objective(net):
     v = directions(213)
     found = products.ggn_vp(lambda w: net.parameters.call(w, x), lambda z: F.cross_entropy(z, y), net.w, v)
     assert torch.allclose(found + net.objective.l2 * v, net.objective.ggn_vp(net.w, v), rtol=0, atol=1e-13)
+
+
+def test_losses_of_classes_are_torch_s_cross_entropy():
+    """Values and first to third derivatives, for logits of any shape, far apart too."""
+    logits = 5 * directions(3, 4, 5)
+    logits[0, 0] = torch.tensor([800.0, -800.0, 0.0, 790.0, 1.0])
+    labels = torch.tensor([[0, 1, 2, 3], [4, 0, 1, 2], [3, 4, 0, 1]])
+    v = directions(60).view(3, 4, 5)
+
+    def torch_s(z):
+        return F.cross_entropy(z.flatten(0, 1), labels.flatten(), reduction="none").view(3, 4)
+
+    ours, expected = (lambda z: class_losses(z, labels).square().sum()), (lambda z: torch_s(z).square().sum())
+    assert torch.allclose(class_losses(logits, labels), torch_s(logits), rtol=1e-12, atol=1e-12)
+    for _ in range(3):
+        assert torch.allclose(ours(logits), expected(logits), rtol=1e-9)
+        ours, expected = (lambda z, f=f: (torch.func.grad(f)(z) * v).sum() for f in (ours, expected))
+    assert torch.allclose(ours(logits), expected(logits), rtol=1e-9)
 
 
 def test_the_gauss_newton_matrix_of_a_linear_model_is_its_hessian(convex):
