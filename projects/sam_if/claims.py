@@ -172,6 +172,23 @@ def unrolled(trajectory: pd.DataFrame) -> Verdict:
 
 
 @claim(
+    id="sam_if.deep",
+    claim="For a deep network trained with SAM, SAM-HIF's scores foretell training on other subsets better than TracIn's and TRAK's.",
+    source="figure 3",
+    bound="LDS of SAM-HIF above those of IF, TracIn and TRAK, a ResNet-18 on images",
+    paper=UNKNOWN,
+    needs="rows of sam_if/resnet, on a GPU",
+)
+def deep(resnet: pd.DataFrame) -> Verdict:
+    if resnet["dataset"].iloc[0] == "blobs":
+        return Verdict("not tested here", "random numbers, no images")
+    scores = resnet[resnet["kind"] == "scores"].groupby("method")["lds_correlation"].mean()
+    measured = ", ".join(f"{name} {scores[name]:.3f}" for name in ("SAM-HIF", "IF", "TracIn", "TRAK"))
+    above = [scores["SAM-HIF"] > scores[name] for name in ("IF", "TracIn", "TRAK")]
+    return Verdict("holds" if all(above) else "partly" if any(above[1:]) else "fails", measured)
+
+
+@claim(
     id="sam_if.gif",
     claim="The gradients of SAM-GIF, at perturbed points, rank samples better than TracIn's at the weights themselves.",
     source="abstract; figure 3",

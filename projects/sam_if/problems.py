@@ -4,10 +4,10 @@ CIFAR-100 and Mini-ImageNet, which the paper's readers name among its data, are 
 digits stand here.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,10 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class Images:
-    """Training, validation and test images: features [., d] in float64, labels [.], and where they stand in the official sets."""
+    """Training, validation and test images, labels [.], and the pictures they come from.
+
+    `x` are features [., d] in float64 or, where none were asked for, pixels [., channels, height, width] in float32.
+    """
 
     x: Tensor
     y: Tensor
@@ -45,10 +48,11 @@ class Images:
         return CLASSES
 
 
-def load(name: Dataset, n: int, *, features: int, seed: int, validation: int = 500, test: int = 2000, device: str = "cpu") -> Images:
+def load(name: Dataset, n: int, *, features: int | None, seed: int, validation: int = 500, test: int = 2000, device: str = "cpu") -> Images:
     """Draw n training, then validation images from the official training part, and test images from the test part (the UCI digits and the
     blobs have no parts: all are drawn from one). Features are the first principal components of the training images, all divided by one
-    number so that the mean square of a feature is 1; the components stay as they are when samples are removed.
+    number so that the mean square of a feature is 1; the components stay as they are when samples are removed. `features` None keeps the
+    pixels, shifted and scaled by the training images' mean and deviation in each channel.
 
     "blobs" are random numbers around ten random centres: for wiring and tests, without a download.
     """
@@ -64,19 +68,30 @@ def load(name: Dataset, n: int, *, features: int, seed: int, validation: int = 5
     if len(chosen) < n + validation or not len(test_labels):
         raise UserError(f"{name} has {len(pictures)} images, fewer than {n} to train on, {validation} to validate and one to test")
     train, held = chosen[:n], chosen[n:]
-    flat = pictures[train].double().flatten(1)
-    centre = flat.mean(0)
-    basis = torch.linalg.eigh((flat - centre).T @ (flat - centre))[1].flip(1)[:, :features]
-    basis = basis * basis.sum(0).sign()  # eigenvectors have no sign of their own
-    scale = ((flat - centre) @ basis).square().mean().sqrt()
-
-    def project(images: Tensor) -> Tensor:
-        return ((images.double().flatten(1) - centre) @ basis / scale).to(device)
+    project = _pixels(pictures[train], device) if features is None else _components(pictures[train], features, device)
 
     return Images(
         project(pictures[train]), labels[train].to(device), project(pictures[held]), labels[held].to(device), project(test_pictures),
         test_labels.to(device), pictures[train], test_pictures,
     )  # fmt: skip
+
+
+def _components(pictures: Tensor, features: int, device: str) -> Callable[[Tensor], Tensor]:
+    flat = pictures.double().flatten(1)
+    centre = flat.mean(0)
+    basis = torch.linalg.eigh((flat - centre).T @ (flat - centre))[1].flip(1)[:, :features]
+    basis = basis * basis.sum(0).sign()  # eigenvectors have no sign of their own
+    scale = ((flat - centre) @ basis).square().mean().sqrt()
+    return lambda images: ((images.double().flatten(1) - centre) @ basis / scale).to(device)
+
+
+def _pixels(pictures: Tensor, device: str) -> Callable[[Tensor], Tensor]:
+    def channels_first(images: Tensor) -> Tensor:
+        return (images.unsqueeze(-1) if images.dim() == 3 else images).float().movedim(-1, 1)
+
+    own = channels_first(pictures)
+    centre, scale = own.mean((0, 2, 3), keepdim=True), own.std((0, 2, 3), keepdim=True)
+    return lambda images: ((channels_first(images) - centre) / scale).contiguous().to(device)
 
 
 @cache
@@ -108,6 +123,35 @@ def network(features: int, hidden: int | None, seed: int, classes: int = CLASSES
         return nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, classes)).double().eval()
 
 
+class _GroupNorm(nn.GroupNorm):
+    """In plain operations: forward mode through torch's own fails where a tangent's layout is not that of its input (torch 2.13)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        grouped = x.reshape(x.shape[0], self.num_groups, -1)
+        centred = grouped - grouped.mean(-1, keepdim=True)
+        normalised = centred * (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return normalised.reshape(x.shape) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def resnet18(channels: int, widths: Sequence[int], seed: int, classes: int = CLASSES) -> nn.Module:
+    """ResNet-18 as it is used on images of 32 pixels: a stem of 3 x 3 without stride and pooling; float32, in eval mode.
+
+    GroupNorm stands in for BatchNorm, with which a sample's loss would depend on the other samples of its batch.
+    """
+    from timm.models.resnet import BasicBlock, ResNet
+
+    def norm(width: int, **options: Any) -> nn.Module:
+        return _GroupNorm(max(1, width // 16), width, **options)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(seed, "network") % 2**31)
+        options = {"num_classes": classes, "in_chans": channels, "channels": tuple(widths), "norm_layer": norm}
+        model = ResNet(BasicBlock, (2, 2, 2, 2), **options, act_layer=lambda inplace=False, **_: nn.ReLU())  # in place has no forward mode
+        model.conv1, model.maxpool = nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.Identity()
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return model.eval()
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """A model on images as a SAM problem, and the metrics that scores are about."""
@@ -117,14 +161,26 @@ class Case:
     problem: SAMProblem
 
     @classmethod
-    def of(cls, images: Images, *, l2: float, rho: float, hidden: int | None = None, seed: int = 0, labels: Tensor | None = None) -> "Case":
-        """`labels` replace those of the training images (flipped ones)."""
-        parameters = Parameters.of(network(images.x.shape[1], hidden, seed).to(images.x.device))
+    def of(
+        cls,
+        images: Images,
+        *,
+        l2: float,
+        rho: float,
+        hidden: int | None = None,
+        seed: int = 0,
+        labels: Tensor | None = None,
+        model: nn.Module | None = None,
+        chunk: int | None = None,
+    ) -> "Case":
+        """`labels` replace those of the training images (flipped ones); `model` replaces the network of `hidden` units."""
+        parameters = Parameters.of((model or network(images.x.shape[1], hidden, seed)).to(images.x.device))
         objective = Objective.of_outputs(
             lambda w, part: parameters.call(w, part[0]),
             lambda z, part: class_losses(z, part[1]),
             (images.x, images.y if labels is None else labels),
             l2,
+            chunk=chunk,
         )
         return cls(images, parameters, SAMProblem(objective, rho))
 

@@ -29,13 +29,14 @@ def checkpoints(recipe: Recipe, count: int) -> tuple[list[Tensor], list[float]]:
     """Weights of the run at equal distances, the end among them, each with the sum of the learning rates of the steps up to it (with
     momentum: what they come to).
     """
-    states = [w for _, w, _ in recipe.states()] + [recipe.train()]
-    places = [round(len(recipe.steps) * (one + 1) / count) for one in range(count)]
+    total = len(recipe.steps)
+    places = [round(total * (one + 1) / count) for one in range(count)]
+    saved = {step: w for step, (_, w, _) in enumerate(recipe.states()) if step in places} | {total: recipe.train()}
     rates, before = [], 0
     for place in places:
         rates.append(sum(step.lr for step in recipe.steps[before:place]) / (1 - recipe.momentum))
         before = place
-    return [states[place] for place in places], rates
+    return [saved[place] for place in places], rates
 
 
 def trajectory_scores(recipe: Recipe, metric: Metric, count: int = 5) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 The truth is the fixed point found anew with the sample's weight set to 0, to |F| below a tolerance. It does not depend on a seed of the
 optimizer, so the ceiling of a correlation is 1. The paper's figure compares with attribution methods, TRAK among them; its numbers could
-not be had.
+not be had. `curvature_change_share` is |(Ht - H) d| / |H d| for the true changes d, the mean: what SAM-IF has before IF is that it takes
+Ht, and what it lacks is the turning of the perturbation, so where the curvature is nearly that of w it has nothing before IF.
 """
 
 import numpy as np
@@ -53,7 +54,8 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
     before = metric(solution.w)
     removed = np.random.default_rng(step_seed(seed, "removed")).permutation(config.n)[: config.removals].tolist()
     again = solution.without([[one] for one in removed])
-    true_w = (again.w - solution.w).numpy(force=True)
+    moved = (again.w - solution.w).T
+    true_w = moved.T.numpy(force=True)
     true_loss = torch.stack([metric(w) for w in again.w]).sub(before)[:, 0].numpy(force=True)
     kept = retrain.subsets(config.n, 0.5, config.subsets, seed)
     halves = solution.without([(~one).nonzero().flatten().tolist() for one in kept])
@@ -70,6 +72,8 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
     scores |= trajectory_scores(recipe, metric) | other_scores(case, solution.w, metric, seed=seed)
     shown = {"dataset": dataset, "seed": seed, "n": config.n, "rho_scale": config.rho, "l2_scale": config.l2}
     shown |= {"perturbation_ratio": at.pieces[0].c, "turning_ratio": at.turning(), "residual_norm": float(again.residuals.max())}
+    here, there = at.pieces[0].here(moved), at.pieces[0].there(moved)
+    shown["curvature_change_share"] = float(((there - here).norm(dim=0) / here.norm(dim=0)).mean())
     for name, found in scores.items():
         values = found.numpy(force=True)
         predicted = values[removed, 0]

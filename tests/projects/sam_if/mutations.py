@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES = (
-    f"projects/sam_if/{name}.py" for name in ("sam", "fixed_point", "estimators", "trajectory", "score", "claims", "tables")
+SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, METHODS = (
+    f"projects/sam_if/{name}.py"
+    for name in ("sam", "fixed_point", "estimators", "trajectory", "score", "claims", "tables", "problems", "experiments/_methods")
 )
 
 MUTATIONS = [
@@ -140,6 +141,21 @@ MUTATIONS = [
         "                share = one.grad\n",
         "parts of a batch are added up",
         ("sam",),
+    ),
+    # ---- what experiments are made of ----
+    Mutation(
+        PROBLEMS,
+        "        grouped = x.reshape(x.shape[0], self.num_groups, -1)\n",
+        "        grouped = x.reshape(1, self.num_groups, -1)\n",
+        "a group is normalised over the batch",
+        ("experiments",),
+    ),
+    Mutation(
+        METHODS,
+        "    saved = {step: w for step, (_, w, _) in enumerate(recipe.states()) if step in places} | {total: recipe.train()}\n",
+        "    saved = {step + 1: w for step, (_, w, _) in enumerate(recipe.states()) if step + 1 in places}\n",
+        "checkpoints are a step old",
+        ("experiments",),
     ),
     # ---- the command, tables and claims ----
     Mutation(

@@ -95,6 +95,11 @@ def speed(seconds: dict | None = None, products: int = 100, passes: int = 2, sin
     return {"speed": rows}
 
 
+def resnet(lds: dict | None = None, dataset: str = "cifar10") -> dict:
+    found = {"SAM-HIF": 0.5, "IF": 0.4, "TracIn": 0.4, "TRAK": 0.3} | (lds or {})
+    return {"resnet": [{"kind": "scores", "dataset": dataset, "seed": 0, "method": one, "lds_correlation": x} for one, x in found.items()]}
+
+
 def test_every_claim_can_fail_and_can_hold():
     failing = {
         "sam_if.derivative": radius(hif=1e-4),
@@ -115,6 +120,7 @@ def test_every_claim_can_fail_and_can_hold():
         "sam_if.passes": speed(passes=3),
         "sam_if.speed": speed({"TRAK": 0.5, "TracIn (captum)": 0.5, "TracIn, forward mode": 0.5}),
         "sam_if.dattri": speed({"IF (dattri, cg 40)": 0.5}),
+        "sam_if.deep": resnet({"SAM-HIF": 0.2}),
     }
     holding = {
         "sam_if.derivative": radius(),
@@ -135,6 +141,7 @@ def test_every_claim_can_fail_and_can_hold():
         "sam_if.passes": speed(),
         "sam_if.speed": speed(),
         "sam_if.dattri": speed(),
+        "sam_if.deep": resnet(),
     }
     require_falsifiable("sam_if", failing, holding)
 
@@ -157,6 +164,8 @@ def test_every_claim_can_fail_and_can_hold():
         (claims.faster, speed({"TracIn, forward mode": 0.5}), "partly"),
         (claims.faster, speed({"Retrain, batches": 1e-4}), "fails"),
         (claims.dattri, speed(errors={"IF (dattri, explicit)": 0.1, "IF (dattri, cg 40)": 0.1}), "not tested here"),
+        (claims.deep, resnet({"IF": 0.6}), "partly"),
+        (claims.deep, resnet(dataset="blobs"), "not tested here"),
         (claims.dattri, speed(errors={"IF (dattri, cg 10)": 1e-5}), "fails"),  # the fast one is accurate as well
     ],
 )

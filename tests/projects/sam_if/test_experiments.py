@@ -8,7 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from projects.sam_if.experiments import _methods
-from projects.sam_if.problems import Case, Solution, load
+from projects.sam_if.problems import Case, Solution, load, resnet18
 from projects.sam_if.trajectory import Recipe
 from shared import claims, experiment, figures, manifest, rows, tables
 from shared.errors import UserError
@@ -125,4 +125,40 @@ def test_a_name_that_is_not_there_is_one_line(tmp_path):
 
 def test_only_the_timed_experiment_is_not_the_same_again():
     assert "speed" not in UNTIMED
-    assert len(UNTIMED) == 6
+    assert len(UNTIMED) == 7
+
+
+def test_a_resnet18_is_one_and_its_samples_do_not_touch_one_another():
+    """The published number of parameters of the network for small images; the loss of a sample is its own."""
+    assert sum(one.numel() for one in resnet18(3, (64, 128, 256, 512), 0).parameters()) == 11_173_962
+    model = resnet18(1, (4, 4, 8, 8), 0)
+    x = torch.randn(5, 1, 9, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(model(x)[2:3], model(x[2:3]), atol=1e-6)
+    assert torch.equal(model(x), resnet18(1, (4, 4, 8, 8), 0)(x))
+    assert not torch.allclose(model(x), resnet18(1, (4, 4, 8, 8), 1)(x))
+    plain = torch.nn.GroupNorm(4, 64)  # torch's own, with other numbers than 1 and 0
+    model.bn1.weight.data = plain.weight.data = torch.linspace(0.5, 2, 64)
+    model.bn1.bias.data = plain.bias.data = torch.linspace(-1, 1, 64)
+    x = torch.randn(3, 64, 5, 4, generator=torch.Generator().manual_seed(1)) * 3 + 1
+    assert torch.allclose(model.bn1(x), plain(x), atol=1e-5)
+
+
+def test_pixels_are_centred_by_the_training_images():
+    images = load("blobs", 60, features=None, seed=0, validation=20, test=30)
+    assert images.x.shape == (60, 1, 8, 8)
+    assert images.x.dtype == torch.float32
+    assert abs(float(images.x.mean())) < 1e-5
+    assert float(images.x.std()) == pytest.approx(1, abs=1e-5)
+    raw = images.pictures.float()
+    assert torch.allclose(images.x[:, 0], (raw - raw.mean()) / raw.std(), atol=1e-5)
+    other = (images.test_pictures.float() - raw.mean()) / raw.std()
+    assert torch.allclose(images.x_test[:, 0], other, atol=1e-5)
+
+
+def test_checkpoints_are_states_of_the_run(case):
+    recipe = Recipe.epochs(case.problem, case.parameters.flat(), epochs=2, batch=32, lr=0.1, seed=0, momentum=0.5)
+    states = [w for _, w, _ in recipe.states()] + [recipe.train()]
+    saved, rates = _methods.checkpoints(recipe, 3)
+    assert len(recipe.steps) == 6
+    assert [torch.equal(one, states[at]) for one, at in zip(saved, (2, 4, 6), strict=True)] == [True] * 3
+    assert rates == pytest.approx([2 * 0.1 / 0.5] * 3)

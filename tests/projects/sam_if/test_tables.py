@@ -132,3 +132,17 @@ def test_the_radius_table_shows_the_largest_error_of_the_derivative():
     frame = tables.radius(pd.DataFrame(rows)).frame
     assert len(frame) == 4
     assert frame["derivative_error"].tolist() == pytest.approx([3e-9] * 4)
+
+
+def test_the_resnet_table_joins_scores_and_curves():
+    shown = {"dataset": "cifar10", "n": 100, "seed": 0, "flipped_share": 0.2, "parameters": 11_173_962}
+    rows = [{**shown, "kind": "curve", "method": "none removed", "removed_share": 0.0, "test_accuracy": 0.5}]
+    for method, solved in (("SAM-HIF", {"products": 12, "solve_error": 0.03, "damping_scale": 0.1}), ("loss", {})):
+        lds = None if method == "loss" else 0.25
+        rows.append({**shown, "kind": "scores", "method": method, "lds_correlation": lds, "detection_auc": 0.75, **solved})
+        rows.append({**shown, "kind": "curve", "method": method, "removed_share": 0.2, "test_accuracy": 0.625})
+    table = tables.resnet(pd.DataFrame(rows))
+    assert table.frame.set_index("method").loc["SAM-HIF"].tolist() == ["0.250", "0.750", "12 / 3.0e-02", "–", "62.50"]
+    assert table.frame.set_index("method").loc["loss"].tolist() == ["–", "0.750", "–", "–", "62.50"]
+    assert table.frame.set_index("method").loc["none removed"].tolist() == ["–", "–", "–", "50.00", "–"]
+    assert "11,173,962 parameters" in table.to_markdown()
