@@ -35,6 +35,7 @@ def test_times_are_over_ecifs_of_the_same_round():
             "curvature_products": 2,
             "forward_mode": 1,
             "per_sample_gradients": 0,
+            "score_error": 1e-3 if m == "ECIF" else None,
         }
         for m in ("ECIF", "TRAK")
     ]
@@ -43,4 +44,4 @@ def test_times_are_over_ecifs_of_the_same_round():
         rows.append({"task": "score", "method": "TRAK", "kind": "time", "repeat": repeat, "work_seconds": 3 * own})
     found = costs(pd.DataFrame(rows)).set_index("method")
     assert found.loc["TRAK", ["time_ratio", "low_ratio", "high_ratio"]].tolist() == [3, 3, 3]
-    assert found.loc["ECIF", ["work_seconds", "time_ratio", "curvature_products"]].tolist() == [4, 1, 2]
+    assert found.loc["ECIF", ["work_seconds", "time_ratio", "curvature_products", "score_error"]].tolist() == [4, 1, 2, 1e-3]
