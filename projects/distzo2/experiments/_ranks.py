@@ -27,6 +27,8 @@ from shared.models.shapes import OPT_SHAPES
 
 Rows = list[dict[str, Any]]
 
+LANES = ("upload", "exchange", "compute", "offload")
+
 # mode: dp, pert, transfer
 MODES = {
     "ZO2": (1, 1, "replicated"),
@@ -273,6 +275,61 @@ def lanes(config: dict[str, Any], folder: Path) -> Rows:
     return rows
 
 
+def cost(config: dict[str, Any], folder: Path) -> Rows:
+    """Steps of each case and mode in turns, with what each lane did in them; and how long the ranks take to gather their losses."""
+    rank = dist.get_rank()
+    work: list[tuple[dict[str, Any], ZO2 | DistZO2, dict[str, Any], float]] = []  # what the row says, who, the case, bytes a second
+    for case in config["cases"]:
+        own = {**config, **case}
+        said = {"kind": "fit" if case["fit"] else "held out", "shape": f"{case['layers']} x {case['hidden']}"}
+        said |= {name: own[name] for name in ("layers", "hidden", "heads", "vocabulary", "tokens", "batch_size", "shares")}
+        alone = ZO2(make_model(own), storage="ram", **options(own, trace=True))
+        work += [({**said, "mode": mode, "processes": count}, alone, own, 0.0) for mode, count in (("ZO2", 1), ("ZO2, twice", 2))]
+        for mode in config["modes"]:
+            ddp = make_engine(mode, own, folder, trace=True)
+            said_too = {**said, "mode": mode, "processes": 2}
+            if "PertP" in mode:
+                said_too["kind"] = "held out"
+            rates = [0.0] if case["fit"] or "PertP" in mode else [0.0, *config["link_megabytes_per_second"]]
+            work += [(said_too, ddp, own, 1e6 * rate) for rate in rates]
+    rows: Rows = []
+    for repeat in range(-1, config["repeats"]):
+        for said, who, own, rate in work:
+            engine = who.engine if isinstance(who, DistZO2) else who
+            store = engine.store
+            assert store is not None
+            plain = {"read": store.read, "write": store.write}
+            for name, move in plain.items():
+                setattr(store, name, throttled(move, rate / 2))
+            batch = make_batch(own, repeat + 1, own["shares"])
+            moved, exchanged = engine.traffic, who.exchanged.total() if isinstance(who, DistZO2) else 0
+            before = moved.bytes_up, moved.bytes_down
+            engine.spans.clear()
+            dist.barrier()
+            start = perf_counter()
+            if said["processes"] == 2 or rank == 0:
+                who.step(batch)
+            seconds = perf_counter() - start
+            dist.barrier()
+            moved = engine.traffic
+            for name, move in plain.items():
+                setattr(store, name, move)
+            if repeat < 0 or (said["processes"] == 1 and rank > 0):
+                continue
+            busy = {f"{lane}_busy_seconds": sum(s.end - s.start for s in engine.spans if s.lane == lane) for lane in LANES}
+            nbytes = {"uploaded_bytes": moved.bytes_up - before[0], "offloaded_bytes": moved.bytes_down - before[1]}
+            nbytes["exchanged_bytes"] = (who.exchanged.total() if isinstance(who, DistZO2) else 0) - exchanged
+            link = {"emulated": rate > 0, "link_gigabytes_per_second": rate / 1e9}
+            rows.append({**said, **link, "repeat": repeat, "step_seconds": seconds, **busy, **nbytes})
+    scalars = torch.zeros(3, 1, dtype=torch.float64)
+    found = [torch.empty_like(scalars) for _ in range(dist.get_world_size())]
+    for repeat in range(50):
+        start = perf_counter()
+        dist.all_gather(found, scalars)
+        rows.append({"kind": "gather", "processes": 2, "repeat": repeat, "step_seconds": perf_counter() - start})
+    return rows
+
+
 def train(config: dict[str, Any], folder: Path) -> Rows:
     """Losses of real training in each mode at each size of the global batch; scores on held-out rows by rank 0; digests of the weights."""
     rows: Rows = []
@@ -293,7 +350,7 @@ def train(config: dict[str, Any], folder: Path) -> Rows:
     return rows
 
 
-TASKS = {task.__name__: task for task in (equality, communication, memory, throughput, link, lanes, train)}
+TASKS = {task.__name__: task for task in (equality, communication, memory, throughput, link, lanes, cost, train)}
 
 
 def main(task: str, config: str, folder: str) -> None:
