@@ -54,7 +54,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> "Shape":
-        """The shape of a causal language model by its transformers configuration. Raises UserError where it has no blocks that are alike."""
+        """The shape of a causal language model by its transformers configuration. Raises UserError where its blocks are not alike."""
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
@@ -236,7 +236,8 @@ def fit(measured: pd.DataFrame, shapes: Mapping[str, Shape]) -> Rates:
     """Rates of computing from steps of ZO2 in one process: the non-negative least squares of relative errors.
 
     Args:
-        measured: one row a kind of step: `shape` (a key of `shapes`), `shares` micro-batches of `batch_size` rows of `tokens`, `step_seconds`.
+        measured: one row a kind of step: `shape` (a key of `shapes`), `shares` micro-batches of `batch_size` rows of `tokens`, and
+            `step_seconds`.
 
     Raises UserError with fewer than three kinds of steps: there are three rates.
     """
@@ -261,8 +262,8 @@ def batches_of(row: Mapping[str, Any]) -> Batches:
 def seconds_per_byte(measured: pd.DataFrame, lane: str, nbytes: str) -> float:
     """Of a lane: its busy seconds over its bytes in all `measured` steps; 0 where nothing moved.
 
-    An exchange begins when the last rank has come; what the others waited for it is no part of it, so that of each step the rank counts that
-    was at it for the shortest time.
+    An exchange begins when the last rank has come; what the others waited for it is no part of it, so that of each step the rank counts
+    that was at it for the shortest time.
     """
     steps = measured.groupby(["shape", "tokens", "mode", "repeat"]).agg(busy=(f"{lane}_busy_seconds", "min"), moved=(nbytes, "max"))
     return float(steps["busy"].sum() / steps["moved"].sum()) if steps["moved"].sum() else 0.0
@@ -291,7 +292,8 @@ def predictions(cost: pd.DataFrame, meshes: Mapping[str, tuple[int, int, str]]) 
     steps = slower.groupby(keys, sort=False, as_index=False)["step_seconds"].median()
 
     known = cost[cost["kind"] == "fit"]
-    rates = {count: fit(steps[(steps["kind"] == "fit") & (steps["mode"] == mode)], shapes) for mode, count in (("ZO2", 1), ("ZO2, twice", 2))}
+    of = steps[steps["kind"] == "fit"]
+    rates = {count: fit(of[of["mode"] == mode], shapes) for mode, count in (("ZO2", 1), ("ZO2, twice", 2))}
     found = []
     for one in steps.to_dict("records"):
         alone = one["mode"].startswith("ZO2")

@@ -4,6 +4,7 @@ All walk the same global batches, cut into the same micro-batches in order. The 
 the table. Nothing is tuned on the test split.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def run(config: Config, run: experiment.Run) -> None:
 
     def emit(mode: str, ranks: int, losses: list[float], scores: list[tuple[float, float]], digests: list[str]) -> None:
         for number, loss in enumerate(losses):
-            run.row(mode=mode, kind="step", ranks=ranks, step=number, train_loss=loss)
+            run.row(mode=mode, kind="step", ranks=ranks, step=number, train_loss=loss if math.isfinite(loss) else None)
         for accuracy, loss in scores:
             one = digests[0] if len(set(digests)) == 1 else "the ranks differ"
             run.row(mode=mode, kind="end", ranks=ranks, step=len(losses), test_accuracy=accuracy, test_loss=loss, weights_sha256=one)

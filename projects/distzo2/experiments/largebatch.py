@@ -3,6 +3,8 @@
 The supplementary's figure 3 shows the same of OPT-13B with a batch of 256.
 """
 
+import math
+
 from pydantic import Field
 
 from projects.distzo2.experiments._launch import launch
@@ -25,6 +27,6 @@ def run(config: Config, run: experiment.Run) -> None:
         for one in launch("train", world, {**config.model_dump(), "modes": modes})[0]:
             common = {"task": config.task, "mode": one["mode"], "ranks": world, "batch_size": one["batch_size"]}
             for number, loss in enumerate(one["losses"]):
-                run.row(**common, kind="step", step=number, train_loss=loss)
+                run.row(**common, kind="step", step=number, train_loss=loss if math.isfinite(loss) else None)
             accuracy, loss = one["scores"]
             run.row(**common, kind="end", step=len(one["losses"]), test_accuracy=accuracy, test_loss=loss)

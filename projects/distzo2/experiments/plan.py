@@ -1,4 +1,4 @@
-"""Table and figure "plan": what the cost model predicts for GPUs, of several sizes of OPT up to 175 billion parameters. Nothing is measured.
+"""Tables "plan" and "sizes", figure "plan": what the cost model predicts for GPUs, up to 175 billion parameters. Nothing is measured.
 
 Rates are shares that we assume of the datasheets' (`cost_model.gpu_rates`). Two comparisons with ZO2 on one GPU: the same batch on each GPU
 (with twice the GPUs twice the tokens a step), and the same global batch.
@@ -8,22 +8,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from projects.distzo2.cost_model import Plan, Shape, busiest, gpu_rates
+from projects.distzo2.cost_model import Plan, busiest, gpu_rates
+from projects.distzo2.plan import ITEMSIZE, meshes, shape_of
 from shared import experiment
-from shared.models import causal_lm_config
 from shared.models.shapes import OPT_SHAPES
-
-# gpus -> mode: data-parallel ranks, ranks for the two perturbations
-MESHES: dict[int, dict[str, tuple[int, int]]] = {
-    2: {"PertP": (1, 2), "DDP": (2, 1)},
-    4: {"DDP": (4, 1), "2D": (2, 2)},
-    8: {"DDP": (8, 1), "2D": (4, 2)},
-}
-ITEMSIZE = 2  # float16
 
 
 class Config(experiment.Config):
     models: list[Literal[tuple(OPT_SHAPES)]] = list(OPT_SHAPES)[1:]  # type: ignore[valid-type]
+    counts: list[int] = [2, 4, 8]
     gpus: list[str] = ["a100-sxm", "h100-sxm", "a100-pcie"]
     tokens: int = Field(default=2048, ge=1)
     global_batch: int = Field(default=8, ge=1)  # sequences
@@ -32,12 +25,12 @@ class Config(experiment.Config):
 def run(config: Config, run: experiment.Run) -> None:
     one, one_batch, all_batches = Plan(), [(1, config.tokens)], [(1, config.tokens)] * config.global_batch
     for model in run.progress(config.models, "models"):
-        shape = Shape.of(causal_lm_config("opt", *OPT_SHAPES[model]))
+        shape = shape_of(model)
         for gpu in config.gpus:
             rates = gpu_rates(gpu, 1)
             alone = {work: one.tokens_per_second(shape, rates, b, ITEMSIZE) for work, b in (("a GPU", one_batch), ("in all", all_batches))}
-            for count, meshes in MESHES.items():
-                for mode, (dp, pert) in meshes.items():
+            for count in config.counts:
+                for mode, (dp, pert) in meshes(count).items():
                     for links, crowd in (("own", None), ("shared", 1)):
                         rates = gpu_rates(gpu, count, links=crowd)
                         for transfer in ("replicated", "sliced"):
