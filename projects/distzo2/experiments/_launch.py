@@ -24,7 +24,7 @@ def check_device(task: str, device: str, world: int) -> None:
         return
     count, wanted = torch.cuda.device_count(), world if task in TIMED else 1
     if count < wanted:
-        raise UserError(f"distzo2/{task} on {world} ranks wants {wanted} GPU{'s' * (wanted > 1)}, here are {count}; use --scale cpu")
+        raise UserError(f"distzo2/{task} wants {wanted} GPU{'s' * (wanted > 1)} and here are {count}; run it with --scale cpu")
 
 
 def launch(task: str, world: int, config: Mapping[str, Any]) -> list[list[dict[str, Any]]]:

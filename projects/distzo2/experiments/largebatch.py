@@ -7,9 +7,9 @@ import math
 
 from pydantic import Field
 
-from projects.distzo2.experiments._launch import launch
+from projects.distzo2.experiments._launch import check_device, launch
 from projects.distzo2.experiments._shape import Mode, by_world
-from projects.distzo2.experiments._tasks import TaskConfig, TaskName
+from projects.distzo2.experiments._tasks import TaskConfig, TaskName, make_task
 from shared import experiment
 
 
@@ -19,10 +19,12 @@ class Config(TaskConfig):
     batch_sizes: list[int] = Field(default=[16, 64, 256], min_length=2)
     test_rows: int = Field(default=360, ge=1)
     steps: int = Field(default=1000, ge=20)
-    lr: float = Field(default=3e-3, gt=0)
+    lr: float = Field(default=2e-3, gt=0)
 
 
 def run(config: Config, run: experiment.Run) -> None:
+    check_device("largebatch", config.device, 1)
+    make_task(config.model_dump())  # what is missing is said here, before ranks are started
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
         for one in launch("train", world, {**config.model_dump(), "modes": modes})[0]:
             common = {"task": config.task, "mode": one["mode"], "ranks": world, "batch_size": one["batch_size"]}
