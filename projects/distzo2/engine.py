@@ -51,7 +51,9 @@ class DistZO2:
         self.engine, self.mesh, self.check_every = engine, mesh, check_every
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.shares = mesh.size(0)
-        self.share, self.role = mesh.get_local_rank("dp"), mesh.get_local_rank("pert")
+        place = mesh.get_coordinate()  # get_local_rank would be the place in a group, whose ranks are sorted
+        assert place is not None
+        self.share, self.role = place
         self.bytes_sent = 0  # of losses and weights, by this rank
         self.exchanged: Counter[int] = Counter()  # bytes of other ranks' slices that came in, per block
         self._weights: list[float] = []
