@@ -279,7 +279,8 @@ def largebatch(largebatch: pd.DataFrame) -> Table:
         paper=paper_numbers("distzo2", "largebatch"),
         notes=[
             "Ours: handwritten digits, a small residual network from random weights. Its learning rate is the largest of 0.001, 0.002, "
-            "0.003, 0.005 and 0.01 with which the training loss stayed finite with every batch; with 0.003 it does for 64 and 256, not for 16.",
+            "0.003, 0.005 and 0.01 with which the training loss stayed finite with every batch; with 0.003 it does for 64 and 256, not "
+            "for 16.",
             "The paper's: OPT-13B, fine-tuned; values read off a plot.",
         ],
     )
