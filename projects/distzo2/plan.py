@@ -51,14 +51,12 @@ def plan(options: argparse.Namespace) -> int:
         table.add_row(*cells, busiest(one.lanes(shape, own, batches, ITEMSIZE), shape.blocks))
     console = Console(highlight=False)
     console.print(table)
+    links = "a link to the host each" if options.links is None else f"{options.links} link(s) to the host for all"
     console.print(
-        f"Predictions, not measurements: {len(batches)} sequences of {options.tokens} tokens a step in float16; bytes are of "
-        "a rank, on the device "
-        f"those of weights and buffers (activations and logits come on top). Assumed of {options.gpu}: {COMPUTE_SHARE:.0%} of "
-        "the peak rate of "
-        f"products, {LINK_SHARE:.0%} of that of memory and links; {options.links or 'each its own'} "
-        f"link{'s' if options.links != 1 else ''} to the "
-        "host; every rank draws all noise and updates all weights.",
+        f"Predictions, not measurements: {len(batches)} sequences of {options.tokens} tokens a step in float16. Bytes are a rank's; on the "
+        "device those of weights and buffers, and activations and logits come on top. "
+        f"Assumed: {COMPUTE_SHARE:.0%} of {options.gpu}'s peak rate of products, {LINK_SHARE:.0%} of those of memory and links, {links}; "
+        "every rank draws all noise and updates all weights.",
         markup=False,
     )
     return 0
