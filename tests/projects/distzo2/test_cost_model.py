@@ -147,62 +147,6 @@ def test_four_lanes_want_a_fourth_slot():
     assert schedule(lanes, 24, slots=4).step == pytest.approx(24 * 4)
 
 
-class _Slow:
-    """A host tier whose reads and writes take so long."""
-
-    def __init__(self, lanes: Lanes):
-        self.lanes = lanes
-
-    def read(self, block, buffer):
-        time.sleep(self.lanes.upload)
-        return 1
-
-    def write(self, block, buffer, generator):
-        time.sleep(self.lanes.offload)
-        return 1
-
-    def close(self):
-        pass
-
-
-def _run(lanes: Lanes, blocks: int, slots: int) -> float:
-    """Seconds of a step on the real lanes, all of which sleep."""
-    pager = Pager(_Slow(lanes), blocks, 16, torch.device("cpu"), slots, overlap=True, reuse=True, trace=False)
-    if lanes.exchange:
-        pager.exchange_through(lambda block, buffer: time.sleep(lanes.exchange), 16)
-    ends = []
-    for _ in range(6):
-        for block in range(blocks):
-            pager.acquire(block)
-            time.sleep(lanes.compute)
-            pager.release(block, write=True)
-        time.sleep(lanes.outside)
-        ends.append(time.perf_counter())
-    pager.close()
-    return (ends[-1] - ends[2]) / 3
-
-
-@pytest.mark.parametrize("slots", [1, 2, 3, 4])
-@pytest.mark.parametrize(
-    "lanes",
-    [
-        Lanes(0.004, 0, 0.016, 0.004, 0.012),
-        Lanes(0.016, 0, 0.004, 0.012, 0.004),
-        Lanes(0.004, 0, 0.006, 0.018, 0.004),
-        Lanes(0.008, 0.012, 0.008, 0.008, 0.016),
-    ],
-    ids=["computing", "upload", "offload", "exchange"],
-)
-def test_the_schedule_is_that_of_the_engine_s_lanes(lanes, slots):
-    """The engine's own lanes, which only sleep: no faster than the model, and at most a tenth slower in the best of some tries."""
-    predicted, best = schedule(lanes, 5, slots).step, float("inf")
-    for _ in range(6):
-        best = min(best, _run(lanes, 5, slots))
-        if best < 1.1 * predicted:
-            break
-    assert 0.99 * predicted < best < 1.1 * predicted
-
-
 # ---- rates -----------------------------------------------------------------------------------------------------------
 
 
@@ -308,3 +252,62 @@ def test_what_is_wrong_is_one_line(arguments, told, capsys):
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+# ---- the schedule, once more: real lanes, last because they take their time ---------------------------------------------
+
+
+class _Slow:
+    """A host tier whose reads and writes take so long."""
+
+    def __init__(self, lanes: Lanes):
+        self.lanes = lanes
+
+    def read(self, block, buffer):
+        time.sleep(self.lanes.upload)
+        return 1
+
+    def write(self, block, buffer, generator):
+        time.sleep(self.lanes.offload)
+        return 1
+
+    def close(self):
+        pass
+
+
+def _run(lanes: Lanes, blocks: int, slots: int) -> float:
+    """Seconds of a step on the real lanes, all of which sleep."""
+    pager = Pager(_Slow(lanes), blocks, 16, torch.device("cpu"), slots, overlap=True, reuse=True, trace=False)
+    if lanes.exchange:
+        pager.exchange_through(lambda block, buffer: time.sleep(lanes.exchange), 16)
+    ends = []
+    for _ in range(6):
+        for block in range(blocks):
+            pager.acquire(block)
+            time.sleep(lanes.compute)
+            pager.release(block, write=True)
+        time.sleep(lanes.outside)
+        ends.append(time.perf_counter())
+    pager.close()
+    return (ends[-1] - ends[2]) / 3
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "lanes",
+    [
+        Lanes(0.008, 0, 0.032, 0.008, 0.024),
+        Lanes(0.032, 0, 0.008, 0.024, 0.008),
+        Lanes(0.008, 0, 0.012, 0.036, 0.008),
+        Lanes(0.016, 0.024, 0.016, 0.016, 0.032),
+    ],
+    ids=["computing", "upload", "offload", "exchange"],
+)
+def test_the_schedule_is_that_of_the_engine_s_lanes(lanes, slots):
+    """The engine's own lanes, which only sleep: no faster than the model, and at most a tenth slower in the best of some tries."""
+    predicted, best = schedule(lanes, 5, slots).step, float("inf")
+    for _ in range(10):
+        best = min(best, _run(lanes, 5, slots))
+        if best < 1.1 * predicted:
+            break
+    assert 0.99 * predicted < best < 1.1 * predicted

@@ -2,14 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from projects.distzo2 import meshes
-from projects.distzo2.experiments import _launch, accuracy, cost, largebatch, plan, throughput
+from projects.distzo2.experiments import _launch, _ranks, accuracy, cost, largebatch, plan, throughput
 from projects.distzo2.experiments._ranks import MODES
 from projects.distzo2.experiments._tasks import Digits, global_batches
+from projects.zo2 import MeZO
+from projects.zo2.experiments.accuracy import digest
+from projects.zo2.tasks import Classification
 from shared import manifest
 from shared.data import path
 from shared.errors import UserError
@@ -100,6 +105,51 @@ def test_a_cost_run_needs_enough_sizes():
         cost.Config(modes=["DDP"], cases=[])
 
 
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class Parity(Classification):
+    """Whether a number is odd, told from its bits by a small network; made up, so that no data are needed."""
+
+    def __init__(self):
+        numbers = [[float(bit) for bit in f"{n:06b}"] for n in range(64)]
+        odd = np.arange(64) % 2
+        super().__init__((numbers[:48], odd[:48]), (numbers[48:], odd[48:]))
+
+    def model(self):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Linear(6, 17), nn.Tanh(), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 2))
+
+    def encode(self, texts):
+        return {"bits": torch.tensor(texts)}
+
+    def logits(self, model, inputs):
+        return model(inputs["bits"])
+
+
+def test_a_global_batch_is_its_micro_batches_in_order():
+    task = Parity()
+    parts = global_batches(task, {"shares": 3, "steps": 6, "seed": 1}, 12)
+    assert [[len(part["labels"]) for part in step] for step in parts] == [[4] * 3] * 6
+    for step, batch in zip(parts, task.train_batches(6, 12, 1), strict=True):  # the rows of a step are the same however it is cut
+        assert torch.cat([part["inputs"]["bits"] for part in step]).equal(batch["inputs"]["bits"])
+
+
+def test_a_rank_trains_as_mezo_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(_ranks, "make_task", lambda config: Parity())
+    values = {"shares": 2, "steps": 8, "seed": 3, "lr": 1e-2, "eps": 1e-3, "device": "cpu", "test_rows": 16}
+    with meshes.distributed():
+        (found,) = _ranks.train({**values, "modes": ["ZO2"], "batch_sizes": [8]}, tmp_path)
+    task = Parity()
+    model = task.model()
+    mezo = MeZO(model, lr=1e-2, eps=1e-3, loss=task.loss)
+    losses = [mezo.step(batch, number)[0] for number, batch in enumerate(global_batches(task, values, 8))]
+    assert found["losses"] == losses
+    assert found["scores"] == task.evaluate(model, 16)
+    assert found["weights"] == digest(model.named_parameters())
+
+
 # ---- real data -------------------------------------------------------------------------------------------------------
 
 
@@ -117,12 +167,6 @@ def test_ranks_train_on_digits_and_learn():
     sizes = [len(labels) for _, labels in task.splits.values()]
     assert sizes == [1437, 360]
     assert not {text.tobytes() for text in task.splits["train"][0]} & {text.tobytes() for text in task.splits["test"][0]}
-    parts = global_batches(task, {"shares": 3, "steps": 4, "seed": 1}, 12)
-    assert [len(step) for step in parts] == [3] * 4
-    whole = task.train_batches(4, 12, 1)
-    for step, batch in zip(parts, whole, strict=True):  # the rows of a global batch are the same however it is cut
-        assert torch.cat([part["inputs"]["pixels"] for part in step]).equal(batch["inputs"]["pixels"])
-
     run = Run(quiet=True)
     largebatch.run(largebatch.Config(batch_sizes=[16, 64], steps=120, test_rows=60, lr=5e-3), run)
     for size in (16, 64):
