@@ -423,7 +423,7 @@ def slicing(lanes: pd.DataFrame) -> pd.DataFrame:
             before = computing(whole)
             line = {"mode": mode, "ranks": len(whole), "whole_share": before, "sliced_share": computing(sliced)}
             lines.append({**line, "expected_share": sliced_compute_share(before, 1 - before, len(whole))})
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=["mode", "ranks", "whole_share", "sliced_share", "expected_share"])
 
 
 def measured_slicing(lanes: pd.DataFrame) -> pd.DataFrame:

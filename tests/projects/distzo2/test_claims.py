@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from projects.distzo2 import claims
-from projects.distzo2.tables import ONE, curves, links, measured_slicing, peaks, per_rank, speedups
+from projects.distzo2.tables import ONE, curves, links, measured_slicing, peaks, per_rank, speedups, streams
 from shared.claims import require_falsifiable
 
 
@@ -253,3 +253,12 @@ def test_streams_are_compared_without_the_exchange():
         assert found["whole_share"] == pytest.approx(1 / 9)
         assert found["sliced_share"] == pytest.approx(1 / 5) == pytest.approx(found["expected_share"])
         assert found["ranks"] == 2
+
+
+def test_a_table_without_a_pair_of_modes_is_empty_and_not_wrong():
+    rows = [{**row, "model": "opt-1.3b", "mode": "2D"} for row in plan()["plan"] if row["mode"] == "2D"]
+    shares = {f"{lane}_share": 0.25 for lane in ("upload", "exchange", "compute", "offload")}
+    predicted = [{**row, **shares, "transfer": transfer} for row in rows for transfer in ("replicated", "sliced")]
+    sliced = [row for row in lanes()["lanes"] if row["mode"] == "DDP, sliced"]
+    assert streams(pd.DataFrame(sliced), pd.DataFrame(predicted)).frame.empty
+    assert len(streams(pd.DataFrame(lanes()["lanes"]), pd.DataFrame(predicted)).frame) == 1
