@@ -33,6 +33,7 @@ class Table:
         frame: what was measured, one row per line, raw numbers.
         columns: the columns to show, in order, by name in `frame`; empty shows all. A plain text is a heading.
         paper: the paper's own numbers (`paper_numbers`), or None where they could not be had.
+        predicted: the frame was computed from a model, and nothing in it was measured; the table says so.
         scale, device: filled in by `build` from the rows' provenance.
     """
 
@@ -42,6 +43,7 @@ class Table:
     columns: Mapping[str, Column | str] = field(default_factory=dict)
     paper: pd.DataFrame | None = None
     notes: Sequence[str] = ()
+    predicted: bool = False
     scale: str = ""
     device: str = ""
 
@@ -53,6 +55,8 @@ class Table:
     @property
     def heading(self) -> str:
         """Scale and device: what a reader must know before comparing a number."""
+        if self.predicted:
+            return "Predicted, not measured"
         return f"Measured at scale {self.scale} on {self.device}" if self.scale else "Measured"
 
     def to_markdown(self) -> str:
@@ -65,9 +69,9 @@ class Table:
         return "\n\n".join([*parts, *(f"- {note}" for note in self.notes)]) + "\n"
 
     def to_csv(self) -> str:
-        """Raw numbers, unformatted; the first column says `measured` or `paper`."""
+        """Raw numbers, unformatted; the first column says `measured` (or `predicted`) or `paper`."""
         frames = [self.frame[list(self.columns)] if self.columns else self.frame]
-        origins = ["measured"]
+        origins = ["predicted" if self.predicted else "measured"]
         if self.paper is not None:
             frames.append(self.paper)
             origins.append("paper")

@@ -1,6 +1,7 @@
-"""`torchrun -m projects.distzo2`: fine-tune the user's own language model with several processes."""
+"""`torchrun -m projects.distzo2`: fine-tune the user's own language model with several processes; or plan that."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on this rank. Returns the exit status: 0, 1 (another rank ended), 2 (UserError), 128 + a signal's number."""
     try:
         options = _parser().parse_args(arguments)
-        from projects.distzo2 import finetune  # torch and transformers, which --help need not wait for
-
-        return finetune.finetune(options)
+        # torch and transformers, which --help need not wait for
+        module = importlib.import_module(f"projects.distzo2.{options.function}")
+        return int(getattr(module, options.function)(options))
     except UserError as error:
         if _first():
             print(f"distzo2: {error}", file=sys.stderr)
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "a step's global batch is --accumulate micro-batches, which the ranks share out",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    added.set_defaults(function="finetune")
     added.set_defaults(storage_dtype=None, rounding="nearest", eval_data=None, eval_every=0)  # what ZO2's command has besides
     added.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a model folder, smollm2-135m, or a hub id in your hub cache")
     added.add_argument("--data", required=True, type=Path, metavar="FILE", help=".jsonl or .txt to train on")
@@ -70,6 +72,24 @@ def _parser() -> argparse.ArgumentParser:
 
     group = added.add_argument_group("faults")
     group.add_argument("--checkpoint-every", type=number(int, 1), default=100, metavar="N", help="steps between checkpoints (100)")
+
+    added = commands.add_parser(
+        "plan",
+        help="predict the speed of every mode on so many GPUs",
+        description="Predict tokens a second, bytes and speed-up over ZO2 on one GPU for every mode, from the datasheet's "
+        "rates. Nothing is run.",
+        epilog="example: python -m projects.distzo2 plan --model opt-175b --gpus 4 --gpu h100-sxm",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    added.set_defaults(function="plan")
+    added.add_argument("--model", required=True, metavar="DIR_OR_SIZE", help="a model folder, or a size of OPT: opt-1.3b ... opt-175b")
+    added.add_argument("--gpus", type=number(int, 1), required=True, metavar="N", help="how many, a rank each")
+    added.add_argument("--gpu", default="a100-sxm", metavar="NAME", help="of hardware.csv (a100-sxm)")
+    added.add_argument("--tokens", type=number(int, 1), default=2048, metavar="N", help="of a sequence (2048)")
+    added.add_argument("--batch", type=number(int, 1), metavar="N", help="sequences a step in all (as many as GPUs)")
+    added.add_argument("--host-link", type=number(float, 0, above=True), metavar="GB/S", help="of a link to the host, each way (the GPU's)")
+    added.add_argument("--links", type=number(int, 1), metavar="N", help="links to the host that the GPUs share (one each)")
+    added.add_argument("--exchange", type=number(float, 0, above=True), metavar="GB/S", help="into a GPU from others (the GPU's)")
     return parser
 
 

@@ -22,7 +22,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from projects.distzo2.meshes import NAMES
+from projects.distzo2.meshes import NAMES, wire
 from projects.zo2 import ZO2
 from projects.zo2.engine import Step
 from projects.zo2.storage import DiskStore
@@ -51,7 +51,9 @@ class DistZO2:
         self.engine, self.mesh, self.check_every = engine, mesh, check_every
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.shares = mesh.size(0)
-        self.share, self.role = mesh.get_local_rank("dp"), mesh.get_local_rank("pert")
+        place = mesh.get_coordinate()  # get_local_rank would be the place in a group, whose ranks are sorted
+        assert place is not None
+        self.share, self.role = place
         self.bytes_sent = 0  # of losses and weights, by this rank
         self.exchanged: Counter[int] = Counter()  # bytes of other ranks' slices that came in, per block
         self._weights: list[float] = []
@@ -122,7 +124,7 @@ class DistZO2:
         24 bytes a micro-batch leave each rank: two losses (0 for the one that another rank runs) and a weight.
         """
         size = len(self._weights)
-        own = torch.tensor([plus or [0.0] * size, minus or [0.0] * size, self._weights], dtype=torch.float64, device=self.engine.device)
+        own = torch.tensor([plus or [0.0] * size, minus or [0.0] * size, self._weights], dtype=torch.float64, device=wire())
         found = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(found, own)
         self.bytes_sent += own.nbytes
@@ -151,7 +153,7 @@ class DistZO2:
 
     def _compare(self, digests: dict[str, bytes], what: str) -> None:
         """Eight bytes a digest from each rank; UserError, on all, where one is not rank 0's."""
-        own = torch.tensor([list(digest[:8]) for digest in digests.values()], dtype=torch.uint8, device=self.engine.device)
+        own = torch.tensor([list(digest[:8]) for digest in digests.values()], dtype=torch.uint8, device=wire())
         found = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(found, own)
         for rank, theirs in enumerate(found):
@@ -182,7 +184,13 @@ class DistZO2:
             """Every rank's slice of the block into its place in the buffer."""
             size = file.slice_nbytes(block)
             whole = buffer[: size * count]
-            dist.all_gather_into_tensor(whole, whole[place * size : (place + 1) * size].clone(), group=group)
+            own = whole[place * size : (place + 1) * size]
+            if wire().type == device.type:
+                dist.all_gather_into_tensor(whole, own.clone(), group=group)
+            else:  # ranks that share a GPU
+                staged = torch.empty(whole.shape, dtype=whole.dtype)
+                dist.all_gather_into_tensor(staged, own.cpu(), group=group)
+                whole.copy_(staged)
             self.exchanged[block] += size * (count - 1)
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()
@@ -192,7 +200,7 @@ class DistZO2:
     def _sharing(self, file: DiskStore) -> list[list[int]]:
         """The ranks that have one file, for each file there is."""
         host = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:8], "big") >> 1
-        own = torch.tensor([host, *file.identity], dtype=torch.int64, device=self.engine.device)
+        own = torch.tensor([host, *file.identity], dtype=torch.int64, device=wire())
         found = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(found, own)
         ranks: dict[tuple[int, ...], list[int]] = {}

@@ -5,7 +5,6 @@ ranks must see the folder. After a kill every rank begins at the checkpoint and 
 """
 
 import argparse
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from projects.distzo2.engine import DistZO2
-from projects.distzo2.meshes import device_mesh, distributed
+from projects.distzo2.meshes import device_mesh, distributed, wire
 from projects.zo2 import weights
 from projects.zo2.finetune import LOST_STEPS, Recipe, build_engine, empty_model, mean_loss, same_run, show
 from projects.zo2.steplog import StepLog, read_log, replay
@@ -35,13 +34,13 @@ T = TypeVar("T")
 def finetune(options: argparse.Namespace) -> int:
     """One rank's part of the command. Returns the exit status."""
     transformers_logging.set_verbosity_error()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if options.device == "cuda" else runs.device(options.device)
+    runs.device(options.device)  # known, and there
     recipe = Recipe.of(options)
-    with distributed(device.type, options.timeout), ExitStack() as stack:
+    with distributed(options.device, options.timeout) as device, ExitStack() as stack:
         world, rank = dist.get_world_size(), dist.get_rank()
         if world % options.pert or (world < 2 and options.pert == 2):
             raise UserError(f"--pert 2 needs an even number of processes, and there are {world}")
-        mesh = device_mesh(world // options.pert, options.pert, device.type)
+        mesh = device_mesh(world // options.pert, options.pert)
         out: Path = options.out
         folder = _together(lambda: local_model(options.model))
         header = {
@@ -136,7 +135,7 @@ class _Run:
                         log.flush()
                         self.checkpoint.parent.mkdir(exist_ok=True)
                     self._save(ddp, self.checkpoint)
-                signal = torch.tensor([stop[0] if stop else 0], device=self.device)
+                signal = torch.tensor([stop[0] if stop else 0], device=wire())
                 dist.all_reduce(signal, dist.ReduceOp.MAX)
                 if int(signal):
                     return int(signal)
@@ -185,7 +184,7 @@ def _together(work: Callable[[], T]) -> T:
 
 
 def _agreed(found: T, said: bytes) -> T:
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    device = wire()
     length = torch.tensor([len(said)], device=device)
     lengths = [torch.empty_like(length) for _ in range(dist.get_world_size())]
     dist.all_gather(lengths, length)

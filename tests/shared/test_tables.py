@@ -54,6 +54,14 @@ def test_a_table_without_the_papers_numbers_says_so():
         assert "not available" not in text
 
 
+def test_a_table_of_predictions_says_that_nothing_was_measured():
+    predicted = table(predicted=True)
+    for text in (predicted.to_markdown(), predicted.to_latex(), predicted.to_html()):
+        assert "Predicted, not measured" in text
+        assert "Measured" not in text
+    assert [line["origin"] for line in csv.DictReader(io.StringIO(predicted.to_csv()))] == ["predicted", "predicted", "paper"]
+
+
 def test_csv_keeps_raw_numbers_and_says_whose_they_are():
     lines = list(csv.DictReader(io.StringIO(table().to_csv())))
     assert [line["origin"] for line in lines] == ["measured", "measured", "paper"]

@@ -15,7 +15,7 @@ class Config(ShapeConfig):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    parameters = sum(p.numel() for p in _ranks.make_model(config.model_dump()).parameters())
+    parameters = sum(p.numel() for p in _ranks.empty_model(config.model_dump()).parameters())
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
         for rank, rows in enumerate(launch("communication", world, {**config.model_dump(), "modes": modes})):
             for row in rows:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from projects.distzo2.engine import digest
 from projects.distzo2.experiments import _ranks
-from projects.distzo2.experiments._launch import launch
+from projects.distzo2.experiments._launch import check_device, launch
 from projects.distzo2.experiments._shape import ShapeConfig, by_world
 from projects.zo2 import ZO2
 from shared import experiment
@@ -22,6 +22,7 @@ class Config(ShapeConfig):
 
 def run(config: Config, run: experiment.Run) -> None:
     torch.set_num_threads(1)
+    check_device("equality", config.device, 1)
     values = config.model_dump()
     alone = ZO2(_ranks.make_model(values), storage="ram", **_ranks.options(values))
     steps = [alone.step(_ranks.make_batch(values, step, config.shares)) for step in range(config.steps)]

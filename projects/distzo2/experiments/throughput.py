@@ -1,4 +1,7 @@
-"""Table "throughput": steps of one global batch by one process and by several, in turns."""
+"""Table "throughput": steps of one global batch by one process and by several, in turns.
+
+A Llama-shaped model of `layers` x `hidden` at the cpu scale; OPT's shapes on GPUs.
+"""
 
 from pydantic import Field
 
@@ -15,8 +18,9 @@ class Config(ShapeConfig):
 
 
 def run(config: Config, run: experiment.Run) -> None:
+    model = config.model or f"llama {config.layers} x {config.hidden}"
     tokens = config.shares * config.batch_size * config.tokens
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
         for rank, rows in enumerate(launch("throughput", world, {**config.model_dump(), "modes": modes})):
             for row in rows:
-                run.row(ranks=world, rank=rank, tokens=tokens, **row)
+                run.row(model=model, ranks=world, rank=rank, tokens=tokens, **row)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 ROOT = Path(__file__).resolve().parents[3]
 if str(ROOT) not in sys.path:
@@ -24,6 +25,7 @@ from projects.zo2 import ZO2  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 
 STEPS = 24
+DRAWS = 200
 WIDTH = 7
 
 
@@ -86,6 +88,10 @@ def digest(tensors: Any) -> str:
     return found.hexdigest()
 
 
+# Of the options, these are the scenario's and not the engine's: a model in float64, the ranks in other places of the mesh, and the
+# micro-batches in another order.
+OWN = ("double", "places", "order")
+
 # world size -> name -> (dp, pert, transfer, options of the engine, sizes of the micro-batches, by their rows or all alike)
 SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], bool]]] = {
     1: {"alone": (1, 1, "replicated", {}, [4, 4], False)},
@@ -96,6 +102,8 @@ SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], b
         "PertP, fresh": (1, 2, "replicated", {"probe": "fresh"}, [4], False),
         "PertP, nothing away": (1, 2, "replicated", {"storage": None}, [4], False),
         "PertP, micro-batches": (1, 2, "replicated", {}, [2, 2], False),
+        "PertP, roles exchanged": (1, 2, "replicated", {"places": [[1, 0]]}, [2, 2], False),
+        "DDP, shares exchanged": (2, 1, "sliced", {"places": [[1], [0]]}, [4, 4], False),
         "DDP": (2, 1, "replicated", {}, [4, 4], False),
         "DDP, sliced": (2, 1, "sliced", {}, [4, 4], False),
         "DDP, uneven": (2, 1, "replicated", {}, [5, 2], True),
@@ -106,11 +114,14 @@ SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], b
         "DDP": (3, 1, "replicated", {}, [2, 2, 2], False),
         "DDP, sliced": (3, 1, "sliced", {}, [2, 2, 2], False),
         "DDP, float64": (3, 1, "replicated", {"double": True}, [2, 2, 2], False),  # sums of float32 losses are exact in any order
+        "DDP, other order": (3, 1, "replicated", {"order": [1, 2, 0]}, [2, 2, 2], False),
+        "DDP, other order, float64": (3, 1, "replicated", {"double": True, "order": [1, 2, 0]}, [2, 2, 2], False),
     },
     4: {
         "DDP": (4, 1, "replicated", {}, [2, 2, 2, 2], False),
         "2D": (2, 2, "replicated", {}, [4, 4], False),
         "2D, sliced": (2, 2, "sliced", {}, [4, 4], False),
+        "2D, all in other places": (2, 2, "sliced", {"places": [[2, 1], [0, 3]]}, [4, 4], False),
         "2D, uneven, sliced": (2, 2, "sliced", {}, [5, 1], True),
     },
 }
@@ -119,7 +130,7 @@ SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], b
 def replica(more: dict[str, Any]) -> ZO2:
     """An engine with a host tier of its own."""
     net = model().double() if more.get("double") else model()
-    return ZO2(net, **options(**{"storage": "ram", **{key: value for key, value in more.items() if key != "double"}}))
+    return ZO2(net, **options(**{"storage": "ram", **{key: value for key, value in more.items() if key not in OWN}}))
 
 
 def one_process(name: str, world: int) -> dict[str, Any]:
@@ -133,12 +144,15 @@ def one_process(name: str, world: int) -> dict[str, Any]:
 def run(name: str, world: int, folder: Path) -> dict[str, Any]:
     dp, pert, transfer, more, sizes, by_rows = SCENARIOS[world][name]
     if transfer == "sliced":
-        engine = shared_engine(model, folder / f"{name}.safetensors".replace(", ", "-"), **options(**more))
+        own = {key: value for key, value in more.items() if key not in OWN}
+        engine = shared_engine(model, folder / f"{name}.safetensors".replace(", ", "-"), **options(**own))
     else:
         engine = replica(more)
-    ddp = DistZO2(engine, device_mesh(dp, pert), transfer, check_every=5)
+    mesh = DeviceMesh("cpu", more["places"], mesh_dim_names=("dp", "pert")) if "places" in more else device_mesh(dp, pert)
+    ddp = DistZO2(engine, mesh, transfer, check_every=5)
     weights = [float(size) for size in sizes] if by_rows else None
-    steps = [ddp.step(batches(step, sizes), weights) for step in range(STEPS)]
+    order = more.get("order", range(len(sizes)))
+    steps = [ddp.step([batches(step, sizes)[place] for place in order], weights) for step in range(STEPS)]
     found: dict[str, Any] = {"steps": [[one.loss.hex(), one.projected_gradient.hex()] for one in steps]}
     traffic = engine.traffic
     found |= {"sent": ddp.bytes_sent, "exchanged": ddp.exchanged.total()}
@@ -148,6 +162,17 @@ def run(name: str, world: int, folder: Path) -> dict[str, Any]:
     ddp.save(folder / f"{name}.out.safetensors".replace(", ", "-"))
     engine.close()
     return found
+
+
+def at_rest(**more: Any) -> ZO2:
+    """An engine whose weights do not move: no learning rate, and no rounding from restoring."""
+    return ZO2(model(), **options(**{"storage": "ram", "lr": 0.0, "weight_decay": 0.0, "probe": "fresh", **more}))
+
+
+def spread(world: int) -> list[str]:
+    """Projected gradients of one direction at one point on many batches, each of a micro-batch a rank."""
+    ddp = DistZO2(at_rest(), device_mesh(world), check_every=0)
+    return [ddp.step(batches(step, [2] * world), seed=7).projected_gradient.hex() for step in range(DRAWS)]
 
 
 def refusals(world: int, folder: Path) -> dict[str, str]:
@@ -215,6 +240,8 @@ def main(folder: Path) -> None:
         found: dict[str, Any] = {name: run(name, world, folder) for name in SCENARIOS[world]}
         if world == 3:
             found["refusals"] = refusals(world, folder)
+        if world == 4:
+            found["spread"] = spread(world)
         (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
