@@ -115,8 +115,8 @@ def throughput(schedule: pd.DataFrame, pretrained: pd.DataFrame) -> Table:
             RATES,
             "Every schedule of the policy was decoded live, and took the steps of its replay. Of the other model, those with a rate were "
             "for the first prompt; the rest is replayed from measured lengths.",
-            "Shortest first takes, by a theorem, exactly the steps of micro groups sorted by length: in ascending order a completion starts "
-            "when the one m places before it ends, so that the last slot decodes the longest of every sorted micro group, one after another.",
+            "Shortest first takes, by a theorem, exactly the steps of micro groups sorted by length: in ascending order a completion "
+            "starts when the one m places before it ends, so that one slot decodes the longest of each sorted group, one after another.",
             "A step is one forward of all slots; the full group's steps have more rows and are not to be compared. Re-ingestions "
             "are forwards beside the steps; tokens per second hold them, the prompts' forwards, predictions and plans.",
             "The interval holds the true median with a probability of at least 95 % where there are six rounds; else it spans them all.",

@@ -1,10 +1,14 @@
 """TRL's own trainer on completions of this engine: what it is handed, what it trains on, and where it ends up."""
 
+import copy
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 
 from projects.infinite_sampling.engine import Engine, Schedule
 from projects.infinite_sampling.grpo import advantages, backward
+from projects.infinite_sampling.peers import TrlSteps
 from projects.infinite_sampling.predictor import Constant, Online
 from projects.infinite_sampling.trl_rollout import rollout, rollout_seed
 from shared.errors import UserError
@@ -171,20 +175,65 @@ def test_completions_that_were_cut_are_masked_where_trl_is_asked_to(trl_trainer)
 
 
 def test_no_two_batches_have_the_same_numbers(trl_trainer):
-    """Of one prompt, twice within a step and once in an evaluation."""
-    function, calls = recorded(rollout(Schedule("continuous", 3)))
+    """Of one prompt, twice within a step and once in an evaluation; of which the predictor learns nothing."""
+    heard = []
+
+    class Heard(Online):
+        def observe(self, prompts, completions):
+            heard.append(len(completions))
+
+    function, calls = recorded(rollout(Schedule("continuous", 3), Heard(Constant(), 1)))
     options = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "num_generations_eval": 2, "per_device_eval_batch_size": 2}
     trainer = trl_trainer(["ab", "ab"], length, function, learning_rate=0.0, max_steps=2, **options)
     trainer.train()
     trainer.evaluate()
     assert [len(prompts) for prompts, _, _ in calls] == [GROUP] * 4 + [2]
     assert [modes for _, _, modes in calls] == [(True, True)] * 4 + [(False, False)]
+    assert heard == [GROUP] * 4
     made = [tuple(ids) for _, found, _ in calls for ids in found["completion_ids"] if len(ids) > 2]
     assert len(set(made)) == len(made) > 5
     again, _ = recorded(rollout(Schedule("micro", 2)))
     trainer.state.global_step = 0
     trainer.model.train()
     assert again(["ab"] * GROUP, trainer)["completion_ids"] == calls[0][1]["completion_ids"]
+
+
+def test_the_trainer_goes_a_step_at_a_time_beside_another(trl_trainer, save_tokenizer, tmp_path):
+    """As the peer that experiments measure: from the same weights, its own rollout and this one, a step in turn."""
+    tokenizer, base = save_tokenizer(tmp_path), plain(trl_trainer(["ab"], length))
+    prompts, phases = ["ab", "longer", "c", "dd"], []
+    options = {"steps": 2, "prompts_per_step": 2, "group": GROUP, "micro_batch": 2, "limit": LIMIT, "lr": 1e-2, "seed": 3}
+
+    def score(prompts, completions):
+        return length(completions)
+
+    def made(name, function):
+        @contextmanager
+        def phase():
+            phases.append(name)
+            yield
+
+        model = copy.deepcopy(base).train()
+        return TrlSteps(model, tokenizer, prompts, score, **options, phase=phase, rollout_func=function), model
+
+    (own, one), (ours, other) = made("own", None), made("ours", rollout(Schedule("continuous", 3)))
+    weights = [one.lm_head.weight.detach().clone()]
+    for step in range(2):
+        rewards, lengths = ours.step()
+        assert len(own.step()[0]) == len(rewards) == len(lengths) == 2 * GROUP
+        if step == 0:
+            tokens = [tokenizer(text)["input_ids"] for text in prompts[:2]]
+            wanted = Engine(base, [0], LIMIT, seed=rollout_seed(3, 0)).run(tokens, GROUP, Schedule("full")).completions
+            assert lengths == [len(c.tokens) for c in wanted]
+            assert rewards == length([tokenizer.decode(c.tokens, skip_special_tokens=True) for c in wanted])
+        weights.append(one.lm_head.weight.detach().clone())
+        assert not torch.equal(weights[-1], weights[-2])  # an optimizer step was made, and it is the model's
+    assert phases == ["ours", "own"] * 2
+    assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
+    own.close()
+    ours.close()
+    with pytest.raises(UserError, match="8 completions of a step are no multiple of 3"):
+        TrlSteps(base, tokenizer, prompts, score, **{**options, "micro_batch": 3}, phase=nullcontext)
 
 
 @pytest.mark.parametrize("setting", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
