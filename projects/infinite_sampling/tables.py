@@ -235,7 +235,7 @@ def trained(training: pd.DataFrame) -> pd.DataFrame:
             {
                 "dtype": dtype,
                 "mode": mode,
-                "same_rewards": f"{int(rows['same_rewards'].sum())} of {len(rows)}",
+                "same_rewards": f"{int(rows['same_rewards'].sum())} of {len(rows)}" if mode != TRL else None,  # which draws its own
                 "same": int(rows["same_rewards"].sum()),
                 "made": len(rows),
                 "pool": f"{own.loc['pool'].iloc[0]:.2f} to {own.loc['pool'].iloc[-1]:.2f}",
