@@ -140,8 +140,8 @@ def throughput(schedule: pd.DataFrame) -> Verdict:
     id="infinite_sampling.pretrained",
     claim="So it does on a pretrained model.",
     source="abstract; on SmolLM2-135M, where the paper has larger models",
-    bound="at least 1.25x micro groups' tokens per second for the prompts that are decoded live, and at most 1 / 1.25 of their steps in the "
-    "mean over all",
+    bound="at least 1.25x micro groups' tokens per second for the prompts that are decoded live, and at most 1 / 1.25 of their steps in "
+    "the mean over all",
     needs="rows of infinite_sampling/pretrained",
 )
 def pretrained(pretrained: pd.DataFrame) -> Verdict:
