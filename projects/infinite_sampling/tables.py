@@ -164,7 +164,7 @@ def ablation(ablation: pd.DataFrame) -> Table:
     for (slots, eps), rows in plans.groupby(["slots", "eps_ratio"]):
         statuses = ", ".join(f"{count} {status}" for status, count in rows["status"].value_counts().items())
         notes.append(
-            f"plan for {slots} slots, eps {eps:g}: {(rows['steps'] / rows['lower_bound']).mean():.3f} of the lower bound, certified "
+            f"plan for {slots:g} slots, eps {eps:g}: {(rows['steps'] / rows['lower_bound']).mean():.3f} of the lower bound, certified "
             f"{rows['certificate_ratio'].mean():.3f}, median {1e3 * rows['plan_seconds'].median():.2g} ms ({statuses})"
         )
     columns = {"lengths": "lengths known"} | {name: Column(name.replace("_", " "), "{:.3f}") for name in found.columns if name != "lengths"}
@@ -184,7 +184,7 @@ def exactness(exactness: pd.DataFrame) -> Table:
     ]
     gradients = exactness[exactness["kind"] == "gradient"]
     notes = [
-        f"Gradient in micro batches of {micro} against the whole, {dtype}, {loss}: relative difference "
+        f"Gradient in micro batches of {micro:g} against the whole, {dtype}, {loss}: relative difference "
         f"{rows['relative_difference_ratio'].max():.1e}"
         for (dtype, loss, micro), rows in gradients.groupby(["dtype", "loss_type", "micro_batch"])
     ]

@@ -1,6 +1,7 @@
 """The arithmetic of the tables, by hand, and the small policy's task."""
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -115,6 +116,19 @@ def test_peers_sample_whole_groups(llama):
         assert len(lengths) == 5
         assert all(1 <= n <= 10 for n in lengths)
     llama.double()
+
+
+def test_the_meter_tells_a_rollout_from_the_rest():
+    meter = _common.Meter("cpu")
+
+    def work(marked: bool) -> str:
+        with meter.rollout() if marked else nullcontext():
+            torch.empty(10_000, dtype=torch.uint8)
+        torch.empty(50_000, dtype=torch.uint8)
+        return "done"
+
+    assert meter.peaks(lambda: work(True)) == ("done", 50_000, 10_000, "allocator")
+    assert meter.peaks(lambda: work(False)) == ("done", 50_000, None, "allocator")
 
 
 def test_a_scale_that_needs_a_gpu_says_so(monkeypatch):

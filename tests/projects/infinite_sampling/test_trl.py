@@ -1,6 +1,7 @@
 """TRL's own trainer on completions of this engine: what it is handed, what it trains on, and where it ends up."""
 
 import copy
+import sys
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -234,6 +235,13 @@ def test_the_trainer_goes_a_step_at_a_time_beside_another(trl_trainer, save_toke
     ours.close()
     with pytest.raises(UserError, match="8 completions of a step are no multiple of 3"):
         TrlSteps(base, tokenizer, prompts, score, **{**options, "micro_batch": 3}, phase=nullcontext)
+
+
+def test_without_trl_the_peer_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    options = {"steps": 1, "prompts_per_step": 1, "group": 2, "micro_batch": 2, "limit": 2, "lr": 0.0, "seed": 0}
+    with pytest.raises(UserError, match="needs TRL: pip install"):
+        TrlSteps(None, None, ["a"], length, **options, phase=nullcontext)
 
 
 @pytest.mark.parametrize("setting", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
