@@ -6,7 +6,7 @@
 TRL decodes a generation batch at once, so that its keys and values grow with `num_generations`; here they follow the schedule's slots. TRL
 1.16 hands over the prompts of a generation batch, each as often as it wants completions (its own documentation says once), and takes tokens
 and log-probabilities back in that order. Completions end with one of the trainer's end tokens or are cut at its limit, which is how TRL
-tells those that were cut (`mask_truncated_completions`).
+tells those that were cut (`mask_truncated_completions`). All of their tokens are the model's, so that there is no `env_mask`.
 
 Nothing is imported of TRL; the function needs the trainer that it is called with.
 """
