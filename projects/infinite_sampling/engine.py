@@ -233,7 +233,7 @@ class Engine:
         self.device = next(model.parameters()).device
         self.context = getattr(model.config, "max_position_embeddings", None)
         self.additive = model.config._attn_implementation == "eager"  # which adds its mask, where sdpa takes true and false
-        self._keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        self._keep = {"logits_to_keep": 1} if can_keep(model) else {}
         self._stop_window = max((len(text.encode()) for text in self.stop), default=0) + _STOP_MARGIN
 
     def run(
@@ -303,6 +303,12 @@ class Engine:
             if any(stop in text for stop in self.stop):
                 return "stop"
         return "length" if len(tokens) >= limit else None
+
+
+def can_keep(model: Any) -> bool:
+    """Whether the model can leave out logits that nobody asks for; PEFT hands on what it does not know."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def _check_model(model: Any) -> None:

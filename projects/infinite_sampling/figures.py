@@ -85,19 +85,22 @@ def prediction(prediction: pd.DataFrame) -> Figure:
 
 
 def rewards(training: pd.DataFrame) -> Figure:
-    """Reward per step of the three rollouts, which lie on one another; and how long completions are."""
-    steps = training[(training["kind"] == "step") & (training["dtype"] == training["dtype"].iloc[0])]
+    """Reward per step, and how long completions are: of this engine's rollouts, which lie on one another, and of TRL's own (float32)."""
+    steps = training[training["kind"] == "step"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.7))
     looks = {
         "full group": {"color": "#bbbbbb", "linewidth": 7},
         "micro groups": {"color": PALETTE["amber"], "linewidth": 3.5},
         "framework": {"color": PALETTE["blue"], "linewidth": 1.2},
+        "TRL, this rollout": {"color": PALETTE["black"], "linestyle": "", "marker": ".", "markersize": 4},
+        "TRL": {"color": PALETTE["orange"], "linestyle": "--", "linewidth": 1.2},
     }
     for mode, look in looks.items():
         rows = steps[steps["mode"] == mode]
+        rows = rows[rows["dtype"] == rows["dtype"].iloc[0]] if len(rows) else rows
         left.plot(rows["step"], rows["reward_score"], label=mode, **look)
         right.plot(rows["step"], rows["length_tokens"], **look)
     left.set(xlabel="step", ylabel="mean reward", title="Reward")
     right.set(xlabel="step", ylabel="tokens", title="Mean length", ylim=(0, None))
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="outside lower center", ncols=5)
     return figure

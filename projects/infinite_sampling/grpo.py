@@ -8,6 +8,19 @@ form of the standard deviation could not be had, and are TRL's: 0.2, 0, 1e-4 and
 
 What a micro batch adds is divided by the denominator of *all* completions, known after the rollout, so that gradients add up to the full
 batch's. Advantages never see a micro group.
+
+Losses, gradients and advantages are those of TRL 1.16's `GRPOTrainer` at its usual settings, where an optimizer step has a rollout of its
+own (`steps_per_generation` = `gradient_accumulation_steps`), whatever the micro batches. What differs otherwise:
+
+- `dapo`: where a rollout is shared out over several optimizer steps, TRL divides the sum of a step by the *mean* number of tokens of these
+  steps, tokens of the rollout x gradient_accumulation_steps / steps_per_generation; here by the step's own. TRL's loss is ours times the
+  second over the first.
+- `beta`: TRL multiplies the divergence by the ratio unless `use_bias_correction_kl=False`, which changes its gradient even where the ratio
+  is 1; here it stands alone, as above.
+- `dr_grpo`: TRL scales advantages by the group's deviation unless `scale_rewards="none"`, whatever the loss; `train` here never does so for
+  `dr_grpo`, as its authors had it.
+- TRL computes rewards, advantages and (of a wider model as well) log-probabilities in float32, and leaves of equal rewards what rounding
+  leaves, over 1e-4; here they are float64, the model's format but at least float32, and exactly 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -134,7 +147,9 @@ def loss_sum(
 
 @dataclass(frozen=True)
 class Result:
-    """Of a backward: the loss; the largest |log-probability when sampled - when trained|; tokens whose ratio was clipped, their share."""
+    """Of a backward: the loss; the largest |log-probability when sampled - when trained|; the share of tokens whose ratio is clipped, so
+    that they have no gradient.
+    """
 
     loss: float
     mismatch: float
@@ -192,8 +207,9 @@ def backward(
         total += float(loss.detach())
         if old is None:  # later passes over the same rollout have another policy
             mismatch = max(mismatch, float((logprobs.detach().double() - batch.sampled)[batch.mask].abs().max()))
-        apart = torch.exp((logprobs.detach() - before)[batch.mask]) - 1
-        clipped += float((apart.abs() > eps).sum())
+        ratio, gain = torch.exp(logprobs.detach() - before), advantage[start : start + len(part), None].to(device)
+        beyond = ((ratio > 1 + eps) & (gain > 0)) | ((ratio < 1 - eps) & (gain < 0))
+        clipped += float((beyond & batch.mask).sum())
     return Result(total, mismatch, clipped / of.tokens)
 
 

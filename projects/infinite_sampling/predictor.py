@@ -21,7 +21,7 @@ from scipy.stats import kendalltau, norm
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from projects.infinite_sampling.engine import Completion, Prefixes, prefix_features
+from projects.infinite_sampling.engine import Completion, Prefixes, can_keep, prefix_features
 from shared.seeding import step_seed
 
 _WINDOW = 128  # tokens an encoder sees: the last ones, so that a long prompt loses its beginning and never the prefix
@@ -52,9 +52,9 @@ class Fitted(Protocol):
 
 
 def examples(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Completion], prefix: int, model: Any = None, batch: int = 64
+    prompts: Sequence[Sequence[int]], completions: Sequence[Completion], prefix: int, model: Any = None, batch: int = 8
 ) -> Lengths:
-    """The completions longer than `prefix` as examples. With a model, also the features of `HiddenRidge`."""
+    """The completions longer than `prefix` as examples. With a model, also the features of `HiddenRidge`, `batch` rows at a time."""
     kept = [c for c in completions if len(c.tokens) > prefix]
     pairs = [(list(prompts[c.prompt]), c.tokens[:prefix]) for c in kept]
     hidden = _features(model, pairs, batch) if model is not None and kept else None
@@ -68,7 +68,7 @@ def _features(model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: i
     """As the engine captures them: the state that produced the last token of the prefix beside that token's embedding (for an empty prefix,
     the prompt's last state and token).
     """
-    found, seen = [], []
+    found, seen, keeps = [], [], can_keep(model)
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
         for start in range(0, len(pairs), batch):
@@ -77,8 +77,11 @@ def _features(model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: i
             ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
             for place, row in enumerate(rows):
                 ids[place, : len(row)] = torch.tensor(row)
-            model(input_ids=ids.to(next(model.parameters()).device), use_cache=False)
-            states = seen.pop()[range(len(rows)), [len(row) - 1 for row in rows]]
+            last = [len(row) - 1 for row in rows]
+            places = sorted(set(last)) if keeps else list(range(ids.shape[1]))  # logits of a whole prompt would be large
+            wanted = {"logits_to_keep": torch.tensor(places)} if keeps else {}
+            model(input_ids=ids.to(next(model.parameters()).device), use_cache=False, **wanted)
+            states = seen.pop()[range(len(rows)), [places.index(place) for place in last]]
             found.append(prefix_features(model, states, [(p + t)[-1] for p, t in part]))
     finally:
         hook.remove()

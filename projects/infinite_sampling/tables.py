@@ -6,6 +6,7 @@ from shared.meters import ratio
 from shared.tables import Column, Table, paper_numbers
 
 MICRO = "micro groups"
+TRL, TRL_OURS = "TRL", "TRL, this rollout"
 SHARING = (
     "The prompt is read once for its whole group. Fixed slots hold a copy of its keys and values each; dynamic slots share its whole pages."
 )
@@ -87,12 +88,13 @@ def throughput(schedule: pd.DataFrame, pretrained: pd.DataFrame) -> Table:
     ]
     rows = schedule[schedule["kind"] == "rollout"]
     bound = rows.groupby("prompt")["lower_bound"].first()
+    others = pretrained[pretrained["kind"] == "rollout"].groupby("prompt")["lower_bound"].first()
     return Table(
         title="Decoding steps and throughput by schedule",
         caption=f"Groups of {schedule['group'].iloc[0]} in {schedule['slots'].iloc[0]} slots for {len(bound)} prompts of the "
         "policy, one prompt at a "
-        f"time (lower bound: {bound.mean():.1f} steps); {pretrained['group'].iloc[0]} in {pretrained['slots'].iloc[0]} for the "
-        "other model.",
+        f"time (lower bound: {bound.mean():.1f} steps); {pretrained['group'].iloc[0]} in {pretrained['slots'].iloc[0]} for "
+        f"{len(others)} prompts of the other model (lower bound: {others.mean():.1f}).",
         frame=found,
         columns={
             "model": "model",
@@ -111,6 +113,10 @@ def throughput(schedule: pd.DataFrame, pretrained: pd.DataFrame) -> Table:
         paper=paper_numbers("infinite_sampling", "throughput"),
         notes=[
             RATES,
+            "Every schedule of the policy was decoded live, and took the steps of its replay. Of the other model, those with a rate were "
+            "for the first prompt; the rest is replayed from measured lengths.",
+            "Shortest first takes, by a theorem, exactly the steps of micro groups sorted by length: in ascending order a completion "
+            "starts when the one m places before it ends, so that one slot decodes the longest of each sorted group, one after another.",
             "A step is one forward of all slots; the full group's steps have more rows and are not to be compared. Re-ingestions "
             "are forwards beside the steps; tokens per second hold them, the prompts' forwards, predictions and plans.",
             "The interval holds the true median with a probability of at least 95 % where there are six rounds; else it spans them all.",
@@ -158,7 +164,7 @@ def ablation(ablation: pd.DataFrame) -> Table:
     for (slots, eps), rows in plans.groupby(["slots", "eps_ratio"]):
         statuses = ", ".join(f"{count} {status}" for status, count in rows["status"].value_counts().items())
         notes.append(
-            f"plan for {slots} slots, eps {eps:g}: {(rows['steps'] / rows['lower_bound']).mean():.3f} of the lower bound, certified "
+            f"plan for {slots:g} slots, eps {eps:g}: {(rows['steps'] / rows['lower_bound']).mean():.3f} of the lower bound, certified "
             f"{rows['certificate_ratio'].mean():.3f}, median {1e3 * rows['plan_seconds'].median():.2g} ms ({statuses})"
         )
     columns = {"lengths": "lengths known"} | {name: Column(name.replace("_", " "), "{:.3f}") for name in found.columns if name != "lengths"}
@@ -178,7 +184,7 @@ def exactness(exactness: pd.DataFrame) -> Table:
     ]
     gradients = exactness[exactness["kind"] == "gradient"]
     notes = [
-        f"Gradient in micro batches of {micro} against the whole, {dtype}, {loss}: relative difference "
+        f"Gradient in micro batches of {micro:g} against the whole, {dtype}, {loss}: relative difference "
         f"{rows['relative_difference_ratio'].max():.1e}"
         for (dtype, loss, micro), rows in gradients.groupby(["dtype", "loss_type", "micro_batch"])
     ]
@@ -215,44 +221,63 @@ def theorems(theorems: pd.DataFrame) -> Table:
     )
 
 
-def training(training: pd.DataFrame) -> Table:
-    steps, ends = training[training["kind"] == "step"], training[training["kind"] == "evaluation"]
+def trained(training: pd.DataFrame) -> pd.DataFrame:
+    """Per number format and mode: times of a step, their ratios to micro groups' and to TRL's step by step, bytes, rewards."""
+    steps, ends, peaks = (training[training["kind"] == kind] for kind in ("step", "evaluation", "memory"))
     lines = []
     for (dtype, mode), rows in steps.groupby(["dtype", "mode"], sort=False):
-        base = steps[(steps["dtype"] == dtype) & (steps["mode"] == MICRO)]
         own = ends[(ends["dtype"] == dtype) & (ends["mode"] == mode)].pivot_table(index="prompts", columns="step", values="reward_score")
-        seconds = (rows["rollout_seconds"]).to_numpy()
+        peak = peaks[(peaks["dtype"] == dtype) & (peaks["mode"] == mode)].iloc[0]
+
+        bases = {other: steps[(steps["dtype"] == dtype) & (steps["mode"] == other)] for other in (MICRO, TRL)}
+        paired = {other for other, base in bases.items() if len(base) == len(rows)}
         lines.append(
             {
                 "dtype": dtype,
                 "mode": mode,
-                "same_rewards": f"{int(rows['same_rewards'].sum())} of {len(rows)}",
+                "same_rewards": f"{int(rows['same_rewards'].sum())} of {len(rows)}" if mode != TRL else None,  # which draws its own
+                "same": int(rows["same_rewards"].sum()),
+                "made": len(rows),
                 "pool": f"{own.loc['pool'].iloc[0]:.2f} to {own.loc['pool'].iloc[-1]:.2f}",
                 "held_out": f"{own.loc['held out'].iloc[0]:.2f} to {own.loc['held out'].iloc[-1]:.2f}",
                 "kv_bytes": float(rows["kv_bytes"].mean()),
                 "decoding_steps": float(rows["steps"].mean()),
                 "rollout_seconds": float(rows["rollout_seconds"].median()),
-                "rollout_ratio": ratio(base["rollout_seconds"].to_numpy(), seconds).value if len(base) == len(rows) else None,
-                "backward_seconds": float(rows["backward_seconds"].median()),
+                "rollout_ratio": ratio(bases[MICRO]["rollout_seconds"], rows["rollout_seconds"]).value if MICRO in paired else None,
+                "step_seconds": float(rows["step_seconds"].median()),
+                "trl_ratio": ratio(rows["step_seconds"], bases[TRL]["step_seconds"]).value if TRL in paired else None,
+                "rollout_peak_bytes": peak["rollout_peak_bytes"],
+                "step_peak_bytes": peak["step_peak_bytes"],
                 "mismatch_ratio": float(rows["mismatch_ratio"].max()),
             }
         )
+    return pd.DataFrame(lines)
+
+
+def training(training: pd.DataFrame) -> Table:
+    steps = training[training["kind"] == "step"]
     drift = steps[steps["frozen_error_tokens"].notna()] if "frozen_error_tokens" in steps else steps.iloc[:0]
     notes = [
-        "The three take each step in turn, from the same weights with the same seed. Rewards: the mean over 16 samples of each prompt."
+        "All take each step in turn, from the same weights, on the same prompts, with the same loss, optimizer and rate. Rewards: the "
+        "mean over 16 samples of each prompt. TRL, with its own rollout, draws other completions.",
+        "Times: medians over steps, process time of one thread on a CPU. A step is all of it: rollout, rewards, the update, the refit of "
+        "the predictor (under TRL part of the rollout).",
+        "Peaks: of all that the allocator handed out in one more step. The full group's backward is of all completions at once, that of "
+        "the others of as many as there are slots. TRL's backward holds a tile of 32,768 logits a token whatever the vocabulary, which is "
+        "much for one of 18 and little for one of 150,000: only rollouts are to be compared with TRL's.",
     ]
     for dtype, rows in drift.groupby("dtype"):
+        rows = rows[rows["mode"] == "framework"]
         late = rows[rows["step"] >= rows["step"].max() / 2]
         notes.append(
             f"{dtype}, second half: mean error of the predictor fitted online {late['online_error_tokens'].mean():.2f} tokens, of "
-            "one fitted at the "
-            f"first step {late['frozen_error_tokens'].mean():.2f}; mean length from {rows['length_tokens'].iloc[:4].mean():.1f} to "
-            f"{rows['length_tokens'].iloc[-4:].mean():.1f}"
+            f"one fitted at the first step {late['frozen_error_tokens'].mean():.2f}; mean length from "
+            f"{rows['length_tokens'].iloc[:4].mean():.1f} to {rows['length_tokens'].iloc[-4:].mean():.1f}"
         )
     return Table(
-        title="GRPO with each rollout",
-        caption="Rewards per step must be those of the full group; what differs is memory and time.",
-        frame=pd.DataFrame(lines),
+        title="GRPO with each rollout, and TRL's trainer",
+        caption="Rewards per step must be those of the full group wherever completions are this engine's; what differs is memory and time.",
+        frame=trained(training),
         columns={
             "dtype": "number format",
             "mode": "rollout",
@@ -263,7 +288,10 @@ def training(training: pd.DataFrame) -> Table:
             "decoding_steps": Column("decoding steps", "{:.1f}"),
             "rollout_seconds": "rollout",
             "rollout_ratio": Column("to micro groups", "{:.2f}x"),
-            "backward_seconds": "backward",
+            "step_seconds": "step",
+            "trl_ratio": Column("of TRL's", "{:.2f}"),
+            "rollout_peak_bytes": "peak of the rollout",
+            "step_peak_bytes": "peak of the step",
             "mismatch_ratio": Column("log-probability, sampled to trained", "{:.1e}"),
         },
         notes=notes,

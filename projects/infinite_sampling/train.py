@@ -142,9 +142,11 @@ class Training:
             self._say(f"going on after step {done} of {options.steps}")
         with open(path, "a", encoding="utf-8") as log, runs.stop_signals() as stop, runs.Progress(self.console, done, options.steps) as bar:
             saved = done
+            apart = max((line["mismatch"] for line in lines), default=0.0)
             while done < options.steps and not stop:
                 line = self.step(done)
                 done += 1
+                apart = max(apart, line["mismatch"])
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 if done % options.checkpoint_every == 0 or done == options.steps:
@@ -160,6 +162,7 @@ class Training:
             self._say(f"stopped after step {done} of {options.steps}; the same command goes on from there")
             return 128 + stop[0]
         self._write_model()
+        self._say(f"log-probabilities when sampled and when trained on differed by {apart:.1e} at the most")
         self._say(f"the {'adapter' if options.lora_rank else 'model'} is in {self.out}")
         return 0
 

@@ -1,6 +1,8 @@
 """What the experiments share: the model and its prompts by name, the schedules by the names that tables show, predictions written down."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from projects.infinite_sampling.engine import Engine, Prefixes, Schedule
 from projects.infinite_sampling.policy import LIMIT, Recipe, load_policy, problems
 from projects.infinite_sampling.prompts import Prompts, ends
-from shared import experiment
+from shared import experiment, meters
 from shared.errors import UserError
 from shared.seeding import step_seed
 
@@ -123,10 +125,43 @@ def schedules(slots: int, prefix: int, learnt: Any, oracle: Any, page: int = 16)
 
 
 def clock_of(device: str) -> Callable[[], float]:
-    """Process time of one thread on a CPU, wall time on a GPU."""
-    import time
+    """Process time of one thread on a CPU; on a GPU wall time, with its work done."""
 
-    return time.process_time if device == "cpu" else time.perf_counter
+    def wall() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return time.process_time if device == "cpu" else wall
+
+
+class Meter:
+    """What a piece of work took: bytes beyond those that were there before, at the most, in all and within what is marked as `rollout`."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._live: meters.LiveBytes | None = None
+        self._marked = False
+
+    @contextmanager
+    def rollout(self) -> Iterator[None]:
+        """Mark the rollout; of no effect outside `peaks`."""
+        self._marked = True
+        with nullcontext() if self._live is None else self._live.phase("rollout"):
+            yield
+
+    def peaks(self, work: Callable[[], Any]) -> tuple[Any, int, int | None, str]:
+        """What `work` returns; its peak; the peak of its rollout (None on a GPU, and where none was marked); the counter."""
+        if self.device == "cuda":
+            before = torch.cuda.memory_allocated()
+            with meters.cuda_peak_bytes() as found:
+                made = work()
+            return made, found()["cuda_allocator"] - before, None, "cuda_allocator"
+        self._marked = False
+        with meters.live_bytes() as live:
+            self._live = live
+            made = work()
+        self._live = None
+        return made, live.peak_bytes(), live.peak_bytes("rollout") if self._marked else None, "allocator"
 
 
 def durations(completions: Sequence[Any], prompt: int) -> list[int]:

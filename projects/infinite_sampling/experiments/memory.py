@@ -4,7 +4,7 @@ Peaks are what the allocator has handed out beyond the weights while a group is 
 static cache takes depends on neither.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from projects.infinite_sampling import peers
 from projects.infinite_sampling.engine import Schedule
 from projects.infinite_sampling.experiments import _common
 from projects.infinite_sampling.predictor import Constant
-from shared import experiment, meters
+from shared import experiment
 
 
 class Config(experiment.Config):
@@ -59,26 +59,12 @@ def _modes(config: Config) -> dict[str, Schedule]:
     }
 
 
-def _peak(config: Config, work: Any) -> tuple[Any, int, str]:
-    """What `work` returns, and the most bytes that were alive meanwhile beyond those before."""
-    if config.device == "cuda":
-        import torch
-
-        before = torch.cuda.memory_allocated()
-        with meters.cuda_peak_bytes() as peaks:
-            made = work()
-        return made, peaks()["cuda_allocator"] - before, "cuda_allocator"
-    with meters.live_bytes() as live:
-        made = work()
-    return made, live.peak_bytes(), "allocator"
-
-
 def _measure(
     run: experiment.Run, config: Config, one: _common.Subject, mode: str, schedule: Schedule, group: int, model: str, kind: str
 ) -> None:
     engine = one.engine(config.seed)
     jobs = [(0, index) for index in range(group)]
-    made, peak, counter = _peak(config, lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced))
+    made, peak, _, counter = _common.Meter(config.device).peaks(lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced))
     stats = made.stats
     rows = group if schedule.mode == "full" else min(schedule.slots, group)
     tokens = len(one.prompts[0]) + one.limit
@@ -103,7 +89,7 @@ def _measure(
 
 def _measure_peer(run: experiment.Run, config: Config, one: _common.Subject, mode: str, rows: int, group: int) -> None:
     eos = one.eos[0] if one.eos else -1
-    _, peak, counter = _peak(config, lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos))
+    _, peak, _, counter = _common.Meter(config.device).peaks(lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos))
     run.row(
         kind="modes",
         model=one.name,

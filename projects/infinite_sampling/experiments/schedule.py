@@ -1,6 +1,7 @@
 """Table 2, figures 1 and 2: decoding steps, occupancy and throughput by schedule, against the lower bound and against transformers.
 
-Each prompt's group is decoded live under every schedule, and replayed from its lengths: the steps must be the same.
+Each prompt's group is decoded live under every schedule, and replayed from its lengths: the steps must be the same. Where a model is slow,
+all but `live` prompts, and all but the schedules of `only`, are decoded once and replayed.
 """
 
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from pydantic import Field
 from projects.infinite_sampling import peers
 from projects.infinite_sampling.experiments import _common
 from projects.infinite_sampling.predictor import BinnedTransformer, Oracle, examples
-from projects.infinite_sampling.scheduler import Queue, lower_bound, replay, replay_framework
+from projects.infinite_sampling.scheduler import Queue, Replay, lower_bound, replay, replay_framework
 from shared import experiment, meters
 
 PEERS = {"generate, full group": peers.generate, "generate, chunks": peers.generate, "generate_batch": peers.generate_batch}
@@ -33,7 +34,9 @@ class Config(experiment.Config):
     repeats: int = Field(default=6, ge=1)
     timed: list[str] = ["full group", "micro groups", "continuous, FIFO", "framework (predicted)", "plan (oracle)", "dynamic slots"]
     peers: list[Peer] = ["generate, full group", "generate, chunks", "generate_batch"]
-    only: list[str] = Field(default=[], description="schedules to run; none: all")
+    only: list[str] = Field(default=[], description="schedules to run live; none: all")
+    live: int | None = Field(default=None, ge=1, description="prompts to decode live; none: all")
+    warmup: int = Field(default=1, ge=0, description="rounds before those that are timed")
     device: Literal["cpu", "cuda"] = "cpu"
 
 
@@ -58,34 +61,35 @@ def run(config: Config, run: experiment.Run) -> None:
     learnt.fit(examples(subject.prompts, made, config.prefix))
     recorder = _common.Recorder(learnt)
     truth: dict[tuple[int, int], int] = {}
-    wanted = {
-        name: one
-        for name, one in _common.schedules(config.slots, config.prefix, recorder, Oracle(truth)).items()
-        if not config.only or name in config.only or name == "micro groups"
-    }
+    schedules = _common.schedules(config.slots, config.prefix, recorder, Oracle(truth))
+    wanted = {name: one for name, one in schedules.items() if not config.only or name in config.only or name == "micro groups"}
     common = {"model": config.model, "group": config.group, "slots": config.slots}
 
     for prompt in run.progress(tested, "prompts"):
         jobs = [(prompt, index) for index in range(config.group)]
-        reference: list[list[int]] | None = None
-        for name in ["micro groups", *(other for other in wanted if other != "micro groups")]:
-            rollout = engine.run(subject.prompts, jobs, wanted[name], limits=subject.forced)
-            tokens = [c.tokens for c in rollout.completions]
+        live = dict(wanted) if prompt < (config.live or config.prompts) else {}
+        first = "micro groups" if live else "full group"
+        completions = None
+        for name in [first, *(other for other in live if other != first)]:
+            rollout = engine.run(subject.prompts, jobs, schedules[name], limits=subject.forced)
             truth.update({(c.prompt, c.index): len(c.tokens) for c in rollout.completions})
-            reference = reference or tokens
-            durations = [len(one) - 1 for one in tokens]
-            stats = rollout.stats
+            completions = completions or rollout.completions
+            if name not in live:
+                continue
+            durations = [len(c.tokens) - 1 for c in rollout.completions]
+            stats, played = rollout.stats, _replayed(schedules[name], durations, config, recorder.said, prompt)
             run.row(
                 kind="rollout",
                 **common,
                 schedule=name,
                 prompt=prompt,
+                live=True,
                 tokens=stats.tokens,
                 longest=max(durations) + 1,
                 truncated=sum(c.finish == "length" for c in rollout.completions),
-                same=sum(a == b for a, b in zip(tokens, reference, strict=True)),
+                same=sum(a.tokens == b.tokens for a, b in zip(rollout.completions, completions, strict=True)),
                 steps=stats.steps,
-                replayed=_replayed(wanted[name], durations, config, recorder.said, prompt),
+                replayed=None if played is None else played.steps,
                 lower_bound=lower_bound(durations, config.slots),
                 reingests=stats.reingests,
                 prefills=stats.prefills,
@@ -97,14 +101,35 @@ def run(config: Config, run: experiment.Run) -> None:
                 rollout_seconds=stats.seconds,
             )
             if prompt == 0 and name != "dynamic slots":
-                for row, job, first, last in stats.spans:
-                    run.row(kind="span", **common, schedule=name, slot=row, completion=job, first=first, last=last)
+                for row, job, start, end in stats.spans:
+                    run.row(kind="span", **common, schedule=name, slot=row, completion=job, first=start, last=end)
+        assert completions is not None
+        unseen = examples(subject.prompts, completions, config.prefix)
+        said = dict(zip(unseen.prefixes.jobs, learnt.predict(unseen.prefixes).tolist(), strict=True)) if len(unseen) else {}
+        durations = [len(c.tokens) - 1 for c in completions]
+        for name in (name for name in schedules if name not in live):
+            played = _replayed(schedules[name], durations, config, said, prompt)
+            if played is None:
+                continue
+            run.row(
+                kind="rollout",
+                **common,
+                schedule=name,
+                prompt=prompt,
+                live=False,
+                tokens=sum(durations) + len(durations),
+                longest=max(durations) + 1,
+                truncated=sum(c.finish == "length" for c in completions),
+                steps=played.steps,
+                lower_bound=lower_bound(durations, config.slots),
+                occupancy_share=played.occupancy,
+            )
 
     produced: dict[str, list[int]] = {}
     variants = {name: _ours(engine, subject, one, config, produced, name) for name, one in wanted.items() if name in config.timed}
     variants |= {name: _theirs(subject, name, config, produced) for name in config.peers}
     timings = meters.interleave(
-        variants, config.repeats, clock=_common.clock_of(config.device), progress=lambda total: run.progress(total, "rounds")
+        variants, config.repeats, config.warmup, clock=_common.clock_of(config.device), progress=lambda total: run.progress(total, "rounds")
     )
     for name, timing in timings.items():
         for repeat, (seconds, tokens) in enumerate(zip(timing.seconds, produced[name][-config.repeats :], strict=True)):
@@ -113,22 +138,21 @@ def run(config: Config, run: experiment.Run) -> None:
             )
 
 
-def _replayed(schedule: Any, durations: list[int], config: Config, said: dict[tuple[int, int], float], prompt: int) -> int | None:
-    """Steps from the lengths alone."""
+def _replayed(schedule: Any, durations: list[int], config: Config, said: dict[tuple[int, int], float], prompt: int) -> Replay | None:
+    """The schedule from the lengths alone; None for one that depends on more."""
     lengths = [d + 1 for d in durations]
     if schedule.mode == "dynamic":
         return None
     if schedule.prefix:
-        found, _ = replay_framework(lengths, config.slots, schedule.prefix, lambda jobs: [said[prompt, j] for j in jobs], schedule.refill)
-        return found.steps
+        return replay_framework(lengths, config.slots, schedule.prefix, lambda jobs: [said[prompt, j] for j in jobs], schedule.refill)[0]
     slots = len(durations) if schedule.mode == "full" else config.slots
-    return replay(durations, slots, Queue(durations, slots, schedule.refill), barrier=schedule.mode != "continuous").steps
+    return replay(durations, slots, Queue(durations, slots, schedule.refill), barrier=schedule.mode != "continuous")
 
 
 def _ours(engine: Any, subject: Any, schedule: Any, config: Config, produced: dict[str, list[int]], name: str) -> Any:
     def once() -> None:
         tokens = 0
-        for prompt in range(config.prompts):
+        for prompt in range(config.live or config.prompts):
             jobs = [(prompt, index) for index in range(config.group)]
             tokens += engine.run(subject.prompts, jobs, schedule, limits=subject.forced).stats.tokens
         produced.setdefault(name, []).append(tokens)
@@ -139,7 +163,7 @@ def _ours(engine: Any, subject: Any, schedule: Any, config: Config, produced: di
 def _theirs(subject: Any, name: str, config: Config, produced: dict[str, list[int]]) -> Any:
     rows = config.group if name == "generate, full group" else config.slots
     # Continuous batching is slow enough for one prompt to do.
-    prompts = range(1 if name == "generate_batch" else config.prompts)
+    prompts = range(1 if name == "generate_batch" else config.live or config.prompts)
 
     def once() -> None:
         eos = subject.eos[0] if subject.eos else -1

@@ -1,12 +1,15 @@
-"""Table 6 and figure 5: GRPO with the full group, with micro groups and with the full framework, from the same weights with the same seed.
+"""Table 6 and figure 5: GRPO with the full group, with micro groups and with the full framework, and TRL's trainer with its own rollout and
+with this one; from the same weights, on the same prompts, with the same loss and optimizer.
 
-The three take each step in turn. Rewards must be the same at every step: completions are, and so are gradients but for rounding. A finite
-pool of prompts, seen several times; held-out prompts are sampled at both ends. The predictor is fitted online in the framework; another
-that was fitted once, at the first step, shows what the drift of lengths does to it.
+They take each step in turn. Rewards must be the same at every step wherever completions are this engine's: completions are, and so are
+gradients but for rounding. TRL draws others of its own, and computes in float32. A finite pool of prompts, seen several times; held-out
+prompts are sampled at both ends. The predictor is fitted online in the framework; another that was fitted once, at the first step, shows
+what the drift of lengths does to it. After the last step one more is made under the meter of bytes.
 """
 
 import copy
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -15,15 +18,19 @@ from pydantic import Field
 
 from projects.infinite_sampling.experiments import _common
 from projects.infinite_sampling.grpo import advantages, backward
+from projects.infinite_sampling.peers import TrlSteps
 from projects.infinite_sampling.policy import reward
 from projects.infinite_sampling.predictor import HiddenRidge, Online, evaluate, examples
+from projects.infinite_sampling.trl_rollout import rollout, rollout_seed
 from shared import experiment
 from shared.seeding import step_seed
 
-Mode = Literal["full group", "micro groups", "framework"]
+Mode = Literal["full group", "micro groups", "framework", "TRL", "TRL, this rollout"]
 
 
 class Config(experiment.Config):
+    """TRL's modes run in float32 alone. A backward is of `slots` completions, but of all in mode `full group`."""
+
     train_steps: int = Field(default=600, ge=1)
     pool: int = Field(default=8, ge=1)
     held_out: int = Field(default=16, ge=1)
@@ -34,94 +41,160 @@ class Config(experiment.Config):
     steps: int = Field(default=40, ge=1)
     lr: float = Field(default=2e-4, gt=0)
     dtypes: list[Literal["float64", "float32"]] = ["float64", "float32"]
-    modes: list[Mode] = ["full group", "micro groups", "framework"]
+    modes: list[Mode] = ["full group", "micro groups", "framework", "TRL", "TRL, this rollout"]
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class _Policy:
     """One mode's model on its way."""
 
-    def __init__(self, mode: str, model: Any, config: Config) -> None:
-        self.mode, self.model = mode, copy.deepcopy(model)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    def __init__(self, mode: Mode, config: Config, one: _common.Subject) -> None:
+        self.mode, self.config, self.subject = mode, config, one
+        self.model = copy.deepcopy(one.model)
+        self.meter, self.clock = _common.Meter(config.device), _common.clock_of(config.device)
+        self.rollout_seconds = 0.0
         self.online: Online | None = None
-        if mode == "framework":
+        self.frozen: HiddenRidge | None = None
+        if mode in ("framework", "TRL, this rollout"):
             self.online = Online(HiddenRidge(), config.prefix, every=4, model=self.model)
         self.schedule = {
             "full group": _common.Schedule("full"),
             "micro groups": _common.Schedule("micro", config.slots),
-            "framework": _common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online),
-        }[mode]
+        }.get(mode, _common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online))
         self.micro = config.prompts_per_step * config.group if mode == "full group" else config.slots
-        self.frozen: HiddenRidge | None = None
+        self.trl: TrlSteps | None = None
+        if not mode.startswith("TRL"):
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+            return
+        self.trl = TrlSteps(
+            self.model,
+            one.tokenizer,
+            [one.texts[p] for step in range(config.steps + 1) for p in self.chosen(step)],
+            reward,
+            steps=config.steps + 1,
+            prompts_per_step=config.prompts_per_step,
+            group=config.group,
+            micro_batch=config.slots,
+            limit=one.limit,
+            lr=config.lr,
+            seed=config.seed,
+            phase=self.rolling,
+            rollout_func=rollout(self.schedule, self.online) if mode == "TRL, this rollout" else None,
+        )
+
+    def chosen(self, step: int) -> list[int]:
+        """The prompts of a step."""
+        size = self.config.prompts_per_step
+        return [(step * size + i) % self.config.pool for i in range(size)]
+
+    @contextmanager
+    def rolling(self) -> Iterator[None]:
+        """Around the rollout: its time, and its bytes where they are measured."""
+        start = self.clock()
+        with self.meter.rollout():
+            yield
+        self.rollout_seconds = self.clock() - start
+
+    def step(self, step: int) -> tuple[list[float], dict[str, Any]]:
+        """Make a step. Rewards of its completions, and columns of its row."""
+        if self.trl is None:
+            return self._own(step)
+        start = self.clock()
+        rewards, lengths = self.trl.step()
+        seconds = self.clock() - start
+        return rewards, {
+            "length_tokens": float(np.mean(lengths)),
+            "rollout_seconds": self.rollout_seconds,
+            "step_seconds": seconds,
+        }
+
+    def _own(self, step: int) -> tuple[list[float], dict[str, Any]]:
+        config, one, chosen = self.config, self.subject, self.chosen(step)
+        jobs = [(p, i) for p in chosen for i in range(config.group)]
+        start = self.clock()
+        engine = _common.Engine(self.model, one.eos, one.limit, seed=rollout_seed(config.seed, step))
+        with self.rolling():
+            made = engine.run(one.prompts, jobs, self.schedule)
+        texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made.completions]
+        rewards = reward([one.texts[c.prompt] for c in made.completions], texts)
+        gains = advantages(torch.tensor(rewards, dtype=torch.float64).reshape(len(chosen), config.group)).flatten()
+        backwards = self.clock()
+        result = backward(self.model, one.prompts, made.completions, gains, one.limit, micro_batch=self.micro)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = self.clock() - start
+        found = {
+            "length_tokens": float(np.mean([len(c.tokens) for c in made.completions])),
+            "steps": made.stats.steps,
+            "kv_bytes": made.stats.kv_bytes,
+            "mismatch_ratio": result.mismatch,
+            "rollout_seconds": self.rollout_seconds,
+            "backward_seconds": seconds + start - backwards,
+            **self._errors(made.completions),
+        }
+        start = self.clock()
+        if self.online is not None:
+            self.online.observe(one.prompts, made.completions)
+        refit = self.clock() - start
+        return rewards, {**found, "refit_seconds": refit, "step_seconds": seconds + refit}
+
+    def _errors(self, completions: list[Any]) -> dict[str, float]:
+        """Of the predictor as it is before it learns of these completions, and of one that was fitted on the first step's alone."""
+        if self.online is None:
+            return {}
+        now = examples(self.subject.prompts, completions, self.config.prefix, self.model)
+        if self.frozen is None:
+            self.frozen = HiddenRidge()
+            self.frozen.fit(now)
+            return {}
+        if not len(now):
+            return {}
+        return {
+            "frozen_error_tokens": evaluate(self.frozen.predict(now.prefixes), now)["error"],
+            "online_error_tokens": evaluate(self.online.predict(now.prefixes), now)["error"],
+        }
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    one = _common.subject("policy", config.pool + config.held_out, config.seed, limit=56, train_steps=config.train_steps, run=run)
+    one = _common.subject(
+        "policy", config.pool + config.held_out, config.seed, limit=56, train_steps=config.train_steps, run=run, device=config.device
+    )
     for dtype in config.dtypes:
         one.model.to(getattr(torch, dtype))
-        policies = [_Policy(mode, one.model, config) for mode in config.modes]
-        _held_out(run, config, one, policies, dtype, 0)
+        policies = [_Policy(mode, config, one) for mode in config.modes if dtype == "float32" or not mode.startswith("TRL")]
+        _held_out(run, config, policies, dtype, 0)
         for step in run.progress(config.steps, f"steps in {dtype}"):
-            first: torch.Tensor | None = None
+            first: list[float] | None = None
             for policy in policies:
-                rewards = _step(run, config, one, policy, dtype, step, first)
-                first = rewards if first is None else first
-        _held_out(run, config, one, policies, dtype, config.steps)
+                rewards, found = policy.step(step)
+                first = first or rewards
+                run.row(
+                    kind="step",
+                    dtype=dtype,
+                    mode=policy.mode,
+                    step=step,
+                    reward_score=float(np.mean(rewards)),
+                    same_rewards=rewards == first,
+                    **found,
+                )
+        _held_out(run, config, policies, dtype, config.steps)
+        for policy in policies:
+            _, peak, rolling, counter = policy.meter.peaks(lambda one=policy: one.step(config.steps))
+            run.row(kind="memory", dtype=dtype, mode=policy.mode, step_peak_bytes=peak, rollout_peak_bytes=rolling, counter=counter)
+            if policy.trl is not None:
+                policy.trl.close()
 
 
-def _step(
-    run: experiment.Run, config: Config, one: _common.Subject, policy: _Policy, dtype: str, step: int, first: torch.Tensor | None
-) -> torch.Tensor:
-    size = config.prompts_per_step
-    chosen = [(step * size + i) % config.pool for i in range(size)]
-    jobs = [(p, i) for p in chosen for i in range(config.group)]
-    began = time.process_time()
-    one_engine = _common.Engine(policy.model, one.eos, one.limit, seed=step_seed(config.seed, "rollout", step))
-    rollout = one_engine.run(one.prompts, jobs, policy.schedule)
-    rolled = time.process_time()
-    texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in rollout.completions]
-    rewards = torch.tensor(reward([one.texts[c.prompt] for c in rollout.completions], texts), dtype=torch.float64)
-    gains = advantages(rewards.reshape(size, config.group)).flatten()
-    policy.optimizer.zero_grad()
-    result = backward(policy.model, one.prompts, rollout.completions, gains, one.limit, micro_batch=policy.micro)
-    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
-    policy.optimizer.step()
-    ended = time.process_time()
-    errors: dict[str, float] = {}
-    if policy.online is not None:
-        now = examples(one.prompts, rollout.completions, config.prefix, policy.model)
-        if policy.frozen is None:
-            policy.frozen = HiddenRidge()
-            policy.frozen.fit(now)
-        elif len(now):
-            errors["frozen_error_tokens"] = evaluate(policy.frozen.predict(now.prefixes), now)["error"]
-            errors["online_error_tokens"] = evaluate(policy.online.predict(now.prefixes), now)["error"]
-        policy.online.observe(one.prompts, rollout.completions)
-    run.row(
-        kind="step",
-        dtype=dtype,
-        mode=policy.mode,
-        step=step,
-        reward_score=float(rewards.mean()),
-        same_rewards=bool(first is None or torch.equal(first, rewards)),
-        length_tokens=float(np.mean([len(c.tokens) for c in rollout.completions])),
-        steps=rollout.stats.steps,
-        kv_bytes=rollout.stats.kv_bytes,
-        mismatch_ratio=result.mismatch,
-        rollout_seconds=rolled - began,
-        backward_seconds=ended - rolled,
-        refit_seconds=time.process_time() - ended,
-        **errors,
-    )
-    return rewards
-
-
-def _held_out(run: experiment.Run, config: Config, one: _common.Subject, policies: list[_Policy], dtype: str, step: int) -> None:
+def _held_out(run: experiment.Run, config: Config, policies: list[_Policy], dtype: str, step: int) -> None:
     for policy in policies:
+        one, model, training = policy.subject, policy.model, policy.model.training
+        model.eval()
         for kind, prompts in (("pool", range(config.pool)), ("held out", range(config.pool, config.pool + config.held_out))):
             jobs = [(p, i) for p in prompts for i in range(16)]
-            engine = _common.Engine(policy.model, one.eos, one.limit, seed=step_seed(config.seed, "evaluation"))
+            engine = _common.Engine(model, one.eos, one.limit, seed=step_seed(config.seed, "evaluation"))
             made = engine.run(one.prompts, jobs, _common.Schedule("continuous", 64)).completions
             texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made]
             found = reward([one.texts[c.prompt] for c in made], texts)
             run.row(kind="evaluation", dtype=dtype, mode=policy.mode, step=step, prompts=kind, reward_score=float(np.mean(found)))
+        model.train(training)

@@ -95,3 +95,55 @@ def save_tokenizer() -> Any:
         return wrapped
 
     return save
+
+
+@pytest.fixture
+def trl_trainer(tmp_path: Any, save_tokenizer: Any) -> Any:
+    """A function that makes a `GRPOTrainer` on a small policy with a token per character. It keeps in `seen` what each loss was of, and
+    the log-probabilities that TRL trains with.
+    """
+    trl = pytest.importorskip("trl", reason="TRL is in the extra `peers`")
+    from datasets import Dataset
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class Trainer(trl.GRPOTrainer):
+        def _compute_loss(self, model: Any, inputs: Any) -> Any:
+            ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+            with torch.no_grad():
+                trained = self._get_per_token_logps_and_entropies(model, ids, mask, inputs["completion_ids"].shape[1])[0]
+            self.seen.append({**{key: value.clone() for key, value in inputs.items()}, "trained": trained})
+            return super()._compute_loss(model, inputs)
+
+    def make(
+        prompts: Any,
+        reward: Any,
+        rollout_func: Any = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        tokenizer: Any = None,
+        peft_config: Any = None,
+        **options: Any,
+    ) -> Any:
+        tokenizer = tokenizer or save_tokenizer(tmp_path)
+        torch.manual_seed(0)
+        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+        end = tokenizer.eos_token_id
+        config = LlamaConfig(vocab_size=len(tokenizer), **shape, eos_token_id=end, pad_token_id=end, bos_token_id=None)
+        model = LlamaForCausalLM(config).to(dtype)
+        with torch.no_grad():  # completions of different lengths
+            model.lm_head.weight.mul_(8.0)[end] *= 3
+        settings = {
+            "output_dir": str(tmp_path / "out"), "use_cpu": True, "bf16": False, "report_to": [], "logging_steps": 1, "save_strategy": "no",
+            "disable_tqdm": True, "num_generations": 4, "per_device_train_batch_size": 4, "max_completion_length": 12, "max_steps": 1,
+            "shuffle_dataset": False, "lr_scheduler_type": "constant", "loss_type": "grpo", "seed": 3, "gradient_checkpointing": False,
+        }  # fmt: skip
+        args = trl.GRPOConfig(**{**settings, **options})
+        trainer = Trainer(
+            model=model, reward_funcs=reward, args=args, processing_class=tokenizer, rollout_func=rollout_func,
+            peft_config=peft_config, train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+            eval_dataset=Dataset.from_list([{"prompt": prompts[0]}]),
+        )  # fmt: skip
+        trainer.seen = []
+        return trainer
+
+    return make

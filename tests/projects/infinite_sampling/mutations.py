@@ -13,8 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-ENGINE, CACHE, SCHEDULER, STREAMS, GRPO, PREDICTOR, TRAIN, SAMPLE = (
-    f"projects/infinite_sampling/{name}.py" for name in ("engine", "cache", "scheduler", "streams", "grpo", "predictor", "train", "sample")
+ENGINE, CACHE, SCHEDULER, STREAMS, GRPO, PREDICTOR, TRAIN, SAMPLE, TRL, PEERS = (
+    f"projects/infinite_sampling/{name}.py"
+    for name in ("engine", "cache", "scheduler", "streams", "grpo", "predictor", "train", "sample", "trl_rollout", "peers")
 )
 
 MUTATIONS = [
@@ -128,6 +129,40 @@ MUTATIONS = [
         "the first token of a completion has no loss",
         ("grpo",),
     ),
+    Mutation(
+        GRPO,
+        "return per_token.sum() / (of.sequences * of.limit)",
+        "return per_token.sum() / (mask.shape[0] * of.limit)",
+        "dr_grpo is divided by a micro batch's completions and not as TRL does",
+        ("trl_loss",),
+    ),
+    Mutation(GRPO, "DELTA = 1e-4", "DELTA = 1e-3", "delta is not TRL's", ("trl_loss",)),
+    Mutation(GRPO, "(torch.exp(apart) - apart - 1)", "apart.square() / 2", "the divergence is not the k3 of TRL", ("trl_loss",)),
+    Mutation(
+        GRPO,
+        "((ratio > 1 + eps) & (gain > 0))",
+        "(ratio > 1 + eps)",
+        "tokens that still have a gradient are counted as clipped, unlike TRL",
+        ("trl_loss",),
+    ),
+    # ---- TRL ----
+    Mutation(TRL, "seen[number] += 1", "seen[number] += 0", "TRL gets one completion of a prompt several times", ("trl",)),
+    Mutation(TRL, "calls[step, training] += 1", "calls[step, training] += 0", "two batches of a TRL step have the same numbers", ("trl",)),
+    Mutation(TRL, "model, trainer.eos_token_ids,", "model, [],", "TRL's end tokens end nothing", ("trl",)),
+    Mutation(TRL, "temperature=trainer.temperature", "temperature=1.0", "TRL's temperature is not heeded", ("trl",)),
+    Mutation(TRL, "            **trainer.chat_template_kwargs,\n", "", "TRL's arguments of the chat template are dropped", ("trl",)),
+    Mutation(TRL, "[c.tokens for c in made]", "[c.tokens[:-1] for c in made]", "TRL does not see the end token", ("trl",)),
+    Mutation(TRL, "model.train(training)", "model.train(False)", "TRL goes on with a model in eval mode", ("trl",)),
+    Mutation(TRL, "online is not None and training", "online is not None", "the predictor learns from TRL's evaluations", ("trl",)),
+    Mutation(TRL, '"top_k": (0, None),', "", "TRL's top_k is passed over in silence", ("trl",)),
+    Mutation(
+        PEERS,
+        "gradient_accumulation_steps=completions // micro_batch",
+        "gradient_accumulation_steps=1",
+        "the TRL that is measured takes smaller steps",
+        ("trl",),
+    ),
+    Mutation(PEERS, "model.generate = inside(model.generate)", "pass", "the rollout of the TRL that is measured has no time", ("trl",)),
     # ---- predictors ----
     Mutation(
         PREDICTOR,
@@ -145,7 +180,11 @@ MUTATIONS = [
         "the wrong lengths are taken for censored",
         ("predictor",),
     ),
+    Mutation(
+        PREDICTOR, "places.index(place) for place in last", "0 for place in last", "a ridge sees another row's last token", ("predictor",)
+    ),
     # ---- commands ----
+    Mutation(TRAIN, 'apart = max(apart, line["mismatch"])', "", "training does not say how far sampling is from it", ("command",)),
     Mutation(TRAIN, 'if kind == "optimizer":', 'if kind == "nothing":', "going on forgets the optimizer", ("command",)),
     Mutation(
         SAMPLE,

@@ -107,15 +107,34 @@ def ablation(fifo=1.2, sjf=1.1, plan_sjf=1.05, plan_lpt=1.06, lpt=1.1) -> dict:
     }
 
 
-def training(same: bool = True, last: float = 0.8, online: float = 1.0, frozen: float = 2.0) -> dict:
+def training(
+    same: bool = True,
+    last: float = 0.8,
+    online: float = 1.0,
+    frozen: float = 2.0,
+    hooked: bool = True,
+    peak: float = 20.0,
+    framework: float = 0.9,
+    full: float = 0.7,
+) -> dict:
     rows = []
-    for mode in ("full group", "framework"):
-        for step in range(4):
-            row = {"kind": "step", "dtype": "float64", "mode": mode, "step": step, "same_rewards": mode == "full group" or same or step < 3}
-            rows.append({**row, "length_tokens": 10.0, "frozen_error_tokens": frozen, "online_error_tokens": online})
-        for kind in ("pool", "held out"):
-            for step, score in ((0, 0.3), (4, last)):
-                rows.append({"kind": "evaluation", "dtype": "float64", "mode": mode, "step": step, "prompts": kind, "reward_score": score})
+    seconds = {"full group": full, "framework": framework, "TRL": 1.0, "TRL, this rollout": 1.1}
+    for dtype in ("float64", "float32"):
+        for mode in seconds:
+            if dtype == "float64" and mode.startswith("TRL"):
+                continue
+            equal = {"full group": True, "framework": same, "TRL": False, "TRL, this rollout": hooked}[mode]
+            times = {"rollout_seconds": 1.0, "step_seconds": 10 * seconds[mode]}
+            for step in range(4):
+                row = {"kind": "step", "dtype": dtype, "mode": mode, "step": step, "same_rewards": equal or step < 3, **times}
+                row |= {"length_tokens": 10.0, "kv_bytes": None, "steps": None, "mismatch_ratio": None}
+                rows.append({**row, "frozen_error_tokens": frozen, "online_error_tokens": online})
+            for kind in ("pool", "held out"):
+                for step, score in ((0, 0.3), (4, last)):
+                    row = {"kind": "evaluation", "dtype": dtype, "mode": mode, "step": step, "prompts": kind}
+                    rows.append({**row, "reward_score": score})
+            bytes_ = {"rollout_peak_bytes": peak if mode == "TRL, this rollout" else 100.0, "step_peak_bytes": 100.0}
+            rows.append({"kind": "memory", "dtype": dtype, "mode": mode, **bytes_})
     return {"training": rows}
 
 
@@ -127,7 +146,7 @@ def test_every_claim_can_fail_and_can_hold():
         "steps": schedule(framework=100),
         "near_oracle": schedule(oracle=60, framework=80),
         "throughput": schedule(speed=0.9),
-        "pretrained": schedule(speed=0.9, name="pretrained"),
+        "pretrained": schedule(framework=100, speed=0.9, name="pretrained"),
         "peers": schedule(speed=0.4),
         "exact": exactness(same=9),
         "gradient": exactness(difference=1e-9),
@@ -137,6 +156,8 @@ def test_every_claim_can_fail_and_can_hold():
         "shortest_first": ablation(sjf=1.3, plan_sjf=1.2),
         "training": training(same=False),
         "drift": training(online=3.0),
+        "trl_rollout": training(hooked=False, peak=80.0),
+        "trl_time": training(framework=1.4, full=1.2),
     }
     holding = {
         "memory": memory(),
@@ -155,6 +176,8 @@ def test_every_claim_can_fail_and_can_hold():
         "shortest_first": ablation(),
         "training": training(),
         "drift": training(),
+        "trl_rollout": training(),
+        "trl_time": training(),
     }
     prefixed = [{f"infinite_sampling.{name}": rows for name, rows in given.items()} for given in (failing, holding)]
     require_falsifiable("infinite_sampling", *prefixed)
@@ -171,6 +194,8 @@ def test_every_claim_can_fail_and_can_hold():
         ("steps", schedule(wrong=1), "fails"),
         ("near_oracle", schedule(framework=80), "partly"),
         ("throughput", schedule(speed=1.1), "partly"),
+        ("pretrained", schedule(framework=90, name="pretrained"), "partly"),
+        ("pretrained", schedule(speed=1.1, name="pretrained"), "partly"),
         ("peers", schedule(speed=0.7), "partly"),
         ("exact", exactness(redrawn=9), "fails"),
         ("gradient", exactness(losses=("grpo",)), "partly"),
@@ -180,6 +205,9 @@ def test_every_claim_can_fail_and_can_hold():
         ("prediction", prediction(none=0.1), "partly"),
         ("shortest_first", ablation(plan_sjf=1.2), "partly"),
         ("training", training(last=0.2), "partly"),
+        ("trl_rollout", training(hooked=False), "partly"),
+        ("trl_rollout", training(peak=80.0), "partly"),
+        ("trl_time", training(framework=1.4), "partly"),
     ],
 )
 def test_in_between_a_claim_says_so(check, rows, wanted):
@@ -190,6 +218,12 @@ def test_in_between_a_claim_says_so(check, rows, wanted):
 def test_without_the_rows_that_decide_nothing_is_said():
     rows = [row for row in schedule()["schedule"] if "generate" not in row["schedule"]]
     assert claims.peers(pd.DataFrame(rows)).verdict == "not tested here"
+    rows = [row for row in training()["training"] if not row["mode"].startswith("TRL")]
+    for check in (claims.trl_rollout, claims.trl_time):
+        assert check(pd.DataFrame(rows)).verdict == "not tested here"
+        assert check(pd.DataFrame([row for row in rows if row["dtype"] == "float64"])).verdict == "not tested here"
+    rows = [{**row, "rollout_peak_bytes": None} for row in training()["training"]]
+    assert claims.trl_rollout(pd.DataFrame(rows)).verdict == "not tested here"
     rows = [row for row in exactness()["exactness"] if not row.get("fixed_shape")]
     assert claims.exact(pd.DataFrame(rows)).verdict == "not tested here"
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from projects.infinite_sampling import __main__ as command
 from projects.infinite_sampling import train as training
+from projects.infinite_sampling.predictor import HiddenRidge
 from shared.paths import ROOT
 
 
@@ -169,35 +171,92 @@ def test_adapters_a_reference_and_several_updates(folder, files):
     assert train(folder, "--steps", "1", "--beta", "0.1", "--loss", "dr_grpo", out="full") == 0
 
 
-def test_a_signal_ends_in_good_order(folder, files):
+def start(folder, files, *more):
+    """`train` in a process of its own, which would go on for a long time; comes back when it has logged two steps."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = [
-        "train",
-        "--model",
-        str(folder),
-        "--prompts",
-        "p.jsonl",
-        "--out",
-        "t",
-        "--reward",
-        "myrewards:length",
-        "--group",
-        "2",
-        "--slots",
-        "2",
-    ]
-    arguments += ["--max-new-tokens", "4", "--steps", "100000", "--predictor", "none"]
+    command = ["train", "--model", str(folder), "--prompts", "p.jsonl", "--out", "t", "--reward", "myrewards:length", "--group", "4"]
+    command += ["--slots", "2", "--max-new-tokens", "6", "--predictor", "constant", "--lr", "0.01", "--steps", "100000", *more]
     process = subprocess.Popen(
-        [sys.executable, "-m", "projects.infinite_sampling", *arguments], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "projects.infinite_sampling", *command], env=environment, stdout=subprocess.PIPE, text=True
     )
     log = files / "t" / "log.jsonl"
     while not (log.exists() and log.read_text().count("\n") >= 2):
         assert process.poll() is None
-        time.sleep(0.2)
+        time.sleep(0.05)
+    return process, log
+
+
+def test_a_signal_ends_in_good_order(folder, files):
+    process, _ = start(folder, files)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command goes on" in out
+
+
+def test_a_crash_loses_the_step_under_way_at_most(folder, files, capsys):
+    process, log = start(folder, files)
+    process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    logged = log.read_text().count("\n")
+    assert train(folder, "--steps", str(logged + 2), out="t") == 0
+    (kept,) = re.findall(r"going on after step (\d+) of", capsys.readouterr().out)
+    assert int(kept) >= logged - 1  # a step is logged, then kept: the one between is made again
+    assert train(folder, "--steps", str(logged + 2), out="whole") == 0
+    assert lines(log) == lines(files / "whole" / "log.jsonl")
+    assert (files / "t" / "model.safetensors").read_bytes() == (files / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_stop_string_ends_a_completion(folder, files):
+    assert sample(folder, "--group", "20", "--max-new-tokens", "20", "--stop", "a", "--stop", "}7") == 0
+    found = lines(files / "out" / "completions.jsonl")
+    stopped = [line for line in found if line["finish"] == "stop"]
+    assert stopped
+    assert all(line["completion"].endswith(("a", "}7")) for line in stopped)
+    assert all("a" not in line["completion"] for line in found if line["finish"] != "stop")
+    assert train(folder, "--steps", "1", "--stop", "a") == 0
+
+
+def test_progress_says_how_busy_slots_are_and_training_how_well_sampling_agrees(folder, files, capsys):
+    assert sample(folder) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"step 15/15 .*slots \d+% busy, step \d+", out)
+    assert re.search(r"15 completions in .*; \d+ tokens in \d+ steps, slots \d+% busy, [\d.]+ kB of keys and values", out)
+    assert train(folder, "--steps", "2") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"step 2/2 .*reward [\d.]+, length \d+, slots \d+% busy", out)
+    largest = max(line["mismatch"] for line in lines(files / "tuned" / "log.jsonl"))
+    assert 0 < largest < 1e-4
+    assert f"differed by {largest:.1e} at the most" in out
+
+
+def test_the_predictor_is_fitted_again_as_the_policy_learns(folder, files, monkeypatch):
+    fitted = []
+
+    def fit(self, known, of=HiddenRidge.fit):
+        fitted.append(sorted({len(prompt) for prompt in known.prefixes.prompts}))
+        of(self, known)
+
+    monkeypatch.setattr(HiddenRidge, "fit", fit)
+    assert train(folder, "--steps", "11", "--predictor", "ridge", "--prefix", "1") == 0
+    assert len(fitted) == 2  # after the first rollout, and after the tenth
+    assert len(fitted[0]) == 1
+    assert len(fitted[1]) == 3  # by then of all three prompts
+
+
+@pytest.mark.parametrize("command", ["sample", "train"])
+def test_a_model_without_a_cache_is_one_line(tmp_path, files, save_tokenizer, capsys, command):
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    uncached = tmp_path / "uncached"
+    tokenizer = save_tokenizer(uncached)
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "attn_implementation": "eager"}
+    OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(uncached)
+    capsys.readouterr()
+    assert (sample if command == "sample" else train)(uncached) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "fills no key-value cache" in error
 
 
 @pytest.mark.parametrize(

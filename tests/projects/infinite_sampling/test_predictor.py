@@ -149,6 +149,26 @@ def test_what_the_engine_captures_is_what_the_ridge_was_fitted_on(llama):
     assert not llama.get_output_embeddings()._forward_pre_hooks
 
 
+def test_features_are_had_a_few_rows_at_a_time_and_without_the_logits_of_a_prompt(llama, monkeypatch):
+    """A vocabulary of 50,000 for every token of every row would be the largest tensor of a training step."""
+    from projects.infinite_sampling import predictor
+    from shared.models import add_lora
+
+    made = Engine(llama, [0], 12, seed=7).run(PROMPTS, 6, Schedule("continuous", 4)).completions
+    wanted = examples(PROMPTS, made, 1, llama).prefixes.hidden
+    for name, model in (("plain", llama), ("adapters", add_lora(copy.deepcopy(llama), 2, 4, None, "somewhere"))):
+        shapes = []
+        hook = model.get_output_embeddings().register_forward_hook(lambda module, inputs, output, s=shapes: s.append(output.shape))
+        assert torch.allclose(examples(PROMPTS, made, 1, model).prefixes.hidden, wanted, atol=1e-5), name
+        assert all(rows <= 8 and places <= len(PROMPTS) for rows, places, _ in shapes)
+        shapes.clear()
+        Engine(model.eval(), [0], 3).run(PROMPTS, 2, Schedule("micro", 1))
+        assert {places for _, places, _ in shapes} == {1}
+        hook.remove()
+    monkeypatch.setattr(predictor, "can_keep", lambda model: False)
+    assert torch.allclose(examples(PROMPTS, made, 1, llama).prefixes.hidden, wanted, atol=1e-5)
+
+
 def test_online_learns_from_the_last_rollouts():
     online = Online(Constant(), 0, keep=4, every=2)
     prefixes = Prefixes([[1]], [[]], [(0, 0)])

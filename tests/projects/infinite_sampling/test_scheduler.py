@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from projects.infinite_sampling.scheduler import REFILLS, Queue, lower_bound, lpt, makespan, multifit, plan, replay, replay_framework
 
@@ -26,6 +27,29 @@ def instances(count: int, seed: int = 0):
         yield [int(d) for d in rng.integers(0, int(rng.choice([3, 12, 200])), n)], slots
 
 
+def solved(durations: list[int], slots: int) -> int:
+    """The optimum of larger instances, as a mixed-integer programme that HiGHS solves: job j is on slot s where x_js is 1."""
+    n = len(durations)
+    once = LinearConstraint(np.hstack([np.kron(np.eye(n), np.ones(slots)), np.zeros((n, 1))]), 1, 1)
+    loads = LinearConstraint(np.hstack([np.kron(np.array(durations), np.eye(slots)), -np.ones((slots, 1))]), -np.inf, 0)
+    cost = np.append(np.zeros(n * slots), 1.0)
+    whole = Bounds(np.zeros(n * slots + 1), np.append(np.ones(n * slots), np.inf))
+    found = milp(cost, constraints=[once, loads], integrality=np.ones(n * slots + 1), bounds=whole, options={"mip_rel_gap": 0.0})
+    assert found.status == 0
+    return round(found.fun)
+
+
+def larger(count: int, seed: int):
+    """Durations as of rollouts: log-normal, or of two or three lengths; 12 to 20 jobs on 3 to 5 slots."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        n, slots = int(rng.integers(12, 21)), int(rng.integers(3, 6))
+        if rng.random() < 0.5:
+            yield [int(d) for d in np.clip(rng.lognormal(3.5, 0.8, n), 1, 200)], slots
+        else:
+            yield [int(d) for d in rng.choice([9, 22, 35], n) + rng.integers(0, 3, n)], slots
+
+
 GRAHAM = {p: [d for k in range(p, 2 * p) for d in (k, k)][2:][::-1] + [p] * 3 for p in range(2, 6)}
 
 
@@ -43,6 +67,31 @@ def test_a_plan_is_within_eps_of_the_optimum_and_its_certificate_is_true(eps):
         statuses.add(found.status)
     assert "lpt_certified" in statuses
     assert eps == 0.5 or "dp" in statuses or "simple_within" in statuses
+
+
+@pytest.fixture(scope="module")
+def larger_with_optima():
+    return [(durations, slots, solved(durations, slots)) for durations, slots in larger(30, seed=7)]
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.01])
+def test_a_plan_is_within_eps_of_the_optimum_of_instances_that_brute_force_cannot_do(eps, larger_with_optima):
+    beyond_simple = 0
+    for durations, slots, best in larger_with_optima:
+        found = plan(durations, slots, eps, max_states=50_000)
+        assert found.lower_bound <= best <= found.value
+        assert found.value <= found.certificate * best + 1e-9
+        if found.status != "capped":
+            assert found.value <= (1 + eps) * best + 1e-9
+        beyond_simple += found.status in ("dp", "simple_within")
+    assert eps == 0.1 or beyond_simple > 2
+
+
+@pytest.mark.parametrize("slots", GRAHAM)
+def test_the_programme_solves_what_has_known_optima(slots):
+    assert solved(GRAHAM[slots], slots) == 3 * slots
+    for durations, few in instances(10, seed=8):
+        assert solved(durations, few) == optimum(durations, few)
 
 
 @pytest.mark.parametrize("slots", GRAHAM)

@@ -1,6 +1,7 @@
 """The arithmetic of the tables, by hand, and the small policy's task."""
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from projects.infinite_sampling import policy
 from projects.infinite_sampling.experiments import _common
 from projects.infinite_sampling.peers import generate, generate_batch
-from projects.infinite_sampling.tables import ablation_steps, speeds
+from projects.infinite_sampling.tables import ablation_steps, speeds, trained
 from shared.errors import UserError
 from shared.experiment import Run
 
@@ -49,6 +50,27 @@ def test_steps_are_over_the_lower_bound_in_order_of_what_is_known():
     found = ablation_steps(pd.DataFrame(rows))
     assert list(found.index) == ["none", "k = 4", "k = 16", "oracle"]
     assert found["fifo"].tolist() == pytest.approx([1.4, 1.3, 1.2, 1.1])
+
+
+def test_steps_of_training_are_compared_with_those_of_trl_one_by_one():
+    rows = []
+    for mode, factor in (("micro groups", 2.0), ("TRL", 1.0), ("framework", 0.5)):
+        for step in range(3):
+            row = {"kind": "step", "dtype": "float32", "mode": mode, "step": step, "same_rewards": mode != "TRL", "kv_bytes": 8, "steps": 9}
+            times = {"rollout_seconds": factor * (step + 1), "step_seconds": 2 * factor * (step + 1) ** 2}
+            rows.append({**row, **times, "mismatch_ratio": 0.1 * step})
+        for kind in ("pool", "held out"):
+            rows += [
+                {"kind": "evaluation", "dtype": "float32", "mode": mode, "step": s, "prompts": kind, "reward_score": s / 4} for s in (0, 3)
+            ]
+        rows.append({"kind": "memory", "dtype": "float32", "mode": mode, "rollout_peak_bytes": 7.0, "step_peak_bytes": 11.0})
+    found = trained(pd.DataFrame(rows)).set_index("mode")
+    assert found["trl_ratio"].tolist() == [2.0, 1.0, 0.5]
+    assert found["rollout_ratio"].tolist() == [1.0, 2.0, 4.0]  # of micro groups' speed
+    assert found["step_seconds"].tolist() == [16.0, 8.0, 4.0]
+    assert found["same_rewards"].fillna("its own draws").tolist() == ["3 of 3", "its own draws", "3 of 3"]
+    assert found.loc["TRL", "pool"] == "0.00 to 0.75"
+    assert found["mismatch_ratio"].tolist() == pytest.approx([0.2] * 3)
 
 
 def value(chain: str) -> int:
@@ -94,6 +116,19 @@ def test_peers_sample_whole_groups(llama):
         assert len(lengths) == 5
         assert all(1 <= n <= 10 for n in lengths)
     llama.double()
+
+
+def test_the_meter_tells_a_rollout_from_the_rest():
+    meter = _common.Meter("cpu")
+
+    def work(marked: bool) -> str:
+        with meter.rollout() if marked else nullcontext():
+            torch.empty(10_000, dtype=torch.uint8)
+        torch.empty(50_000, dtype=torch.uint8)
+        return "done"
+
+    assert meter.peaks(lambda: work(True)) == ("done", 50_000, 10_000, "allocator")
+    assert meter.peaks(lambda: work(False)) == ("done", 50_000, None, "allocator")
 
 
 def test_a_scale_that_needs_a_gpu_says_so(monkeypatch):
