@@ -71,7 +71,6 @@ class Case:
     problem: Contrastive
     start: Tensor
     points: list[Tensor]
-    seconds: float
     validation: Contrastive
     tested: Callable[[Tensor], float]
     corrupted: Tensor
@@ -118,14 +117,12 @@ def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_sh
         source, corrupted = shuffle_captions(labels.tolist(), shuffled_share, seed)
         labels = labels[source]
     training = problem(pictures.train, labels, config.delta)
-    points, seconds = timed(config, lambda: train(training, start, config, seed))
     classes = (ids.to(device), mask.to(device))
     return Case(
         config,
         training,
         start,
-        points,
-        seconds,
+        train(training, start, config, seed),
         problem(pictures.validation, pictures.validation.labels, 0.0),
         lambda at: class_accuracy(towers, at, classes, pictures.test, config.batch),
         corrupted,
@@ -169,25 +166,22 @@ def run(config: Config, run: experiment.Run) -> None:
                 "classes": len(pictures.classes),
                 "repeated_share": case.repeated_share,
             }
-            gradient = float(case.problem.objective().gradient(case.w).norm())
-            moved = float((case.w - case.start).norm())
-            run.row(part="fit", **common, method="before fine-tuning", **case.judged(case.start))
-            run.row(
-                part="fit", **common, method="fine-tuned", **case.judged(case.w), work_seconds=case.seconds,
-                gradient_norm=gradient, moved_norm=moved,
-            )  # fmt: skip
-            scores = harmful(case, run, common)
+            ends = {"before fine-tuning": case.start, "fine-tuned": case.w}
+            for method, at in ends.items():
+                norms = {"gradient_norm": float(case.problem.objective().gradient(at).norm()), "moved_norm": float((at - case.start).norm())}
+                run.row(part="fit", **common, method=method, **case.judged(at), **norms)
+            solve, setup = timed(config, case.curvature)
+            scores = harmful(case, solve, setup, run, common)
             if not share:
-                removal(case, scores, run, common)
+                removal(case, solve, setup, scores, run, common)
         if peaks is not None:
             run.row(part="memory", **common, method="peak", peak_bytes=peaks()["cuda_allocator"])
 
 
-def harmful(case: Case, run: experiment.Run, common: dict[str, Any]) -> Tensor:
-    """Rows of part "harmful"; returns ECIF's scores."""
+def harmful(case: Case, solve: Solve, setup: float, run: experiment.Run, common: dict[str, Any]) -> Tensor:
+    """Rows of part "harmful"; returns ECIF's scores. `setup` is how long the curvature took to make, which is ECIF's time, too."""
     config, found = case.config, None
     options = {"points": case.points, "seed": case.seed, "dimension": config.dimension}
-    solve, setup = timed(config, case.curvature)
     calls = scores_by_passes(case.problem, case.w, case.validation, solve, **options)
     count, corrupted = round(config.removed * case.problem.pairs.n), case.corrupted.numpy()
     run.row(part="harmful", **common, method="no removal", **case.judged(case.w))
@@ -203,8 +197,8 @@ def harmful(case: Case, run: experiment.Run, common: dict[str, Any]) -> Tensor:
     return found.cpu()
 
 
-def removal(case: Case, scores: Tensor, run: experiment.Run, common: dict[str, Any]) -> None:
-    """Rows of part "removal": an edit's time has the making of its curvature in it, as if it were the only one."""
+def removal(case: Case, solve: Solve, setup: float, scores: Tensor, run: experiment.Run, common: dict[str, Any]) -> None:
+    """Rows of part "removal". An edit's time has that of making the curvature in it, as if it were the only edit."""
     config, n = case.config, case.problem.pairs.n
     shuffled = torch.randperm(n, generator=generator(step_seed(case.seed, "random")))
     orders = {"random": shuffled, "valuable": most_harmful(scores), "harmful": most_harmful(-scores)}
@@ -217,8 +211,7 @@ def removal(case: Case, scores: Tensor, run: experiment.Run, common: dict[str, A
         for method, (mode, parts) in EDITS.items():
 
             def edit() -> tuple[Tensor, Any]:
-                b = case.problem.removal_gradient(case.w, removed, mode, parts)  # noqa: B023
-                return case.curvature()(b)
+                return solve(case.problem.removal_gradient(case.w, removed, mode, parts))  # noqa: B023
 
             (effect, info), seconds = timed(config, edit)
             truth = (again - case.w).cpu()
@@ -228,4 +221,4 @@ def removal(case: Case, scores: Tensor, run: experiment.Run, common: dict[str, A
                 "residual_ratio": info.relative_residual,
                 "products": info.products,
             }
-            run.row(**where, method=method, **case.judged(case.w + effect), work_seconds=seconds, **errors)
+            run.row(**where, method=method, **case.judged(case.w + effect), work_seconds=setup + seconds, **errors)
