@@ -204,8 +204,7 @@ def _square(image: Image.Image, size: int) -> Tensor:
     """As CLIP's own preparation: the shorter edge to `size` (bicubic), then the middle; uint8 [3, size, size]."""
     image = image.convert("RGB")
     if image.size != (size, size):
-        scale = size / min(image.size)
-        width, height = (max(size, round(scale * edge)) for edge in image.size)
+        width, height = (size * edge // min(image.size) for edge in image.size)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)

@@ -238,6 +238,9 @@ def misalignment(misalignment: pd.DataFrame) -> Table:
                 "seeds": int(rows["seed"].nunique()),
             }
         )
+    full = misalignment[misalignment["method"] == "no removal"]
+    cosines = full.assign(cell=_cell(full)).groupby("cell", sort=False)["clean_gradient_cosine"].mean()
+    agreement = "; ".join(f"{cell} {value:.2f}" for cell, value in cosines.items())
     return Table(
         title="Exchanged captions found",
         caption="How well the most harmful pairs are those whose caption was exchanged.",
@@ -253,7 +256,11 @@ def misalignment(misalignment: pd.DataFrame) -> Table:
             "seeds": "seeds",
         },
         paper=paper_numbers("ecif", "headline"),
-        notes=[INTERVAL, "A ranking by chance has the base rate for its precision and average precision, and an AUROC of 0.5."],
+        notes=[
+            INTERVAL,
+            "A ranking by chance has the base rate for its precision and average precision, and an AUROC of 0.5.",
+            f"Cosine of two clean sets' gradients, which the scores are products with: {agreement}.",
+        ],
     )
 
 
