@@ -303,8 +303,8 @@ def clip_retrain(clip: pd.DataFrame) -> Verdict:
     again, edit = (rows[rows["method"] == method].sort_values(["seed", "kind", "share"])["work_seconds"] for method in ("retrain", "ECIF"))
     over = ratio(again.to_numpy(), edit.to_numpy())
     measured = (
-        f"{clip['model'].iloc[0]} ({clip['weights'].iloc[0]}) on {clip['dataset'].iloc[0]}: {inside} of {len(gaps)} cells within 1 point, the "
-        f"widest {100 * worst:+.1f} ({kind}, {share:.0%}); fine-tuning again takes {over.value:.2f}x [{over.low:.2f}, {over.high:.2f}]"
+        f"{_what(clip)}: {inside} of {len(gaps)} cells within 1 point, the widest {100 * worst:+.1f} ({kind}, {share:.0%}); fine-tuning "
+        f"again takes {over.value:.2f}x [{over.low:.2f}, {over.high:.2f}]"
     )
     return Verdict(_count((inside == len(gaps)) + (over.low > 1), 2), measured)
 
@@ -314,8 +314,8 @@ def clip_retrain(clip: pd.DataFrame) -> Verdict:
     claim="A CLIP fine-tuned with LoRA is better without the tenth that ECIF ranks most harmful, and worse without what IF-EKFAC, TRAK or "
     "TracIn rank so.",
     source="table of harmful removal",
-    bound="gain of accuracy over no removal above 0 with its interval for ECIF and below 0 for the three, on clean and on exchanged captions; "
-    "partly: ECIF's above 0 on one",
+    bound="gain of accuracy over no removal above 0 with its interval for ECIF and below 0 for the three, on clean and on exchanged "
+    "captions; partly: ECIF's above 0 on one",
     paper=f"ECIF gains {100 * _GAINS.min():.1f} to {100 * _GAINS.max():.1f} points, the three lose {-100 * _LOSSES.max().max():.1f} to "
     f"{-100 * _LOSSES.min().min():.1f}",
     needs=f"rows of ecif/clip of a trained CLIP with at least {SEEDS} seeds; of the paper's own: a folder of its weights and a GPU",
@@ -330,12 +330,17 @@ def clip_harmful(clip: pd.DataFrame) -> Verdict:
         others += [paired(cell, "test_accuracy", method, "no removal") for method in ("IF-EKFAC", "TRAK", "TracIn")]
     worse, means = sum(gain.high < 0 for gain in others), [gain.value for gain in others]
     measured = (
-        f"{clip['model'].iloc[0]} ({clip['weights'].iloc[0]}) on {clip['dataset'].iloc[0]}: "
+        f"{_what(clip)}: "
         + ", ".join(f"ECIF {_points(gain)} at {share:.0%} exchanged" for share, gain in own.items())
-        + f"; the three clearly worse in {worse} of {len(others)} cells, means from {100 * min(means):+.1f} to {100 * max(means):+.1f} points"
+        + f"; the three clearly worse in {worse} of {len(others)} cells, means from {100 * min(means):+.1f} to {100 * max(means):+.1f}"
     )
     better = sum(gain.low > 0 for gain in own.values())
     return Verdict("holds" if better == len(own) and worse == len(others) else "partly" if better else "fails", measured)
+
+
+def _what(clip: pd.DataFrame) -> str:
+    first = clip.iloc[0]
+    return f"{first['model']} ({first['weights']}) on {first['dataset']}"
 
 
 def _not_told(rows: pd.DataFrame) -> Verdict | None:

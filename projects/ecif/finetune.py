@@ -1,7 +1,7 @@
 """A CLIP with LoRA adapters, fine-tuned as the paper does: some epochs of AdamW over fixed batches, which end at no minimum.
 
-There the Hessian need not be positive, so effects take a damped Gauss-Newton matrix, of some of the batches, by conjugate gradients that are
-stopped early; what is left of the residual is for the caller to report.
+There the Hessian need not be positive, so effects take a damped Gauss-Newton matrix, of some of the batches, by conjugate gradients that
+are stopped early; what is left of the residual is for the caller to report.
 """
 
 import copy

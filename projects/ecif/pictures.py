@@ -30,7 +30,7 @@ QUICKDRAW_CLASSES = 20  # of Quick, Draw! for fine-tuning; the others are what a
 
 @dataclass(frozen=True)
 class Layout:
-    """A set of torchvision: its class there, the folder that it makes in its root, the arguments of its training parts and of its test part."""
+    """A set of torchvision: its class there, the folder that it makes in its root, the arguments of its training parts and test part."""
 
     kind: str
     below: str
@@ -92,9 +92,7 @@ class _Arrays:
         return Image.fromarray(self.images[row]), int(self.labels[row])
 
 
-def load(
-    source: Source, folder: str | None, train: int | None, validation: int, test: int | None, size: int, seed: int
-) -> Pictures:
+def load(source: Source, folder: str | None, train: int | None, validation: int, test: int | None, size: int, seed: int) -> Pictures:
     """A set at `size` pixels, its training and validation pictures drawn by the seed; None takes all that are left.
 
     Test pictures are of the set's own test part where it has one. cifar10 without a folder is the catalogue's.

@@ -145,7 +145,10 @@ def clip_removal(clip: pd.DataFrame) -> Table:
                 "kind": kind,
                 "removed_share": share,
                 "retrain": spread(means["retrain"]),
-                **{key: spread(means[method]) for key, method in (("ecif", "ECIF"), ("linear", "ECIF, paper"), ("positive", "positive only"))},
+                **{
+                    key: spread(means[method])
+                    for key, method in (("ecif", "ECIF"), ("linear", "ECIF, paper"), ("positive", "positive only"))
+                },
                 "gap": spread(paired(rows, "test_accuracy", "ECIF", "retrain")),
                 "retrain_seconds": seconds["retrain"].median(),
                 "ecif_seconds": seconds["ECIF"].median(),
@@ -178,11 +181,12 @@ def clip_removal(clip: pd.DataFrame) -> Table:
         paper=paper_numbers("ecif", "removal"),
         notes=[
             INTERVAL,
-            f"Fine-tuning ends at no minimum: the gradient's norm is {after['gradient_norm'].mean():.3g}, {before['gradient_norm'].mean():.3g} "
-            "before it. So ECIF takes the Gauss-Newton matrix, damped, by conjugate gradients that stop early: relative residual "
-            f"{edits['residual_ratio'].median():.2g} (median), {edits['products'].max():.0f} products an edit at the most.",
+            f"Fine-tuning ends at no minimum: the gradient's norm is {after['gradient_norm'].mean():.3g}, and "
+            f"{before['gradient_norm'].mean():.3g} before it. So ECIF takes the Gauss-Newton matrix, damped, by conjugate gradients that "
+            f"stop early: relative residual {edits['residual_ratio'].median():.2g} (median), {edits['products'].max():.0f} products an edit.",
             f"Pairs whose caption another of their batch has, too: {full['repeated_share'].mean():.0%}.",
-            "Times: medians over seeds; an edit's has that of finding the damping in it. Error and cosine: of the parameters' predicted change.",
+            "Times: medians over seeds; an edit's has that of finding the damping in it. Error and cosine: of the predicted change of the "
+            "parameters.",
         ],
     )
 
@@ -192,7 +196,7 @@ def clip_harmful(clip: pd.DataFrame) -> Table:
     lines = []
     for method in dict.fromkeys(part["method"]):
         line = {"method": method}
-        for number, (share, rows) in enumerate(part.groupby("shuffled_share")):
+        for number, (_, rows) in enumerate(part.groupby("shuffled_share")):
             own = rows[rows["method"] == method]
             line[f"cell_{number}"] = spread(mean(own["test_accuracy"]))
             line[f"gain_{number}"] = "–" if method == "no removal" else spread(paired(rows, "test_accuracy", method, "no removal"))
@@ -204,8 +208,8 @@ def clip_harmful(clip: pd.DataFrame) -> Table:
         columns |= {f"cell_{number}": f"{share:.0%} exchanged" if share else "clean captions", f"gain_{number}": "gain"}
     return Table(
         title="A CLIP with LoRA: the most harmful tenth removed",
-        caption=f"{_clip(clip)}. Fine-tuned again without the tenth that a method ranks most harmful: test accuracy in percent, and what it "
-        "gains over no removal.",
+        caption=f"{_clip(clip)}. Fine-tuned again without the tenth that a method ranks most harmful: test accuracy in percent, and "
+        "what it gains over no removal.",
         frame=pd.DataFrame(lines),
         columns={**columns, "auc": "AUROC of exchanged captions", "score_seconds": "time to score"},
         paper=paper_numbers("ecif", "harmful"),

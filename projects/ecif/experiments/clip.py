@@ -87,9 +87,7 @@ class Case:
 
     def curvature(self) -> Solve:
         wanted = self.config
-        return damped_ggn(
-            self.problem, self.w, damping=wanted.damping, iterations=wanted.iterations, batches=wanted.curvature_batches
-        )
+        return damped_ggn(self.problem, self.w, damping=wanted.damping, iterations=wanted.iterations, batches=wanted.curvature_batches)
 
     def judged(self, at: Tensor) -> dict[str, float]:
         with torch.no_grad():
@@ -168,7 +166,10 @@ def run(config: Config, run: experiment.Run) -> None:
             }
             ends = {"before fine-tuning": case.start, "fine-tuned": case.w}
             for method, at in ends.items():
-                norms = {"gradient_norm": float(case.problem.objective().gradient(at).norm()), "moved_norm": float((at - case.start).norm())}
+                norms = {
+                    "gradient_norm": float(case.problem.objective().gradient(at).norm()),
+                    "moved_norm": float((at - case.start).norm()),
+                }
                 run.row(part="fit", **common, method=method, **case.judged(at), **norms)
             solve, setup = timed(config, case.curvature)
             scores = harmful(case, solve, setup, run, common)

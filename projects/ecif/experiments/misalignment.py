@@ -19,7 +19,12 @@ from shared.influence.baselines import metric_gradient
 from shared.influence.evaluate import auroc, average_precision, cosine, most_harmful, precision_at
 
 LARGER, SMALLER, LARGER_RELATIVE = "ECIF, larger clean set", "ECIF, smaller clean set", "relative ECIF, larger clean set"
-DETECTION_ONLY = (LARGER, LARGER_RELATIVE, SMALLER, "negative only")  # not removed: the larger set has the test pairs in it; the rest tells why
+DETECTION_ONLY = (
+    LARGER,
+    LARGER_RELATIVE,
+    SMALLER,
+    "negative only",
+)  # not removed: the larger set has the test pairs in it; the rest tells why
 
 
 class Config(Setting):

@@ -11,6 +11,7 @@ from projects.ecif.pictures import load
 from shared import experiment
 from shared.cli import main
 from shared.influence.evaluate import most_harmful
+from shared.influence.solvers import cg, spectral_radius
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,6 @@ def test_the_most_harmful_pairs_are_those_whose_removal_lowers_the_clean_loss(ca
 
 def clip_solve(matrix, b, case):
     """The same system, of all right-hand sides at once, to the end."""
-    from shared.influence.solvers import cg, spectral_radius
-
     damping = case.config.damping * spectral_radius(matrix, case.w, iterations=10)
     return cg(matrix, b, damping=damping, tol=None, iterations=case.config.iterations)
 

@@ -16,7 +16,9 @@ from shared.errors import UserError
 @pytest.mark.parametrize("source", TORCHVISION)
 def test_a_set_that_is_not_there_is_one_line(source, tmp_path):
     below, kind = TORCHVISION[source].below, TORCHVISION[source].kind
-    with pytest.raises(UserError, match=rf"there is no {tmp_path / below}: set `folder` to one that holds {below}/ as torchvision's {kind}"):
+    with pytest.raises(
+        UserError, match=rf"there is no {tmp_path / below}: set `folder` to one that holds {below}/ as torchvision's {kind}"
+    ):
         load(source, str(tmp_path), 4, 2, 2, 8, 0)
     if source != "cifar10":  # which is the catalogue's without a folder
         with pytest.raises(UserError, match=f"there is no {below}: set `folder`"):
@@ -64,7 +66,9 @@ def test_a_set_of_torchvision_keeps_its_own_test_part(imagenette):
     again = load("imagenette", imagenette, 3, 2, 4, 8, 0)
     assert torch.equal(again.train.images, found.train.images[:3])
     assert len(again.test) == 4
-    assert len({tuple(load("imagenette", imagenette, None, 2, None, 8, seed).validation.images[:, 0, 0, 0].tolist()) for seed in range(5)}) > 1
+    assert (
+        len({tuple(load("imagenette", imagenette, None, 2, None, 8, seed).validation.images[:, 0, 0, 0].tolist()) for seed in range(5)}) > 1
+    )
 
 
 @pytest.mark.parametrize(
