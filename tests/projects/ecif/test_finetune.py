@@ -39,6 +39,12 @@ def problem(base):
 
 
 @pytest.fixture(scope="module")
+def whole(problem):
+    """The same in one piece, whose graph is kept between products."""
+    return Contrastive(problem.towers, problem.pairs, problem.delta, problem.centre)
+
+
+@pytest.fixture(scope="module")
 def w(problem):
     return problem.centre + 0.3 * normal(problem.centre.numel(), seed=5)
 
@@ -65,7 +71,7 @@ def test_forward_mode_through_lora_is_a_finite_difference(problem, w):
     assert float(found[present].abs().min()) > 1e-5
 
 
-def test_gauss_newton_products_through_lora_are_finite_differences(problem, w):
+def test_gauss_newton_products_through_lora_are_finite_differences(problem, whole, w):
     v = normal(w.numel(), seed=3)
     outputs, present = (lambda at: problem.towers.logits(at, problem.pairs.inputs)), problem.pairs.present
     with torch.no_grad():
@@ -74,7 +80,6 @@ def test_gauss_newton_products_through_lora_are_finite_differences(problem, w):
     bend = torch.autograd.functional.hessian(lambda x: batch_losses(x, present).sum() / 3, s).view(s.numel(), -1)
     wanted = jacobian.T @ (bend @ (jacobian @ v)) + v  # delta / m = 1
     assert torch.allclose(problem.objective().ggn(w)(v), wanted, atol=1e-8)
-    whole = Contrastive(problem.towers, problem.pairs, problem.delta, problem.centre)  # in one piece, whose graph is kept
     assert torch.allclose(whole.objective().ggn(w)(v), wanted, atol=1e-8)
 
 
@@ -93,16 +98,16 @@ def test_some_batches_estimate_the_objective(problem, w):
     assert parts[0].n == 1
 
 
-def test_a_damped_solve_and_its_truncation(problem, w):
-    solve = damped_ggn(problem, w, damping=0.1, iterations=60, batches=2)
-    matrix = problem.objective(slice(2)).ggn(w)(torch.eye(w.numel(), dtype=w.dtype))
+def test_a_damped_solve_and_its_truncation(whole, w):
+    solve = damped_ggn(whole, w, damping=0.1, iterations=60, batches=2)
+    matrix = whole.objective(slice(2)).ggn(w)(torch.eye(w.numel(), dtype=w.dtype))
     top = float(torch.linalg.eigvalsh(matrix)[-1])
     b = normal(w.numel(), seed=6)
     x, info = solve(b)
     wanted = torch.linalg.solve(matrix + 0.1 * top * torch.eye(w.numel(), dtype=w.dtype), b)
     assert float((x - wanted).norm() / wanted.norm()) < 0.02  # ten iterations find the largest eigenvalue to some per cent
     assert info.relative_residual < 1e-8
-    short, told = damped_ggn(problem, w, damping=0.1, iterations=3, batches=2)(b)
+    short, told = damped_ggn(whole, w, damping=0.1, iterations=3, batches=2)(b)
     assert told.products == 4  # and one for the residual
     assert told.relative_residual > 1e-4
     assert not torch.allclose(short, x)
@@ -245,9 +250,9 @@ def test_ekfac_by_rows_has_what_passes_through_each_row(problem, w, monkeypatch)
     assert all(block.damping == pytest.approx(0.1 * float(block.lambda_OI.mean()) + 1.0) for block in seen[0].blocks)
 
 
-def test_scores_by_passes_are_those_of_the_metric_itself(problem, w):
+def test_scores_by_passes_are_those_of_the_metric_itself(problem, whole, w):
     held_out = Contrastive(problem.towers, Pairs.of([x[0] for x in problem.pairs.inputs], 3), 0.0, chunk=1)
-    solve = damped_ggn(problem, w, damping=0.1, iterations=6, batches=None)
+    solve = damped_ggn(whole, w, damping=0.1, iterations=6, batches=None)
     points = [problem.centre, w]
     calls = scores_by_passes(problem, w, held_out, solve, points=points, seed=0, dimension=3)
     assert torch.allclose(calls["ECIF"](), problem.scores(w, held_out.mean_loss, solve), atol=1e-9)
