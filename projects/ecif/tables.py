@@ -182,8 +182,8 @@ def clip_removal(clip: pd.DataFrame) -> Table:
         notes=[
             INTERVAL,
             f"Fine-tuning ends at no minimum: the gradient's norm is {after['gradient_norm'].mean():.3g}, before it "
-            f"{before['gradient_norm'].mean():.3g}. So ECIF takes the Gauss-Newton matrix, damped, by conjugate gradients that stop early: relative residual "
-            f"{edits['residual_ratio'].median():.2g} (median), {edits['products'].max():.0f} products an edit.",
+            f"{before['gradient_norm'].mean():.3g}. So ECIF takes the Gauss-Newton matrix, damped, by conjugate gradients that stop early: "
+            f"relative residual {edits['residual_ratio'].median():.2g} (median), {edits['products'].max():.0f} products an edit.",
             f"Pairs whose caption another of their batch has, too: {full['repeated_share'].mean():.0%}.",
             "Times: medians over seeds; an edit's has that of finding the damping in it. Error and cosine: of the predicted change of the "
             "parameters.",
