@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 
 from projects.ecif.influence import Contrastive
-from projects.ecif.loss import pair_losses
+from projects.ecif.loss import batch_losses, pair_losses
 from shared.influence import baselines
 from shared.influence.baselines import Metric
 from shared.influence.ekfac import EKFAC
 from shared.influence.params import Parameters
-from shared.influence.products import Data
+from shared.influence.products import Data, chunks, per_sample_dots
 from shared.influence.solvers import Info, Solved, spectral_radius
+from shared.seeding import step_seed
+
+TRAK_DAMPING = 0.1  # of the mean diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,8 @@ class Pointwise:
     def sample_losses(self, w: Tensor) -> Tensor:
         pairs = self.problem.pairs
         with torch.no_grad():
-            return pairs.by_pair(pair_losses(self.problem.towers.logits(w, pairs.inputs), pairs.present))
+            pieces = chunks(pairs.data, self.problem.chunk)
+            return pairs.by_pair(torch.cat([pair_losses(self.problem.towers.logits(w, piece[:-1]), piece[-1]) for piece in pieces]))
 
     def sample_dots(self, w: Tensor, directions: Tensor) -> Tensor:
         found = self.problem.scores_along(w, directions, parts="positive")
@@ -58,9 +62,14 @@ class Pointwise:
         return losses.gather(-1, place.unsqueeze(-1)).squeeze(-1)
 
     def own_margins(self, w: Tensor, data: Data) -> Tensor:
-        """TRAK's margin log p / (1 - p) of the pairs, with -log p the mean of the two directions' losses."""
-        loss = self.own_losses(w, data) / 2
-        return -loss - torch.log(-torch.expm1(-loss))
+        """TRAK's margin of the pairs."""
+        return _margins(self.own_losses(w, data))
+
+
+def _margins(losses: Tensor) -> Tensor:
+    """TRAK's margin log p / (1 - p), with -log p the mean of the two directions' losses."""
+    loss = losses / 2
+    return -loss - torch.log(-torch.expm1(-loss))
 
 
 def if_ekfac(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
@@ -68,29 +77,78 @@ def if_ekfac(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
 
     EK-FAC covers linear layers: log tau, a single number, is held fixed.
     """
-    pointwise, towers = Pointwise(problem), problem.towers
-    whole = towers.parameters
-    layers = Parameters.of(whole.model, ("*", "!log_tau"), whole.dtype)
-    rows = torch.cat([torch.arange(where.start, where.stop) for name, where in whole.slices.items() if name in layers.names]).to(w.device)
+    pointwise, pairs = Pointwise(problem), problem.pairs
+    per_batch = pairs.n / pairs.batches  # the objective is a mean over batches, EK-FAC's moment one over pairs
+    layers, whole = _linear_layers(problem, w)
 
     def losses(part: Tensor, data: Data) -> Tensor:
-        return pointwise.own_losses(w.detach().index_copy(0, rows, part), data)
+        return pointwise.own_losses(whole(part), data)
+
+    ekfac = EKFAC.fit(layers, w[whole.rows], losses, pointwise.expanded(), chunk=256, l2=problem.delta / pairs.n)
+    return baselines.influence(pointwise, w, metric, whole.solver(ekfac, 1 / per_batch))
+
+
+def if_ekfac_by_rows(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
+    """IF-EKFAC for models that cannot go through every pair's whole batch again: a sample is what passes through a text's or a picture's
+    own forward pass, whosever loss it belongs to. That is what tools for sums over samples make of a batch's loss.
+    """
+    layers, whole = _linear_layers(problem, w)
+
+    def losses(part: Tensor, data: Data) -> Tensor:
+        return batch_losses(problem.towers.logits(whole(part), data[:-1]), data[-1])
 
     pairs = problem.pairs
-    per_batch = pairs.n / pairs.batches  # the objective is a mean over batches, EK-FAC's moment one over pairs
-    ekfac = EKFAC.fit(layers, w[rows], losses, pointwise.expanded(), chunk=256, l2=problem.delta / pairs.n)
+    ekfac = EKFAC.fit(layers, w[whole.rows], losses, pairs.data, chunk=1, l2=problem.delta / pairs.batches)
+    return baselines.influence(Pointwise(problem), w, metric, whole.solver(ekfac, 1.0))
 
-    def solve(b: Tensor) -> Solved:
-        x, info = ekfac.solve(b[rows] / per_batch)
-        return torch.zeros_like(b).index_copy(0, rows, x), Info("ekfac", info.relative_residual, 1, 1)
 
-    return baselines.influence(pointwise, w, metric, solve)
+@dataclass(frozen=True, eq=False)
+class _Within:
+    """Some entries of w among all of them, which stay."""
+
+    w: Tensor
+    rows: Tensor
+
+    def __call__(self, part: Tensor) -> Tensor:
+        return self.w.detach().index_copy(0, self.rows, part)
+
+    def solver(self, ekfac: EKFAC, scale: float) -> baselines.Solve:
+        """b -> EK-FAC's inverse of scale * b, 0 at the other entries."""
+
+        def solve(b: Tensor) -> Solved:
+            x, info = ekfac.solve(scale * b[self.rows])
+            return torch.zeros_like(b).index_copy(0, self.rows, x), Info("ekfac", info.relative_residual, 1, 1)
+
+        return solve
+
+
+def _linear_layers(problem: Contrastive, w: Tensor) -> tuple[Parameters, _Within]:
+    """The trained parameters without the temperature, and where they lie in w."""
+    whole = problem.towers.parameters
+    names = [name for name in whole.names if not name.endswith(("log_tau", "logit_scale"))]
+    layers = Parameters.of(whole.model, names, whole.dtype)
+    rows = torch.cat([torch.arange(whole.slices[name].start, whole.slices[name].stop) for name in layers.names])
+    return layers, _Within(w, rows.to(w.device))
 
 
 def trak(problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, seed: int) -> Tensor:
     """TRAK with one model: gradients of the pairs' own margins at random `dimension` numbers, a tenth of the mean diagonal as damping."""
     pointwise = Pointwise(problem)
-    return baselines.trak(pointwise.own_margins, pointwise.expanded(), [w], metric, dimension=dimension, seed=seed, damping=0.1, chunk=256)
+    options = {"dimension": dimension, "seed": seed, "damping": TRAK_DAMPING, "chunk": 256}
+    return baselines.trak(pointwise.own_margins, pointwise.expanded(), [w], metric, **options)
+
+
+def trak_by_forward_mode(problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, seed: int) -> Tensor:
+    """The same numbers from a forward-mode pass for each of the dimensions, which makes no gradient of a pair."""
+    pairs = problem.pairs
+    matrix = baselines.projection(w.numel(), dimension, step_seed(seed, "trak", 0), w)
+
+    def margins(at: Tensor, data: Data) -> Tensor:
+        return _margins(pair_losses(problem.towers.logits(at, data[:-1]), data[-1]))
+
+    columns = [pairs.by_pair(per_sample_dots(margins, w, pairs.data, one, problem.chunk)) for one in matrix.T]
+    regression = baselines.feature_regression(torch.stack(columns, 1), matrix.T @ baselines.metric_gradient(metric, w), TRAK_DAMPING)
+    return -regression * torch.sigmoid(-_margins(Pointwise(problem).sample_losses(w)))
 
 
 def tracin(problem: Contrastive, checkpoints: Sequence[Tensor], metric: Metric) -> Tensor:
@@ -123,8 +181,8 @@ def clip_score(problem: Contrastive, w: Tensor) -> Tensor:
     """The cosine of a pair's own text and image: the lower, the more harmful."""
     pairs = problem.pairs
     with torch.no_grad():
-        texts, images, _ = problem.towers.embed(w, pairs.inputs)
-        return pairs.by_pair(torch.nn.functional.cosine_similarity(texts, images, dim=-1))
+        pieces = [problem.towers.embed(w, piece)[:2] for piece in chunks(pairs.inputs, problem.chunk)]
+        return pairs.by_pair(torch.cat([torch.nn.functional.cosine_similarity(texts, images, dim=-1) for texts, images in pieces]))
 
 
 def all_scores(
@@ -139,6 +197,28 @@ def all_scores(
         "TRAK": partial(trak, problem, w, metric, dimension=dimension, seed=seed),
         "TracIn": lambda: tracin(problem, checkpoints(problem, start, w, 5), metric),
         "self-influence": lambda: -problem.self_influence(w, solve),
+        "CLIP-score": partial(clip_score, problem, w),
+        "pair loss": lambda: baselines.loss_value(Pointwise(problem), w),
+        "random": lambda: baselines.chance(problem.pairs.n, seed),
+    }
+
+
+def scores_by_passes(
+    problem: Contrastive, w: Tensor, validation: Contrastive, solve: baselines.Solve, *, points: Sequence[Tensor], seed: int, dimension: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Methods' scores for the mean loss of `validation` as calls, for a model of which a gradient of each pair, or the graph of all
+    validation pairs at once, is too much: forward-mode passes, and chunks. `points` are TracIn's.
+    """
+
+    def to_first_order(at: Tensor) -> Metric:
+        g = validation.mean_gradient(at)  # whose gradient is g, at the cost of a product
+        return lambda other: other @ g
+
+    return {
+        "ECIF": lambda: problem.scores(w, to_first_order(w), solve),
+        "IF-EKFAC": lambda: if_ekfac_by_rows(problem, w, to_first_order(w)),
+        "TRAK": lambda: trak_by_forward_mode(problem, w, to_first_order(w), dimension=dimension, seed=seed),
+        "TracIn": lambda: torch.stack([tracin(problem, [at], to_first_order(at)) for at in points]).sum(0),
         "CLIP-score": partial(clip_score, problem, w),
         "pair loss": lambda: baselines.loss_value(Pointwise(problem), w),
         "random": lambda: baselines.chance(problem.pairs.n, seed),

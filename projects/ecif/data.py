@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -120,13 +121,19 @@ def _classes(name: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray, list
     return texts, pixels, [known[c] for c in labels], [str(PROMPTS[name][1][c]) for c in labels], None
 
 
-def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
-    """Emoji without flags and components (skin tones and hair), on white; the sub-category is the group."""
+def emoji_on_white() -> tuple[np.ndarray, pd.DataFrame]:
+    """Emoji without flags and components (skin tones and hair), on white: uint8 [n, 64, 64, 3], and the loader's row for each."""
     images, table = loaders.emoji()
     kept = ~table["category"].isin(["Component", "Flags"]).to_numpy()
     alpha = images[kept][..., 3:] / 255.0
     pictures = (images[kept][..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-    captions = table["name"][kept].tolist()
+    return pictures, table[kept]
+
+
+def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
+    """Emoji and their names; the sub-category is the group."""
+    pictures, table = emoji_on_white()
+    captions = table["name"].tolist()
     for one in ("minilm-l6", "efficientnet-lite0"):
         path(one)  # says what to fetch
     stamps = [str(stamp(one).stat().st_mtime_ns) for one in ("emoji", "minilm-l6", "efficientnet-lite0")]
@@ -138,7 +145,7 @@ def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
         atomic_write(file, buffer.getvalue())
     with np.load(file, allow_pickle=False) as saved:
         texts, features = saved["texts"], saved["images"]
-    return texts, features, captions, table["subcategory"][kept].tolist(), pictures
+    return texts, features, captions, table["subcategory"].tolist(), pictures
 
 
 def _sentences(sentences: Sequence[str]) -> np.ndarray:

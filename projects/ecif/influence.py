@@ -47,8 +47,11 @@ class Contrastive:
 
     # ---- the problem -------------------------------------------------------------------------------------------------
 
-    def objective(self) -> Objective:
-        """L(w) with its products; its n is the number of batches. The Gauss-Newton matrix takes S for the outputs."""
+    def objective(self, batches: slice = slice(None)) -> Objective:
+        """L(w) with its products; its n is the number of batches. The Gauss-Newton matrix takes S for the outputs.
+
+        Of some `batches`, which are in random order: an estimate of the whole at their share of its cost.
+        """
 
         def outputs(w: Tensor, data: Data) -> Tensor:
             return self.towers.logits(w, data[:-1])
@@ -56,7 +59,7 @@ class Contrastive:
         def losses(s: Tensor, data: Data) -> Tensor:
             return batch_losses(s, data[-1])
 
-        data, l2 = self.pairs.data, self.delta / self.pairs.batches
+        data, l2 = tuple(part[batches] for part in self.pairs.data), self.delta / self.pairs.batches
         return Objective.of_outputs(outputs, losses, data, l2, centre=self.centre, chunk=self.chunk)
 
     def without(self, removed: Iterable[int]) -> "Contrastive":
@@ -67,6 +70,18 @@ class Contrastive:
         """The mean over pairs of the contrastive loss, without the regulariser: what a validation set is for."""
         totals = [batch_losses(self.towers.logits(w, piece[:-1]), piece[-1]).sum() for piece in chunks(self.pairs.data, self.chunk)]
         return torch.stack(totals).sum() / self.pairs.present.sum()
+
+    def mean_gradient(self, w: Tensor) -> Tensor:
+        """grad mean_loss at w, [p]: with one chunk's graph at a time, where autodiff of `mean_loss` keeps all of them."""
+        note("gradients")
+        total = torch.zeros_like(w)
+        for piece in chunks(self.pairs.data, self.chunk):
+
+            def loss(at: Tensor, piece: Data = piece) -> Tensor:
+                return batch_losses(self.towers.logits(at, piece[:-1]), piece[-1]).sum()
+
+            total = total + grad(loss)(w)
+        return total / self.pairs.present.sum()
 
     # ---- one removal -------------------------------------------------------------------------------------------------
 

@@ -130,21 +130,27 @@ def trak(
     for number, w in enumerate(ensemble):
         matrix = projection(w.numel(), dimension, step_seed(seed, "trak", number), w)
         features = products.per_sample_gradients(sample_margins, w, data, chunk, matrix)
-        gram = features.T @ features
-        gram.diagonal().add_(damping * gram.diagonal().mean())
-        factor, info = torch.linalg.cholesky_ex(gram)
-        if int(info):
-            raise UserError(
-                f"TRAK's {dimension} x {dimension} matrix of {len(features)} samples is singular; add damping or project to less"
-            )
-        query = metric_gradient(metric, w)
-        columns = query if query.dim() == 2 else query.unsqueeze(1)
-        parts.append((features @ torch.cholesky_solve(matrix.T @ columns, factor)).view(len(features), *query.shape[1:]))
+        parts.append(feature_regression(features, matrix.T @ metric_gradient(metric, w), damping))
         with torch.no_grad():
             slopes.append(torch.sigmoid(-torch.cat([sample_margins(w, piece) for piece in products.chunks(data, chunk)])))
     slope = torch.stack(slopes).mean(0)
     regression = torch.stack(parts).mean(0)
     return -regression * (slope if regression.dim() == 1 else slope.unsqueeze(1))
+
+
+def feature_regression(features: Tensor, query: Tensor, damping: float) -> Tensor:
+    """Phi (Phi^T Phi + damping)^-1 q, TRAK's inner step, of features Phi [n, d] and a query [d] or several [d, q]: [n] or [n, q].
+
+    UserError where Phi^T Phi with `damping`, relative to its mean diagonal, is singular.
+    """
+    gram = features.T @ features
+    gram.diagonal().add_(damping * gram.diagonal().mean())
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if int(info):
+        size = len(gram)
+        raise UserError(f"TRAK's {size} x {size} matrix of {len(features)} samples is singular; add damping or project to less")
+    columns = query if query.dim() == 2 else query.unsqueeze(1)
+    return (features @ torch.cholesky_solve(columns, factor)).view(len(features), *query.shape[1:])
 
 
 def projection(size: int, dimension: int, seed: int, like: Tensor) -> Tensor:

@@ -10,13 +10,21 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
+from projects.ecif import Contrastive, Pairs
 from projects.ecif.baselines import all_scores
 from projects.ecif.data import Name
 from projects.ecif.experiments._setting import Case, Setting, build
 from shared import experiment
-from shared.influence.evaluate import auroc, average_precision, most_harmful, precision_at
+from shared.influence.baselines import metric_gradient
+from shared.influence.evaluate import auroc, average_precision, cosine, most_harmful, precision_at
 
-LARGER = "ECIF, larger clean set"
+LARGER, SMALLER, LARGER_RELATIVE = "ECIF, larger clean set", "ECIF, smaller clean set", "relative ECIF, larger clean set"
+DETECTION_ONLY = (
+    LARGER,
+    LARGER_RELATIVE,
+    SMALLER,
+    "negative only",
+)  # not removed: the larger set has the test pairs in it; the rest tells why
 
 
 class Config(Setting):
@@ -41,7 +49,8 @@ def run(config: Config, run: experiment.Run) -> None:
             losses = {"validation_loss": float(case.validation.mean_loss(at)), "test_loss": float(case.test.mean_loss(at))}  # noqa: B023
             run.row(**common, method=method, test_accuracy=case.accuracy(at), **losses, gradient_norm=norm, **values)  # noqa: B023
 
-        judged("no removal", w, case.fitted.gradient_norm)
+        gradients = [metric_gradient(one.mean_loss, w).cpu() for one in (case.validation, case.test)]
+        judged("no removal", w, case.fitted.gradient_norm, clean_gradient_cosine=float(cosine(*gradients)))
         corrupted = case.corrupted.numpy()
         known = case.fitted.without(np.flatnonzero(corrupted)[: round(config.removed * problem.pairs.n)].tolist())
         judged("known exchanged", known.w, known.residual)
@@ -55,7 +64,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 "removed_precision": float(corrupted[removed].mean()),
                 "clean_pairs": clean_pairs(case, method),
             }
-            if method == LARGER:  # has seen the test pairs
+            if method in DETECTION_ONLY:
                 run.row(**common, method=method, **found)
             else:
                 root = case.fitted.without(removed)
@@ -66,7 +75,18 @@ def clean_pairs(case: Case, method: str) -> int:
     """How many clean pairs a method was given."""
     if method in ("self-influence", "CLIP-score", "pair loss", "random"):
         return 0
-    return case.validation.pairs.n + (case.test.pairs.n if method == LARGER else 0)
+    if method == SMALLER:
+        return smaller(case).pairs.n
+    return case.validation.pairs.n + (case.test.pairs.n if method in (LARGER, LARGER_RELATIVE) else 0)
+
+
+def smaller(case: Case) -> Contrastive:
+    """The first quarter of the clean batches."""
+    pairs = case.validation.pairs
+    quarter = max(1, pairs.batches // 4)
+    present = pairs.present[:quarter]
+    part = Pairs(tuple(one[:quarter] for one in pairs.inputs), present, torch.arange(int(present.sum()), device=present.device))
+    return Contrastive(case.validation.towers, part, 0.0)
 
 
 def methods(case: Case, config: Config, seed: int) -> dict[str, Callable[[], torch.Tensor]]:
@@ -78,6 +98,9 @@ def methods(case: Case, config: Config, seed: int) -> dict[str, Callable[[], tor
         own, other = case.validation.pairs.n, case.test.pairs.n
         return (own * metric(at) + other * case.test.mean_loss(at)) / (own + other)
 
+    found[SMALLER] = lambda: problem.scores(w, smaller(case).mean_loss, solve)
     found[LARGER] = lambda: problem.scores(w, both, solve)
+    found["negative only"] = lambda: problem.scores(w, metric, solve, "exact", "negative")
     found["relative ECIF"] = lambda: problem.relative_scores(w, metric, solve).signed
+    found[LARGER_RELATIVE] = lambda: problem.relative_scores(w, both, solve).signed
     return found

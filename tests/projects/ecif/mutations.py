@@ -13,8 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-LOSS, PAIRS, INFLUENCE, TOWERS, FIT, COMMAND, CLAIMS = (
-    f"projects/ecif/{name}.py" for name in ("loss", "pairs", "influence", "towers", "fit", "command", "claims")
+LOSS, PAIRS, INFLUENCE, TOWERS, FIT, COMMAND, CLAIMS, FINETUNE, PICTURES, BASELINES, CLIP = (
+    f"projects/ecif/{name}.py"
+    for name in (
+        *("loss", "pairs", "influence", "towers", "fit", "command", "claims"),
+        *("finetune", "pictures", "baselines", "experiments/clip"),
+    )
 )
 
 MUTATIONS = [
@@ -124,6 +128,76 @@ MUTATIONS = [
         'return Verdict(_count(sum(gain.value > 0 for gain in gains.values()), len(gains)), measured)\n\n\n@claim(\n    id="ecif.peers"',
         "a gain within its interval counts",
         ("claims",),
+    ),
+    Mutation(
+        CLAIMS,
+        "worse, means = sum(gain.high < 0 for gain in others)",
+        "worse, means = sum(gain.value < 0 for gain in others)",
+        "a peer's loss within its interval counts",
+        ("claims",),
+    ),
+    Mutation(
+        FINETUNE,
+        "AdamW([w], lr=rate, weight_decay=0.0)",
+        "AdamW([w], lr=rate)",
+        "fine-tuning decays to 0 besides",
+        ("finetune",),
+    ),
+    Mutation(
+        FINETUNE,
+        "problem.delta / (2 * pairs.batches) * (w - start)",
+        "problem.delta / 2 * (w - start)",
+        "a batch has the whole of the regulariser",
+        ("finetune",),
+    ),
+    Mutation(
+        FINETUNE, "added = damping * spectral_radius(", "added = damping / spectral_radius(", "the damping is no share", ("finetune",)
+    ),
+    Mutation(FINETUNE, "copy.deepcopy(base.model)", "base.model", "adapters of one seed stay for the next", ("finetune",)),
+    Mutation(
+        TOWERS, "(pixels.to(dtype) / 255 - mean) / deviation", "(pixels.to(dtype) / 255 - mean)", "pixels are not scaled", ("finetune",)
+    ),
+    Mutation(
+        INFLUENCE,
+        "            total = total + grad(loss)(w)\n        return total / self.pairs.present.sum()",
+        "            total = grad(loss)(w)\n        return total / self.pairs.present.sum()",
+        "the validation gradient is of its last chunk",
+        ("finetune",),
+    ),
+    Mutation(
+        BASELINES,
+        "return -regression * torch.sigmoid(-_margins(",
+        "return -regression * torch.sigmoid(_margins(",
+        "TRAK weighs pairs by what they have right",
+        ("finetune",),
+    ),
+    Mutation(
+        BASELINES,
+        "pairs.data, chunk=1, l2=problem.delta / pairs.batches)",
+        "pairs.data, chunk=1, l2=problem.delta)",
+        "EK-FAC by rows takes the regulariser for every batch",
+        ("finetune",),
+    ),
+    Mutation(
+        PICTURES,
+        "held, tests, order = known, order[:test], order[test:]",
+        "held, tests, order = known, order[:test], order",
+        "pictures are trained and tested on",
+        ("pictures",),
+    ),
+    Mutation(
+        CLIP,
+        '"valuable": most_harmful(scores), "harmful": most_harmful(-scores)',
+        '"valuable": most_harmful(-scores), "harmful": most_harmful(scores)',
+        "the valuable are taken for the harmful",
+        ("clip_experiment",),
+    ),
+    Mutation(
+        CLIP,
+        "return train(self.problem.without(removed), self.start, self.config, self.seed)[-1]",
+        "return train(self.problem.without(removed), self.w, self.config, self.seed)[-1]",
+        "training again goes on from the full model",
+        ("clip_experiment",),
     ),
 ]
 

@@ -91,6 +91,25 @@ def cost(retrain=3.0, trak=2.0, gradients=2.0, forward=2.0, passes=1, per_sample
     return {"cost": rows}
 
 
+def clip(gap=0.0, speed=2.0, ecif=0.02, peers=-0.05, seeds=5, weights="pretrained", shuffled=(0.0, 0.15)):
+    """`gap` by kind, or one number; `ecif` by share of exchanged captions, or one number; peers' noise is twice ECIF's."""
+    common = {"dataset": "food101", "model": "clip", "weights": weights}
+    rows = []
+    for seed in range(seeds):
+        for number, kind in enumerate(("random", "valuable", "harmful")):
+            away = gap[number] if isinstance(gap, tuple) else gap
+            cell = {**common, "part": "removal", "seed": seed, "kind": kind, "share": 0.1, "shuffled_share": 0.0}
+            rows.append({**cell, "method": "retrain", "test_accuracy": 0.8, "work_seconds": speed * (1 + 0.1 * number)})
+            rows.append({**cell, "method": "ECIF", "test_accuracy": 0.8 + away + NOISE[seed], "work_seconds": 1 + 0.1 * number})
+        for number, share in enumerate(shuffled):
+            gain = ecif[number] if isinstance(ecif, tuple) else ecif
+            cell = {**common, "part": "harmful", "seed": seed, "shuffled_share": share}
+            rows.append({**cell, "method": "no removal", "test_accuracy": 0.8})
+            rows.append({**cell, "method": "ECIF", "test_accuracy": 0.8 + gain + NOISE[seed]})
+            rows += [{**cell, "method": one, "test_accuracy": 0.8 + peers + 2 * NOISE[seed]} for one in ("IF-EKFAC", "TRAK", "TracIn")]
+    return {"clip": rows}
+
+
 HOLDING = {
     "ecif.negative": ablation(),
     "ecif.exact": ablation(),
@@ -107,6 +126,8 @@ HOLDING = {
     "ecif.passes": cost(),
     "ecif.speed_retrain": cost(),
     "ecif.speed_peers": cost(),
+    "ecif.clip_retrain": clip(),
+    "ecif.clip_harmful": clip(),
 }
 FAILING = {
     "ecif.negative": ablation(exact=0.6, paper=0.7),
@@ -124,6 +145,8 @@ FAILING = {
     "ecif.passes": cost(passes=5),
     "ecif.speed_retrain": cost(retrain=0.5),
     "ecif.speed_peers": cost(trak=0.5, gradients=0.5, forward=0.5),
+    "ecif.clip_retrain": clip(gap=(0.0, 0.0, -0.02), speed=0.8),
+    "ecif.clip_harmful": clip(ecif=0.0),
 }
 PARTLY = {
     "negative": ablation(paper=0.6),
@@ -148,6 +171,8 @@ TOO_FEW = {
     "misalignment": misalignment(seeds=2),
     "clip_score": misalignment(seeds=2),
     "trace": trace(queries=5),
+    "clip_retrain": clip(seeds=4),
+    "clip_harmful": clip(seeds=4),
 }
 
 
@@ -170,3 +195,20 @@ def test_too_few_seeds_are_no_verdict(name):
 def test_a_gain_within_its_interval_is_no_gain():
     noisy = misalignment(gain=0.001)
     assert claims.harmful(pd.DataFrame(noisy["misalignment"])).verdict == "fails"
+
+
+@pytest.mark.parametrize(
+    ("check", "rows", "verdict"),
+    [
+        ("clip_retrain", clip(gap=(0.0, 0.0, -0.02)), "partly"),  # faster, and one cell away
+        ("clip_retrain", clip(speed=0.8), "partly"),  # near, and no faster
+        ("clip_harmful", clip(ecif=(0.0, 0.02)), "partly"),
+        ("clip_harmful", clip(peers=0.0), "partly"),
+        ("clip_harmful", clip(peers=-0.005), "partly"),  # below, within the interval
+        ("clip_retrain", clip(weights="random"), "not tested here"),
+        ("clip_harmful", clip(weights="random"), "not tested here"),
+    ],
+)
+def test_a_clip_that_is_half_as_said(check, rows, verdict):
+    found = getattr(claims, check)(pd.DataFrame(rows["clip"]))
+    assert found.verdict == verdict, found.measured
