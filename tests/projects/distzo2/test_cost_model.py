@@ -84,12 +84,12 @@ def test_bytes_are_those_that_the_engine_moves():
 def test_slices_divide_the_link_and_meet_in_the_exchange():
     shape = Shape.of(SMALL)
     whole = shape.blocks * shape.parameters * 2
-    for ranks in (2, 3, 8):
-        sliced = Plan(ranks, 1, "sliced")
+    for ranks, dp, pert in ((2, 2, 1), (2, 1, 2), (3, 3, 1), (8, 4, 2)):
+        sliced = Plan(dp, pert, "sliced")
         assert sliced.host_bytes(shape, 2) == pytest.approx(whole / ranks)
         assert sliced.exchanged_bytes(shape, 2) == pytest.approx(whole * (ranks - 1) / ranks)
-        assert Plan(ranks).host_bytes(shape, 2) == whole
-        assert Plan(ranks).exchanged_bytes(shape, 2) == 0
+        assert Plan(dp, pert).host_bytes(shape, 2) == whole
+        assert Plan(dp, pert).exchanged_bytes(shape, 2) == 0
     alone, sliced = (plan.lanes(shape, RATES, [(1, 8)] * 4, 2) for plan in (Plan(2), Plan(2, 1, "sliced")))
     assert sliced.upload == sliced.offload == pytest.approx(alone.upload / 2) == pytest.approx(whole / 3 / 2 * 1e-10)
     assert alone.exchange == 0
