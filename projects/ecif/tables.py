@@ -208,7 +208,7 @@ def clip_harmful(clip: pd.DataFrame) -> Table:
         columns |= {f"cell_{number}": f"{share:.0%} exchanged" if share else "clean captions", f"gain_{number}": "gain"}
     return Table(
         title="A CLIP with LoRA: the most harmful tenth removed",
-        caption=f"{_clip(clip)}. Fine-tuned again without the tenth that a method ranks most harmful: test accuracy in percent and "
+        caption=f"{_clip(clip)}. Fine-tuned again without the tenth that a method ranks most harmful: test accuracy in percent, and "
         "what it gains over no removal.",
         frame=pd.DataFrame(lines),
         columns={**columns, "auc": "AUROC of exchanged captions", "score_seconds": "time to score"},
@@ -323,7 +323,7 @@ def trace(trace: pd.DataFrame) -> Table:
     ]
     return Table(
         title="Mispredictions traced back",
-        caption="Share of the five highest training pairs, in percent, that are of the wrongly captioned picture's own sub-category and "
+        caption="Share of the five highest training pairs, in percent, that are of the wrongly captioned picture's own sub-category, and "
         "of the sub-category of the caption that it got.",
         frame=pd.DataFrame(lines),
         columns={"ranking": "ranked by", "same": "same sub-category", "got": "sub-category it got", "queries": "queries"},

@@ -13,7 +13,9 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from projects.ecif import Clip, Contrastive, Pairs
 from projects.ecif.__main__ import main
+from projects.ecif.finetune import base_model
 from projects.ecif.fit import fit
+from shared.errors import UserError
 from shared.influence.solvers import dense, matrix_of
 
 SIZES = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_hidden_layers": 1}
@@ -124,3 +126,17 @@ def test_adapters_that_are_not_at_a_minimum_are_refused(folders, capsys):
     assert main(["score", *map(str, [*arguments, "--query", folders / "clean.csv", "--out", folders / "never.csv"])]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ecif: the model is not trained to a minimum: the gradient's norm is")
+
+
+def test_a_pretrained_clip_is_a_folder(folders, tmp_path):
+    found = base_model(str(folders / "clip"))
+    assert (found.weights, found.size) == ("pretrained", 8)
+    saved = CLIPModel.from_pretrained(folders / "clip", local_files_only=True)
+    assert torch.equal(found.model.text_projection.weight, saved.text_projection.weight)
+    ids, mask = found.tokens(["ab", "abcdefghijkl"])
+    assert ids.shape == mask.shape == (2, 7)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(UserError, match="cannot be loaded as a CLIP"):
+        base_model(str(tmp_path))
+    with pytest.raises(UserError, match="no model 'nobody/nothing'"):
+        base_model("nobody/nothing")

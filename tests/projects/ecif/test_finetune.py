@@ -15,7 +15,6 @@ from projects.ecif.baselines import if_ekfac_by_rows, scores_by_passes, trak, tr
 from projects.ecif.finetune import base_model, class_accuracy, damped_ggn, fine_tune, with_lora
 from projects.ecif.loss import batch_losses, logits, removal_losses
 from projects.ecif.pictures import Part
-from shared.errors import UserError
 from shared.influence.ekfac import EKFAC
 from shared.seeding import generator
 
@@ -150,7 +149,8 @@ def test_training_again_keeps_the_order_of_batches_and_skips_empty_ones():
     assert torch.allclose(found, fine_tune(alone, problem.centre, epochs=2, rate=0.01, seed=0)[-1], atol=1e-12)
 
 
-def test_adapters_are_of_queries_and_values_of_both_towers_and_leave_the_base_alone(base):
+def test_adapters_are_of_queries_and_values_of_both_towers_and_leave_the_base_alone():
+    base = base_model("tiny")
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     one, same, other = (dict(with_lora(base, 2, seed).named_parameters()) for seed in (0, 0, 1))
     trained = [name for name, value in one.items() if value.requires_grad]
@@ -191,25 +191,6 @@ def test_captions_end_where_they_end(base):
     pixels, at = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), towers.parameters.flat()
     long, short = towers.embed(at, (ids[:2], mask[:2], pixels))[0], towers.embed(at, (*base.tokens(["ab"] * 2), pixels))[0]
     assert torch.allclose(long[0], short[0], atol=1e-10)
-
-
-def test_a_pretrained_clip_is_a_folder(base, tmp_path, save_tokenizer):
-    tokenizer = save_tokenizer(tmp_path / "clip")
-    tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.model_max_length = 9
-    tokenizer.save_pretrained(tmp_path / "clip")
-    base.model.save_pretrained(tmp_path / "clip")
-    found = base_model(str(tmp_path / "clip"))
-    assert (found.weights, found.size) == ("pretrained", 8)
-    assert torch.equal(found.model.text_projection.weight, base.model.text_projection.weight)
-    ids, mask = found.tokens(["ab", "abcdefghijkl"])
-    assert ids.shape == mask.shape == (2, 9)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text('{"model_type": "clip"}')
-    with pytest.raises(UserError, match="cannot be loaded as a CLIP"):
-        base_model(str(tmp_path / "other"))
-    with pytest.raises(UserError, match="no model 'nobody/nothing'"):
-        base_model("nobody/nothing")
 
 
 # ---- other methods ---------------------------------------------------------------------------------------------------
