@@ -193,15 +193,16 @@ def clip_removal(clip: pd.DataFrame) -> Table:
 
 def clip_harmful(clip: pd.DataFrame) -> Table:
     part = clip[clip["part"] == "harmful"]
+    exchanged = (part["shuffled_share"] > 0).any()
     lines = []
     for method in dict.fromkeys(part["method"]):
-        line = {"method": method}
+        line = {"method": method} | ({"auc": "–"} if exchanged else {})
         for number, (_, rows) in enumerate(part.groupby("shuffled_share")):
             own = rows[rows["method"] == method]
             line[f"cell_{number}"] = spread(mean(own["test_accuracy"]))
             line[f"gain_{number}"] = "–" if method == "no removal" else spread(paired(rows, "test_accuracy", method, "no removal"))
-            found = own["detection_auc"].dropna()
-            line["auc"] = spread(mean(found), percent=False, digits=2) if len(found) else "–"
+            if exchanged and len(found := own["detection_auc"].dropna()):
+                line["auc"] = spread(mean(found), percent=False, digits=2)
         lines.append({**line, "score_seconds": part.loc[part["method"] == method, "work_seconds"].median()})
     columns: dict[str, Column | str] = {"method": "removed by"}
     for number, share in enumerate(sorted(part["shuffled_share"].unique())):
@@ -211,7 +212,7 @@ def clip_harmful(clip: pd.DataFrame) -> Table:
         caption=f"{_clip(clip)}. Fine-tuned again without the tenth that a method ranks most harmful: test accuracy in percent, and "
         "what it gains over no removal.",
         frame=pd.DataFrame(lines),
-        columns={**columns, "auc": "AUROC of exchanged captions", "score_seconds": "time to score"},
+        columns={**columns, **({"auc": "AUROC of exchanged captions"} if exchanged else {}), "score_seconds": "time to score"},
         paper=paper_numbers("ecif", "harmful"),
         notes=[INTERVAL, "IF-EKFAC, TRAK and TracIn take the pair's own loss; TracIn's checkpoints are the ends of the epochs."],
     )

@@ -103,6 +103,18 @@ def test_tables_say_that_random_weights_tell_nothing_of_accuracy(rows):
         assert check(rows).verdict == "not tested here"
 
 
+def test_the_table_has_areas_where_captions_were_exchanged_alone(rows):
+    """With clean captions only, the rows need not even have the column."""
+    both = tables.clip_harmful(rows)
+    assert "AUROC" in both.to_markdown()
+    assert both.frame.set_index("method").loc["no removal", "auc"] == "–"
+    clean = rows[rows["shuffled_share"] == 0].drop(columns=["detection_auc", "removed_precision"])
+    table = tables.clip_harmful(clean)
+    assert "AUROC" not in table.to_markdown()
+    assert "exchanged" not in table.to_markdown()
+    assert list(table.frame["method"]) == list(both.frame["method"])
+
+
 def test_a_missing_folder_or_model_is_one_line(tmp_path, capsys):
     for change, message in (
         (["dataset=food101", f"folder={tmp_path}"], f"there is no {tmp_path}/food-101: set `folder`"),
