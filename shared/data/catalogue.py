@@ -108,7 +108,7 @@ class Entry(_Model):
     licence: str = Field(description="as the package states it")
     data_licence: str | None = Field(default=None, description="as the data's owner states it, where the owner is another")
     holds: str = Field(description="what is inside, in one line")
-    papers: list[str] = Field(description="the projects that use it; empty: an alternative that a brief names")
+    papers: list[str] = Field(description="the projects that use it; empty: an alternative")
     providers: list[Provider] = Field(min_length=1, description="tried in this order; all give the same bytes")
     files: list[str] = Field(min_length=1, description="glob patterns (`*` also matches `/`) of the files wanted")
     sha256: dict[str, Sha256] = Field(default={}, description="of the key files")
