@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from projects.distzo2.cost_model import COMPUTE_SHARE, LINK_SHARE, hardware, predictions, sliced_compute_share
+from projects.distzo2.cost_model import COMPUTE_SHARE, LINK_SHARE, Rates, hardware, predictions, sliced_compute_share
 from projects.distzo2.experiments._ranks import LANES, MODES
 from shared.meters import ratio
 from shared.tables import Column, Table, paper_numbers
@@ -296,7 +296,7 @@ def cost(cost: pd.DataFrame) -> Table:
     found["link"] = [f"{1000 * rate:.0f} MB/s, emulated" if rate else "as it is" for rate in found["link_gigabytes_per_second"]]
     found = found.sort_values("kind", kind="stable")
     held = found[found["kind"] == "held out"]["error_ratio"].abs()
-    alone, both = (f"{1e-9 / r.seconds_per_flop:.0f} GFLOP/s, {1e9 * r.seconds_per_draw:.1f} ns a number drawn" for r in rates.values())
+    alone, both = (_speed(one) for one in rates.values())
     return Table(
         title="The cost model against measured steps",
         caption=f"Rates are fitted on the rows marked so and predict the others; of these half are off by less than "
@@ -467,3 +467,9 @@ def streams(lanes: pd.DataFrame, plan: pd.DataFrame) -> Table:
             "so that noise and update, which a rank of either makes in full, are a small part there.",
         ],
     )
+
+
+def _speed(rates: Rates) -> str:
+    """In words. Steps of tiny models may fit best with arithmetic, or noise, that takes no time."""
+    arithmetic = f"{1e-9 / rates.seconds_per_flop:.0f} GFLOP/s" if rates.seconds_per_flop else "arithmetic in no time"
+    return f"{arithmetic}, {1e9 * rates.seconds_per_draw:.1f} ns a number drawn"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from projects.distzo2 import cost_model
+from projects.distzo2 import cost_model, tables
 from projects.distzo2.__main__ import main
 from projects.distzo2.cost_model import Lanes, Plan, Rates, Shape, busiest, fit, gpu_rates, predictions, schedule, sliced_compute_share
 from projects.distzo2.experiments._ranks import MODES
@@ -311,3 +311,9 @@ def test_the_schedule_is_that_of_the_engine_s_lanes(lanes, slots):
         if best < 1.1 * predicted:
             break
     assert 0.99 * predicted < best < 1.1 * predicted
+
+
+def test_rates_are_told_in_words_where_one_is_nothing_too():
+    """Least squares of tiny steps may give no time to arithmetic."""
+    assert tables._speed(Rates(2e-11, 5e-9, 3e-4)) == "50 GFLOP/s, 5.0 ns a number drawn"
+    assert tables._speed(Rates(0.0, 5e-9, 3e-4)) == "arithmetic in no time, 5.0 ns a number drawn"

@@ -55,7 +55,7 @@ MUTATIONS = [
     ),
     Mutation(
         LOSS,
-        "return x / (x.square().sum(-1, keepdim=True) + epsilon).sqrt()",
+        "return x * (x.square().sum(-1, keepdim=True) + epsilon).rsqrt()",
         "return x / (x.square().sum(-1, keepdim=True).sqrt() + epsilon)",
         "the cosine is smoothed elsewhere",
     ),
