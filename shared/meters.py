@@ -13,11 +13,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -208,6 +208,27 @@ class Ratio:
     low: float
     high: float
     coverage: float
+
+
+class Mean(NamedTuple):
+    """A mean over seeds with its 95 % interval by Student's t; without one (NaN) for a single seed."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Iterable[float]) -> Mean:
+    """The mean of one value per seed; NaN are left out."""
+    from scipy import stats
+
+    found = np.asarray(list(values), dtype=float)
+    found = found[~np.isnan(found)]
+    mean = float(found.mean()) if len(found) else math.nan
+    if len(found) < 2:
+        return Mean(mean, math.nan, math.nan)
+    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
+    return Mean(mean, mean - half, mean + half)
 
 
 def ratio(numerator: Timing | Sequence[float], denominator: Timing | Sequence[float]) -> Ratio:

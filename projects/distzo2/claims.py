@@ -38,7 +38,7 @@ def equal(equality: pd.DataFrame) -> Verdict:
     needs="several GPUs and OPT-175B",
 )
 def large(throughput: pd.DataFrame) -> Verdict:
-    found = throughput[throughput["model"] == LARGE] if "model" in throughput else throughput.iloc[:0]
+    found = throughput[throughput["model"] == LARGE]
     if found.empty:
         return Verdict("not tested here", "no such model here")
     gains = speedups(found)
@@ -137,8 +137,7 @@ def link(link: pd.DataFrame) -> Verdict:
     claim="DistZO2 reaches MeZO's accuracy.",
     source="supplementary table Z",
     bound="held-out accuracy and loss, all training losses and all weights of every mode equal MeZO's, and accuracy and loss "
-    "better than at the "
-    "start; partly: equal accuracy and loss, and better than at the start",
+    "better than at the start; partly: equal accuracy and loss, and better than at the start",
     paper="; ".join(
         f"{name}: " + " and ".join(f"{100 * one['accuracy']:.1f} % ({one['method']})" for one in rows.to_dict("records"))
         for name, rows in _ACCURACY.groupby("dataset", sort=False)
@@ -165,8 +164,7 @@ def accuracy(accuracy: pd.DataFrame) -> Verdict:
     claim="Training with large batches lowers the loss, and smoothly.",
     source="supplementary figure 3",
     bound="with every batch the last tenth of the losses is on average below 0.9 of the first, and each larger batch is less "
-    "rough (root mean "
-    "square difference of successive losses); partly: the largest batch alone",
+    "rough (root mean square difference of successive losses); partly: the largest batch alone",
     paper="batch 256: SST-2 from about 0.89 to 0.28, BoolQ from about 0.75 to 0.615, read off a plot",
     needs="rows of distzo2/largebatch",
 )
@@ -204,11 +202,10 @@ def streams(lanes: pd.DataFrame) -> Verdict:
 
 @claim(
     id="distzo2.large_predicted",
-    claim="A cost model predicts (nobody measured) three times ZO2's throughput on OPT-175B with four GPUs.",
+    claim="A cost model predicts (it was not measured here) three times ZO2's throughput on OPT-175B with four GPUs.",
     source="abstract, for the factor; the four GPUs are those of the supplementary's figure 1",
-    bound="predicted speed-up of four GPUs with slices and a link each at least the paper's on every GPU, both with one "
-    "sequence a share and "
-    "with one global batch, by a model whose median error on measured steps held out is at most 25 %; partly: on some GPU",
+    bound="predicted speed-up of four GPUs with slices and a link each at least the paper's on every GPU, both with one sequence "
+    "a share and with one global batch, by a model whose median error on measured steps held out is at most 25 %; partly: on some GPU",
     paper=f"{_HEADLINE['throughput over ZO2']:g} times, measured; the number of GPUs is not known to us",
     needs="rows of distzo2/plan and distzo2/cost",
 )

@@ -1,31 +1,18 @@
 """ECIF's tables: rows in, `Table` out."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from shared.meters import ratio
+from shared.meters import Mean, mean_interval, ratio
 from shared.tables import Column, Table, human_bytes, paper_numbers
 
 
-class Mean(NamedTuple):
-    """A mean over seeds, and its 95 % interval by Student's t; of one seed, the value alone."""
-
-    value: float
-    low: float
-    high: float
-
-
 def mean(values: Sequence[float]) -> Mean:
-    """The mean of one value a seed."""
-    found = np.asarray(values, dtype=float)
-    if found.size < 2 or np.ptp(found) == 0:
-        return Mean(float(found.mean()), float(found.mean()), float(found.mean()))
-    half = float(stats.t.ppf(0.975, found.size - 1) * found.std(ddof=1) / np.sqrt(found.size))
-    return Mean(float(found.mean()), float(found.mean()) - half, float(found.mean()) + half)
+    """The mean of one value a seed, and its interval; of one seed, the value alone."""
+    found = mean_interval(values)
+    return Mean(found.value, found.value, found.value) if np.isnan(found.low) else found
 
 
 def paired(frame: pd.DataFrame, column: str, first: str, second: str, by: Sequence[str] = ("seed",), label: str = "method") -> Mean:

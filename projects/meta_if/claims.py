@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from projects.meta_if.tables import Mean, over_seeds, seconds
+from projects.meta_if.tables import seconds
 from shared.claims import Verdict, claim
-from shared.meters import ratio
+from shared.meters import Mean, mean_interval, ratio
 from shared.tables import paper_numbers
 
 UNKNOWN = "paper value not available"
@@ -22,7 +22,7 @@ def _gain(loo: pd.DataFrame, other: str, column: str = "loss_correlation") -> Me
     wide = loo.pivot_table(index="seed", columns="method", values=column)
     if "task-IF" not in wide or other not in wide:
         return None
-    return over_seeds((wide["task-IF"] - wide[other]).dropna().tolist())
+    return mean_interval((wide["task-IF"] - wide[other]).dropna().tolist())
 
 
 def _above(loo: pd.DataFrame, others: tuple[str, ...]) -> Verdict:
@@ -31,7 +31,7 @@ def _above(loo: pd.DataFrame, others: tuple[str, ...]) -> Verdict:
     found = {other: gain for other, gain in found.items() if gain is not None}
     if loo["seed"].nunique() < 5 or not found:
         return Verdict("not tested here", f"{loo['seed'].nunique()} seeds; 5 are needed, of task-IF and what it is compared with")
-    own = over_seeds(loo.loc[loo["method"] == "task-IF", "loss_correlation"].tolist())
+    own = mean_interval(loo.loc[loo["method"] == "task-IF", "loss_correlation"].tolist())
     parts = [f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) over {other}" for other, gain in found.items()]
     measured = f"correlation {own.value:.3f}; {', '.join(parts)}"
     sure, mean = all(gain.low > 0 for gain in found.values()), all(gain.value > 0 for gain in found.values())
@@ -221,7 +221,7 @@ def instance_loo(instances: pd.DataFrame) -> Verdict:
     if counts.max() < 5:
         return Verdict("not tested here", f"{counts.max()} seeds; 5 are needed")
     source = counts.idxmax()
-    found = {level: over_seeds(rows["loo_correlation"]) for level, rows in instances[instances["source"] == source].groupby("level")}
+    found = {level: mean_interval(rows["loo_correlation"]) for level, rows in instances[instances["source"] == source].groupby("level")}
     measured = ", ".join(f"{level} {one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for level, one in found.items()) + f" on {source}"
     good = all(one.value > 0.9 and one.low > 0.8 for one in found.values())
     return Verdict("holds" if good else "partly" if all(one.value > 0.8 for one in found.values()) else "fails", measured)

@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from projects.meta_if.tables import mean_curve, over_seeds
+from projects.meta_if.tables import mean_curve
 from shared.figures import PALETTE
+from shared.meters import mean_interval
 
 LOOKS = {
     "task-IF": {"color": PALETTE["blue"], "linewidth": 2.8, "zorder": 5},
@@ -43,7 +44,7 @@ def loo(loo: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 0.36 * len(methods) + 1.3))
     for place, method in enumerate(methods):
         values = loo.loc[loo["method"] == method, "loss_correlation"]
-        mean = over_seeds(values)
+        mean = mean_interval(values)
         colour = LOOKS.get(method, {}).get("color", PALETTE["black"])
         axes.plot(values, np.full(len(values), place), "o", color=colour, alpha=0.35, markersize=5)
         if not np.isnan(mean.low):

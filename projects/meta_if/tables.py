@@ -1,13 +1,11 @@
 """meta-IF's tables: rows in, `Table` out."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from shared.meters import ratio
+from shared.meters import mean_interval, ratio
 from shared.tables import Column, Table, paper_numbers
 
 ACCURACY = "{:.3f}"
@@ -18,27 +16,9 @@ STAND_IN = (
 )
 
 
-class Mean(NamedTuple):
-    """A mean over seeds with its 95 % t-interval; without one (NaN) for a single seed."""
-
-    value: float
-    low: float
-    high: float
-
-
-def over_seeds(values: Sequence[float]) -> Mean:
-    """The mean of one value per seed."""
-    found = np.asarray(values, dtype=float)
-    mean = float(found.mean())
-    if len(found) < 2:
-        return Mean(mean, float("nan"), float("nan"))
-    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
-    return Mean(mean, mean - half, mean + half)
-
-
 def interval(values: Sequence[float], form: str = "{:.2f}") -> str:
     """'0.91 (0.85 to 0.97)'."""
-    mean = over_seeds(values)
+    mean = mean_interval(values)
     if np.isnan(mean.low):
         return form.format(mean.value)
     return f"{form.format(mean.value)} ({form.format(mean.low)} to {form.format(mean.high)})"

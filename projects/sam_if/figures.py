@@ -4,9 +4,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from projects.sam_if.tables import mean_interval
 from shared.data.loaders.images import CIFAR10_CLASSES, FASHION_MNIST_CLASSES
 from shared.figures import PALETTE
+from shared.meters import mean_interval
 from shared.rows import read_array
 
 LOOKS = {

@@ -1,10 +1,8 @@
 """SAM-IF's tables: rows in, `Table` out."""
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
-from shared.meters import Ratio, ratio
+from shared.meters import Ratio, mean_interval, ratio
 from shared.tables import Column, Table
 
 UNKNOWN = "None of the paper's numbers could be had; data, models and hyper-parameters here are ours."
@@ -14,16 +12,6 @@ TERMS = (
     "c Ht P H."
 )
 ORDER = ["SAM-HIF", "SAM-GIF", "SAM-IF", "IF", "TracIn", "TRAK"]
-
-
-def mean_interval(values: pd.Series) -> tuple[float, float, float]:
-    """Mean and Student's 95 % interval; no interval (NaN) of fewer than two."""
-    x = values.dropna().to_numpy(float)
-    mean = float(x.mean()) if len(x) else float("nan")
-    if len(x) < 2:
-        return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return mean, mean - half, mean + half
 
 
 def shown_interval(values: pd.Series, digits: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from shared.meters import (
     Timing,
@@ -17,6 +19,7 @@ from shared.meters import (
     data_bytes,
     interleave,
     live_bytes,
+    mean_interval,
     peak_rss_bytes,
     ratio,
     run_limited,
@@ -304,6 +307,16 @@ def test_the_number_of_warm_ups_can_be_chosen(warmup):
     assert len(clock.ran) == warmup + 2
     assert shown == [warmup + 2]
     assert timings["a"].seconds == (1, 1)
+
+
+def test_the_interval_of_a_mean_is_students():
+    mean, low, high = mean_interval([1.0, 2.0, math.nan, 4.0])
+    expected = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert mean == pytest.approx(7 / 3)
+    assert (low, high) == pytest.approx(expected)
+    assert mean_interval([3.0]).value == 3.0
+    assert math.isnan(mean_interval([3.0]).low)
+    assert math.isnan(mean_interval([math.nan]).value)
 
 
 def test_a_ratio_is_the_median_of_the_rounds():

@@ -7,7 +7,7 @@ from projects.meta_if import tables
 
 
 def test_the_interval_over_seeds_is_students():
-    found = tables.over_seeds([1.0, 2.0, 3.0])
+    found = tables.mean_interval([1.0, 2.0, 3.0])
     assert found.value == 2.0
     assert found.high - found.value == pytest.approx(4.302653 / 3**0.5)
     assert tables.interval([0.5]) == "0.50"

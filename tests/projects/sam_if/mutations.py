@@ -180,9 +180,9 @@ MUTATIONS = [
         ("claims",),
     ),
     Mutation(
-        TABLES,
-        "    half = float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))\n",
-        "    half = float(1.96 * x.std() / np.sqrt(len(x)))\n",
+        "shared/meters.py",
+        "    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))\n",
+        "    half = float(1.96 * found.std(ddof=1) / np.sqrt(len(found)))\n",
         "intervals of few seeds are too narrow",
         ("tables",),
     ),
