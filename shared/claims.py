@@ -1,6 +1,8 @@
-"""Claims: a sentence of the paper in our words, bound to a check over measured rows, with a verdict that may be a disappointment.
+"""Claims: a sentence of the paper in our words, bound to a check over measured rows, with a verdict
+that may be a disappointment.
 
-A paper's `claims.py` has one function per claim, decorated with `@claim(...)`. Its parameters name the experiments whose rows it takes.
+A paper's `claims.py` has one function per claim, decorated with `@claim(...)`. Its parameters name
+the experiments whose rows it takes.
 """
 
 import importlib
@@ -66,7 +68,13 @@ def claim(
         needs: what it takes to test it where it is not tested.
         paper: the paper's own value, or None where it could not be had.
     """
-    for key, text in (("id", id), ("claim", claim), ("source", source), ("bound", bound), ("needs", needs)):
+    for key, text in (
+        ("id", id),
+        ("claim", claim),
+        ("source", source),
+        ("bound", bound),
+        ("needs", needs),
+    ):
         if not text.strip():
             raise ValueError(f"claim '{id}': {key} is empty")
 
@@ -78,27 +86,41 @@ def claim(
 
 
 def claims_of(paper: str) -> list[Claim]:
-    """The claims of a paper in the order of its `claims.py`; none without that file. UserError for a clash or an unknown experiment."""
+    """The claims of a paper in the order of its `claims.py`; none without that file. UserError for
+    a clash or an unknown experiment.
+    """
     known = manifest.manifest(paper)
     if importlib.util.find_spec(f"projects.{paper}.claims") is None:
         return []
     module = importlib.import_module(f"projects.{paper}.claims")
-    found = [value.claim for value in vars(module).values() if isinstance(getattr(value, "claim", None), Claim)]
+    found = [
+        value.claim
+        for value in vars(module).values()
+        if isinstance(getattr(value, "claim", None), Claim)
+    ]
     seen: set[str] = set()
     for one in found:
         if one.id in seen or not one.id.startswith(f"{paper}."):
-            raise UserError(f"projects/{paper}/claims.py: the id '{one.id}' must start with '{paper}.' and be used once")
+            raise UserError(
+                f"projects/{paper}/claims.py: the id '{one.id}' must start with '{paper}.' and be"
+                " used once"
+            )
         seen.add(one.id)
         for experiment in one.experiments:
             if experiment not in known.experiments:
-                raise UserError(f"projects/{paper}/claims.py: {one.id}: " + manifest.unknown("experiment", experiment, known.experiments))
+                raise UserError(
+                    f"projects/{paper}/claims.py: {one.id}: "
+                    + manifest.unknown("experiment", experiment, known.experiments)
+                )
     return found
 
 
 def evaluate(paper: str, scale: str, results_dir: Path) -> list[dict[str, str | None]]:
-    """Judge every claim of a paper from the rows at `scale`; write `claims.json` in the paper's results and return its content.
+    """Judge every claim of a paper from the rows at `scale`; write `claims.json` in the paper's
+    results and return its content.
 
-    A claim whose rows are not there is `not tested here`. A broken rows file is a UserError, not a missing one.
+    A claim whose rows are not there is `not tested here`. A broken rows file is a UserError, not a
+    missing one.
     """
     ledger = []
     for one in claims_of(paper):
@@ -109,7 +131,10 @@ def evaluate(paper: str, scale: str, results_dir: Path) -> list[dict[str, str | 
         else:
             verdict = one.check(**{name: rows.read_frame(file) for name, file in files.items()})
             if not isinstance(verdict, Verdict):
-                raise UserError(f"projects/{paper}/claims.py: {one.id} must return a Verdict, not {type(verdict).__name__}")
+                raise UserError(
+                    f"projects/{paper}/claims.py: {one.id} must return a Verdict, not"
+                    f" {type(verdict).__name__}"
+                )
         ledger.append(
             {
                 "id": one.id,
@@ -130,21 +155,35 @@ def evaluate(paper: str, scale: str, results_dir: Path) -> list[dict[str, str | 
 Rows = Mapping[str, list[dict[str, Any]]]  # rows by experiment
 
 
-def require_falsifiable(paper: str, failing: Mapping[str, Rows], holding: Mapping[str, Rows]) -> None:
-    """For tests: every claim of `paper` says `fails` on rows made to fail it and `holds` on rows made to hold it.
+def require_falsifiable(
+    paper: str, failing: Mapping[str, Rows], holding: Mapping[str, Rows]
+) -> None:
+    """For tests: every claim of `paper` says `fails` on rows made to fail it and `holds` on rows
+    made to hold it.
 
     Args:
         failing, holding: by claim id, rows by experiment.
 
     Raises:
-        AssertionError: naming the claim that has no such rows, or that gives another verdict on them.
+        AssertionError: naming the claim that has no such rows, or that gives another verdict on
+            them.
     """
     registered = {one.id: one for one in claims_of(paper)}
     for wanted, examples in (("fails", failing), ("holds", holding)):
         missing = sorted(set(registered) - set(examples))
         extra = sorted(set(examples) - set(registered))
-        assert not missing, f"claims without rows on which the verdict '{wanted}' is shown: {', '.join(missing)}"
+        assert not missing, (
+            f"claims without rows on which the verdict '{wanted}' is shown: {', '.join(missing)}"
+        )
         assert not extra, f"rows for claims that do not exist: {', '.join(extra)}"
         for name, one in registered.items():
-            verdict = one.check(**{experiment: pd.DataFrame(examples[name][experiment]) for experiment in one.experiments})
-            assert verdict.verdict == wanted, f"{name}: '{verdict.verdict}' ({verdict.measured}) on rows that must give '{wanted}'"
+            verdict = one.check(
+                **{
+                    experiment: pd.DataFrame(examples[name][experiment])
+                    for experiment in one.experiments
+                }
+            )
+            assert verdict.verdict == wanted, (
+                f"{name}: '{verdict.verdict}' ({verdict.measured})"
+                f" on rows that must give '{wanted}'"
+            )

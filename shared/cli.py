@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDE = 240  # columns of a table that goes into a file or a pipe, where 80 would cut names in two
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, 1 (a difference or a failure was found), 2 (UserError), 130 (Ctrl-C)."""
+    """Run the command line. Returns the exit status: 0, 1 (a difference or a failure was found), 2
+    (UserError), 130 (Ctrl-C).
+    """
     options = _parser().parse_args(arguments)
     try:
         return int(options.function(options))
@@ -39,43 +46,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="repro", description="Run experiments of the papers and make tables, figures, claims, the report."
+        prog="repro",
+        description="Run experiments of the papers and make tables, figures, claims, the report.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, summary: str, example: str, function: object) -> argparse.ArgumentParser:
         added = commands.add_parser(
-            name, help=summary, description=summary, epilog=f"example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(function=function)
         return added
 
     def common(added: argparse.ArgumentParser) -> None:
         added.add_argument("--scale", default="cpu", help="smoke, cpu (default), gpu or paper")
-        added.add_argument("--results", type=Path, default=paths.results_dir(), metavar="DIR", help="folder of the results")
+        added.add_argument(
+            "--results",
+            type=Path,
+            default=paths.results_dir(),
+            metavar="DIR",
+            help="folder of the results",
+        )
 
-    added = command("list", "papers, experiments, scales, and which rows exist", "repro list zo2", _list)
+    added = command(
+        "list", "papers, experiments, scales, and which rows exist", "repro list zo2", _list
+    )
     added.add_argument("paper", nargs="?", help="one paper only")
-    added.add_argument("--results", type=Path, default=paths.results_dir(), metavar="DIR", help="folder of the results")
+    added.add_argument(
+        "--results",
+        type=Path,
+        default=paths.results_dir(),
+        metavar="DIR",
+        help="folder of the results",
+    )
 
-    added = command("run", "run one experiment and write its rows", "repro run zo2/memory --scale cpu --set steps=3", _run)
+    added = command(
+        "run",
+        "run one experiment and write its rows",
+        "repro run zo2/memory --scale cpu --set steps=3",
+        _run,
+    )
     added.add_argument("experiment", metavar="PAPER/EXPERIMENT")
     added.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the scale's entry (YAML); may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a value of the scale's entry (YAML); may be repeated",
     )
     common(added)
 
     for name, what in (("table", "tables"), ("figure", "figures")):
-        added = command(name, f"make {what} from rows: all of a paper, or one", f"repro {name} zo2/memory --scale cpu", _make)
+        added = command(
+            name,
+            f"make {what} from rows: all of a paper, or one",
+            f"repro {name} zo2/memory --scale cpu",
+            _make,
+        )
         added.add_argument("target", metavar="PAPER[/NAME]")
         added.set_defaults(kind=what)
         common(added)
 
-    added = command("claims", "judge a paper's claims from rows", "repro claims zo2 --scale cpu", _claims)
+    added = command(
+        "claims", "judge a paper's claims from rows", "repro claims zo2 --scale cpu", _claims
+    )
     added.add_argument("paper")
     common(added)
 
-    added = command("report", "make the report page from what exists", "repro report --scale cpu", _report)
+    added = command(
+        "report", "make the report page from what exists", "repro report --scale cpu", _report
+    )
     common(added)
 
     added = command(
@@ -85,17 +129,26 @@ def _parser() -> argparse.ArgumentParser:
         _compare,
     )
     added.description = (
-        "Compare two folders of results. Timings are told by the tolerance and never fail; all else must be equal.\n"
-        "Where the CPU's model or the version of torch differs, floats may be 0.1 % apart and digests are not compared,\n"
-        "which is said in a line."
+        "Compare two folders of results. Timings are told by the tolerance and never fail; all else"
+        " must be equal.\nWhere the CPU's model or the version of torch differs, floats may be 0.1"
+        " % apart and digests are not compared,\nwhich is said in a line."
     )
     added.add_argument("measured", type=Path)
     added.add_argument("reference", type=Path)
     added.add_argument(
-        "--tolerance", type=float, default=0.25, metavar="SHARE", help="relative difference of timings worth showing (default 0.25)"
+        "--tolerance",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="relative difference of timings worth showing (default 0.25)",
     )
 
-    command("doctor", "check Python, packages, torch, disk, memory and the data cache", "repro doctor", _doctor)
+    command(
+        "doctor",
+        "check Python, packages, torch, disk, memory and the data cache",
+        "repro doctor",
+        _doctor,
+    )
 
     from shared.data import cli as data
 
@@ -109,7 +162,14 @@ def _list(options: argparse.Namespace) -> int:
     from shared import rows
 
     names = [options.paper] if options.paper else list(manifest.manifests())
-    table = Table("experiment", "what", *paths.SCALES, caption="● rows exist   ○ runs at this scale", box=None, header_style="bold")
+    table = Table(
+        "experiment",
+        "what",
+        *paths.SCALES,
+        caption="● rows exist   ○ runs at this scale",
+        box=None,
+        header_style="bold",
+    )
     for paper in names:
         known = manifest.manifest(paper)
         configs = {scale: manifest.scale_config(paper, scale) for scale in paths.SCALES}
@@ -138,7 +198,8 @@ def _run(options: argparse.Namespace) -> int:
     from shared import experiment
 
     if needs.processes > 1 and "RANK" not in os.environ:
-        experiment.load(paper, name, options.scale, overrides)  # a mistake is one line here, and a page of torchrun's below
+        # a mistake is one line here, and a page of torchrun's below
+        experiment.load(paper, name, options.scale, overrides)
         torchrun = [
             sys.executable,
             "-m",
@@ -149,12 +210,22 @@ def _run(options: argparse.Namespace) -> int:
             "shared.cli",
         ]
         settings = [f"--set={setting}" for setting in options.set]
-        done = subprocess.run([*torchrun, "run", options.experiment, f"--scale={options.scale}", f"--results={options.results}", *settings])
+        done = subprocess.run(
+            [
+                *torchrun,
+                "run",
+                options.experiment,
+                f"--scale={options.scale}",
+                f"--results={options.results}",
+                *settings,
+            ]
+        )
         return 1 if done.returncode else 0
     path = experiment.run_experiment(paper, name, options.scale, overrides, options.results)
     if overrides:
         print(
-            f"repro: {path} holds a run with --set; `repro run {options.experiment}` or snakemake puts the scale's own back",
+            f"repro: {path} holds a run with --set; `repro run {options.experiment}` or snakemake"
+            " puts the scale's own back",
             file=sys.stderr,
         )
     if int(os.environ.get("RANK", "0")) == 0:
@@ -175,7 +246,9 @@ def _make(options: argparse.Namespace) -> int:
         print(tables.make(paper, name, options.scale, options.results).to_markdown())
     else:
         figure = figures.make(paper, name, options.scale, options.results)
-        for path in figures.save(figure, options.results / options.scale / paper / "figures" / name):
+        for path in figures.save(
+            figure, options.results / options.scale / paper / "figures" / name
+        ):
             print(path)
     return 0
 
@@ -190,7 +263,9 @@ def _claims(options: argparse.Namespace) -> int:
     manifest.check_scale(options.scale)
     table = Table("claim", "verdict", "measured", "bound", "paper", header_style="bold")
     for entry in claims.evaluate(options.paper, options.scale, options.results):
-        table.add_row(*(Text(entry[key] or "–") for key in ("id", "verdict", "measured", "bound", "paper")))
+        table.add_row(
+            *(Text(entry[key] or "–") for key in ("id", "verdict", "measured", "bound", "paper"))
+        )
     _print(table)
     return 0
 
@@ -215,10 +290,16 @@ def _compare(options: argparse.Namespace) -> int:
     if found:
         table = Table("", "file", "what", "measured", "reference", header_style="bold")
         for one in sorted(found, key=lambda one: not one.drift):
-            table.add_row("drift" if one.drift else "told", *(Text(text) for text in (one.where, one.what, one.measured, one.reference)))
+            table.add_row(
+                "drift" if one.drift else "told",
+                *(Text(text) for text in (one.where, one.what, one.measured, one.reference)),
+            )
         _print(table)
     drifted = sum(one.drift for one in found)
-    print(f"{drifted} differ where they must not; {len(found) - drifted} differences of timings, or new files, are only told")
+    print(
+        f"{drifted} differ where they must not; {len(found) - drifted} differences of timings, or"
+        " new files, are only told"
+    )
     return 1 if drifted else 0
 
 

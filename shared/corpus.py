@@ -1,7 +1,8 @@
 """The user's own text as batches of tokens.
 
-A file is tokenised once, line by line, into memory-mapped arrays beside the run: neither the text nor the tokens are
-ever in memory as a whole. Which rows step t takes is a pure function of (seed, t), so that a run can go on anywhere.
+A file is tokenised once, line by line, into memory-mapped arrays beside the run: neither the text
+nor the tokens are ever in memory as a whole. Which rows step t takes is a pure function of (seed,
+t), so that a run can go on anywhere.
 """
 
 import hashlib
@@ -40,7 +41,8 @@ def sha256(path: Path) -> str:
 class Corpus:
     """Rows of at most `length` tokens.
 
-    `rows` is how many there are, `tokens` how many tokens they have together. Made by `Corpus.build`.
+    `rows` is how many there are, `tokens` how many tokens they have together. Made by
+    `Corpus.build`.
     """
 
     def __init__(self, folder: Path):
@@ -52,22 +54,29 @@ class Corpus:
         self.rows, self.tokens = len(self._ends), len(self._tokens)
 
     @classmethod
-    def build(cls, file: Path, tokenizer: Any, length: int, folder: Path, *, pack: bool = True) -> "Corpus":
-        """Tokenise `file` into `folder`, or open what is there when it was made from the same file in the same way.
+    def build(
+        cls, file: Path, tokenizer: Any, length: int, folder: Path, *, pack: bool = True
+    ) -> "Corpus":
+        """Tokenise `file` into `folder`, or open what is there when it was made from the same file
+        in the same way.
 
-        A `.txt` file has texts with blank lines between them. A `.jsonl` file has on each line an object with `text`;
-        with `prompt` and `completion` (the loss is on the completion); or with `messages`, a list of {"role",
-        "content"} that go through the tokenizer's chat template (the loss is on the last one, if the assistant's).
-        Texts are packed, each closed by the end-of-text token, into rows of `length`; the others are a row each,
-        where a prompt too long loses its beginning and a completion its end.
+        A `.txt` file has texts with blank lines between them. A `.jsonl` file has on each line an
+        object with `text`; with `prompt` and `completion` (the loss is on the completion); or with
+        `messages`, a list of {"role", "content"} that go through the tokenizer's chat template (the
+        loss is on the last one, if the assistant's). Texts are packed, each closed by the
+        end-of-text token, into rows of `length`; the others are a row each, where a prompt too long
+        loses its beginning and a completion its end.
 
-        With `pack=False` a text is a row of its own too, and one too long loses its end: in differential privacy the
-        record is what is protected, so that it must neither share a row nor be split over several. A text of a single
-        token, in which there is nothing to predict, is left out.
+        With `pack=False` a text is a row of its own too, and one too long loses its end: in
+        differential privacy the record is what is protected, so that it must neither share a row
+        nor be split over several. A text of a single token, in which there is nothing to predict,
+        is left out.
 
         Raises UserError, with the number of the line, for a line that is none of these.
         """
-        vocabulary = hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode()).hexdigest()
+        vocabulary = hashlib.sha256(
+            json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode()
+        ).hexdigest()
         about = {"data": sha256(file), "tokenizer": vocabulary, "length": length, "pack": pack}
         try:
             if json.loads((folder / "about.json").read_text()) == about:
@@ -95,21 +104,27 @@ class Corpus:
 
         There is no attention mask: in a causal model no token sees the padding to its right.
         """
-        spans = [(0 if row == 0 else int(self._ends[row - 1]), int(self._ends[row])) for row in rows]
+        spans = [
+            (0 if row == 0 else int(self._ends[row - 1]), int(self._ends[row])) for row in rows
+        ]
         longest = max(end - start for start, end in spans)
         input_ids = torch.zeros(len(spans), longest, dtype=torch.int64)
         labels = torch.full((len(spans), longest), IGNORED, dtype=torch.int64)
         for index, (start, end) in enumerate(spans):
             tokens = torch.from_numpy(self._tokens[start:end].astype(np.int64))
             input_ids[index, : end - start] = tokens
-            labels[index, : end - start] = tokens.where(torch.from_numpy(np.array(self._with_loss[start:end])), IGNORED)
+            labels[index, : end - start] = tokens.where(
+                torch.from_numpy(np.array(self._with_loss[start:end])), IGNORED
+            )
         return {"input_ids": input_ids, "labels": labels}
 
     def step_batches(self, seed: int, step: int, batch_size: int, accumulate: int) -> list[Batch]:
         """The micro-batches of a step: each pass over the rows is in a new order."""
         first = step * batch_size * accumulate
         places = range(first, first + batch_size * accumulate)
-        rows = np.array([_order(seed, place // self.rows, self.rows)[place % self.rows] for place in places])
+        rows = np.array(
+            [_order(seed, place // self.rows, self.rows)[place % self.rows] for place in places]
+        )
         return [self.batch(part) for part in rows.reshape(accumulate, batch_size)]
 
 
@@ -154,12 +169,15 @@ def _rows(file: Path, tokenizer: Any, length: int, pack: bool) -> Iterator[Examp
             yield packed[start : start + 1], packed[start + 1 : start + length]
         full = full or cut > 0
         del packed[:cut]
-    if len(packed) > 1 and not full:  # otherwise the rest of the last text is left out: rows of one length keep every step alike
+    # otherwise the rest of the last text is left out: rows of one length keep every step alike
+    if len(packed) > 1 and not full:
         yield packed[:1], packed[1:]
 
 
 def _examples(file: Path, tokenizer: Any) -> Iterator[Example]:
-    """Tokens of each text or conversation; the first part is empty for a text, which may be packed with others."""
+    """Tokens of each text or conversation; the first part is empty for a text, which may be packed
+    with others.
+    """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     texts: list[str] = []
 
@@ -177,20 +195,32 @@ def _examples(file: Path, tokenizer: Any) -> Iterator[Example]:
             continue
         yield from tokenised()
         if isinstance(text, tuple):
-            before, after = tokenizer(text[0])["input_ids"], tokenizer(text[1], add_special_tokens=False)["input_ids"]
-            start = before or ([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else end)
+            before, after = (
+                tokenizer(text[0])["input_ids"],
+                tokenizer(text[1], add_special_tokens=False)["input_ids"],
+            )
+            start = before or (
+                [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else end
+            )
             if not start:
-                raise UserError(f"{file}, line {number}: an empty prompt, and the tokenizer has no token that begins or ends a text")
+                raise UserError(
+                    f"{file}, line {number}: an empty prompt, and the tokenizer has no token that"
+                    " begins or ends a text"
+                )
             yield start, after + end
         else:
             try:
                 ids = tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
                 question: list[int] = []
                 if len(text) > 1 and text[-1]["role"] == "assistant":
-                    question = tokenizer.apply_chat_template(text[:-1], tokenize=True, return_dict=False, add_generation_prompt=True)
+                    question = tokenizer.apply_chat_template(
+                        text[:-1], tokenize=True, return_dict=False, add_generation_prompt=True
+                    )
             except Exception as error:  # templates raise whatever they like
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise UserError(f"{file}, line {number}: the tokenizer's chat template refuses it: {reason}") from None
+                raise UserError(
+                    f"{file}, line {number}: the tokenizer's chat template refuses it: {reason}"
+                ) from None
             if len(ids) < 2:
                 raise UserError(f"{file}, line {number}: a conversation of fewer than two tokens")
             answered = 0 < len(question) < len(ids) and ids[: len(question)] == question
@@ -232,9 +262,13 @@ def _parsed(file: Path, number: int, line: str) -> str | tuple[str, str] | list[
             case {"prompt": str(prompt), "completion": str(completion)} if completion:
                 return prompt, completion
             case {"messages": [*messages]} if messages and all(
-                isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+                isinstance(m, dict)
+                and isinstance(m.get("role"), str)
+                and isinstance(m.get("content"), str)
+                for m in messages
             ):
                 return messages
     raise UserError(
-        f'{file}, line {number}: needs a "text", a "prompt" and a "completion", or "messages" with "role" and "content", none empty'
+        f'{file}, line {number}: needs a "text", a "prompt" and a "completion", or "messages" with'
+        ' "role" and "content", none empty'
     )

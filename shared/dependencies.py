@@ -1,6 +1,8 @@
-"""Which files of this repository a Python file imports, so that Snakemake reruns what a change touches and nothing else.
+"""Which files of this repository a Python file imports, so that Snakemake reruns what a change
+touches and nothing else.
 
-Imports are read from the syntax tree: nothing is executed. Imports inside functions count; imports by a computed name do not.
+Imports are read from the syntax tree: nothing is executed. Imports inside functions count; imports
+by a computed name do not.
 """
 
 import ast
@@ -15,7 +17,8 @@ PACKAGES = ("shared", "projects")
 
 
 def local_imports(file: Path, root: Path | None = None) -> list[Path]:
-    """`file` itself and every file under `root` that it imports, directly or not, with the `__init__.py` of their packages.
+    """`file` itself and every file under `root` that it imports, directly or not, with the
+    `__init__.py` of their packages.
 
     Args:
         file: a Python file under `root`.
@@ -41,7 +44,15 @@ def local_imports(file: Path, root: Path | None = None) -> list[Path]:
 def _direct(file: Path, root: Path) -> tuple[Path, ...]:
     """Files under `root` that `file` imports directly, and the packages above it and them."""
     here = file.relative_to(root).with_suffix("").parts
-    modules = {here, *(target for target in _imported(ast.parse(file.read_text(encoding="utf-8")), here, file.name == "__init__.py"))}
+    modules = {
+        here,
+        *(
+            target
+            for target in _imported(
+                ast.parse(file.read_text(encoding="utf-8")), here, file.name == "__init__.py"
+            )
+        ),
+    }
     files: set[Path] = set()
     for module in modules:
         if module[:1] in {(package,) for package in PACKAGES}:
@@ -50,14 +61,18 @@ def _direct(file: Path, root: Path) -> tuple[Path, ...]:
     return tuple(sorted(files))
 
 
-def _imported(tree: ast.Module, here: tuple[str, ...], is_package: bool) -> Iterator[tuple[str, ...]]:
+def _imported(
+    tree: ast.Module, here: tuple[str, ...], is_package: bool
+) -> Iterator[tuple[str, ...]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield tuple(alias.name.split("."))
         elif isinstance(node, ast.ImportFrom):
             base: tuple[str, ...] = ()
-            if node.level:  # one dot is the package the file lies in; `here` of a package ends with "__init__", which one dot removes
+            # one dot is the package the file lies in; `here` of a package ends with "__init__",
+            # which one dot removes
+            if node.level:
                 base = here[: len(here) - node.level]
             base += tuple(node.module.split(".")) if node.module else ()
             yield base

@@ -1,4 +1,6 @@
-"""`repro doctor`: whether this machine and this environment can run the experiments, one line per fact."""
+"""`repro doctor`: whether this machine and this environment can run the experiments, one line per
+fact.
+"""
 
 import shutil
 import sys
@@ -29,7 +31,9 @@ def _python() -> tuple[bool, str, str]:
 
 
 def _pins() -> list[tuple[bool, str, str]]:
-    """Installed versions against constraints.txt. A difference is told, and is no fault: pyproject.toml says what is allowed."""
+    """Installed versions against constraints.txt. A difference is told, and is no fault:
+    pyproject.toml says what is allowed.
+    """
     file = paths.ROOT / "constraints.txt"
     if not file.is_file():
         return [(True, "packages", "no constraints.txt to compare with")]
@@ -53,7 +57,9 @@ def _torch() -> list[tuple[bool, str, str]]:
     try:
         import torch
     except ImportError as error:
-        return [(False, "torch", f"{error}; install the project: pip install -e . -c constraints.txt")]
+        return [
+            (False, "torch", f"{error}; install the project: pip install -e . -c constraints.txt")
+        ]
     gpu = f"CUDA, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "CPU"
     facts = [(True, "torch", f"{torch.__version__}, {gpu}, {torch.get_num_threads()} threads")]
     try:
@@ -63,21 +69,36 @@ def _torch() -> list[tuple[bool, str, str]]:
     from shared import torchvision_cpu
 
     mended = bool(torchvision_cpu._keep_alive)
-    return [*facts, (True, "torchvision", torchvision.__version__ + (" (mended: detection operators are not available)" if mended else ""))]
+    return [
+        *facts,
+        (
+            True,
+            "torchvision",
+            torchvision.__version__
+            + (" (mended: detection operators are not available)" if mended else ""),
+        ),
+    ]
 
 
 def _machine() -> list[tuple[bool, str, str]]:
     from shared import manifest
 
     memory = psutil.virtual_memory()
-    entries = [manifest.needs(paper, name, "cpu") for paper in manifest.manifests() for name in manifest.scale_config(paper, "cpu")]
+    entries = [
+        manifest.needs(paper, name, "cpu")
+        for paper in manifest.manifests()
+        for name in manifest.scale_config(paper, "cpu")
+    ]
     needed = max((entry.memory_gb for entry in entries), default=1)
     disk = shutil.disk_usage(paths.ROOT)
     return [
         (
             memory.total >= 0.94e9 * needed,  # firmware keeps some of what was bought
             "memory",
-            f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free ({needed:g} GB in all are needed)",
+            (
+                f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free ({needed:g} GB"
+                " in all are needed)"
+            ),
         ),
         (disk.free >= 5e9, "disk", f"{disk.free / 1e9:.1f} GB free here (5 GB are needed)"),
         (True, "cores", f"{psutil.cpu_count()}"),
@@ -92,5 +113,10 @@ def _cache() -> list[tuple[bool, str, str]]:
         absent = [name for name in needed if not data.stamp(name).exists()]
     except UserError as error:
         return [(False, "data", str(error))]
-    said = f"{len(needed) - len(absent)} of the {len(needed)} entries that scale cpu needs are in {paths.cache_dir()}"
-    return [(True, "data", said + (f"; the first run fetches {', '.join(absent)}" if absent else ""))]
+    said = (
+        f"{len(needed) - len(absent)} of the {len(needed)} entries that scale cpu needs are in"
+        f" {paths.cache_dir()}"
+    )
+    return [
+        (True, "data", said + (f"; the first run fetches {', '.join(absent)}" if absent else ""))
+    ]

@@ -2,4 +2,6 @@
 
 
 class UserError(ValueError):
-    """What is wrong and what to do about it, in one line. The command lines print it and exit with status 2."""
+    """What is wrong and what to do about it, in one line. The command lines print it and exit with
+    status 2.
+    """

@@ -1,7 +1,9 @@
-"""Runs an experiment: checks its configuration, calls its `run(config, run)`, writes its rows in one step.
+"""Runs an experiment: checks its configuration, calls its `run(config, run)`, writes its rows in
+one step.
 
-An experiment module `projects/<paper>/experiments/<name>.py` has a class `Config(shared.experiment.Config)` and a function
-`run(config, run)` that measures and calls `run.row(...)`. It knows nothing of tables, of the paper's numbers, or of files.
+An experiment module `projects/<paper>/experiments/<name>.py` has a class
+`Config(shared.experiment.Config)` and a function `run(config, run)` that measures and calls
+`run.row(...)`. It knows nothing of tables, of the paper's numbers, or of files.
 """
 
 import importlib
@@ -24,12 +26,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
-# Between progress lines where a bar would not do: no terminal, or several jobs on one (Snakemake sets REPRO_PLAIN_PROGRESS).
+# Between progress lines where a bar would not do: no terminal, or several jobs on one (Snakemake
+# sets REPRO_PLAIN_PROGRESS).
 PLAIN_INTERVAL_SECONDS = 10.0
 
 
 class Config(BaseModel):
-    """Base of every experiment's configuration: unknown keys, wrong types and non-finite numbers are refused; `seed` is there."""
+    """Base of every experiment's configuration: unknown keys, wrong types and non-finite numbers
+    are refused; `seed` is there.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -44,7 +49,9 @@ class Run:
         scale: the scale that is running, for messages; behaviour belongs in the configuration.
     """
 
-    def __init__(self, seed: int = 0, scale: str = "smoke", label: str = "", quiet: bool = False) -> None:
+    def __init__(
+        self, seed: int = 0, scale: str = "smoke", label: str = "", quiet: bool = False
+    ) -> None:
         self.seed = seed
         self.scale = scale
         self.rows: list[dict[str, rows.Scalar]] = []
@@ -54,30 +61,43 @@ class Run:
         self._bars: Progress | None = None
 
     def row(self, **values: object) -> None:
-        """Emit one row: text, numbers, true/false or None by column. A column of floats ends with a unit (`shared.rows.UNITS`).
+        """Emit one row: text, numbers, true/false or None by column. A column of floats ends with a
+        unit (`shared.rows.UNITS`).
 
         Raises:
-            ValueError: at once, so that a wrong name shows at the first row and not at the end of the run.
+            ValueError: at once, so that a wrong name shows at the first row and not at the end of
+                the run.
         """
         self.rows.append(rows.check_row(values))
 
     def array(self, name: str, values: np.ndarray) -> None:
-        """Save a numeric array beside the rows, under `name`; `shared.rows.read_array(frame, name)` reads it."""
+        """Save a numeric array beside the rows, under `name`; `shared.rows.read_array(frame, name)`
+        reads it.
+        """
         if not name.isidentifier():
             raise ValueError(f"array name '{name}' must be an identifier")
         array = np.asarray(values)
         if array.dtype.kind not in "biuf":
-            raise ValueError(f"array '{name}' has dtype {array.dtype}; booleans, integers and floats can be saved")
+            raise ValueError(
+                f"array '{name}' has dtype {array.dtype}; booleans, integers and floats can be"
+                " saved"
+            )
         self.arrays[name] = array
 
     def progress(self, steps: Iterable[T] | int, description: str) -> Iterator[T]:
-        """Iterate over `steps` (or `range(steps)`) while showing how far it is and how long it will take; may be nested."""
+        """Iterate over `steps` (or `range(steps)`) while showing how far it is and how long it will
+        take; may be nested.
+        """
         iterable: Iterable[Any] = range(steps) if isinstance(steps, int) else steps
         total = len(iterable) if isinstance(iterable, Sized) else None
         if self._quiet:
             return iter(iterable)
         watched = sys.stderr.isatty() and "REPRO_PLAIN_PROGRESS" not in os.environ
-        return self._bar(iterable, total, description) if watched else self._lines(iterable, total, description)
+        return (
+            self._bar(iterable, total, description)
+            if watched
+            else self._lines(iterable, total, description)
+        )
 
     def log(self, text: str) -> None:
         """Say something on stderr."""
@@ -94,10 +114,21 @@ class Run:
 
     def _bar(self, iterable: Iterable[T], total: int | None, description: str) -> Iterator[T]:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         if self._bars is None:  # one display for all bars, so that nested ones share it
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+            )
             self._bars = Progress(*columns, console=Console(stderr=True))
             self._bars.start()
         bars = self._bars
@@ -124,35 +155,50 @@ def _ruler(done: int, total: int | None, seconds: float) -> str:
     if not total:
         return f"{done} after {_clock(seconds)}"
     filled = round(20 * done / total)
-    return f"{'━' * filled}{'─' * (20 - filled)} {done}/{total}, {_clock(seconds / done * (total - done))} left"
+    return (
+        f"{'━' * filled}{'─' * (20 - filled)} {done}/{total},"
+        f" {_clock(seconds / done * (total - done))} left"
+    )
 
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def load(paper: str, name: str, scale: str, overrides: Mapping[str, object] | None = None) -> tuple[ModuleType, Config]:
-    """Import an experiment and make its configuration: the entry of the scale with `overrides` on top.
+def load(
+    paper: str, name: str, scale: str, overrides: Mapping[str, object] | None = None
+) -> tuple[ModuleType, Config]:
+    """Import an experiment and make its configuration: the entry of the scale with `overrides` on
+    top.
 
     Raises:
-        UserError: an unknown paper, experiment, scale or key, or a value that is not allowed; one line.
+        UserError: an unknown paper, experiment, scale or key, or a value that is not allowed; one
+            line.
     """
     manifest.check_experiment(paper, name)
     entries = manifest.scale_config(paper, scale)
     if name not in entries:
         listed = ", ".join(entries) or "nothing"
-        raise UserError(f"{paper}/{name} does not run at scale '{scale}'; projects/{paper}/scales/{scale}.yaml lists: {listed}")
+        raise UserError(
+            f"{paper}/{name} does not run at scale '{scale}'; projects/{paper}/scales/{scale}.yaml"
+            f" lists: {listed}"
+        )
     module = importlib.import_module(f"projects.{paper}.experiments.{name}")
     values = {**entries[name], **(overrides or {})}
     try:
-        # As JSON, because strict validation of JSON takes a list for a tuple and text for an enumeration, and nothing else.
+        # As JSON, because strict validation of JSON takes a list for a tuple and text for an
+        # enumeration, and nothing else.
         config = module.Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        raise UserError(manifest.explain(error, f"{paper}/{name} at scale {scale}", module.Config)) from None
+        raise UserError(
+            manifest.explain(error, f"{paper}/{name} at scale {scale}", module.Config)
+        ) from None
     return module, config
 
 
-def run_experiment(paper: str, name: str, scale: str, overrides: Mapping[str, object] | None, results_dir: Path) -> Path:
+def run_experiment(
+    paper: str, name: str, scale: str, overrides: Mapping[str, object] | None, results_dir: Path
+) -> Path:
     """Run one experiment and write `<results_dir>/<scale>/<paper>/rows/<name>.json`.
 
     Under torchrun every process runs the experiment, and the one of rank 0 writes what it emitted.

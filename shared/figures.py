@@ -1,6 +1,7 @@
 """One look for every figure, and files that are the same byte for byte when the rows are.
 
-A paper's `figures.py` has one plain function per figure: experiments' rows in, matplotlib `Figure` out.
+A paper's `figures.py` has one plain function per figure: experiments' rows in, matplotlib `Figure`
+out.
 """
 
 import io
@@ -22,7 +23,8 @@ from shared.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with any colour vision; yellow is left out, as it vanishes on white.
+# Okabe and Ito's colours, told apart with any colour vision; yellow is left out, as it vanishes on
+# white.
 PALETTE = {
     "blue": "#0072B2",
     "orange": "#D55E00",
@@ -39,7 +41,8 @@ STYLE: dict[str, Any] = {
     "figure.facecolor": "white",
     "figure.constrained_layout.use": True,
     "savefig.facecolor": "white",
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so that every machine draws the same glyphs
+    # ships with matplotlib, so that every machine draws the same glyphs
+    "font.family": "DejaVu Sans",
     "font.size": 11.5,
     "axes.titlesize": 12.5,
     "axes.titleweight": "bold",
@@ -75,7 +78,10 @@ def save(figure: "Figure", path: Path) -> list[Path]:
     """Write `path` as SVG and as PNG (its suffix is replaced), without dates or versions inside."""
     written = []
     with style():
-        for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
+        for suffix, metadata in (
+            (".svg", {"Date": None, "Creator": None}),
+            (".png", {"Software": None}),
+        ):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], metadata=metadata, dpi=200)
             rows.atomic_write(path.with_suffix(suffix), buffer.getvalue())
@@ -92,12 +98,16 @@ def make(paper: str, name: str, scale: str, results_dir: Path) -> "Figure":
     with style():
         figure = function(**measured)
     if not isinstance(figure, Figure):
-        raise UserError(f"projects/{paper}/figures.py: {name} must return a matplotlib Figure, not {type(figure).__name__}")
+        raise UserError(
+            f"projects/{paper}/figures.py: {name} must return a matplotlib Figure, not"
+            f" {type(figure).__name__}"
+        )
     return figure
 
 
 def build(paper: str, scale: str, results_dir: Path) -> list[Path]:
-    """Write every figure whose experiments run at `scale`, as `figures/<name>.{svg,png}` in the paper's results.
+    """Write every figure whose experiments run at `scale`, as `figures/<name>.{svg,png}` in the
+    paper's results.
 
     Raises:
         UserError: rows are missing; the figures that do not need them are written all the same.

@@ -1,6 +1,8 @@
-"""What a paper consists of, read from `projects/<paper>/paper.yaml`, and what runs at a scale, from `scales/<scale>.yaml`.
+"""What a paper consists of, read from `projects/<paper>/paper.yaml`, and what runs at a scale, from
+`scales/<scale>.yaml`.
 
-This module imports neither torch nor pandas, so that `repro --help` and a dry run of Snakemake are instant.
+This module imports neither torch nor pandas, so that `repro --help` and a dry run of Snakemake are
+instant.
 """
 
 import difflib
@@ -20,7 +22,9 @@ from shared.errors import UserError
 
 
 class Experiment(BaseModel):
-    """One experiment: what it is called and what it needs of a machine. `needs` says what it needs at a scale."""
+    """One experiment: what it is called and what it needs of a machine. `needs` says what it needs
+    at a scale.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -32,7 +36,8 @@ class Experiment(BaseModel):
     memory_gb: float = Field(gt=0)
     threads: int = Field(default=1, ge=1)  # compute threads inside one process
     processes: int = Field(default=1, ge=1)  # more than one: started by torchrun
-    at: dict[str, dict[str, Any]] = {}  # scale -> any of the above but the title, where that scale needs something else
+    # scale -> any of the above but the title, where that scale needs something else
+    at: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _every_scale_is_right(self) -> "Experiment":
@@ -50,14 +55,18 @@ class Experiment(BaseModel):
 
     def at_scale(self, scale: str) -> "Experiment":
         """This entry with the changes of one scale."""
-        return Experiment.model_validate({**self.model_dump(exclude={"at"}), **self.at.get(scale, {})})
+        return Experiment.model_validate(
+            {**self.model_dump(exclude={"at"}), **self.at.get(scale, {})}
+        )
 
 
 _BY_SCALE = [key for key in Experiment.model_fields if key not in ("title", "at")]
 
 
 class Manifest(BaseModel):
-    """One paper: its experiments, and which experiments each table and figure takes its rows from."""
+    """One paper: its experiments, and which experiments each table and figure takes its
+    rows from.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -76,34 +85,50 @@ class Manifest(BaseModel):
             for name, experiments in wanted.items():
                 for experiment in experiments:
                     if experiment not in self.experiments:
-                        raise ValueError(f"{kind} '{name}' takes rows of '{experiment}', which is not an experiment of this paper")
+                        raise ValueError(
+                            f"{kind} '{name}' takes rows of '{experiment}', which is not an"
+                            " experiment of this paper"
+                        )
         for name in (*self.experiments, *self.tables, *self.figures):
             if not name.isidentifier():
-                raise ValueError(f"'{name}' must be a Python identifier: it names a module or a function")
+                raise ValueError(
+                    f"'{name}' must be a Python identifier: it names a module or a function"
+                )
         return self
 
 
 def manifests() -> dict[str, Manifest]:
     """Every paper that has a `paper.yaml`, by folder name, sorted."""
-    return {file.parent.name: manifest(file.parent.name) for file in sorted(paths.PROJECTS.glob("*/paper.yaml"))}
+    return {
+        file.parent.name: manifest(file.parent.name)
+        for file in sorted(paths.PROJECTS.glob("*/paper.yaml"))
+    }
 
 
 def manifest(paper: str) -> Manifest:
     """The manifest of one paper. UserError for an unknown paper or an invalid file."""
     file = paths.PROJECTS / paper / "paper.yaml"
     if not file.is_file():
-        raise UserError(unknown("paper", paper, (found.parent.name for found in paths.PROJECTS.glob("*/paper.yaml"))))
+        raise UserError(
+            unknown(
+                "paper", paper, (found.parent.name for found in paths.PROJECTS.glob("*/paper.yaml"))
+            )
+        )
     try:
         result = Manifest.model_validate(read_yaml(file))
     except ValidationError as error:
         raise UserError(explain(error, str(file), Manifest)) from None
     if result.name != paper:
-        raise UserError(f"{file}: name is '{result.name}', but the folder is '{paper}'; make them equal")
+        raise UserError(
+            f"{file}: name is '{result.name}', but the folder is '{paper}'; make them equal"
+        )
     return result
 
 
 def scale_config(paper: str, scale: str) -> dict[str, dict[str, Any]]:
-    """The configuration of every experiment that runs at `scale`. Empty when the paper has no file for that scale."""
+    """The configuration of every experiment that runs at `scale`. Empty when the paper has no file
+    for that scale.
+    """
     known = manifest(paper)
     check_scale(scale)
     file = paths.PROJECTS / paper / "scales" / f"{scale}.yaml"
@@ -119,9 +144,18 @@ def scale_config(paper: str, scale: str) -> dict[str, dict[str, Any]]:
 
 
 def data_needed(paper: str | None, scale: str) -> list[str]:
-    """Names of the catalogue entries that `paper` (every paper when None) needs at `scale`, sorted, without repeats."""
+    """Names of the catalogue entries that `paper` (every paper when None) needs at `scale`, sorted,
+    without repeats.
+    """
     papers = [paper] if paper is not None else list(manifests())
-    return sorted({entry for name in papers for run in scale_config(name, scale) for entry in needs(name, run, scale).data})
+    return sorted(
+        {
+            entry
+            for name in papers
+            for run in scale_config(name, scale)
+            for entry in needs(name, run, scale).data
+        }
+    )
 
 
 def check_scale(scale: str) -> None:
@@ -139,21 +173,30 @@ def check_experiment(paper: str, experiment: str) -> Experiment:
 
 
 def needs(paper: str, experiment: str, scale: str) -> Experiment:
-    """What an experiment needs at `scale`: its entry with what `at` says of that scale. UserError for an unknown name."""
+    """What an experiment needs at `scale`: its entry with what `at` says of that scale. UserError
+    for an unknown name.
+    """
     known = check_experiment(paper, experiment)
     check_scale(scale)
     return known.at_scale(scale)
 
 
 def ready(paper: str, scale: str, kind: str) -> dict[str, list[str]]:
-    """The paper's tables or figures (`kind`) all of whose experiments run at `scale`, with those experiments."""
+    """The paper's tables or figures (`kind`) all of whose experiments run at `scale`, with those
+    experiments.
+    """
     listed = scale_config(paper, scale)
     declared: dict[str, list[str]] = getattr(manifest(paper), kind)
-    return {name: experiments for name, experiments in declared.items() if all(experiment in listed for experiment in experiments)}
+    return {
+        name: experiments
+        for name, experiments in declared.items()
+        if all(experiment in listed for experiment in experiments)
+    }
 
 
 def bound_function(paper: str, kind: str, name: str) -> Callable[..., Any]:
-    """`projects.<paper>.<kind>.<name>`, checked: its parameters must be the experiments that the manifest lists for it.
+    """`projects.<paper>.<kind>.<name>`, checked: its parameters must be the experiments that the
+    manifest lists for it.
 
     Args:
         kind: "tables" or "figures": the section of the manifest and the module of the paper.
@@ -163,10 +206,16 @@ def bound_function(paper: str, kind: str, name: str) -> Callable[..., Any]:
         raise UserError(unknown(f"{kind[:-1]} of {paper}", name, declared))
     function = getattr(importlib.import_module(f"projects.{paper}.{kind}"), name, None)
     if function is None:
-        raise UserError(f"projects/{paper}/{kind}.py has no function '{name}', which paper.yaml lists under {kind}")
+        raise UserError(
+            f"projects/{paper}/{kind}.py has no function '{name}', which paper.yaml lists under"
+            f" {kind}"
+        )
     parameters = list(inspect.signature(function).parameters)
     if set(parameters) != set(declared[name]):
-        raise UserError(f"projects/{paper}/{kind}.py: {name}({', '.join(parameters)}) must take {declared[name]}, as paper.yaml says")
+        raise UserError(
+            f"projects/{paper}/{kind}.py: {name}({', '.join(parameters)}) must take"
+            f" {declared[name]}, as paper.yaml says"
+        )
     return function
 
 
@@ -175,7 +224,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -185,7 +236,9 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML mapping. UserError, in one line, when the file is not one; an empty file is an empty mapping."""
+    """Read a YAML mapping. UserError, in one line, when the file is not one; an empty file is an
+    empty mapping.
+    """
     try:
         content = parse_yaml(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -2,7 +2,7 @@
 
 | counter | what it counts | exact |
 | --- | --- | --- |
-| `allocator` | bytes handed out by torch's CPU allocator (`live_bytes`) | yes, and the same in every run |
+| `allocator` | bytes of torch's CPU allocator (`live_bytes`) | yes, the same in every run |
 | `cuda_allocator` | bytes handed out by torch's CUDA allocator | yes |
 | `nvml` | the GPU's memory in use as its driver sees it | to the driver's page |
 | `rss` | resident pages of a process at their highest (`peak_rss_bytes`, in a subprocess) | no |
@@ -25,7 +25,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 
 class LiveBytes:
-    """What `live_bytes` counted: the running total of allocated bytes, with the phases that were marked."""
+    """What `live_bytes` counted: the running total of allocated bytes, with the phases that were
+    marked.
+    """
 
     def __init__(self) -> None:
         self._names: list[str] = []
@@ -41,7 +43,9 @@ class LiveBytes:
             yield
 
     def peak_bytes(self, phase: str | None = None) -> int:
-        """The most bytes alive at any moment (of the phase), counted from zero at the start of the meter."""
+        """The most bytes alive at any moment (of the phase), counted from zero at the start of the
+        meter.
+        """
         times, totals = self._events[:, 0], np.cumsum(self._events[:, 1])
         if phase is None:
             return int(max(0, totals.max(initial=0)))
@@ -59,21 +63,25 @@ class LiveBytes:
             if name == "[memory]":
                 changes.append((event.start_ns(), event.nbytes()))
             elif name.startswith(_PHASE):
-                self._spans.setdefault(name[len(_PHASE) :], []).append((event.start_ns(), event.end_ns()))
+                self._spans.setdefault(name[len(_PHASE) :], []).append(
+                    (event.start_ns(), event.end_ns())
+                )
         self._events = np.array(changes, dtype=np.int64).reshape(-1, 2)
         self._events = self._events[np.argsort(self._events[:, 0], kind="stable")]
 
 
 _PHASE = "live_bytes:"
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its start and stop on stderr, in the midst of progress bars
+# or the profiler reports its start and stop on stderr, in the midst of progress bars
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 @contextmanager
 def live_bytes() -> Iterator[LiveBytes]:
     """Count the bytes that torch's CPU allocator hands out inside, allocation by allocation.
 
-    Deterministic, and blind to everything that does not come from the allocator: memory maps, the libraries' own buffers, other threads'
-    allocations (autograd's threads are seen). Read the result after the block has ended.
+    Deterministic, and blind to everything that does not come from the allocator: memory maps, the
+    libraries' own buffers, other threads' allocations (autograd's threads are seen). Read the
+    result after the block has ended.
     """
     meter = LiveBytes()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -83,10 +91,12 @@ def live_bytes() -> Iterator[LiveBytes]:
 
 @contextmanager
 def cuda_peak_bytes(device: torch.device | str = "cuda") -> Iterator[Callable[[], dict[str, int]]]:
-    """Peaks on a GPU by two counters, as a function to call after the block: {"cuda_allocator": bytes, "nvml": bytes}.
+    """Peaks on a GPU by two counters, as a function to call after the block: {"cuda_allocator":
+    bytes, "nvml": bytes}.
 
-    `nvml` is sampled every 5 ms by a thread, and once more after the work. It holds what other processes use, and not what torch had kept
-    from before. It is absent where NVML cannot be asked (no nvidia-ml-py, no right to).
+    `nvml` is sampled every 5 ms by a thread, and once more after the work. It holds what other
+    processes use, and not what torch had kept from before. It is absent where NVML cannot be asked
+    (no nvidia-ml-py, no right to).
     """
     import threading
 
@@ -111,7 +121,8 @@ def cuda_peak_bytes(device: torch.device | str = "cuda") -> Iterator[Callable[[]
     try:
         sample()
         sampler.start()
-    except Exception:  # a missing module, or one of NVML's own errors, which is then not there to be named
+    except Exception:
+        # a missing module, or one of NVML's own errors, which is then not there to be named
         pass
     try:
         yield lambda: peaks
@@ -143,25 +154,53 @@ def _status_bytes(key: str) -> int:
 
 @dataclass(frozen=True)
 class Limited:
-    """How a subprocess under a memory limit ended: its exit status, what it printed, and the last line of its errors."""
+    """How a subprocess under a memory limit ended: its exit status, what it printed, and the last
+    line of its errors.
+    """
 
     status: int
     output: str
     error: str
 
 
-def run_limited(module: str, arguments: Sequence[str], data_limit_bytes: int | None, timeout_seconds: float = 600) -> Limited:
-    """Run `python -m module arguments` with its private writable memory limited (RLIMIT_DATA): an allocation beyond the limit fails.
+def run_limited(
+    module: str,
+    arguments: Sequence[str],
+    data_limit_bytes: int | None,
+    timeout_seconds: float = 600,
+) -> Limited:
+    """Run `python -m module arguments` with its private writable memory limited (RLIMIT_DATA): an
+    allocation beyond the limit fails.
 
     The limit is set inside the new process before torch is imported. One thread.
     """
-    limit = "" if data_limit_bytes is None else f"resource.setrlimit(resource.RLIMIT_DATA, ({data_limit_bytes},) * 2); "
-    code = f"import resource, runpy, sys; {limit}del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    limit = (
+        ""
+        if data_limit_bytes is None
+        else f"resource.setrlimit(resource.RLIMIT_DATA, ({data_limit_bytes},) * 2); "
+    )
+    code = (
+        f"import resource, runpy, sys; {limit}del sys.argv[0]; runpy.run_module(sys.argv[0],"
+        " run_name='__main__', alter_sys=True)"
+    )
     command = [sys.executable, "-c", code, module, *arguments]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    # Otherwise freed tensors may stay in glibc's heap, and what a process takes varies by more than 100 MB from run to run.
-    environment = {**os.environ, **threads, "TOKENIZERS_PARALLELISM": "false", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, env=environment, check=False)
+    # Otherwise freed tensors may stay in glibc's heap, and what a process takes varies by more than
+    # 100 MB from run to run.
+    environment = {
+        **os.environ,
+        **threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    }
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        env=environment,
+        check=False,
+    )
     errors = [line for line in done.stderr.splitlines() if line.strip()]
     return Limited(done.returncode, done.stdout, errors[-1] if errors else "")
 
@@ -184,7 +223,8 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[int], Iterator[int]] = lambda total: iter(range(total)),
 ) -> dict[str, Timing]:
-    """Time variants in turns (A B C A B C ...), so that a busy moment of the machine falls on all of them.
+    """Time variants in turns (A B C A B C ...), so that a busy moment of the machine falls on all
+    of them.
 
     The first `warmup` rounds are not recorded. CUDA work is waited for.
     """
@@ -202,7 +242,9 @@ def interleave(
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of times: its median over the rounds, and an interval that holds the true median with probability `coverage`."""
+    """A ratio of times: its median over the rounds, and an interval that holds the true median with
+    probability `coverage`.
+    """
 
     value: float
     low: float
@@ -211,7 +253,9 @@ class Ratio:
 
 
 class Mean(NamedTuple):
-    """A mean over seeds with its 95 % interval by Student's t; without one (NaN) for a single seed."""
+    """A mean over seeds with its 95 % interval by Student's t; without one (NaN) for a
+    single seed.
+    """
 
     value: float
     low: float
@@ -232,23 +276,36 @@ def mean_interval(values: Iterable[float]) -> Mean:
 
 
 def ratio(numerator: Timing | Sequence[float], denominator: Timing | Sequence[float]) -> Ratio:
-    """Median of the round-by-round ratios of two interleaved timings, with an interval between order statistics.
+    """Median of the round-by-round ratios of two interleaved timings, with an interval between
+    order statistics.
 
-    The interval is the narrowest one with a coverage of at least 95 %, whatever the distribution (that of the sign test); with fewer
-    than six rounds there is none, and it spans them all.
+    The interval is the narrowest one with a coverage of at least 95 %, whatever the distribution
+    (that of the sign test); with fewer than six rounds there is none, and it spans them all.
     """
     top = np.asarray(numerator.seconds if isinstance(numerator, Timing) else numerator)
     bottom = np.asarray(denominator.seconds if isinstance(denominator, Timing) else denominator)
     if top.shape != bottom.shape or top.size == 0:
-        raise ValueError(f"the timings hold {top.size} and {bottom.size} rounds; they must be interleaved, a pair a round")
+        raise ValueError(
+            f"the timings hold {top.size} and {bottom.size} rounds; they must be interleaved, a"
+            " pair a round"
+        )
     rounds = np.sort(top / bottom)
-    outside = np.cumsum([math.comb(rounds.size, k) for k in range(rounds.size // 2 + 1)]) / 2.0 ** (rounds.size - 1)
+    outside = np.cumsum([math.comb(rounds.size, k) for k in range(rounds.size // 2 + 1)]) / 2.0 ** (
+        rounds.size - 1
+    )
     cut = max(0, int(np.sum(outside <= 0.05)) - 1)  # rounds left out at either end
-    return Ratio(float(np.median(rounds)), float(rounds[cut]), float(rounds[-1 - cut]), float(1 - outside[cut]))
+    return Ratio(
+        float(np.median(rounds)),
+        float(rounds[cut]),
+        float(rounds[-1 - cut]),
+        float(1 - outside[cut]),
+    )
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions in `run()` (a multiply-add is two)."""
+    """Floating-point operations of the matrix products and convolutions in `run()` (a multiply-add
+    is two).
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -257,5 +314,6 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 def _synchronise() -> None:
-    if torch.cuda.is_initialized():  # where nothing has run on a GPU, asking one to wait would make a context on it
+    # where nothing has run on a GPU, asking one to wait would make a context on it
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()

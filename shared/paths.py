@@ -1,4 +1,6 @@
-"""Where things lie. Everything is found from the repository root, so commands work from any folder."""
+"""Where things lie. Everything is found from the repository root, so commands work from any
+folder.
+"""
 
 import os
 from pathlib import Path

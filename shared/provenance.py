@@ -15,8 +15,10 @@ import psutil
 from shared import paths
 
 PACKAGES = (
-    "torch", "torchvision", "triton", "transformers", "datasets", "tokenizers", "peft", "accelerate", "timm", "networkx", "numpy", "scipy",
-    "pandas", "scikit-learn", "safetensors", "gguf", "opacus", "dp-accounting", "matplotlib", "pydantic", "snakemake",
+    "torch", "torchvision", "triton", "transformers", "datasets", "tokenizers", "peft",
+    "accelerate", "timm", "networkx", "numpy", "scipy",
+    "pandas", "scikit-learn", "safetensors", "gguf", "opacus", "dp-accounting", "matplotlib",
+    "pydantic", "snakemake",
 )  # fmt: skip
 
 
@@ -42,7 +44,9 @@ def collect(scale: str) -> dict[str, Any]:
 
 
 def finish(started: dict[str, Any]) -> dict[str, Any]:
-    """`started` with the duration, the load at the end, the threads (torch may be loaded only now) and the GPU, if one has computed."""
+    """`started` with the duration, the load at the end, the threads (torch may be loaded only now)
+    and the GPU, if one has computed.
+    """
     done = dict(started)
     done["duration_seconds"] = round(time.monotonic() - done.pop("started_monotonic"), 3)
     done["load_end"] = round(os.getloadavg()[0], 2)
@@ -63,7 +67,14 @@ def device(provenance: dict[str, Any]) -> str:
 def _git(*arguments: str) -> str | None:
     """Output of a git command in the repository, or None without git or outside a clone."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=paths.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
@@ -90,9 +101,13 @@ def _cpu_model() -> str:
 
 
 def _gpu_model() -> str | None:
-    """The GPU that held tensors of this process. One that is only there is not asked: that would make a CUDA context on it."""
+    """The GPU that held tensors of this process. One that is only there is not asked: that would
+    make a CUDA context on it.
+    """
     torch = sys.modules.get("torch")
-    used = torch is not None and torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0
+    used = (
+        torch is not None and torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0
+    )
     return str(torch.cuda.get_device_name()) if used and torch is not None else None
 
 

@@ -1,7 +1,8 @@
-"""The page: `results/<scale>/report.html`, one file that needs nothing else, made from files that are already there.
+"""The page: `results/<scale>/report.html`, one file that needs nothing else, made from files that
+are already there.
 
-The ledger of claims comes first, then each paper's tables, figures, provenance and the command that makes them again. What is not
-there is said to be absent; nothing is computed here.
+The ledger of claims comes first, then each paper's tables, figures, provenance and the command that
+makes them again. What is not there is said to be absent; nothing is computed here.
 """
 
 import ast
@@ -16,15 +17,22 @@ from markupsafe import Markup
 from shared import manifest, paths, provenance, rows
 from shared.errors import UserError
 
-VERDICTS = {"holds": "✓", "partly": "◐", "fails": "✗", "not tested here": "–"}  # with a sign, as not everyone sees the colours
+# with a sign, as not everyone sees the colours
+VERDICTS = {"holds": "✓", "partly": "◐", "fails": "✗", "not tested here": "–"}
 LEDGER_KEYS = {"id", "claim", "source", "verdict", "measured", "bound", "paper", "needs"}
 
 
 def build(scale: str, results_dir: Path) -> Path:
-    """Write the page of a scale from its results and return its path. UserError for a broken rows or claims file."""
+    """Write the page of a scale from its results and return its path. UserError for a broken rows
+    or claims file.
+    """
     papers = [_paper(name, scale, results_dir) for name in manifest.manifests()]
     shown = [paper for paper in papers if paper["runs"]]
-    ledger = [{**entry, "display": paper["display"], "anchor": paper["name"]} for paper in shown for entry in paper["ledger"]]
+    ledger = [
+        {**entry, "display": paper["display"], "anchor": paper["name"]}
+        for paper in shown
+        for entry in paper["ledger"]
+    ]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -37,7 +45,9 @@ def build(scale: str, results_dir: Path) -> Path:
         papers=shown,
         without=[paper["display"] for paper in papers if not paper["runs"]],
         ledger=ledger,
-        counts={verdict: sum(entry["verdict"] == verdict for entry in ledger) for verdict in VERDICTS},
+        counts={
+            verdict: sum(entry["verdict"] == verdict for entry in ledger) for verdict in VERDICTS
+        },
         signs=VERDICTS,
         devices=sorted({run["hardware"] for paper in shown for run in paper["runs"]}),
         dates=sorted({run["started"][:10] for paper in shown for run in paper["runs"]}),
@@ -55,7 +65,11 @@ def _paper(paper: str, scale: str, results_dir: Path) -> dict[str, Any]:
     known = manifest.manifest(paper)
     listed = manifest.scale_config(paper, scale)
     folder = results_dir / scale / paper
-    runs = [_run(rows.read_rows(file)) for name in known.experiments if (file := rows.rows_path(results_dir, scale, paper, name)).exists()]
+    runs = [
+        _run(rows.read_rows(file))
+        for name in known.experiments
+        if (file := rows.rows_path(results_dir, scale, paper, name)).exists()
+    ]
     for run in runs:
         run["title"] = known.experiments[run["experiment"]].title
     tables = {name: folder / "tables" / f"{name}.html" for name in known.tables}
@@ -70,10 +84,24 @@ def _paper(paper: str, scale: str, results_dir: Path) -> dict[str, Any]:
         "note": known.note,
         "ledger": _ledger(folder / "claims.json", paper, scale),
         # The fragments are written by Table.to_html, which escapes every text.
-        "tables": [Markup(file.read_text(encoding="utf-8")) for file in tables.values() if file.exists()],
-        "figures": [(name, captions.get(name, ""), _data_uri(file)) for name, file in figures.items() if file.exists()],
-        "absent": [name.replace("_", " ") for name, file in {**tables, **figures}.items() if not file.exists()],
-        "not_run": [known.experiments[name].title for name in known.experiments if name not in {run["experiment"] for run in runs}],
+        "tables": [
+            Markup(file.read_text(encoding="utf-8")) for file in tables.values() if file.exists()
+        ],
+        "figures": [
+            (name, captions.get(name, ""), _data_uri(file))
+            for name, file in figures.items()
+            if file.exists()
+        ],
+        "absent": [
+            name.replace("_", " ")
+            for name, file in {**tables, **figures}.items()
+            if not file.exists()
+        ],
+        "not_run": [
+            known.experiments[name].title
+            for name in known.experiments
+            if name not in {run["experiment"] for run in runs}
+        ],
         "stale": [run["experiment"] for run in runs if run["experiment"] not in listed],
         "runs": runs,
         "minutes": sum(run["minutes"] for run in runs),
@@ -90,7 +118,9 @@ def _run(content: rows.RowsFile) -> dict[str, Any]:
         "rows": len(content.rows),
         "device": provenance.device(origin),
         "hardware": str(origin.get("gpu") or origin.get("cpu") or "unknown device"),
-        "commit": f"commit {origin['commit'][:10]}" if origin.get("commit") else "outside version control",
+        "commit": f"commit {origin['commit'][:10]}"
+        if origin.get("commit")
+        else "outside version control",
         "dirty": bool(origin.get("dirty")),
         "started": str(origin.get("started", "")),
         "minutes": float(origin.get("duration_seconds", 0)) / 60,
@@ -107,18 +137,31 @@ def _ledger(file: Path, paper: str, scale: str) -> list[dict[str, Any]]:
         entries = json.loads(file.read_bytes())
     except ValueError:
         entries = None
-    well_formed = isinstance(entries, list) and all(isinstance(entry, dict) and set(entry) == LEDGER_KEYS for entry in entries)
+    well_formed = isinstance(entries, list) and all(
+        isinstance(entry, dict) and set(entry) == LEDGER_KEYS for entry in entries
+    )
     if not well_formed or any(entry["verdict"] not in VERDICTS for entry in entries):
-        raise UserError(f"{file} is not a ledger; make it again: repro claims {paper} --scale {scale}")
+        raise UserError(
+            f"{file} is not a ledger; make it again: repro claims {paper} --scale {scale}"
+        )
     return list(entries)
 
 
 def _docstrings(file: Path) -> dict[str, str]:
-    """First paragraph of every function's docstring: a figure's caption. Read without importing, which would draw in matplotlib."""
+    """First paragraph of every function's docstring: a figure's caption. Read without importing,
+    which would draw in matplotlib.
+    """
     if not file.is_file():
         return {}
-    functions = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
-    return {node.name: " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split()) for node in functions}
+    functions = [
+        node
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return {
+        node.name: " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+        for node in functions
+    }
 
 
 def _data_uri(file: Path) -> str:

@@ -1,8 +1,9 @@
 """The rows file: the only thing that passes from an experiment to tables, figures and claims.
 
-`results/<scale>/<paper>/rows/<experiment>.json` holds scalars only, in columns whose names carry their unit. It is written in one
-step: a kill at any moment leaves the old file or the new one. Arrays lie beside it under names made of their content, so that a
-rows file never points at the array of another run.
+`results/<scale>/<paper>/rows/<experiment>.json` holds scalars only, in columns whose names carry
+their unit. It is written in one step: a kill at any moment leaves the old file or the new one.
+Arrays lie beside it under names made of their content, so that a rows file never points at the
+array of another run.
 """
 
 import errno
@@ -84,7 +85,9 @@ def has_unit(column: str) -> bool:
 
 
 def check_row(row: Mapping[str, object]) -> dict[str, Scalar]:
-    """The row with numpy scalars made plain. ValueError when a name or a value may not stand in a rows file."""
+    """The row with numpy scalars made plain. ValueError when a name or a value may not stand in a
+    rows file.
+    """
     if not row:
         raise ValueError("an empty row")
     plain: dict[str, Scalar] = {}
@@ -94,13 +97,19 @@ def check_row(row: Mapping[str, object]) -> dict[str, Scalar]:
         if not _SNAKE_CASE.fullmatch(column):
             raise ValueError(f"column '{column}' must be in snake case")
         if value is not None and not isinstance(value, str | bool | int | float):
-            raise ValueError(f"column '{column}' holds a {type(value).__name__}; a row holds text, numbers, true/false or null")
+            raise ValueError(
+                f"column '{column}' holds a {type(value).__name__}; a row holds text, numbers,"
+                " true/false or null"
+            )
         if isinstance(value, float):
             if not math.isfinite(value):
-                raise ValueError(f"column '{column}' holds {value}; write None where there is no finite number")
+                raise ValueError(
+                    f"column '{column}' holds {value}; write None where there is no finite number"
+                )
             if not has_unit(column):
                 raise ValueError(
-                    f"column '{column}' holds a float, so its name must end with a unit, e.g. '{column}_ratio' (see shared.rows.UNITS)"
+                    f"column '{column}' holds a float, so its name must end with a unit, e.g."
+                    f" '{column}_ratio' (see shared.rows.UNITS)"
                 )
         plain[column] = value
     return plain
@@ -131,12 +140,19 @@ class RowsFile(BaseModel):
     rows: list[Annotated[dict[str, Any], AfterValidator(check_row)]]
 
     def frame(self) -> "pandas.DataFrame":
-        """One row per row. `frame.attrs` keeps paper, experiment, scale, config, seed and provenance."""
+        """One row per row. `frame.attrs` keeps paper, experiment, scale, config, seed and
+        provenance.
+        """
         import pandas
 
         frame = pandas.DataFrame(self.rows)
         frame.attrs.update(
-            paper=self.paper, experiment=self.experiment, scale=self.scale, config=self.config, seed=self.seed, provenance=self.provenance
+            paper=self.paper,
+            experiment=self.experiment,
+            scale=self.scale,
+            config=self.config,
+            seed=self.seed,
+            provenance=self.provenance,
         )
         return frame
 
@@ -147,7 +163,9 @@ def rows_path(results: Path, scale: str, paper: str, experiment: str) -> Path:
 
 
 def read_rows(path: Path) -> RowsFile:
-    """Read and validate a rows file. UserError naming the file and the command that makes it again."""
+    """Read and validate a rows file. UserError naming the file and the command that makes
+    it again.
+    """
     scale, paper = path.parent.parent.parent.name, path.parent.parent.name
     again = f"make it again: repro run {paper}/{path.stem} --scale {scale}"
     try:
@@ -159,17 +177,25 @@ def read_rows(path: Path) -> RowsFile:
 
 
 def read_frame(path: Path) -> "pandas.DataFrame":
-    """The rows as a DataFrame, with the arrays' files in `frame.attrs["arrays"]` for `read_array`."""
+    """The rows as a DataFrame, with the arrays' files in `frame.attrs["arrays"]` for
+    `read_array`.
+    """
     content = read_rows(path)
     frame = content.frame()
-    frame.attrs["arrays"] = {name: (str(path.parent / entry.file), entry.sha256) for name, entry in content.arrays.items()}
+    frame.attrs["arrays"] = {
+        name: (str(path.parent / entry.file), entry.sha256)
+        for name, entry in content.arrays.items()
+    }
     return frame
 
 
 def read_array(frame: "pandas.DataFrame", name: str) -> np.ndarray:
     """An array that the experiment saved beside its rows, checked against its hash."""
     file, sha256 = frame.attrs["arrays"][name]
-    again = f"make it again: repro run {frame.attrs['paper']}/{frame.attrs['experiment']} --scale {frame.attrs['scale']}"
+    again = (
+        f"make it again: repro run {frame.attrs['paper']}/{frame.attrs['experiment']} --scale"
+        f" {frame.attrs['scale']}"
+    )
     try:
         content = Path(file).read_bytes()
     except FileNotFoundError:
@@ -195,7 +221,9 @@ def write_rows(path: Path, content: dict[str, Any], arrays: Mapping[str, np.ndar
     for name, blob in blobs.items():
         sha256 = hashlib.sha256(blob).hexdigest()
         entries[name] = ArrayEntry(file=f"{path.stem}.{name}.{sha256[:16]}.npy", sha256=sha256)
-    content = RowsFile.model_validate({"schema": 1, **content, "arrays": entries}).model_dump(by_alias=True)
+    content = RowsFile.model_validate({"schema": 1, **content, "arrays": entries}).model_dump(
+        by_alias=True
+    )
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     with _locked(path.parent):
         try:
@@ -207,7 +235,8 @@ def write_rows(path: Path, content: dict[str, Any], arrays: Mapping[str, np.ndar
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file in one step: temporary file in the same folder, fsync, rename, fsync of the folder.
+    """Write a file in one step: temporary file in the same folder, fsync, rename, fsync of the
+    folder.
 
     Raises:
         UserError: no space is left; the temporary file is removed and an old `path` is as it was.
@@ -227,21 +256,28 @@ def atomic_write(path: Path, content: bytes) -> None:
             os.close(folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left to write {path} ({len(content)} bytes); free some and run the same command again") from None
+            raise UserError(
+                f"no space left to write {path} ({len(content)} bytes); free some and run the same"
+                " command again"
+            ) from None
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def clean_stale(path: Path) -> None:
-    """Remove what killed runs left beside `path`: temporary files, and arrays that no rows file names."""
+    """Remove what killed runs left beside `path`: temporary files, and arrays that no rows file
+    names.
+    """
     with _locked(path.parent):
         _clean(path)
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder alone among writers of rows. The lock goes with its process, so a kill leaves nothing to clear."""
+    """Hold the folder alone among writers of rows. The lock goes with its process, so a kill leaves
+    nothing to clear.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -252,7 +288,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _clean(path: Path) -> None:
-    """As `clean_stale`, for who holds the lock: then no temporary file belongs to a running process."""
+    """As `clean_stale`, for who holds the lock: then no temporary file belongs to a running
+    process.
+    """
     try:
         used = {entry.file for entry in read_rows(path).arrays.values()}
     except UserError:

@@ -1,5 +1,5 @@
-"""What a command needs that works for hours in a folder of the user's: the folder to itself, an end in good order, progress; and
-options that are refused in one line.
+"""What a command needs that works for hours in a folder of the user's: the folder to itself, an end
+in good order, progress; and options that are refused in one line.
 """
 
 import argparse
@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 from shared.errors import UserError
@@ -27,7 +33,7 @@ _QUIET_SECONDS = 10.0  # between lines of progress where there is no terminal
 _LOSSES = 20  # so many of the last ones are averaged for display
 
 
-# ---- options ---------------------------------------------------------------------------------------------------------
+# ---- options -------------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +43,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def number(kind: type[int] | type[float], least: float, above: bool = False) -> Callable[[str], float]:
+def number(
+    kind: type[int] | type[float], least: float, above: bool = False
+) -> Callable[[str], float]:
     """The `type` of an option that is a finite number of at least `least`, or `above` it."""
 
     def convert(text: str) -> float:
@@ -45,16 +53,24 @@ def number(kind: type[int] | type[float], least: float, above: bool = False) -> 
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not (value > least if above else value >= least) or value == float("inf"):
+        if (
+            value is None
+            or not (value > least if above else value >= least)
+            or value == float("inf")
+        ):
             bound = f"above {least:g}" if above else f"of at least {least:g}"
-            raise argparse.ArgumentTypeError(f"'{text}' is not a{'n integer' if kind is int else ' number'} {bound}")
+            raise argparse.ArgumentTypeError(
+                f"'{text}' is not a{'n integer' if kind is int else ' number'} {bound}"
+            )
         return value
 
     return convert
 
 
 def device(name: str) -> "torch.device":
-    """The device of an option: cpu, or a GPU with its number (torch sets budgets on nothing else). UserError for any other."""
+    """The device of an option: cpu, or a GPU with its number (torch sets budgets on nothing else).
+    UserError for any other.
+    """
     import torch
 
     try:
@@ -70,18 +86,22 @@ def device(name: str) -> "torch.device":
     return found
 
 
-# ---- the folder ------------------------------------------------------------------------------------------------------
+# ---- the folder ----------------------------------------------------------------------------------
 
 
 @contextmanager
-def locked(out: Path, log: str = "steps.jsonl", early: Collection[str] = ("data", "eval-data")) -> Iterator[None]:
-    """Inside, `out` exists and is this process's alone. What a crash left half-written is swept away; a folder that an
-    error leaves without a run is removed again if it was made here.
+def locked(
+    out: Path, log: str = "steps.jsonl", early: Collection[str] = ("data", "eval-data")
+) -> Iterator[None]:
+    """Inside, `out` exists and is this process's alone. What a crash left half-written is swept
+    away; a folder that an error leaves without a run is removed again if it was made here.
 
-    A folder with the file `log` holds a run. Without it nothing may lie there but the lock, `.part` files and what is
-    named in `early`, which a run writes before its log: the rest would be the user's own.
+    A folder with the file `log` holds a run. Without it nothing may lie there but the lock, `.part`
+    files and what is named in `early`, which a run writes before its log: the rest would be the
+    user's own.
 
-    Raises UserError when it cannot be made, holds other things, or another process is working there.
+    Raises UserError when it cannot be made, holds other things, or another process is working
+    there.
     """
     made = not out.exists()
     try:
@@ -89,7 +109,9 @@ def locked(out: Path, log: str = "steps.jsonl", early: Collection[str] = ("data"
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
     ours = {".lock", log, *early}
-    if not (out / log).exists() and any(f.name not in ours and not f.name.endswith(".part") for f in out.iterdir()):
+    if not (out / log).exists() and any(
+        f.name not in ours and not f.name.endswith(".part") for f in out.iterdir()
+    ):
         raise UserError(f"--out {out} is not empty and holds no run; name a new folder")
     try:
         with open(out / ".lock", "w") as lock:
@@ -116,16 +138,19 @@ def plain_errors(out: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise UserError(
-            f"no space left for {out}; the last checkpoint and the log are whole: make room and run the same command again"
+            f"no space left for {out}; the last checkpoint and the log are whole: make room and run"
+            " the same command again"
         ) from None
 
 
-# ---- while it runs ---------------------------------------------------------------------------------------------------
+# ---- while it runs -------------------------------------------------------------------------------
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Inside, a first Ctrl-C or SIGTERM is put in the list, so that the step under way can end; a second one stops at once."""
+    """Inside, a first Ctrl-C or SIGTERM is put in the list, so that the step under way can end; a
+    second one stops at once.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
@@ -142,7 +167,9 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line now and then. Of `steps` steps `done` were made before; a context manager."""
+    """A bar on a terminal; elsewhere a line now and then. Of `steps` steps `done` were made before;
+    a context manager.
+    """
 
     def __init__(self, console: Console, done: int, steps: int):
         self.console, self.steps = console, steps
@@ -151,7 +178,13 @@ class Progress:
         self._began = self._spoke = time.perf_counter()
         self._bar: Bar | None = None
         if console.is_terminal:
-            columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Bar(*columns, console=console)
             self._task = self._bar.add_task("", total=steps, completed=done, text="")
 
@@ -169,8 +202,8 @@ class Progress:
         self.console.print(text, markup=False)
 
     def step(self, done: int, tokens: int, loss: float | None, extra: str = "") -> None:
-        """Show that `done` steps have been made, the last on `tokens` tokens. `loss` None: it had none worth averaging;
-        `extra` stands after the rest.
+        """Show that `done` steps have been made, the last on `tokens` tokens. `loss` None: it had
+        none worth averaging; `extra` stands after the rest.
         """
         if loss is not None:
             self._losses.append(loss)

@@ -1,10 +1,11 @@
 """Let PyPI's torchvision import beside a CPU build of torch.
 
-PyPI's torchvision wheel links its compiled operators against CUDA. Beside a CPU torch that library cannot be loaded, and then
-`import torchvision` (and with it timm, peft and parts of transformers) fails with "operator torchvision::nms does not exist".
-Everything used here is pure Python; it only needs the *schemas* of two operators to exist. `install()` registers an import
-hook that defines them just before torchvision is first imported, and only when torchvision's own library cannot be loaded, so
-that a proper torchvision is left untouched. Detection operators stay unavailable.
+PyPI's torchvision wheel links its compiled operators against CUDA. Beside a CPU torch that library
+cannot be loaded, and then `import torchvision` (and with it timm, peft and parts of transformers)
+fails with "operator torchvision::nms does not exist". Everything used here is pure Python; it only
+needs the *schemas* of two operators to exist. `install()` registers an import hook that defines
+them just before torchvision is first imported, and only when torchvision's own library cannot be
+loaded, so that a proper torchvision is left untouched. Detection operators stay unavailable.
 """
 
 import importlib.machinery
@@ -12,11 +13,14 @@ import sys
 from types import ModuleType
 
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_keep_alive: list[object] = []  # a torch.library.Library takes its definitions along when it is collected
+# a torch.library.Library takes its definitions along when it is collected
+_keep_alive: list[object] = []
 
 
 class _BeforeTorchvision:
-    """A finder that finds nothing: it mends the operators when torchvision is asked for, and lets the import go on."""
+    """A finder that finds nothing: it mends the operators when torchvision is asked for, and lets
+    the import go on.
+    """
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
         if name == "torchvision":
@@ -29,12 +33,16 @@ class _BeforeTorchvision:
 
 def install() -> None:
     """Register the hook once; without effect when torchvision is already imported."""
-    if "torchvision" not in sys.modules and not any(isinstance(f, _BeforeTorchvision) for f in sys.meta_path):
+    if "torchvision" not in sys.modules and not any(
+        isinstance(f, _BeforeTorchvision) for f in sys.meta_path
+    ):
         sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 def define_missing_operators(package_dir: str) -> bool:
-    """Define torchvision's operator schemas unless the library in `package_dir` loads. True when they had to be defined."""
+    """Define torchvision's operator schemas unless the library in `package_dir` loads. True when
+    they had to be defined.
+    """
     from pathlib import Path
 
     import torch

@@ -1,4 +1,6 @@
-"""A paper that exists for the tests, in this process (`toy`) or as a repository of its own (`toy_repo`)."""
+"""A paper that exists for the tests, in this process (`toy`) or as a repository of its own
+(`toy_repo`).
+"""
 
 import os
 import shutil
@@ -15,8 +17,9 @@ import projects
 from shared import cli, paths
 
 TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{%"
+    " endif %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}{% if"
+    " add_generation_prompt %}<assistant>{% endif %}"
 )
 TOY = Path(__file__).parent / "workflows" / "toy_repo"
 
@@ -29,7 +32,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def write_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
-    """A function `write(name, {path: text})` that makes a paper and makes such papers the only ones there are."""
+    """A function `write(name, {path: text})` that makes a paper and makes such papers the only ones
+    there are.
+    """
     before = set(sys.modules)
     _only_projects_of(tmp_path, monkeypatch)
 
@@ -70,10 +75,19 @@ class Repository:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `python -m ...` there in a process group of its own, with stderr to read."""
         command = [sys.executable, "-m", *arguments]
-        return subprocess.Popen(command, cwd=self.root, env=self._environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self._environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     def planned(self, *arguments: str) -> set[str]:
-        """The names of the rules that Snakemake would run, without the targets that only collect."""
+        """The names of the rules that Snakemake would run, without the targets that only
+        collect.
+        """
         done = self.snakemake("-n", *arguments)
         assert done.returncode == 0, done.stderr + done.stdout
         lines = (done.stderr + done.stdout).splitlines()
@@ -81,15 +95,32 @@ class Repository:
             return set()
         table = lines[lines.index("Job stats:") + 3 :]
         names = [line.split()[0] for line in table[: table.index("")]]
-        return set(names) - {"total", "reproduce_all", "toy", "tables", "figures", "claims", "report"}
+        return set(names) - {
+            "total",
+            "reproduce_all",
+            "toy",
+            "tables",
+            "figures",
+            "claims",
+            "report",
+        }
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *arguments], cwd=self.root, env=self._environment(), capture_output=True, text=True, timeout=300
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
 
     def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("REPRO_", "SNAKEMAKE_"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("REPRO_", "SNAKEMAKE_"))
+        }
         return {**kept, "REPRO_CACHE": str(self.root / "cache"), "COLUMNS": "200"}
 
 
@@ -108,7 +139,12 @@ def make_empty_repository(folder: Path) -> Repository:
 def make_toy_repository(folder: Path) -> Repository:
     """A copy of this repository whose only paper is the toy, in `folder`."""
     made = make_empty_repository(folder)
-    shutil.copytree(TOY / "projects", made.root / "projects", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        TOY / "projects",
+        made.root / "projects",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     return made
 
 
@@ -126,7 +162,9 @@ def toy_repo(tmp_path: Path) -> Repository:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """A function that runs `repro` with arguments it must refuse: status 2, nothing on stdout, one line on stderr, which it returns."""
+    """A function that runs `repro` with arguments it must refuse: status 2, nothing on stdout, one
+    line on stderr, which it returns.
+    """
 
     def run(*arguments: object) -> str:
         capsys.readouterr()
@@ -145,16 +183,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 kB. Skips where none may be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip() or mounted.returncode}")
+        pytest.skip(
+            f"a tmpfs cannot be mounted here: {mounted.stderr.strip() or mounted.returncode}"
+        )
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")
 def save_tokenizer() -> Callable[[Path], Any]:
-    """A function `save(folder)` that saves a tokenizer there and returns it: a token per byte, `<end>`, a chat template."""
+    """A function `save(folder)` that saves a tokenizer there and returns it: a token per byte,
+    `<end>`, a chat template.
+    """
 
     def save(folder: Path) -> Any:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -164,7 +211,9 @@ def save_tokenizer() -> Callable[[Path], Any]:
         tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", chat_template=TEMPLATE)
+        wrapped = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="<end>", chat_template=TEMPLATE
+        )
         wrapped.save_pretrained(folder)
         return wrapped
 

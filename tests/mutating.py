@@ -1,8 +1,9 @@
-"""Deliberate faults, each of which must turn the tests red: what `tests/projects/<paper>/mutations.py` lists, and how they are run;
-likewise for a package of shared/ with a list in `tests/shared/<package>/mutations.py`.
+"""Deliberate faults, each of which must turn the tests red: what
+`tests/projects/<paper>/mutations.py` lists, and how they are run; likewise for a package of shared/
+with a list in `tests/shared/<package>/mutations.py`.
 
-Each fault is put into a copy of the repository's files, where the tests named with it run until the first one fails.
-Exit status 1 when one survives, or when the text it replaces is no longer there.
+Each fault is put into a copy of the repository's files, where the tests named with it run until the
+first one fails. Exit status 1 when one survives, or when the text it replaces is no longer there.
 """
 
 import os
@@ -31,11 +32,44 @@ class Mutation:
 
 def broken(mutation: Mutation, root: Path = ROOT) -> bool:
     """Whether the text to replace is not there exactly once."""
-    return (root / mutation.file).read_text().count(mutation.old) != 1
+    return len(_places((root / mutation.file).read_text(), mutation.old)) != 1
 
 
-def run(mutation: Mutation | None, tests: Sequence[str], paper: str, under: str = "projects") -> str:
-    """Run the paper's tests on a copy with the fault; returns the first failure, or "" when they pass."""
+def _places(text: str, old: str) -> list[tuple[int, int]]:
+    """Where `old` stands in `text`, from its first to behind its last visible character. White
+    space does not count, nor a comma before a closing bracket: the formatter may change them.
+    """
+    letters = [i for i, letter in enumerate(text) if not _passed_over(text, i, letter)]
+    packed = "".join(text[i] for i in letters)
+    wanted = "".join(c for i, c in enumerate(old) if not _passed_over(old, i, c))
+    starts = [i for i in range(len(packed)) if packed.startswith(wanted, i)]
+    return [(letters[i], letters[i + len(wanted) - 1] + 1) for i in starts]
+
+
+def _passed_over(text: str, i: int, letter: str) -> bool:
+    return letter.isspace() or (letter == "," and text[i + 1 :].lstrip()[:1] in (")", "]", "}"))
+
+
+def mutated(text: str, old: str, new: str) -> str:
+    """`text` with `old`, which stands there once, replaced by `new`."""
+    ((start, end),) = _places(text, old)
+    # The white space around `old` is left as it is in `text`, unless the fault changes it.
+    if _margin(old) != _margin(new):
+        start = text.rindex("\n", 0, start) + 1
+        return text[:start] + new.rstrip() + text[end:]
+    return text[:start] + new.strip() + text[end:]
+
+
+def _margin(text: str) -> str:
+    return text[: len(text) - len(text.lstrip())] if text.strip() else ""
+
+
+def run(
+    mutation: Mutation | None, tests: Sequence[str], paper: str, under: str = "projects"
+) -> str:
+    """Run the paper's tests on a copy with the fault; returns the first failure, or "" when they
+    pass.
+    """
     folder = f"tests/{under}/{paper}"
     with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
         copy = Path(temporary)
@@ -44,21 +78,57 @@ def run(mutation: Mutation | None, tests: Sequence[str], paper: str, under: str 
         shutil.copy(ROOT / "pyproject.toml", copy)
         if mutation is not None:
             target = copy / mutation.file
-            target.write_text(target.read_text().replace(mutation.old, mutation.new))
+            target.write_text(mutated(target.read_text(), mutation.old, mutation.new))
         files = [f"{folder}/test_{name}.py" for name in tests]
-        environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-W", "ignore", *files]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(copy),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--tb=line",
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore",
+            *files,
+        ]
         try:
-            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=240, check=False)
+            done = subprocess.run(
+                command,
+                cwd=copy,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=240,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             return "timeout"
         if done.returncode == 0:
             return ""
-        assert done.returncode == 1, done.stdout + done.stderr  # 1: a test failed; anything else: pytest itself did
-        return next((line.removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))), "failed")
+        assert done.returncode == 1, (
+            done.stdout + done.stderr
+        )  # 1: a test failed; anything else: pytest itself did
+        return next(
+            (
+                line.removeprefix("FAILED ")
+                for line in done.stdout.splitlines()
+                if line.startswith(("FAILED ", "ERROR "))
+            ),
+            "failed",
+        )
 
 
-def main(mutations: Sequence[Mutation], paper: str, words: Sequence[str], under: str = "projects") -> int:
+def main(
+    mutations: Sequence[Mutation], paper: str, words: Sequence[str], under: str = "projects"
+) -> int:
     """Run the faults whose reason contains the words, and say what became of each."""
     chosen = [m for m in mutations if all(word in m.why for word in words)]
     if not chosen:
@@ -73,7 +143,9 @@ def main(mutations: Sequence[Mutation], paper: str, words: Sequence[str], under:
 
     killed = 0
     with ThreadPoolExecutor(os.cpu_count()) as workers:
-        for number, (mutation, result) in enumerate(zip(chosen, workers.map(judge, chosen), strict=True), 1):
+        for number, (mutation, result) in enumerate(
+            zip(chosen, workers.map(judge, chosen), strict=True), 1
+        ):
             killed += result.startswith("killed")
             sys.stdout.write(f"{number:3}/{len(chosen)}  {mutation.why}: {result}\n")
             sys.stdout.flush()

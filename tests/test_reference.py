@@ -41,4 +41,6 @@ def test_the_reference_tables_are_those_of_its_rows(paper, made):
 
 
 def test_the_reference_ledger_is_that_of_its_rows(paper, made):
-    assert json.loads((made / "claims.json").read_text()) == json.loads((REFERENCE / paper / "claims.json").read_text())
+    assert json.loads((made / "claims.json").read_text()) == json.loads(
+        (REFERENCE / paper / "claims.json").read_text()
+    )

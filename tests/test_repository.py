@@ -1,4 +1,6 @@
-"""What the repository says of itself is true: pins, environments, the README's commands and examples, links, rules of safety."""
+"""What the repository says of itself is true: pins, environments, the README's commands and
+examples, links, rules of safety.
+"""
 
 import argparse
 import ast
@@ -22,9 +24,15 @@ from packaging.utils import canonicalize_name
 from shared import cli, data, manifest, paths, runs
 
 PAPERS = sorted(manifest.manifests())
-PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md", *(f"projects/{paper}/README.md" for paper in PAPERS)]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "data/README.md",
+    *(f"projects/{paper}/README.md" for paper in PAPERS),
+]
 REFERENCE = paths.ROOT / "results" / "reference" / "cpu"
-HOSTS = {"arxiv.org", "json-schema.org", "keepachangelog.com", "www.apache.org"}  # all that files here may name
+# all that files here may name
+HOSTS = {"arxiv.org", "json-schema.org", "keepachangelog.com", "www.apache.org"}
 
 
 def text_of(name: str) -> str:
@@ -32,18 +40,23 @@ def text_of(name: str) -> str:
 
 
 def tracked(*suffixes: str) -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=paths.ROOT, capture_output=True, text=True, check=False
+    )
     if listed.returncode:
         pytest.skip("not a git checkout")
     files = [paths.ROOT / name for name in listed.stdout.split("\0") if name]
     return [file for file in files if file.is_file() and (not suffixes or file.suffix in suffixes)]
 
 
-# ---- what is installed -----------------------------------------------------------------------------------------------
+# ---- what is installed ---------------------------------------------------------------------------
 
 PROJECT = tomllib.loads(text_of("pyproject.toml"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-WANTED = [Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]]
+WANTED = [
+    Requirement(line)
+    for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+]
 
 
 def by_name(requirements: list[Requirement]) -> dict[str, str]:
@@ -51,7 +64,11 @@ def by_name(requirements: list[Requirement]) -> dict[str, str]:
 
 
 def test_every_dependency_has_its_reason():
-    lines = [line for line in text_of("pyproject.toml").splitlines() if re.match(r'    "[\w-]+[<>=]', line)]
+    lines = [
+        line
+        for line in text_of("pyproject.toml").splitlines()
+        if re.match(r'    "[\w-]+[<>=]', line)
+    ]
     assert len(lines) == len(WANTED)
     assert [line for line in lines if not re.search(r"# \w+", line)] == []
 
@@ -60,10 +77,13 @@ def test_the_pins_cover_all_dependencies_and_satisfy_them():
     lines = [line for line in text_of("constraints.txt").splitlines() if not line.startswith("#")]
     pins = dict(line.split("==") for line in lines)
     assert len(pins) == len(lines)
-    assert [line for line in lines if "+" in line or ";" in line] == []  # they must do for every build of torch and every Python
+    # they must do for every build of torch and every Python
+    assert [line for line in lines if "+" in line or ";" in line] == []
     pinned = {canonicalize_name(name): version for name, version in pins.items()}
     for requirement in WANTED:
-        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), (
+            requirement
+        )
 
 
 def test_conda_users_get_the_same():
@@ -73,22 +93,32 @@ def test_conda_users_get_the_same():
     assert pip[:2] == ["-c constraints.txt", "-e ."]
     assert by_name([Requirement(line) for line in pip[2:]]) == by_name(WANTED)
     (python,) = [entry for entry in conda["dependencies"] if str(entry).startswith("python>")]
-    assert Requirement(python).specifier == Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert (
+        Requirement(python).specifier
+        == Requirement(f"python{PROJECT['requires-python']}").specifier
+    )
 
 
-# ---- what the pages say ----------------------------------------------------------------------------------------------
+# ---- what the pages say --------------------------------------------------------------------------
 
 
 def shell_lines(page: str) -> list[str]:
     fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
     blocks = [text for language, text in fenced if language in ("sh", "")]
-    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    return [
+        line.split("  #")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip()
+    ]
 
 
 def commands() -> list[str]:
     in_text = [span for page in PAGES for span in re.findall(r"`([^`\n]+)`", text_of(page))]
     starts = ("make ", "repro ", "snakemake ", "bash ")
-    found = [line for page in PAGES for line in shell_lines(page)] + [span for span in in_text if span.startswith(starts)]
+    found = [line for page in PAGES for line in shell_lines(page)] + [
+        span for span in in_text if span.startswith(starts)
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -167,7 +197,13 @@ def test_make_reproduce_goes_on_where_a_dataset_cannot_be_fetched(tmp_path):
         (programs / name).chmod(0o755)
     for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):
         (tmp_path / name).touch()
-    done = subprocess.run(["make", "reproduce", "SCALE=smoke"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "reproduce", "SCALE=smoke"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert [line for line in done.stdout.splitlines() if line.startswith("called")] == [
         "called repro data fetch --for all --scale smoke",
         "called snakemake reproduce_all --cores all --config scale=smoke",
@@ -193,7 +229,14 @@ def run_examples(page: str, folder: Path) -> None:
     examples = re.findall(r"^```python\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
     assert examples
     for code in examples:
-        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -204,11 +247,21 @@ def standin(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     words = ["<unk>", "good", "bad", "coffee", "tea"]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     folder = tmp_path / "smollm2-135m"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<unk>").save_pretrained(folder)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<unk>"
+    ).save_pretrained(folder)
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **shape, tie_word_embeddings=True))
     model.save_pretrained(folder)
     return model
@@ -219,7 +272,11 @@ def test_the_library_example_of_the_readme_runs(tmp_path, standin):
 
     run_examples("README.md", tmp_path)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "my-model-tuned", local_files_only=True)
-    changed = [name for name, tensor in after.state_dict().items() if not tensor.equal(standin.state_dict()[name])]
+    changed = [
+        name
+        for name, tensor in after.state_dict().items()
+        if not tensor.equal(standin.state_dict()[name])
+    ]
     assert any("layers.0" in name for name in changed)
 
 
@@ -229,18 +286,28 @@ def test_the_data_of_the_command_example_are_what_the_command_reads(tmp_path):
     rows = [json.loads(row) for row in (tmp_path / "reviews.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     assert all(row.keys() == {"text"} and row["text"] for row in rows)
-    (command,) = [line for line in shell_lines("README.md") if line.startswith("python -m projects.zo2")]
+    (command,) = [
+        line for line in shell_lines("README.md") if line.startswith("python -m projects.zo2")
+    ]
     assert "--data reviews.jsonl" in command
 
 
 def test_the_readme_and_the_doctor_say_what_memory_the_manifests_ask_for(capsys, monkeypatch):
     from shared import doctor
 
-    needs = [manifest.needs(paper, name, "cpu") for paper in manifest.manifests() for name in manifest.scale_config(paper, "cpu")]
+    needs = [
+        manifest.needs(paper, name, "cpu")
+        for paper in manifest.manifests()
+        for name in manifest.scale_config(paper, "cpu")
+    ]
     most = max(one.memory_gb for one in needs)
     assert f"{most:g} GB of memory" in " ".join(text_of("README.md").split())
     for total, fine in ((most * 0.96e9, True), (most * 0.9e9, False)):
-        monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda total=total: argparse.Namespace(total=total, available=total))
+        monkeypatch.setattr(
+            doctor.psutil,
+            "virtual_memory",
+            lambda total=total: argparse.Namespace(total=total, available=total),
+        )
         (memory,) = [(good, said) for good, what, said in doctor._machine() if what == "memory"]
         assert memory[0] is fine
         assert f"({most:g} GB in all are needed)" in memory[1]
@@ -265,21 +332,34 @@ def test_the_tests_that_a_page_names_exist():
     for page in PAGES:
         named = set(re.findall(r"`(test_\w+)`", text_of(page)))
         folder = paths.ROOT / "tests" / Path(page).parent
-        there = {name for file in folder.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)}
+        there = {
+            name
+            for file in folder.glob("test_*.py")
+            for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+        }
         assert named <= there, sorted(named - there)
 
 
 def test_every_link_leads_somewhere():
-    for page in [*PAGES, "CHANGELOG.md", *(f"docs/{file.name}" for file in (paths.ROOT / "docs").glob("*.md"))]:
+    for page in [
+        *PAGES,
+        "CHANGELOG.md",
+        *(f"docs/{file.name}" for file in (paths.ROOT / "docs").glob("*.md")),
+    ]:
         for link in re.findall(r"\]\(([^)#\s]+)", text_of(page)):
-            late = link == "docs/ledger.png" or link.startswith("results/reference/cpu")  # a reference run makes them
+            # a reference run makes them
+            late = link == "docs/ledger.png" or link.startswith("results/reference/cpu")
             if "://" not in link and (REFERENCE.is_dir() or not late):
                 assert (paths.ROOT / page).parent.joinpath(link).exists(), f"{page}: {link}"
 
 
-# ---- the papers ------------------------------------------------------------------------------------------------------
+# ---- the papers ----------------------------------------------------------------------------------
 
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in text_of("README.md").splitlines() if line.count("arxiv.org")]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in text_of("README.md").splitlines()
+    if line.count("arxiv.org")
+]
 
 
 def test_the_readme_lists_twelve_papers_and_says_works_of_those_that_are_here():
@@ -298,28 +378,53 @@ def test_the_readme_lists_twelve_papers_and_says_works_of_those_that_are_here():
         assert row[3].startswith("works")
 
 
-@pytest.mark.parametrize("file", sorted(REFERENCE.glob("*/claims.json")), ids=lambda file: file.parent.name)
+@pytest.mark.parametrize(
+    "file", sorted(REFERENCE.glob("*/claims.json")), ids=lambda file: file.parent.name
+)
 def test_the_readme_has_the_verdicts_of_the_reference(file):
     count = Counter(entry["verdict"] for entry in json.loads(file.read_text(encoding="utf-8")))
-    said = ", ".join(f"{count[verdict]} {verdict}" for verdict in ("holds", "partly", "fails", "not tested here") if count[verdict])
+    said = ", ".join(
+        f"{count[verdict]} {verdict}"
+        for verdict in ("holds", "partly", "fails", "not tested here")
+        if count[verdict]
+    )
     (row,) = [row for row in ROWS if f"projects/{file.parent.name}/" in row[0]]
     assert row[3] == f"works: [{said}]({file.relative_to(paths.ROOT)})"
 
 
 @pytest.mark.workflow
 def test_the_whole_workflow_runs_at_scale_smoke(tmp_path):
-    """In a copy, whose path has a space in it: every experiment, table, figure and claim of every paper, and the page."""
+    """In a copy, whose path has a space in it: every experiment, table, figure and claim of every
+    paper, and the page.
+    """
     absent = [name for name in manifest.data_needed(None, "smoke") if not data.stamp(name).exists()]
     if absent:
         pytest.skip(f"not in the cache: repro data fetch {' '.join(absent)}")
     copy = tmp_path / "a copy"
     for name in ("shared", "projects", "workflows", "profiles", "data"):
-        shutil.copytree(paths.ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "cache"))
+        shutil.copytree(
+            paths.ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "cache")
+        )
     shutil.copy(paths.ROOT / "Snakefile", copy)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("REPRO_", "SNAKEMAKE_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("REPRO_", "SNAKEMAKE_"))
+    }
     environment = {**kept, "REPRO_CACHE": str(paths.cache_dir())}
-    command = [sys.executable, "-m", "snakemake", "reproduce_all", "--cores", "2", "--config", "scale=smoke"]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "reproduce_all",
+        "--cores",
+        "2",
+        "--config",
+        "scale=smoke",
+    ]
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     results = copy / "results" / "smoke"
     page = (results / "report.html").read_text(encoding="utf-8")
@@ -331,18 +436,23 @@ def test_the_whole_workflow_runs_at_scale_smoke(tmp_path):
             made = {file.stem for file in (results / name / kind).glob("*.*")}
             assert made == set(manifest.ready(name, "smoke", kind))
         assert json.loads((results / name / "claims.json").read_text(encoding="utf-8"))
-    again = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-# ---- rules -----------------------------------------------------------------------------------------------------------
+# ---- rules ---------------------------------------------------------------------------------------
 
 
 def test_no_file_names_a_registry_or_a_path_of_somebodys_machine():
     hosts = re.compile(r"https?://([\w.-]+)")
     homes = re.compile(r"(?<![\w.])/(?:work|root|home|opt|Users)/\w")
     for file in tracked():
-        if file.suffix in (".png", ".svg", ".npz", ".safetensors") or REFERENCE.parent in file.parents:
+        if (
+            file.suffix in (".png", ".svg", ".npz", ".safetensors")
+            or REFERENCE.parent in file.parents
+        ):
             continue
         text = file.read_text(encoding="utf-8")
         assert set(hosts.findall(text)) <= HOSTS, file
@@ -352,7 +462,13 @@ def test_no_file_names_a_registry_or_a_path_of_somebodys_machine():
 def test_results_in_the_repository_name_no_path_of_a_machine():
     for file in tracked(".json", ".csv", ".md", ".tex"):
         if REFERENCE.parent in file.parents:
-            assert re.findall(r'(?<![\w.])/(?:work|root|home|opt|tmp|Users)/[^"\s]*', file.read_text(encoding="utf-8")) == [], file
+            assert (
+                re.findall(
+                    r'(?<![\w.])/(?:work|root|home|opt|tmp|Users)/[^"\s]*',
+                    file.read_text(encoding="utf-8"),
+                )
+                == []
+            ), file
 
 
 def called(node: ast.Call) -> str:
@@ -366,14 +482,29 @@ def test_nothing_runs_code_that_comes_with_data():
         for node in ast.walk(tree):
             at = f"{file}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.Import | ast.ImportFrom):
-                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                assert not {name.split(".")[0] for name in names} & {"pickle", "cPickle", "marshal", "shelve", "dill", "joblib"}, at
+                names = (
+                    [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else [alias.name for alias in node.names]
+                )
+                assert not {name.split(".")[0] for name in names} & {
+                    "pickle",
+                    "cPickle",
+                    "marshal",
+                    "shelve",
+                    "dill",
+                    "joblib",
+                }, at
             if isinstance(node, ast.Call):
                 given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-                assert called(node) not in ("yaml.unsafe_load", "yaml.full_load", "eval", "exec"), at
+                assert called(node) not in ("yaml.unsafe_load", "yaml.full_load", "eval", "exec"), (
+                    at
+                )
                 assert called(node) != "yaml.load" or given.get("Loader") == "_Loader", at
                 assert called(node) != "torch.load" or given.get("weights_only") == "True", at
-                assert not called(node).endswith((".extractall", ".extract")) or "filter" in given, at
+                assert (
+                    not called(node).endswith((".extractall", ".extract")) or "filter" in given
+                ), at
                 assert given.get("allow_pickle") in (None, "False"), at
                 assert given.get("shell") in (None, "False"), at
                 assert given.get("trust_remote_code") in (None, "False"), at
@@ -384,8 +515,14 @@ def test_nothing_runs_code_that_comes_with_data():
     [("file_digest(", "shared/data/cache.py"), ("/proc/self/status", "shared/meters.py")],
 )
 def test_what_is_shared_is_written_once(what, where):
-    files = [file for folder in ("shared", "projects") for file in (paths.ROOT / folder).rglob("*.py")]
-    using = {str(file.relative_to(paths.ROOT)) for file in files if f'("{what}' in file.read_text() or f".{what}" in file.read_text()}
+    files = [
+        file for folder in ("shared", "projects") for file in (paths.ROOT / folder).rglob("*.py")
+    ]
+    using = {
+        str(file.relative_to(paths.ROOT))
+        for file in files
+        if f'("{what}' in file.read_text() or f".{what}" in file.read_text()
+    }
     assert using == {where}
 
 
@@ -404,11 +541,19 @@ def test_who_imports_whom():
             for module in modules:
                 parts = module.split(".")
                 assert parts[0] != "tests", f"{file}:{node.lineno}"
-                assert parts[0] != "projects" or (parts[1:2] and parts[1] in allowed), f"{file}:{node.lineno} imports {module}"
+                assert parts[0] != "projects" or (parts[1:2] and parts[1] in allowed), (
+                    f"{file}:{node.lineno} imports {module}"
+                )
 
 
 def test_git_keeps_what_is_made_out():
-    for name in (".venv/", ".snakemake/", "data/cache/", "results/cpu/", "results/smoke/report.html"):
+    for name in (
+        ".venv/",
+        ".snakemake/",
+        "data/cache/",
+        "results/cpu/",
+        "results/smoke/report.html",
+    ):
         done = subprocess.run(["git", "check-ignore", "-q", name], cwd=paths.ROOT, check=False)
         if done.returncode > 1:
             pytest.skip("not a git checkout")

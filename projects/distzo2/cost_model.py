@@ -1,16 +1,21 @@
-"""How long a step of DistZO2 takes: what each lane of a rank moves or computes, how fast it can, and which waits for which.
+"""How long a step of DistZO2 takes: what each lane of a rank moves or computes, how fast it can,
+and which waits for which.
 
-A rank has four lanes. Of each block it uploads a part from the host (the whole, or an N-th), takes the rest from the other ranks, computes
-(noise, update, and the forwards that are its own) and offloads its part. Lanes work at the same time on neighbouring blocks, so that in the
-long run a block takes as long as the slowest lane; the first upload and the last offload stand alone. `schedule` walks the lanes with the
-rules of `projects.zo2.lanes`, so that fill, drain and the few slots of the device are in it.
+A rank has four lanes. Of each block it uploads a part from the host (the whole, or an N-th), takes
+the rest from the other ranks, computes (noise, update, and the forwards that are its own) and
+offloads its part. Lanes work at the same time on neighbouring blocks, so that in the long run a
+block takes as long as the slowest lane; the first upload and the last offload stand alone.
+`schedule` walks the lanes with the rules of `projects.zo2.lanes`, so that fill, drain and the few
+slots of the device are in it.
 
     shape = Shape.of(OPTConfig(...))
     rates = gpu_rates("a100-sxm", ranks=4)
     one, four = Plan(), Plan(dp=4, transfer="sliced")
-    print(four.tokens_per_second(shape, rates, 4 * [(1, 2048)]) / one.tokens_per_second(shape, rates, 4 * [(1, 2048)]))
+    print(four.tokens_per_second(shape, rates, 4 * [(1, 2048)]) / one.tokens_per_second(shape,
+    rates, 4 * [(1, 2048)]))
 
-What it leaves out: contention for the host's memory, the time to make a batch, kernels too small to fill a device.
+What it leaves out: contention for the host's memory, the time to make a batch, kernels too small to
+fill a device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +34,9 @@ Batches = Sequence[tuple[int, int]]  # (rows, tokens of a row) of each micro-bat
 # What runs on GPUs reach of their datasheet's rates. Assumptions of ours, not measurements.
 COMPUTE_SHARE = 0.5
 LINK_SHARE = 0.8
-# Memory traffic on a GPU of one draw of float16 noise and the sum it goes into, bytes a parameter: z is written (2), scaled twice (4 + 4)
-# and added (6). An update's is smaller; a probe's three are counted as they are. See `projects.zo2.noise`.
+# Memory traffic on a GPU of one draw of float16 noise and the sum it goes into, bytes a parameter:
+# z is written (2), scaled twice (4 + 4) and added (6). An update's is smaller; a probe's three are
+# counted as they are. See `projects.zo2.noise`.
 DRAW_BYTES = 16.0
 
 
@@ -54,7 +60,9 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> "Shape":
-        """The shape of a causal language model by its transformers configuration. Raises UserError where its blocks are not alike."""
+        """The shape of a causal language model by its transformers configuration. Raises UserError
+        where its blocks are not alike.
+        """
         from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
@@ -66,7 +74,9 @@ class Shape:
         blocks = list(find_blocks(model).values())
         counts = [sum(p.numel() for p in block.parameters()) for block in blocks]
         if len(set(counts)) > 1:
-            raise UserError("the plan is for models whose blocks are alike; this one's are of several sizes")
+            raise UserError(
+                "the plan is for models whose blocks are alike; this one's are of several sizes"
+            )
         heads = config.num_attention_heads
         return cls(
             blocks=len(blocks),
@@ -78,7 +88,9 @@ class Shape:
         )
 
     def block_flops(self, rows: int, tokens: int) -> float:
-        """Of one forward of one block: its matrices, and the scores and sums of attention (all pairs, as the engine's kernels count)."""
+        """Of one forward of one block: its matrices, and the scores and sums of attention (all
+        pairs, as the engine's kernels count).
+        """
         return 2.0 * self.matrix * rows * tokens + 4.0 * self.width * rows * tokens**2
 
     def head_flops(self, rows: int, tokens: int) -> float:
@@ -96,7 +108,8 @@ class Rates:
         seconds_per_host_byte: of the rank's part of the link to the host, each direction.
         seconds_per_exchanged_byte: of what comes in from other ranks.
         seconds_per_gather: of all ranks' losses.
-        draws: draws a parameter of a block in a step. The engine keeps a block's noise (2: probe and update) but in float16 (4).
+        draws: draws a parameter of a block in a step. The engine keeps a block's noise (2: probe
+            and update) but in float16 (4).
     """
 
     seconds_per_flop: float
@@ -111,7 +124,9 @@ class Rates:
 
 
 class Lanes(NamedTuple):
-    """Seconds that each lane of a rank spends on one block, and that computing spends outside the blocks in a step."""
+    """Seconds that each lane of a rank spends on one block, and that computing spends outside the
+    blocks in a step.
+    """
 
     upload: float
     exchange: float
@@ -122,7 +137,9 @@ class Lanes(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to share a step out: the mesh of `DistZO2`, its transfers, and the engine's slots. By default ZO2 in one process."""
+    """A way to share a step out: the mesh of `DistZO2`, its transfers, and the engine's slots. By
+    default ZO2 in one process.
+    """
 
     dp: int = 1
     pert: int = 1
@@ -151,17 +168,25 @@ class Plan:
         return shape.blocks * shape.parameters * itemsize * (1 - self.part)
 
     def device_bytes(self, shape: Shape, itemsize: int, draws: int) -> float:
-        """Weights and buffers on a rank's device: slots, kept noise, what stays there. Activations and logits come on top."""
-        return itemsize * (self.slots * shape.parameters + (shape.parameters if draws == 2 else 0) + shape.resident)
+        """Weights and buffers on a rank's device: slots, kept noise, what stays there. Activations
+        and logits come on top.
+        """
+        return itemsize * (
+            self.slots * shape.parameters + (shape.parameters if draws == 2 else 0) + shape.resident
+        )
 
     def work(self, shape: Shape, batches: Batches, draws: int) -> dict[str, float]:
-        """What the fullest rank computes in a step: floating-point operations, numbers drawn, calls of a module."""
+        """What the fullest rank computes in a step: floating-point operations, numbers drawn, calls
+        of a module.
+        """
         sides = 2 // self.pert
         own = self.own(batches)
         in_blocks = shape.blocks * sum(shape.block_flops(*one) for one in own)
         return {
             "flops": sides * (in_blocks + sum(shape.head_flops(*one) for one in own)),
-            "draws": float(draws * shape.blocks * shape.parameters + Rates.RESIDENT_DRAWS * shape.resident),
+            "draws": float(
+                draws * shape.blocks * shape.parameters + Rates.RESIDENT_DRAWS * shape.resident
+            ),
             "calls": float(sides * len(own) * (shape.blocks + 1)),
         }
 
@@ -184,16 +209,24 @@ class Plan:
             + (rates.seconds_per_gather if self.ranks > 1 else 0.0),
         )
 
-    def step_seconds(self, shape: Shape, rates: Rates, batches: Batches, itemsize: int = 4) -> float:
+    def step_seconds(
+        self, shape: Shape, rates: Rates, batches: Batches, itemsize: int = 4
+    ) -> float:
         """Of a step in a long run."""
         return schedule(self.lanes(shape, rates, batches, itemsize), shape.blocks, self.slots).step
 
-    def tokens_per_second(self, shape: Shape, rates: Rates, batches: Batches, itemsize: int = 4) -> float:
-        return sum(rows * tokens for rows, tokens in batches) / self.step_seconds(shape, rates, batches, itemsize)
+    def tokens_per_second(
+        self, shape: Shape, rates: Rates, batches: Batches, itemsize: int = 4
+    ) -> float:
+        return sum(rows * tokens for rows, tokens in batches) / self.step_seconds(
+            shape, rates, batches, itemsize
+        )
 
 
 class Schedule(NamedTuple):
-    """Seconds: a step of a long run; `fill` before the first block computes; `drain` after the last step."""
+    """Seconds: a step of a long run; `fill` before the first block computes; `drain` after the last
+    step.
+    """
 
     step: float
     fill: float
@@ -203,9 +236,10 @@ class Schedule(NamedTuple):
 def schedule(lanes: Lanes, blocks: int, slots: int = 3, steps: int = 6) -> Schedule:
     """When each lane is done with each block over some steps, by the rules of `projects.zo2.lanes`.
 
-    An upload waits for the lane, for the last tenant of its slot to have drained, for the block's own last offload, and for the block
-    `ahead` of it to have come to compute, which is when it is asked for. An exchange waits for its upload, computing for the exchange,
-    the offload for computing. Between steps comes what is `outside` the blocks.
+    An upload waits for the lane, for the last tenant of its slot to have drained, for the block's
+    own last offload, and for the block `ahead` of it to have come to compute, which is when it is
+    asked for. An exchange waits for its upload, computing for the exchange, the offload for
+    computing. Between steps comes what is `outside` the blocks.
     """
     ahead = max(1, slots - 2)
     upload, exchange, begun, compute, offload = ([] for _ in range(5))
@@ -215,7 +249,12 @@ def schedule(lanes: Lanes, blocks: int, slots: int = 3, steps: int = 6) -> Sched
         return times[index] if index >= 0 else 0.0
 
     for one in range(steps * blocks):
-        asked = max(after(begun, one - ahead), after(compute, one - slots), after(offload, one - slots), after(offload, one - blocks))
+        asked = max(
+            after(begun, one - ahead),
+            after(compute, one - slots),
+            after(offload, one - slots),
+            after(offload, one - blocks),
+        )
         upload.append(max(after(upload, one - 1), asked) + lanes.upload)
         exchange.append(max(after(exchange, one - 1), upload[one]) + lanes.exchange)
         begun.append(max(clock, exchange[one]))
@@ -226,18 +265,21 @@ def schedule(lanes: Lanes, blocks: int, slots: int = 3, steps: int = 6) -> Sched
             clock += lanes.outside
             ends.append(clock)
     half = steps // 2
-    return Schedule((ends[-1] - ends[half - 1]) / (steps - half), begun[0], max(0.0, offload[-1] - ends[-1]))
+    return Schedule(
+        (ends[-1] - ends[half - 1]) / (steps - half), begun[0], max(0.0, offload[-1] - ends[-1])
+    )
 
 
-# ---- rates -----------------------------------------------------------------------------------------------------------
+# ---- rates ---------------------------------------------------------------------------------------
 
 
 def fit(measured: pd.DataFrame, shapes: Mapping[str, Shape]) -> Rates:
-    """Rates of computing from steps of ZO2 in one process: the non-negative least squares of relative errors.
+    """Rates of computing from steps of ZO2 in one process: the non-negative least squares of
+    relative errors.
 
     Args:
-        measured: one row a kind of step: `shape` (a key of `shapes`), `shares` micro-batches of `batch_size` rows of `tokens`, and
-            `step_seconds`.
+        measured: one row a kind of step: `shape` (a key of `shapes`), `shares` micro-batches of
+            `batch_size` rows of `tokens`, and `step_seconds`.
 
     Raises UserError with fewer than three kinds of steps: there are three rates.
     """
@@ -262,22 +304,28 @@ def batches_of(row: Mapping[str, Any]) -> Batches:
 def seconds_per_byte(measured: pd.DataFrame, lane: str, nbytes: str) -> float:
     """Of a lane: its busy seconds over its bytes in all `measured` steps; 0 where nothing moved.
 
-    An exchange begins when the last rank has come; what the others waited for it is no part of it, so that of each step the rank counts
-    that was at it for the shortest time.
+    An exchange begins when the last rank has come; what the others waited for it is no part of it,
+    so that of each step the rank counts that was at it for the shortest time.
     """
-    steps = measured.groupby(["shape", "tokens", "mode", "repeat"]).agg(busy=(f"{lane}_busy_seconds", "min"), moved=(nbytes, "max"))
+    steps = measured.groupby(["shape", "tokens", "mode", "repeat"]).agg(
+        busy=(f"{lane}_busy_seconds", "min"), moved=(nbytes, "max")
+    )
     return float(steps["busy"].sum() / steps["moved"].sum()) if steps["moved"].sum() else 0.0
 
 
-def predictions(cost: pd.DataFrame, meshes: Mapping[str, tuple[int, int, str]]) -> tuple[pd.DataFrame, dict[int, Rates]]:
-    """Each kind of step of the experiment `cost` (rows) as measured and as predicted, and the rates by the number of busy processes.
+def predictions(
+    cost: pd.DataFrame, meshes: Mapping[str, tuple[int, int, str]]
+) -> tuple[pd.DataFrame, dict[int, Rates]]:
+    """Each kind of step of the experiment `cost` (rows) as measured and as predicted, and the rates
+    by the number of busy processes.
 
     Args:
         meshes: by mode: data-parallel ranks, ranks for the perturbations, transfer.
 
     Returns:
-        One row a kind of step: `kind` ("fit" or "held out"), `shape`, `tokens`, `mode`, `link_gigabytes_per_second` (0: as it is),
-        `measured_seconds` (median of the slower rank), `predicted_seconds`, `error_ratio` (predicted over measured, less 1).
+        One row a kind of step: `kind` ("fit" or "held out"), `shape`, `tokens`, `mode`,
+        `link_gigabytes_per_second` (0: as it is), `measured_seconds` (median of the slower rank),
+        `predicted_seconds`, `error_ratio` (predicted over measured, less 1).
     """
     from shared.models import causal_lm_config
 
@@ -287,20 +335,34 @@ def predictions(cost: pd.DataFrame, meshes: Mapping[str, tuple[int, int, str]]) 
     for name, rows in cost.groupby("shape", sort=False):
         sizes = [int(rows.iloc[0][key]) for key in ("layers", "hidden", "heads", "vocabulary")]
         shapes[str(name)] = Shape.of(causal_lm_config("llama", *sizes))
-    keys = ["kind", "shape", "mode", "processes", "tokens", "batch_size", "shares", "link_gigabytes_per_second"]
+    keys = [
+        "kind",
+        "shape",
+        "mode",
+        "processes",
+        "tokens",
+        "batch_size",
+        "shares",
+        "link_gigabytes_per_second",
+    ]
     slower = cost.groupby([*keys, "repeat"], sort=False, as_index=False)["step_seconds"].max()
     steps = slower.groupby(keys, sort=False, as_index=False)["step_seconds"].median()
 
     known = cost[cost["kind"] == "fit"]
     of = steps[steps["kind"] == "fit"]
-    rates = {count: fit(of[of["mode"] == mode], shapes) for mode, count in (("ZO2", 1), ("ZO2, twice", 2))}
+    rates = {
+        count: fit(of[of["mode"] == mode], shapes)
+        for mode, count in (("ZO2", 1), ("ZO2, twice", 2))
+    }
     found = []
     for one in steps.to_dict("records"):
         alone = one["mode"].startswith("ZO2")
         plan = Plan() if alone else Plan(*meshes[one["mode"]])  # type: ignore[arg-type]
-        tier = known[known["mode"] == ("DDP, sliced" if plan.transfer == "sliced" else "DDP")]  # a file, or memory
+        # a file, or memory
+        tier = known[known["mode"] == ("DDP, sliced" if plan.transfer == "sliced" else "DDP")]
         if one["link_gigabytes_per_second"]:
-            host = plan.ranks / (1e9 * one["link_gigabytes_per_second"])  # the ranks share the emulated link
+            # the ranks share the emulated link
+            host = plan.ranks / (1e9 * one["link_gigabytes_per_second"])
         else:
             host = seconds_per_byte(tier, "upload", "uploaded_bytes")
         own = replace(
@@ -310,15 +372,29 @@ def predictions(cost: pd.DataFrame, meshes: Mapping[str, tuple[int, int, str]]) 
             seconds_per_gather=gather,
         )
         predicted = plan.step_seconds(shapes[one["shape"]], own, batches_of(one))
-        row = {key: one[key] for key in ("kind", "shape", "tokens", "mode", "link_gigabytes_per_second")}
-        row |= {"batch_tokens": sum(rows * tokens for rows, tokens in batches_of(one)), "measured_seconds": one["step_seconds"]}
-        found.append({**row, "predicted_seconds": predicted, "error_ratio": predicted / one["step_seconds"] - 1})
+        row = {
+            key: one[key]
+            for key in ("kind", "shape", "tokens", "mode", "link_gigabytes_per_second")
+        }
+        row |= {
+            "batch_tokens": sum(rows * tokens for rows, tokens in batches_of(one)),
+            "measured_seconds": one["step_seconds"],
+        }
+        found.append(
+            {
+                **row,
+                "predicted_seconds": predicted,
+                "error_ratio": predicted / one["step_seconds"] - 1,
+            }
+        )
     return pd.DataFrame(found), rates
 
 
 def hardware() -> pd.DataFrame:
     """Rates of GPUs by their datasheets, one row each, with their source."""
-    return pd.read_csv(Path(__file__).with_name("hardware.csv"), keep_default_na=False).set_index("name")
+    return pd.read_csv(Path(__file__).with_name("hardware.csv"), keep_default_na=False).set_index(
+        "name"
+    )
 
 
 def gpu_rates(
@@ -347,21 +423,27 @@ def gpu_rates(
     return Rates(
         seconds_per_flop=1 / (compute_share * row["flops_per_second"]),
         seconds_per_draw=DRAW_BYTES / (link_share * 1e9 * row["memory_gigabytes_per_second"]),
-        seconds_per_host_byte=crowd / (link_share * 1e9 * (host_link or row["host_link_gigabytes_per_second"])),
-        seconds_per_exchanged_byte=1 / (link_share * 1e9 * (exchange or row["exchange_gigabytes_per_second"])),
+        seconds_per_host_byte=crowd
+        / (link_share * 1e9 * (host_link or row["host_link_gigabytes_per_second"])),
+        seconds_per_exchanged_byte=1
+        / (link_share * 1e9 * (exchange or row["exchange_gigabytes_per_second"])),
         draws=4,
     )
 
 
 def busiest(lanes: Lanes, blocks: int) -> str:
     """The lane that has the most to do in a step."""
-    work = {"link to the host": max(lanes.upload, lanes.offload) * blocks, "exchange": lanes.exchange * blocks}
+    work = {
+        "link to the host": max(lanes.upload, lanes.offload) * blocks,
+        "exchange": lanes.exchange * blocks,
+    }
     work["computing"] = lanes.compute * blocks + lanes.outside
     return max(work, key=lambda lane: work[lane])
 
 
 def sliced_compute_share(compute: float, moving: float, ranks: int) -> float:
-    """Of the time that computing and the link to the host are busy, the part of computing once each rank moves an N-th.
+    """Of the time that computing and the link to the host are busy, the part of computing once each
+    rank moves an N-th.
 
     Args:
         compute, moving: busy times, or shares of them, with whole blocks.

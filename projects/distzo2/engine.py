@@ -1,11 +1,15 @@
-"""Zeroth-order fine-tuning across processes: each rank holds a ZO2 engine, and what they say to one another in a step is scalars.
+"""Zeroth-order fine-tuning across processes: each rank holds a ZO2 engine, and what they say to one
+another in a step is scalars.
 
-A rank of the mesh stands at (d, role). Data parallelism: the ranks of one d evaluate the d-th share of the batch. Perturbation parallelism:
-of those two, one runs the forward at theta + eps z and the other that at theta - eps z. All losses are gathered in float64 and added in
-the order of the shares on every rank, so that all find the same projected gradient; z comes from the step's seed and does not travel.
+A rank of the mesh stands at (d, role). Data parallelism: the ranks of one d evaluate the d-th share
+of the batch. Perturbation parallelism: of those two, one runs the forward at theta + eps z and the
+other that at theta - eps z. All losses are gathered in float64 and added in the order of the shares
+on every rank, so that all find the same projected gradient; z comes from the step's seed and does
+not travel.
 
-Replicas stay equal to the last bit because every rank perturbs and restores its weights by the same roundings (+eps z, -2 eps z, +eps z)
-whichever forwards it runs. A rank that went +eps z, -eps z, its partner -eps z, +eps z, would drift from it within a few steps.
+Replicas stay equal to the last bit because every rank perturbs and restores its weights by the same
+roundings (+eps z, -2 eps z, +eps z) whichever forwards it runs. A rank that went +eps z, -eps z,
+its partner -eps z, +eps z, would drift from it within a few steps.
 """
 
 import hashlib
@@ -35,15 +39,23 @@ class DistZO2:
     Args:
         engine: this rank's ZO2, with the same model, seed and options on all ranks.
         mesh: of `meshes.device_mesh`, over all ranks.
-        transfer: "replicated": each rank has a host tier of its own (memory, or a file) and moves whole blocks. "sliced" (paper: the
-            hardware-aware transfer): ranks that have the same file (in /dev/shm, or on a disk) each move an N-th of every block, and give
-            one another the rest. On several nodes each node has its own.
-        check_every: compare the weights of all ranks every so many steps; 0 never. An unequal rank stops the run.
+        transfer: "replicated": each rank has a host tier of its own (memory, or a file) and moves
+            whole blocks. "sliced" (paper: the hardware-aware transfer): ranks that have the same
+            file (in /dev/shm, or on a disk) each move an N-th of every block, and give one another
+            the rest. On several nodes each node has its own.
+        check_every: compare the weights of all ranks every so many steps; 0 never. An unequal rank
+            stops the run.
 
     Raises UserError, on all ranks, when the engines differ, naming what in and on which rank.
     """
 
-    def __init__(self, engine: ZO2, mesh: DeviceMesh, transfer: Literal["replicated", "sliced"] = "replicated", check_every: int = 100):
+    def __init__(
+        self,
+        engine: ZO2,
+        mesh: DeviceMesh,
+        transfer: Literal["replicated", "sliced"] = "replicated",
+        check_every: int = 100,
+    ):
         if transfer not in ("replicated", "sliced"):
             raise UserError(f"transfer must be replicated or sliced, not '{transfer}'")
         if mesh.mesh_dim_names != NAMES or mesh.size() != dist.get_world_size():
@@ -51,11 +63,13 @@ class DistZO2:
         self.engine, self.mesh, self.check_every = engine, mesh, check_every
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.shares = mesh.size(0)
-        place = mesh.get_coordinate()  # get_local_rank would be the place in a group, whose ranks are sorted
+        # get_local_rank would be the place in a group, whose ranks are sorted
+        place = mesh.get_coordinate()
         assert place is not None
         self.share, self.role = place
         self.bytes_sent = 0  # of losses and weights, by this rank
-        self.exchanged: Counter[int] = Counter()  # bytes of other ranks' slices that came in, per block
+        # bytes of other ranks' slices that came in, per block
+        self.exchanged: Counter[int] = Counter()
         self._weights: list[float] = []
         if mesh.size(1) == 2:
             engine.sides = (("plus",), ("minus",))[self.role]
@@ -66,23 +80,39 @@ class DistZO2:
         elif isinstance(engine.store, DiskStore):
             self._own_file(engine.store)
 
-    # ---- what a user calls -------------------------------------------------------------------------------------------
+    # ---- what a user calls -----------------------------------------------------------------------
 
     def step(
-        self, batch: Sequence[Any], weights: Sequence[float] | None = None, *, seed: int | None = None, lr: float | None = None
+        self,
+        batch: Sequence[Any],
+        weights: Sequence[float] | None = None,
+        *,
+        seed: int | None = None,
+        lr: float | None = None,
     ) -> Step:
-        """One step on a global batch, which every rank gives whole: a list of micro-batches that the shares of the mesh divide.
+        """One step on a global batch, which every rank gives whole: a list of micro-batches that
+        the shares of the mesh divide.
 
-        The losses are averaged by `weights` (rows, or supervised tokens, of each micro-batch); one of weight 0 counts for nothing, whatever
-        its loss. Where there are fewer micro-batches than shares, the shares left over repeat the first with weight 0: all ranks must walk
-        the blocks together.
+        The losses are averaged by `weights` (rows, or supervised tokens, of each micro-batch); one
+        of weight 0 counts for nothing, whatever its loss. Where there are fewer micro-batches than
+        shares, the shares left over repeat the first with weight 0: all ranks must walk the blocks
+        together.
 
         Raises:
-            UserError: bad weights; the weights of the ranks' models have parted (see `check_every`).
+            UserError: bad weights; the weights of the ranks' models have parted (see
+                `check_every`).
         """
         weights = [1.0] * len(batch) if weights is None else list(weights)
-        if not batch or len(weights) != len(batch) or any(not 0 <= w < float("inf") for w in weights) or not any(weights):
-            raise UserError(f"a step takes micro-batches and a weight of at least 0 for each, some above 0; got {len(batch)} and {weights}")
+        if (
+            not batch
+            or len(weights) != len(batch)
+            or any(not 0 <= w < float("inf") for w in weights)
+            or not any(weights)
+        ):
+            raise UserError(
+                "a step takes micro-batches and a weight of at least 0 for each, some above 0; got"
+                f" {len(batch)} and {weights}"
+            )
         size = -(-len(batch) // self.shares)
         mine = slice(self.share * size, (self.share + 1) * size)
         own, own_weights = list(batch[mine]), weights[mine]
@@ -98,11 +128,18 @@ class DistZO2:
         return self.engine.evaluate(batch)
 
     def check(self) -> None:
-        """Raise UserError on all ranks when the weights of one differ in a bit from those of rank 0."""
-        self._compare({"weights": digest(self.engine.tensors())}, "the replicas have parted after step {steps}: ")
+        """Raise UserError on all ranks when the weights of one differ in a bit from those of rank
+        0.
+        """
+        self._compare(
+            {"weights": digest(self.engine.tensors())},
+            "the replicas have parted after step {steps}: ",
+        )
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
-        """Write the weights to a safetensors file. All ranks call it and see the blocks pass; rank 0 writes."""
+        """Write the weights to a safetensors file. All ranks call it and see the blocks pass; rank
+        0 writes.
+        """
         if self.rank == 0:
             self.engine.save(path, metadata)
         else:
@@ -116,15 +153,21 @@ class DistZO2:
         dist.barrier()
         return model
 
-    # ---- scalars -----------------------------------------------------------------------------------------------------
+    # ---- scalars ---------------------------------------------------------------------------------
 
     def _agree(self, plus: list[float], minus: list[float]) -> tuple[float, float]:
-        """Losses of this rank's micro-batches -> those of the whole batch, the same bits on all ranks.
+        """Losses of this rank's micro-batches -> those of the whole batch, the same bits on all
+        ranks.
 
-        24 bytes a micro-batch leave each rank: two losses (0 for the one that another rank runs) and a weight.
+        24 bytes a micro-batch leave each rank: two losses (0 for the one that another rank runs)
+        and a weight.
         """
         size = len(self._weights)
-        own = torch.tensor([plus or [0.0] * size, minus or [0.0] * size, self._weights], dtype=torch.float64, device=wire())
+        own = torch.tensor(
+            [plus or [0.0] * size, minus or [0.0] * size, self._weights],
+            dtype=torch.float64,
+            device=wire(),
+        )
         found = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(found, own)
         self.bytes_sent += own.nbytes
@@ -132,7 +175,9 @@ class DistZO2:
         grid = self.mesh.mesh.tolist()
         for ranks in grid:  # in the order of the shares
             of_plus, of_minus, weights = found[ranks[0]][0], found[ranks[-1]][1], found[ranks[0]][2]
-            for a, b, weight in zip(of_plus.tolist(), of_minus.tolist(), weights.tolist(), strict=True):
+            for a, b, weight in zip(
+                of_plus.tolist(), of_minus.tolist(), weights.tolist(), strict=True
+            ):
                 if weight:  # 0 times what is not finite is not 0
                     sums = [sums[0] + weight * a, sums[1] + weight * b, sums[2] + weight]
         return sums[0] / sums[2], sums[1] / sums[2]
@@ -147,35 +192,56 @@ class DistZO2:
             "weight_decay": engine.weight_decay,
             "probe": engine.probe,
         }
-        options |= {"no_decay": engine.no_decay, "steps": engine.steps, "threads": torch.get_num_threads(), "torch": torch.__version__}
-        digests = {name: hashlib.sha256(json.dumps(value).encode()).digest() for name, value in options.items()}
+        options |= {
+            "no_decay": engine.no_decay,
+            "steps": engine.steps,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        digests = {
+            name: hashlib.sha256(json.dumps(value).encode()).digest()
+            for name, value in options.items()
+        }
         self._compare({**digests, "weights": digest(engine.tensors())}, "the ranks must be alike: ")
 
     def _compare(self, digests: dict[str, bytes], what: str) -> None:
         """Eight bytes a digest from each rank; UserError, on all, where one is not rank 0's."""
-        own = torch.tensor([list(digest[:8]) for digest in digests.values()], dtype=torch.uint8, device=wire())
+        own = torch.tensor(
+            [list(digest[:8]) for digest in digests.values()], dtype=torch.uint8, device=wire()
+        )
         found = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(found, own)
         for rank, theirs in enumerate(found):
             for name, a, b in zip(digests, theirs, found[0], strict=True):
                 if not torch.equal(a, b):
-                    raise UserError(f"{what.format(steps=self.engine.steps)}{name} of rank {rank} differs from rank 0's")
+                    raise UserError(
+                        f"{what.format(steps=self.engine.steps)}{name} of rank {rank} differs from"
+                        " rank 0's"
+                    )
 
-    # ---- slices ------------------------------------------------------------------------------------------------------
+    # ---- slices ----------------------------------------------------------------------------------
 
     def _own_file(self, file: DiskStore) -> None:
         """Replicas that wrote into one file would find in it what another has already updated."""
         if any(len(ranks) > 1 for ranks in self._sharing(file)):
-            raise UserError("ranks with replicated transfers need a file each: put the rank in its name, or use transfer='sliced'")
+            raise UserError(
+                "ranks with replicated transfers need a file each: put the rank in its name, or use"
+                " transfer='sliced'"
+            )
 
     def _slice(self) -> None:
         file, device = self.engine.store, self.engine.device
         if not isinstance(file, DiskStore):
-            raise UserError("sliced transfers need a file that the ranks share: storage=Path(...), in /dev/shm to keep it in memory")
+            raise UserError(
+                "sliced transfers need a file that the ranks share: storage=Path(...), in /dev/shm"
+                " to keep it in memory"
+            )
         if not all(codec.plain for codec in file.codecs):
             raise UserError("sliced transfers move blocks as they are: leave storage_dtype out")
         for ranks in self._sharing(file):
-            made = dist.new_group(ranks)  # the lane's own: the losses go through another at the same time. All ranks make all groups.
+            # the lane's own: the losses go through another at the same time. All ranks make all
+            # groups.
+            made = dist.new_group(ranks)
             if self.rank in ranks:
                 group, file.part = made, (ranks.index(self.rank), len(ranks))
         place, count = file.part
@@ -195,11 +261,15 @@ class DistZO2:
             if device.type == "cuda":
                 torch.cuda.current_stream(device).synchronize()
 
-        self.engine.exchange_through(complete, count * max(file.slice_nbytes(block) for block in range(len(file.codecs))))
+        self.engine.exchange_through(
+            complete, count * max(file.slice_nbytes(block) for block in range(len(file.codecs)))
+        )
 
     def _sharing(self, file: DiskStore) -> list[list[int]]:
         """The ranks that have one file, for each file there is."""
-        host = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:8], "big") >> 1
+        host = (
+            int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:8], "big") >> 1
+        )
         own = torch.tensor([host, *file.identity], dtype=torch.int64, device=wire())
         found = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(found, own)
@@ -209,12 +279,19 @@ class DistZO2:
         return list(ranks.values())
 
 
-def shared_engine(make: Callable[[], nn.Module], path: Path, empty: Callable[[], nn.Module] | None = None, **options: Any) -> ZO2:
-    """An engine for sliced transfers: rank 0 writes the model's weights to `path`, and every rank trains in that one file.
+def shared_engine(
+    make: Callable[[], nn.Module],
+    path: Path,
+    empty: Callable[[], nn.Module] | None = None,
+    **options: Any,
+) -> ZO2:
+    """An engine for sliced transfers: rank 0 writes the model's weights to `path`, and every rank
+    trains in that one file.
 
     Args:
         make: makes the model, on rank 0.
-        empty: makes one with its parameters on the meta device, on every rank; by default `make` once more, with no memory for parameters.
+        empty: makes one with its parameters on the meta device, on every rank; by default `make`
+            once more, with no memory for parameters.
         options: of `ZO2`.
     """
     if dist.get_rank() == 0:

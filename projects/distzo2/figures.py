@@ -15,13 +15,29 @@ def link(link: pd.DataFrame) -> Figure:
     found = found[found["link_gigabytes_per_second"] > 0]
     figure, axes = plt.subplots(figsize=(5.6, 3.6))
     rates = 1000 * found["link_gigabytes_per_second"]
-    axes.plot(rates, 1000 * found["whole_seconds"], marker="o", label="whole blocks", color=PALETTE["orange"])
-    axes.plot(rates, 1000 * found["predicted_seconds"], linestyle=":", label="whole blocks, predicted", color=PALETTE["orange"])
-    axes.plot(rates, 1000 * found["sliced_seconds"], marker="o", label="slices", color=PALETTE["blue"])
+    axes.plot(
+        rates,
+        1000 * found["whole_seconds"],
+        marker="o",
+        label="whole blocks",
+        color=PALETTE["orange"],
+    )
+    axes.plot(
+        rates,
+        1000 * found["predicted_seconds"],
+        linestyle=":",
+        label="whole blocks, predicted",
+        color=PALETTE["orange"],
+    )
+    axes.plot(
+        rates, 1000 * found["sliced_seconds"], marker="o", label="slices", color=PALETTE["blue"]
+    )
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()
-    axes.set(xlabel="emulated link to the host, MB/s for two ranks", ylabel="step, ms", ylim=(0, None))
+    axes.set(
+        xlabel="emulated link to the host, MB/s for two ranks", ylabel="step, ms", ylim=(0, None)
+    )
     axes.legend()
     return figure
 
@@ -29,19 +45,40 @@ def link(link: pd.DataFrame) -> Figure:
 def lanes(lanes: pd.DataFrame) -> Figure:
     """One step on each rank: what each lane does when."""
     modes = list(dict.fromkeys(lanes["mode"]))
-    figure, rows = plt.subplots(len(modes), 1, figsize=(8.4, 1.1 + 1.9 * len(modes)), sharex=True, squeeze=False)
-    colours = dict(zip(LANES, (PALETTE["orange"], PALETTE["purple"], PALETTE["blue"], PALETTE["green"]), strict=True))
+    figure, rows = plt.subplots(
+        len(modes), 1, figsize=(8.4, 1.1 + 1.9 * len(modes)), sharex=True, squeeze=False
+    )
+    colours = dict(
+        zip(
+            LANES,
+            (PALETTE["orange"], PALETTE["purple"], PALETTE["blue"], PALETTE["green"]),
+            strict=True,
+        )
+    )
     for axes, mode in zip(rows[:, 0], modes, strict=True):
         places = []
         for rank in sorted(lanes["rank"].unique()):
             for lane in LANES:
-                own = lanes[(lanes["mode"] == mode) & (lanes["rank"] == rank) & (lanes["lane"] == lane)]
+                own = lanes[
+                    (lanes["mode"] == mode) & (lanes["rank"] == rank) & (lanes["lane"] == lane)
+                ]
                 if own.empty:
                     continue
                 places.append(f"rank {rank}, {lane}")
                 for _, span in own.iterrows():
-                    begin, width = 1000 * span["begin_seconds"], 1000 * (span["end_seconds"] - span["begin_seconds"])
-                    axes.barh(len(places) - 1, width, left=begin, height=0.7, color=colours[lane], edgecolor="white", linewidth=0.4)
+                    begin, width = (
+                        1000 * span["begin_seconds"],
+                        1000 * (span["end_seconds"] - span["begin_seconds"]),
+                    )
+                    axes.barh(
+                        len(places) - 1,
+                        width,
+                        left=begin,
+                        height=0.7,
+                        color=colours[lane],
+                        edgecolor="white",
+                        linewidth=0.4,
+                    )
         axes.set_yticks(range(len(places)), places)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
@@ -57,7 +94,13 @@ def accuracy(accuracy: pd.DataFrame) -> Figure:
     modes = list(dict.fromkeys(steps["mode"]))
     for place, mode in enumerate(modes):
         own = steps[steps["mode"] == mode].sort_values("step")
-        axes.plot(own["step"], own["train_loss"], label=mode, linewidth=2 * (len(modes) - place), solid_capstyle="butt")
+        axes.plot(
+            own["step"],
+            own["train_loss"],
+            label=mode,
+            linewidth=2 * (len(modes) - place),
+            solid_capstyle="butt",
+        )
     axes.set(xlabel="step", ylabel="loss of the step", title="One process and ranks: one curve")
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
@@ -76,35 +119,82 @@ def largebatch(largebatch: pd.DataFrame) -> Figure:
 
 
 def plan(plan: pd.DataFrame, cost: pd.DataFrame) -> Figure:
-    """Left: predicted speed-ups on OPT-175B against the number of GPUs. Right: the model against steps measured here."""
+    """Left: predicted speed-ups on OPT-175B against the number of GPUs. Right: the model against
+    steps measured here.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.0))
     first = plan["gpu"].iloc[0]
-    of = plan[(plan["model"] == LARGE) & (plan["gpu"] == first) & (plan["mode"] == "DDP") & (plan["same_batch"] == "in all")]
-    lines = [("own", "sliced", "slices, a link each", "blue"), ("own", "replicated", "whole blocks, a link each", "sky")]
-    lines += [("shared", "sliced", "slices, one link", "amber"), ("shared", "replicated", "whole blocks, one link", "orange")]
-    for place, (whose, transfer, said, colour) in enumerate(lines):  # some lie on others: the first ones are widest
+    of = plan[
+        (plan["model"] == LARGE)
+        & (plan["gpu"] == first)
+        & (plan["mode"] == "DDP")
+        & (plan["same_batch"] == "in all")
+    ]
+    lines = [
+        ("own", "sliced", "slices, a link each", "blue"),
+        ("own", "replicated", "whole blocks, a link each", "sky"),
+    ]
+    lines += [
+        ("shared", "sliced", "slices, one link", "amber"),
+        ("shared", "replicated", "whole blocks, one link", "orange"),
+    ]
+    # some lie on others: the first ones are widest
+    for place, (whose, transfer, said, colour) in enumerate(lines):
         own = of[(of["links"] == whose) & (of["transfer"] == transfer)].sort_values("gpus")
         speeds = [1.0, *own["speedup_ratio"]]
         widths = {"linewidth": 8 - 2 * place, "markersize": 9 - 2 * place}
-        left.plot([1, *own["gpus"]], speeds, marker="o", color=PALETTE[colour], label=said, **widths)
+        left.plot(
+            [1, *own["gpus"]], speeds, marker="o", color=PALETTE[colour], label=said, **widths
+        )
     counts = [1, *sorted(of["gpus"].unique())]
-    paper = float(paper_numbers("distzo2", "headline").set_index("quantity").loc["throughput over ZO2", "value"])
-    left.axhline(paper, color=PALETTE["black"], linewidth=1, linestyle=":", label=f"the paper's {paper:g} times")
+    paper = float(
+        paper_numbers("distzo2", "headline")
+        .set_index("quantity")
+        .loc["throughput over ZO2", "value"]
+    )
+    left.axhline(
+        paper,
+        color=PALETTE["black"],
+        linewidth=1,
+        linestyle=":",
+        label=f"the paper's {paper:g} times",
+    )
     left.set_xticks(counts)
     left.set(
-        xlabel=f"GPUs ({first}), DDP, 8 sequences in all", ylabel="speed-up over ZO2 on one", title="OPT-175B, predicted", ylim=(0, None)
+        xlabel=f"GPUs ({first}), DDP, 8 sequences in all",
+        ylabel="speed-up over ZO2 on one",
+        title="OPT-175B, predicted",
+        ylim=(0, None),
     )
     left.legend(fontsize=8.5)
 
     found = errors(cost)
-    for kind, marker, colour in (("fit", "s", PALETTE["amber"]), ("held out", "o", PALETTE["green"])):
+    for kind, marker, colour in (
+        ("fit", "s", PALETTE["amber"]),
+        ("held out", "o", PALETTE["green"]),
+    ):
         own = found[found["kind"] == kind]
-        both = (own["batch_tokens"] / own[f"{which}_seconds"] for which in ("measured", "predicted"))
+        both = (
+            own["batch_tokens"] / own[f"{which}_seconds"] for which in ("measured", "predicted")
+        )
         right.loglog(*both, marker, color=colour, label=kind, markersize=5, linestyle="none")
-    ends = [0.9 * min(right.get_xlim()[0], right.get_ylim()[0]), 1.1 * max(right.get_xlim()[1], right.get_ylim()[1])]
+    ends = [
+        0.9 * min(right.get_xlim()[0], right.get_ylim()[0]),
+        1.1 * max(right.get_xlim()[1], right.get_ylim()[1]),
+    ]
     right.plot(ends, ends, color=PALETTE["black"], linewidth=1)
-    right.set(xlim=ends, ylim=ends, xlabel="measured here, tokens/s", ylabel="predicted, tokens/s", title="The model on this machine")
-    ticks = [tick for tick in (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000) if ends[0] < tick < ends[1]]
+    right.set(
+        xlim=ends,
+        ylim=ends,
+        xlabel="measured here, tokens/s",
+        ylabel="predicted, tokens/s",
+        title="The model on this machine",
+    )
+    ticks = [
+        tick
+        for tick in (10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
+        if ends[0] < tick < ends[1]
+    ]
     for axis in (right.set_xticks, right.set_yticks):
         axis(ticks, [f"{tick:,}" for tick in ticks])
     right.minorticks_off()

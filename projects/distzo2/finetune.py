@@ -1,7 +1,8 @@
 """`finetune` under torchrun: ZO2's command, shared out among ranks.
 
-The run's folder is ZO2's: the log, checkpoints and the final model are the same files with the same content. Rank 0 writes them; all
-ranks must see the folder. After a kill every rank begins at the checkpoint and replays the log.
+The run's folder is ZO2's: the log, checkpoints and the final model are the same files with the same
+content. Rank 0 writes them; all ranks must see the folder. After a kill every rank begins at the
+checkpoint and replays the log.
 """
 
 import argparse
@@ -20,7 +21,15 @@ from transformers.utils import logging as transformers_logging
 from projects.distzo2.engine import DistZO2
 from projects.distzo2.meshes import device_mesh, distributed, wire
 from projects.zo2 import weights
-from projects.zo2.finetune import LOST_STEPS, Recipe, build_engine, empty_model, mean_loss, same_run, show
+from projects.zo2.finetune import (
+    LOST_STEPS,
+    Recipe,
+    build_engine,
+    empty_model,
+    mean_loss,
+    same_run,
+    show,
+)
 from projects.zo2.steplog import StepLog, read_log, replay
 from shared import runs
 from shared.corpus import Corpus, sha256
@@ -57,7 +66,9 @@ def finetune(options: argparse.Namespace) -> int:
             if known is not None:
                 same_run(known.header, header, out)
                 if len(known.steps) > options.steps:
-                    raise UserError(f"{out} has made {len(known.steps)} steps already; --steps may only grow")
+                    raise UserError(
+                        f"{out} has made {len(known.steps)} steps already; --steps may only grow"
+                    )
             return Corpus.build(options.data, tokenizer, recipe.sequence_length, out / "data")
 
         corpus = _first(begin)
@@ -70,7 +81,13 @@ class _Run:
     """One call of `finetune` on one rank."""
 
     def __init__(self, options, recipe, folder, corpus, header, mesh, device, rank):  # type: ignore[no-untyped-def]
-        self.options, self.recipe, self.folder, self.corpus, self.header = options, recipe, folder, corpus, header
+        self.options, self.recipe, self.folder, self.corpus, self.header = (
+            options,
+            recipe,
+            folder,
+            corpus,
+            header,
+        )
         self.mesh, self.device, self.rank = mesh, device, rank
         self.out: Path = options.out
         self.lora = recipe.lora_rank is not None
@@ -82,7 +99,9 @@ class _Run:
     def go(self, stack: ExitStack) -> int:
         options, recipe, path = self.options, self.recipe, self.out / "steps.jsonl"
         if weights.saved_steps(self.final) == options.steps:
-            self.console.print(f"{self.out} has been trained for {options.steps} steps already", markup=False)
+            self.console.print(
+                f"{self.out} has been trained for {options.steps} steps already", markup=False
+            )
             return 0
         model, prefix = empty_model(self.folder, recipe, str(options.model))
         start = max((self.checkpoint, self.final), key=lambda file: weights.saved_steps(file) or 0)
@@ -92,7 +111,17 @@ class _Run:
             if turn == (self.rank == 0):
                 storage = "disk" if sliced else "ram"
                 engine = build_engine(
-                    model, prefix, self.folder, recipe, start, storage, self.working, self.device, None, mean_loss, write=self.rank == 0
+                    model,
+                    prefix,
+                    self.folder,
+                    recipe,
+                    start,
+                    storage,
+                    self.working,
+                    self.device,
+                    None,
+                    mean_loss,
+                    write=self.rank == 0,
                 )
             dist.barrier()
         assert engine is not None
@@ -107,7 +136,11 @@ class _Run:
             replay(engine, known)
         stopped = self._train(ddp, log)
         if stopped:
-            self.console.print(f"stopped after step {engine.steps} of {options.steps}; the same command goes on from there", markup=False)
+            self.console.print(
+                f"stopped after step {engine.steps} of {options.steps}; the same command goes on"
+                " from there",
+                markup=False,
+            )
             return 128 + stopped
         if self.rank == 0:
             if self.lora:
@@ -116,7 +149,9 @@ class _Run:
                 copy_configuration(self.folder, self.out, getattr(torch, recipe.dtype))
         self._save(ddp, self.final)
         self.console.print(
-            f"the {'adapter' if self.lora else 'model'} is in {self.out}; {ddp.bytes_sent} bytes sent by a rank", markup=False
+            f"the {'adapter' if self.lora else 'model'} is in {self.out}; {ddp.bytes_sent} bytes"
+            " sent by a rank",
+            markup=False,
         )
         if self.rank == 0:
             self.working.unlink(missing_ok=True)
@@ -127,10 +162,17 @@ class _Run:
         """Steps until the last one. Returns the signal that stopped any rank earlier, or 0."""
         options, recipe, engine = self.options, self.recipe, ddp.engine
         lost = 0
-        with runs.stop_signals() as stop, runs.Progress(self.console, engine.steps, options.steps) as progress:
+        with (
+            runs.stop_signals() as stop,
+            runs.Progress(self.console, engine.steps, options.steps) as progress,
+        ):
             while engine.steps < options.steps:
                 done = engine.steps
-                if done and done % options.checkpoint_every == 0 and weights.saved_steps(self.checkpoint) != done:
+                if (
+                    done
+                    and done % options.checkpoint_every == 0
+                    and weights.saved_steps(self.checkpoint) != done
+                ):
                     if log is not None:
                         log.flush()
                         self.checkpoint.parent.mkdir(exist_ok=True)
@@ -140,9 +182,17 @@ class _Run:
                 if int(signal):
                     return int(signal)
                 if lost >= LOST_STEPS:
-                    raise UserError(f"the loss was not finite in {lost} steps in a row; try another --out with a smaller --lr")
-                batches = self.corpus.step_batches(recipe.seed, done, recipe.batch_size, recipe.accumulate)
-                batches = [{key: tensor.to(self.device) for key, tensor in batch.items()} for batch in batches]
+                    raise UserError(
+                        f"the loss was not finite in {lost} steps in a row; try another --out with"
+                        " a smaller --lr"
+                    )
+                batches = self.corpus.step_batches(
+                    recipe.seed, done, recipe.batch_size, recipe.accumulate
+                )
+                batches = [
+                    {key: tensor.to(self.device) for key, tensor in batch.items()}
+                    for batch in batches
+                ]
                 step = ddp.step(batches, lr=recipe.rate(done, options.steps))
                 if log is not None:
                     log.step(step, engine.order)
@@ -174,7 +224,9 @@ def _first(work: Callable[[], T]) -> T | None:
 
 
 def _together(work: Callable[[], T]) -> T:
-    """What `work` gives on each rank. A UserError on rank 0 is one on all ranks, so that none waits for the others."""
+    """What `work` gives on each rank. A UserError on rank 0 is one on all ranks, so that none waits
+    for the others.
+    """
     found, said = None, b""
     try:
         found = work()

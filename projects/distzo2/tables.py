@@ -3,7 +3,14 @@
 import numpy as np
 import pandas as pd
 
-from projects.distzo2.cost_model import COMPUTE_SHARE, LINK_SHARE, Rates, hardware, predictions, sliced_compute_share
+from projects.distzo2.cost_model import (
+    COMPUTE_SHARE,
+    LINK_SHARE,
+    Rates,
+    hardware,
+    predictions,
+    sliced_compute_share,
+)
 from projects.distzo2.experiments._ranks import LANES, MODES
 from shared.meters import ratio
 from shared.tables import Column, Table, paper_numbers
@@ -15,8 +22,11 @@ FIRST_ORDER = "first-order DDP"
 def equality(equality: pd.DataFrame) -> Table:
     return Table(
         title="Ranks and one process",
-        caption="How many of all ranks' losses and projected gradients differ in a bit from those of ZO2 in one process, which walks "
-        "the same micro-batches in order, and whether all weights are equal to the last bit at the end.",
+        caption=(
+            "How many of all ranks' losses and projected gradients differ in a bit from those of"
+            " ZO2 in one process, which walks the same micro-batches in order, and whether all"
+            " weights are equal to the last bit at the end."
+        ),
         frame=equality,
         columns={
             "mode": "mode",
@@ -31,13 +41,18 @@ def equality(equality: pd.DataFrame) -> Table:
         },
         notes=[
             RANDOM,
-            "Naive restore is the obvious scheme, in which each rank makes only its own perturbation; it is here to be seen drifting.",
+            (
+                "Naive restore is the obvious scheme, in which each rank makes only its own"
+                " perturbation; it is here to be seen drifting."
+            ),
         ],
     )
 
 
 def per_rank(communication: pd.DataFrame) -> pd.DataFrame:
-    """By mode and number of ranks: the most bytes of a rank, and those of the host link over the whole of the blocks."""
+    """By mode and number of ranks: the most bytes of a rank, and those of the host link over the
+    whole of the blocks.
+    """
     found = communication.groupby(["mode", "ranks"], sort=False, as_index=False).agg(
         parameters=("parameters", "first"),
         micro_batches=("micro_batches", "first"),
@@ -60,8 +75,11 @@ def communication(communication: pd.DataFrame) -> Table:
     found["scalars"] = [f"{b:,.0f} B" for b in found["scalar_bytes"]]
     return Table(
         title="Bytes of a rank and step",
-        caption="What the busiest rank moves over its link to the host, what it takes from other ranks' slices, and what it sends of "
-        "losses; for first-order data parallelism the gradient that it gives to all-reduce.",
+        caption=(
+            "What the busiest rank moves over its link to the host, what it takes from other ranks'"
+            " slices, and what it sends of losses; for first-order data parallelism the gradient"
+            " that it gives to all-reduce."
+        ),
         frame=found,
         columns={
             "mode": "mode",
@@ -78,8 +96,12 @@ def communication(communication: pd.DataFrame) -> Table:
 
 
 def peaks(memory: pd.DataFrame) -> pd.DataFrame:
-    """By mode and depth the most device bytes of any rank, and their ratio to ZO2's at that depth."""
-    found = memory.groupby(["mode", "ranks", "layers"], sort=False, as_index=False)["device_peak_bytes"].max()
+    """By mode and depth the most device bytes of any rank, and their ratio to ZO2's at that
+    depth.
+    """
+    found = memory.groupby(["mode", "ranks", "layers"], sort=False, as_index=False)[
+        "device_peak_bytes"
+    ].max()
     alone = found[found["mode"] == "ZO2"].set_index("layers")["device_peak_bytes"]
     found["zo2_ratio"] = found["device_peak_bytes"] / found["layers"].map(alone)
     return found
@@ -88,7 +110,9 @@ def peaks(memory: pd.DataFrame) -> pd.DataFrame:
 def memory(memory: pd.DataFrame) -> Table:
     return Table(
         title="Device memory of a rank",
-        caption="The most bytes that torch hands out on a rank during a step of the same global batch.",
+        caption=(
+            "The most bytes that torch hands out on a rank during a step of the same global batch."
+        ),
         frame=peaks(memory),
         columns={
             "mode": "mode",
@@ -102,11 +126,17 @@ def memory(memory: pd.DataFrame) -> Table:
 
 
 def shares(lanes: pd.DataFrame) -> pd.DataFrame:
-    """By mode and rank: each lane's part of the time that all of the rank's lanes work, and how much of the step it works."""
+    """By mode and rank: each lane's part of the time that all of the rank's lanes work, and how
+    much of the step it works.
+    """
     lanes = lanes.assign(busy_seconds=lanes["end_seconds"] - lanes["begin_seconds"])
-    busy = lanes.pivot_table(index=["mode", "rank"], columns="lane", values="busy_seconds", aggfunc="sum", sort=False).fillna(0.0)
+    busy = lanes.pivot_table(
+        index=["mode", "rank"], columns="lane", values="busy_seconds", aggfunc="sum", sort=False
+    ).fillna(0.0)
     steps = lanes.groupby(["mode", "rank"], sort=False)["step_seconds"].first()
-    found = pd.DataFrame({f"{lane}_share": busy.get(lane, 0.0) / busy.sum(axis=1) for lane in LANES})
+    found = pd.DataFrame(
+        {f"{lane}_share": busy.get(lane, 0.0) / busy.sum(axis=1) for lane in LANES}
+    )
     found["computing_share"] = busy["compute"] / steps
     found["step_seconds"] = steps
     return found.reset_index()
@@ -115,8 +145,11 @@ def shares(lanes: pd.DataFrame) -> pd.DataFrame:
 def lanes(lanes: pd.DataFrame) -> Table:
     return Table(
         title="What the lanes do",
-        caption="Each lane's part of the time that all lanes of a rank work during one step, in the layout of the supplementary's figure; "
-        "and the part of the step during which a block computes.",
+        caption=(
+            "Each lane's part of the time that all lanes of a rank work during one step, in the"
+            " layout of the supplementary's figure; and the part of the step during which a block"
+            " computes."
+        ),
         frame=shares(lanes),
         columns={
             "mode": "mode",
@@ -126,7 +159,13 @@ def lanes(lanes: pd.DataFrame) -> Table:
             "step_seconds": "step",
         },
         paper=paper_numbers("distzo2", "lanes"),
-        notes=[RANDOM, "The link to the host is emulated by waiting; the paper's are four and two GPUs, OPT-1.3B."],
+        notes=[
+            RANDOM,
+            (
+                "The link to the host is emulated by waiting; the paper's are four and two GPUs,"
+                " OPT-1.3B."
+            ),
+        ],
     )
 
 
@@ -134,9 +173,13 @@ ONE = "one process, 1 thread"
 
 
 def speedups(throughput: pd.DataFrame) -> pd.DataFrame:
-    """By mode: tokens per second, the ratio of one process's time to it, paired by round, and the process time of the busiest rank."""
+    """By mode: tokens per second, the ratio of one process's time to it, paired by round, and the
+    process time of the busiest rank.
+    """
     walls = throughput.groupby(["mode", "repeat"], sort=False, as_index=False).agg(
-        step_seconds=("step_seconds", "max"), process_seconds=("process_seconds", "max"), tokens=("tokens", "first")
+        step_seconds=("step_seconds", "max"),
+        process_seconds=("process_seconds", "max"),
+        tokens=("tokens", "first"),
     )
     alone = walls[walls["mode"] == ONE].sort_values("repeat")["step_seconds"].to_numpy()
     lines = []
@@ -158,11 +201,17 @@ def speedups(throughput: pd.DataFrame) -> pd.DataFrame:
 
 def throughput(throughput: pd.DataFrame) -> Table:
     found = speedups(throughput)
-    found["interval"] = [f"{low:.2f} to {high:.2f}" for low, high in found[["low_ratio", "high_ratio"]].to_numpy(float)]
+    found["interval"] = [
+        f"{low:.2f} to {high:.2f}"
+        for low, high in found[["low_ratio", "high_ratio"]].to_numpy(float)
+    ]
     return Table(
         title="Throughput",
-        caption="Wall time of a step of the same global batch, in turns: by one process while the other rank rests, and by two ranks of "
-        "one thread each. The interval holds the true median ratio with a probability of at least 95 %.",
+        caption=(
+            "Wall time of a step of the same global batch, in turns: by one process while the other"
+            " rank rests, and by two ranks of one thread each. The interval holds the true median"
+            " ratio with a probability of at least 95 %."
+        ),
         frame=found,
         columns={
             "mode": "mode",
@@ -178,26 +227,45 @@ def throughput(throughput: pd.DataFrame) -> Table:
 
 def links(link: pd.DataFrame) -> pd.DataFrame:
     """By link rate: the median step of whole blocks and of slices, and the ratio of the two."""
-    walls = link.groupby(["link_gigabytes_per_second", "mode", "repeat"], sort=False, as_index=False)["step_seconds"].max()
-    medians = walls.groupby(["link_gigabytes_per_second", "mode"], sort=False)["step_seconds"].median().unstack("mode")
-    found = pd.DataFrame({"whole_seconds": medians["DDP"], "sliced_seconds": medians["DDP, sliced"]})
+    walls = link.groupby(
+        ["link_gigabytes_per_second", "mode", "repeat"], sort=False, as_index=False
+    )["step_seconds"].max()
+    medians = (
+        walls.groupby(["link_gigabytes_per_second", "mode"], sort=False)["step_seconds"]
+        .median()
+        .unstack("mode")
+    )
+    found = pd.DataFrame(
+        {"whole_seconds": medians["DDP"], "sliced_seconds": medians["DDP, sliced"]}
+    )
     found["gain_ratio"] = found["whole_seconds"] / found["sliced_seconds"]
-    uploaded = link.groupby(["link_gigabytes_per_second", "mode"])["uploaded_bytes"].median().unstack("mode")
+    uploaded = (
+        link.groupby(["link_gigabytes_per_second", "mode"])["uploaded_bytes"]
+        .median()
+        .unstack("mode")
+    )
     free = found["whole_seconds"].get(0.0, np.nan)
     rates = found.index.to_numpy(float)
     # Whichever is longer: a step with the link as it is, or the link with both ranks' bytes.
-    bound = np.where(rates > 0, 2 * uploaded["DDP"].to_numpy(float) / np.where(rates > 0, 1e9 * rates, 1), 0)
+    bound = np.where(
+        rates > 0, 2 * uploaded["DDP"].to_numpy(float) / np.where(rates > 0, 1e9 * rates, 1), 0
+    )
     found["predicted_seconds"] = np.maximum(free, bound)
     return found.reset_index()
 
 
 def link(link: pd.DataFrame) -> Table:
     found = links(link)
-    found["rate"] = ["as it is" if r == 0 else f"{1000 * r:.0f} MB/s, emulated" for r in found["link_gigabytes_per_second"]]
+    found["rate"] = [
+        "as it is" if r == 0 else f"{1000 * r:.0f} MB/s, emulated"
+        for r in found["link_gigabytes_per_second"]
+    ]
     return Table(
         title="Whole blocks and slices over an emulated link to the host",
-        caption="Wall time of a step on two ranks that share a link. The prediction is the longer of a step without a limit and of both "
-        "ranks' uploads over the link.",
+        caption=(
+            "Wall time of a step on two ranks that share a link. The prediction is the longer of a"
+            " step without a limit and of both ranks' uploads over the link."
+        ),
         frame=found,
         columns={
             "rate": "link",
@@ -206,7 +274,10 @@ def link(link: pd.DataFrame) -> Table:
             "sliced_seconds": "slices",
             "gain_ratio": Column("gain", "{:.2f}"),
         },
-        notes=[RANDOM, "The link is emulated by waiting in the lanes; it is not a measurement of any bus."],
+        notes=[
+            RANDOM,
+            "The link is emulated by waiting in the lanes; it is not a measurement of any bus.",
+        ],
     )
 
 
@@ -214,9 +285,11 @@ def accuracy(accuracy: pd.DataFrame) -> Table:
     ends = accuracy[accuracy["kind"] == "end"]
     return Table(
         title="Fine-tuning quality",
-        caption=f"After {int(accuracy['step'].max())} steps on the same global batches, on held-out examples. The claim is "
-        "that all are one, "
-        "so the digest of all weights is part of the table.",
+        caption=(
+            f"After {int(accuracy['step'].max())} steps on the same global batches, on held-out"
+            " examples. The claim is that all are one, so the digest of all weights is part of the"
+            " table."
+        ),
         frame=ends,
         columns={
             "mode": "mode",
@@ -227,19 +300,23 @@ def accuracy(accuracy: pd.DataFrame) -> Table:
         },
         paper=paper_numbers("distzo2", "accuracy"),
         notes=[
-            "Ours: Amazon fine-food reviews, all-MiniLM-L6-v2, as in ZO2's table. One seed, ZO2's learning rate; steps and "
-            "batch were looked at "
-            "on a part of the training split.",
+            (
+                "Ours: Amazon fine-food reviews, all-MiniLM-L6-v2, as in ZO2's table. One seed,"
+                " ZO2's learning rate; steps and batch were looked at on a part of the training"
+                " split."
+            ),
             "The paper's: OPT-13B, which does not fit here.",
         ],
     )
 
 
 def curves(largebatch: pd.DataFrame) -> pd.DataFrame:
-    """By global batch: mean loss of the first and the last tenth of the steps, and the roughness of the curve.
+    """By global batch: mean loss of the first and the last tenth of the steps, and the roughness of
+    the curve.
 
-    Roughness is the root mean square of the differences of successive losses, over sqrt(2): of independent noise it is the standard
-    deviation, and a slow fall leaves it alone. It was chosen before any curve was looked at.
+    Roughness is the root mean square of the differences of successive losses, over sqrt(2): of
+    independent noise it is the standard deviation, and a slow fall leaves it alone. It was chosen
+    before any curve was looked at.
     """
     lines = []
     for (mode, size), rows in largebatch.groupby(["mode", "batch_size"], sort=False):
@@ -263,9 +340,11 @@ def curves(largebatch: pd.DataFrame) -> pd.DataFrame:
 def largebatch(largebatch: pd.DataFrame) -> Table:
     return Table(
         title="Training with large batches",
-        caption="The loss of a step, averaged over the first and the last tenth of the steps. Roughness is the root mean "
-        "square difference of "
-        "successive losses over √2: what one step's loss strays by, without the slow fall.",
+        caption=(
+            "The loss of a step, averaged over the first and the last tenth of the steps. Roughness"
+            " is the root mean square difference of successive losses over √2: what one step's loss"
+            " strays by, without the slow fall."
+        ),
         frame=curves(largebatch),
         columns={
             "mode": "mode",
@@ -278,9 +357,12 @@ def largebatch(largebatch: pd.DataFrame) -> Table:
         },
         paper=paper_numbers("distzo2", "largebatch"),
         notes=[
-            "Ours: handwritten digits, a small residual network from random weights. Its learning rate is the largest of 0.001, 0.002, "
-            "0.003, 0.005 and 0.01 with which the training loss stayed finite with every batch; with 0.003 it does for 64 and 256, not "
-            "for 16.",
+            (
+                "Ours: handwritten digits, a small residual network from random weights. Its"
+                " learning rate is the largest of 0.001, 0.002, 0.003, 0.005 and 0.01 with which"
+                " the training loss stayed finite with every batch; with 0.003 it does for 64 and"
+                " 256, not for 16."
+            ),
             "The paper's: OPT-13B, fine-tuned; values read off a plot.",
         ],
     )
@@ -293,15 +375,19 @@ def errors(cost: pd.DataFrame) -> pd.DataFrame:
 
 def cost(cost: pd.DataFrame) -> Table:
     found, rates = predictions(cost, MODES)
-    found["link"] = [f"{1000 * rate:.0f} MB/s, emulated" if rate else "as it is" for rate in found["link_gigabytes_per_second"]]
+    found["link"] = [
+        f"{1000 * rate:.0f} MB/s, emulated" if rate else "as it is"
+        for rate in found["link_gigabytes_per_second"]
+    ]
     found = found.sort_values("kind", kind="stable")
     held = found[found["kind"] == "held out"]["error_ratio"].abs()
     alone, both = (_speed(one) for one in rates.values())
     return Table(
         title="The cost model against measured steps",
-        caption=f"Rates are fitted on the rows marked so and predict the others; of these half are off by less than "
-        f"{held.median():.0%} and "
-        f"the worst is by {held.max():.0%}.",
+        caption=(
+            "Rates are fitted on the rows marked so and predict the others; of these half are off"
+            f" by less than {held.median():.0%} and the worst is by {held.max():.0%}."
+        ),
         frame=found,
         columns={
             "kind": "rows",
@@ -316,10 +402,14 @@ def cost(cost: pd.DataFrame) -> Table:
         notes=[
             RANDOM,
             f"One process: {alone}. Each of two at once: {both}.",
-            "From DDP's rows of kind fit come only the rates of links and of exchange, by how long the lanes were at it; "
-            "their steps do not.",
-            "With slices the ranks exchange over gloo, which needs the cores that compute; the model knows lanes that do not "
-            "disturb one another.",
+            (
+                "From DDP's rows of kind fit come only the rates of links and of exchange, by how"
+                " long the lanes were at it; their steps do not."
+            ),
+            (
+                "With slices the ranks exchange over gloo, which needs the cores that compute; the"
+                " model knows lanes that do not disturb one another."
+            ),
         ],
     )
 
@@ -329,10 +419,19 @@ LARGE = "opt-175b"
 
 
 def predicted(plan: pd.DataFrame) -> pd.DataFrame:
-    """By model, GPU, number of GPUs, mode and links: predicted speed-ups over ZO2 on one GPU, one column a comparison and transfer."""
-    what = plan["same_batch"].map({"a GPU": "gpu", "in all": "all"}) + "_" + plan["transfer"] + "_ratio"
+    """By model, GPU, number of GPUs, mode and links: predicted speed-ups over ZO2 on one GPU, one
+    column a comparison and transfer.
+    """
+    what = (
+        plan["same_batch"].map({"a GPU": "gpu", "in all": "all"})
+        + "_"
+        + plan["transfer"]
+        + "_ratio"
+    )
     keys = ["model", "gpu", "gpus", "mode", "links"]
-    found = plan.assign(what=what).pivot_table(index=keys, columns="what", values="speedup_ratio", sort=False)
+    found = plan.assign(what=what).pivot_table(
+        index=keys, columns="what", values="speedup_ratio", sort=False
+    )
     return found.reset_index().rename_axis(columns=None)
 
 
@@ -342,7 +441,10 @@ def plan(plan: pd.DataFrame) -> Table:
     rates = hardware()
     return Table(
         title="Predicted speed-up over ZO2 on one GPU, OPT-175B",
-        caption=f"{PREDICTED} Sequences of 2,048 tokens in float16; one on each share of the batch, or 8 in all.",
+        caption=(
+            f"{PREDICTED} Sequences of 2,048 tokens in float16; one on each share of the batch, or"
+            " 8 in all."
+        ),
         frame=found,
         columns={
             "gpu": "GPU",
@@ -358,31 +460,48 @@ def plan(plan: pd.DataFrame) -> Table:
         predicted=True,
         notes=[
             *(f"{name}: {rates.loc[name, 'source']}." for name in dict.fromkeys(found["gpu"])),
-            f"Assumed: {COMPUTE_SHARE:.0%} of the peak rate of products, {LINK_SHARE:.0%} of that of memory and links. The "
-            "paper's GPUs, their "
-            "number and its batch are not known to us.",
-            "A speed-up falls short of the number of GPUs where every rank draws all noise and updates all weights (8 in "
-            "all), or where the link "
-            "to the host is the slowest lane (one for all, whole blocks). With one sequence a share, PertP and 2D halve a rank's forwards.",
+            (
+                f"Assumed: {COMPUTE_SHARE:.0%} of the peak rate of products, {LINK_SHARE:.0%} of"
+                " that of memory and links. The paper's GPUs, their number and its batch are not"
+                " known to us."
+            ),
+            (
+                "A speed-up falls short of the number of GPUs where every rank draws all noise and"
+                " updates all weights (8 in all), or where the link to the host is the slowest lane"
+                " (one for all, whole blocks). With one sequence a share, PertP and 2D halve a"
+                " rank's forwards."
+            ),
         ],
     )
 
 
 def sizes(plan: pd.DataFrame) -> Table:
     first = plan["gpu"].iloc[0]
-    chosen = plan[(plan["gpu"] == first) & (plan["mode"] == "DDP") & (plan["same_batch"] == "in all")]
+    chosen = plan[
+        (plan["gpu"] == first) & (plan["mode"] == "DDP") & (plan["same_batch"] == "in all")
+    ]
     keys = ["model", "gpus"]
     ways = chosen["links"] + "_" + chosen["transfer"] + "_ratio"
-    found = chosen.assign(way=ways).pivot_table(index=keys, columns="way", values="speedup_ratio", sort=False).reset_index()
+    found = (
+        chosen.assign(way=ways)
+        .pivot_table(index=keys, columns="way", values="speedup_ratio", sort=False)
+        .reset_index()
+    )
     sliced = chosen[(chosen["links"] == "shared") & (chosen["transfer"] == "sliced")]
     whole = chosen[(chosen["links"] == "shared") & (chosen["transfer"] == "replicated")]
-    found = found.merge(sliced[[*keys, "tokens_per_second", "host_bytes", "device_bytes", "busiest"]], on=keys)
-    found = found.merge(whole[[*keys, "busiest"]].rename(columns={"busiest": "busiest_whole"}), on=keys)
+    found = found.merge(
+        sliced[[*keys, "tokens_per_second", "host_bytes", "device_bytes", "busiest"]], on=keys
+    )
+    found = found.merge(
+        whole[[*keys, "busiest"]].rename(columns={"busiest": "busiest_whole"}), on=keys
+    )
     return Table(
         title=f"Predicted by size of the model, DDP on {first}",
-        caption=f"{PREDICTED} Speed-up over ZO2 on one GPU, 8 sequences of 2,048 tokens in all; with a link to the host for "
-        "each GPU, and with "
-        "one for all. 2D is as fast: its ranks compute as much.",
+        caption=(
+            f"{PREDICTED} Speed-up over ZO2 on one GPU, 8 sequences of 2,048 tokens in all; with a"
+            " link to the host for each GPU, and with one for all. 2D is as fast: its ranks"
+            " compute as much."
+        ),
         frame=found,
         columns={
             "model": "model",
@@ -403,13 +522,16 @@ def sizes(plan: pd.DataFrame) -> Table:
 
 
 def computing(rows: pd.DataFrame) -> float:
-    """Computing's part of the time that computing, upload and offload are busy, by their mean shares."""
+    """Computing's part of the time that computing, upload and offload are busy, by their mean
+    shares.
+    """
     moving = float((rows["upload_share"] + rows["offload_share"]).mean())
     return float(rows["compute_share"].mean()) / (float(rows["compute_share"].mean()) + moving)
 
 
 def slicing(lanes: pd.DataFrame) -> pd.DataFrame:
-    """`computing` by mode with whole blocks and with slices, and what the second must be by the first (`expected_share`).
+    """`computing` by mode with whole blocks and with slices, and what the second must be by the
+    first (`expected_share`).
 
     Exchange is left out: it has no counterpart with whole blocks.
 
@@ -421,9 +543,18 @@ def slicing(lanes: pd.DataFrame) -> pd.DataFrame:
         whole, sliced = rows[rows["slicing"] == "no"], rows[rows["slicing"] == "yes"]
         if len(whole) and len(sliced):
             before = computing(whole)
-            line = {"mode": mode, "ranks": len(whole), "whole_share": before, "sliced_share": computing(sliced)}
-            lines.append({**line, "expected_share": sliced_compute_share(before, 1 - before, len(whole))})
-    return pd.DataFrame(lines, columns=["mode", "ranks", "whole_share", "sliced_share", "expected_share"])
+            line = {
+                "mode": mode,
+                "ranks": len(whole),
+                "whole_share": before,
+                "sliced_share": computing(sliced),
+            }
+            lines.append(
+                {**line, "expected_share": sliced_compute_share(before, 1 - before, len(whole))}
+            )
+    return pd.DataFrame(
+        lines, columns=["mode", "ranks", "whole_share", "sliced_share", "expected_share"]
+    )
 
 
 def measured_slicing(lanes: pd.DataFrame) -> pd.DataFrame:
@@ -434,19 +565,31 @@ def measured_slicing(lanes: pd.DataFrame) -> pd.DataFrame:
 
 
 def streams(lanes: pd.DataFrame, plan: pd.DataFrame) -> Table:
-    chosen = plan[(plan["model"] == "opt-1.3b") & (plan["gpu"] == plan["gpu"].iloc[0]) & (plan["gpus"] == 4) & (plan["mode"] == "2D")]
+    chosen = plan[
+        (plan["model"] == "opt-1.3b")
+        & (plan["gpu"] == plan["gpu"].iloc[0])
+        & (plan["gpus"] == 4)
+        & (plan["mode"] == "2D")
+    ]
     chosen = chosen[(chosen["links"] == "own") & (chosen["same_batch"] == "a GPU")]
-    by_model = [computing(chosen[chosen["transfer"] == transfer]) for transfer in ("replicated", "sliced")]
+    by_model = [
+        computing(chosen[chosen["transfer"] == transfer]) for transfer in ("replicated", "sliced")
+    ]
     printed = paper_numbers("distzo2", "lanes")
     paper = slicing(printed[printed["figure"] == 1])
     paper["source"] = "from supplementary figure 1, OPT-1.3B"
-    two = printed[printed["figure"] == 2].groupby(["mode", "link"])[["compute_share", "upload_share"]].mean()
+    two = (
+        printed[printed["figure"] == 2]
+        .groupby(["mode", "link"])[["compute_share", "upload_share"]]
+        .mean()
+    )
     ratios = two["compute_share"] / two["upload_share"]
     return Table(
         title="What slicing does to the streams",
-        caption="Computing's part of the time that computing, upload and offload are busy; and what it must be with slices if "
-        "an N-th of a block "
-        "takes an N-th of the time to move.",
+        caption=(
+            "Computing's part of the time that computing, upload and offload are busy; and what it"
+            " must be with slices if an N-th of a block takes an N-th of the time to move."
+        ),
         frame=measured_slicing(lanes),
         columns={
             "mode": "mode",
@@ -459,17 +602,25 @@ def streams(lanes: pd.DataFrame, plan: pd.DataFrame) -> Table:
         notes=[
             RANDOM,
             "The link to the host is emulated by waiting.",
-            f"The cost model, from datasheet rates, predicts {by_model[0]:.0%} and {by_model[1]:.0%} for OPT-1.3B, 2D on four "
-            f"{chosen['gpu'].iloc[0]}.",
-            "In the supplementary's figure 2 (two GPUs with NVLink, table `lanes`) computing takes "
-            f"{ratios['DDP', 'NVLink']:.1f} times as long as the upload with DDP and {ratios['PertP', 'NVLink']:.1f} times "
-            "with PertP: nearly twice, "
-            "so that noise and update, which a rank of either makes in full, are a small part there.",
+            (
+                f"The cost model, from datasheet rates, predicts {by_model[0]:.0%} and"
+                f" {by_model[1]:.0%} for OPT-1.3B, 2D on four {chosen['gpu'].iloc[0]}."
+            ),
+            (
+                "In the supplementary's figure 2 (two GPUs with NVLink, table `lanes`) computing"
+                f" takes {ratios['DDP', 'NVLink']:.1f} times as long as the upload with DDP and"
+                f" {ratios['PertP', 'NVLink']:.1f} times with PertP: nearly twice, so that noise"
+                " and update, which a rank of either makes in full, are a small part there."
+            ),
         ],
     )
 
 
 def _speed(rates: Rates) -> str:
     """In words. Steps of tiny models may fit best with arithmetic, or noise, that takes no time."""
-    arithmetic = f"{1e-9 / rates.seconds_per_flop:.0f} GFLOP/s" if rates.seconds_per_flop else "arithmetic in no time"
+    arithmetic = (
+        f"{1e-9 / rates.seconds_per_flop:.0f} GFLOP/s"
+        if rates.seconds_per_flop
+        else "arithmetic in no time"
+    )
     return f"{arithmetic}, {1e9 * rates.seconds_per_draw:.1f} ns a number drawn"

@@ -1,6 +1,8 @@
-"""What ECIF is held against: methods for losses that are a sum over samples, which see a pair only with its own loss; and plainer ranks.
+"""What ECIF is held against: methods for losses that are a sum over samples, which see a pair only
+with its own loss; and plainer ranks.
 
-Scores are [n] in the package's convention, below 0 for harmful. The methods are those of `shared.influence`.
+Scores are [n] in the package's convention, below 0 for harmful. The methods are those of
+`shared.influence`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +27,8 @@ TRAK_DAMPING = 0.1  # of the mean diagonal
 
 @dataclass(frozen=True, eq=False)
 class Pointwise:
-    """The problem as pointwise methods see it: sample n has the loss Pos_n, and that it is a negative of others is not known.
+    """The problem as pointwise methods see it: sample n has the loss Pos_n, and that it is a
+    negative of others is not known.
 
     Has what the methods of `shared.influence.baselines` ask of an `Objective`.
     """
@@ -40,7 +43,14 @@ class Pointwise:
         pairs = self.problem.pairs
         with torch.no_grad():
             pieces = chunks(pairs.data, self.problem.chunk)
-            return pairs.by_pair(torch.cat([pair_losses(self.problem.towers.logits(w, piece[:-1]), piece[-1]) for piece in pieces]))
+            return pairs.by_pair(
+                torch.cat(
+                    [
+                        pair_losses(self.problem.towers.logits(w, piece[:-1]), piece[-1])
+                        for piece in pieces
+                    ]
+                )
+            )
 
     def sample_dots(self, w: Tensor, directions: Tensor) -> Tensor:
         found = self.problem.scores_along(w, directions, parts="positive")
@@ -50,7 +60,9 @@ class Pointwise:
         return w.new_full((self.n,), 1 / self.problem.pairs.batches)
 
     def expanded(self) -> Data:
-        """For what goes through samples one by one: each pair's whole batch, [n, B, ...] and presence, and the pair's place in it, [n]."""
+        """For what goes through samples one by one: each pair's whole batch, [n, B, ...] and
+        presence, and the pair's place in it, [n].
+        """
         pairs = self.problem.pairs
         batch, place = pairs.order // pairs.present.shape[1], pairs.order % pairs.present.shape[1]
         return (*(part[batch] for part in pairs.data), place)
@@ -73,24 +85,29 @@ def _margins(losses: Tensor) -> Tensor:
 
 
 def if_ekfac(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
-    """IF-EKFAC: influence with the pair's own loss and EK-FAC of its gradients' second moment (empirical Fisher), damped as is usual.
+    """IF-EKFAC: influence with the pair's own loss and EK-FAC of its gradients' second moment
+    (empirical Fisher), damped as is usual.
 
     EK-FAC covers linear layers: log tau, a single number, is held fixed.
     """
     pointwise, pairs = Pointwise(problem), problem.pairs
-    per_batch = pairs.n / pairs.batches  # the objective is a mean over batches, EK-FAC's moment one over pairs
+    # the objective is a mean over batches, EK-FAC's moment one over pairs
+    per_batch = pairs.n / pairs.batches
     layers, whole = _linear_layers(problem, w)
 
     def losses(part: Tensor, data: Data) -> Tensor:
         return pointwise.own_losses(whole(part), data)
 
-    ekfac = EKFAC.fit(layers, w[whole.rows], losses, pointwise.expanded(), chunk=256, l2=problem.delta / pairs.n)
+    ekfac = EKFAC.fit(
+        layers, w[whole.rows], losses, pointwise.expanded(), chunk=256, l2=problem.delta / pairs.n
+    )
     return baselines.influence(pointwise, w, metric, whole.solver(ekfac, 1 / per_batch))
 
 
 def if_ekfac_by_rows(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
-    """IF-EKFAC for models that cannot go through every pair's whole batch again: a sample is what passes through a text's or a picture's
-    own forward pass, whosever loss it belongs to. That is what tools for sums over samples make of a batch's loss.
+    """IF-EKFAC for models that cannot go through every pair's whole batch again: a sample is what
+    passes through a text's or a picture's own forward pass, whosever loss it belongs to. That is
+    what tools for sums over samples make of a batch's loss.
     """
     layers, whole = _linear_layers(problem, w)
 
@@ -98,7 +115,9 @@ def if_ekfac_by_rows(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
         return batch_losses(problem.towers.logits(whole(part), data[:-1]), data[-1])
 
     pairs = problem.pairs
-    ekfac = EKFAC.fit(layers, w[whole.rows], losses, pairs.data, chunk=1, l2=problem.delta / pairs.batches)
+    ekfac = EKFAC.fit(
+        layers, w[whole.rows], losses, pairs.data, chunk=1, l2=problem.delta / pairs.batches
+    )
     return baselines.influence(Pointwise(problem), w, metric, whole.solver(ekfac, 1.0))
 
 
@@ -117,7 +136,9 @@ class _Within:
 
         def solve(b: Tensor) -> Solved:
             x, info = ekfac.solve(scale * b[self.rows])
-            return torch.zeros_like(b).index_copy(0, self.rows, x), Info("ekfac", info.relative_residual, 1, 1)
+            return torch.zeros_like(b).index_copy(0, self.rows, x), Info(
+                "ekfac", info.relative_residual, 1, 1
+            )
 
         return solve
 
@@ -127,45 +148,67 @@ def _linear_layers(problem: Contrastive, w: Tensor) -> tuple[Parameters, _Within
     whole = problem.towers.parameters
     names = [name for name in whole.names if not name.endswith(("log_tau", "logit_scale"))]
     layers = Parameters.of(whole.model, names, whole.dtype)
-    rows = torch.cat([torch.arange(whole.slices[name].start, whole.slices[name].stop) for name in layers.names])
+    rows = torch.cat(
+        [torch.arange(whole.slices[name].start, whole.slices[name].stop) for name in layers.names]
+    )
     return layers, _Within(w, rows.to(w.device))
 
 
 def trak(problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, seed: int) -> Tensor:
-    """TRAK with one model: gradients of the pairs' own margins at random `dimension` numbers, a tenth of the mean diagonal as damping."""
+    """TRAK with one model: gradients of the pairs' own margins at random `dimension` numbers, a
+    tenth of the mean diagonal as damping.
+    """
     pointwise = Pointwise(problem)
     options = {"dimension": dimension, "seed": seed, "damping": TRAK_DAMPING, "chunk": 256}
     return baselines.trak(pointwise.own_margins, pointwise.expanded(), [w], metric, **options)
 
 
-def trak_by_forward_mode(problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, seed: int) -> Tensor:
-    """The same numbers from a forward-mode pass for each of the dimensions, which makes no gradient of a pair."""
+def trak_by_forward_mode(
+    problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, seed: int
+) -> Tensor:
+    """The same numbers from a forward-mode pass for each of the dimensions, which makes no gradient
+    of a pair.
+    """
     pairs = problem.pairs
     matrix = baselines.projection(w.numel(), dimension, step_seed(seed, "trak", 0), w)
 
     def margins(at: Tensor, data: Data) -> Tensor:
         return _margins(pair_losses(problem.towers.logits(at, data[:-1]), data[-1]))
 
-    columns = [pairs.by_pair(per_sample_dots(margins, w, pairs.data, one, problem.chunk)) for one in matrix.T]
-    regression = baselines.feature_regression(torch.stack(columns, 1), matrix.T @ baselines.metric_gradient(metric, w), TRAK_DAMPING)
+    columns = [
+        pairs.by_pair(per_sample_dots(margins, w, pairs.data, one, problem.chunk))
+        for one in matrix.T
+    ]
+    regression = baselines.feature_regression(
+        torch.stack(columns, 1), matrix.T @ baselines.metric_gradient(metric, w), TRAK_DAMPING
+    )
     return -regression * torch.sigmoid(-_margins(Pointwise(problem).sample_losses(w)))
 
 
 def tracin(problem: Contrastive, checkpoints: Sequence[Tensor], metric: Metric) -> Tensor:
-    """TracIn over checkpoints of equal weight, by forward mode: a gradient and a pass each, no gradient of a pair is made."""
+    """TracIn over checkpoints of equal weight, by forward mode: a gradient and a pass each, no
+    gradient of a pair is made.
+    """
     return baselines.tracin(Pointwise(problem), checkpoints, [1.0] * len(checkpoints), metric)
 
 
-def tracin_by_gradients(problem: Contrastive, checkpoints: Sequence[Tensor], metric: Metric) -> Tensor:
+def tracin_by_gradients(
+    problem: Contrastive, checkpoints: Sequence[Tensor], metric: Metric
+) -> Tensor:
     """The same numbers as TracIn is usually had: every pair's gradient at every checkpoint."""
-    parts = [problem.pair_gradients(w, parts="positive") @ baselines.metric_gradient(metric, w) for w in checkpoints]
+    parts = [
+        problem.pair_gradients(w, parts="positive") @ baselines.metric_gradient(metric, w)
+        for w in checkpoints
+    ]
     return torch.stack(parts).sum(0)
 
 
 def checkpoints(problem: Contrastive, start: Tensor, w: Tensor, count: int) -> list[Tensor]:
-    """Points of the training for TracIn: gradient descent with a fixed step from `start`, and the end w as the last.
+    """Points of the training for TracIn: gradient descent with a fixed step from `start`, and the
+    end w as the last.
 
-    L-BFGS has no learning rate for TracIn to weigh by, so a plain descent with the step 1 / (largest curvature at the end) stands for it.
+    L-BFGS has no learning rate for TracIn to weigh by, so a plain descent with the step 1 /
+    (largest curvature at the end) stands for it.
     """
     objective = problem.objective()
     step = 1 / spectral_radius(objective.hessian(w), w)
@@ -181,12 +224,28 @@ def clip_score(problem: Contrastive, w: Tensor) -> Tensor:
     """The cosine of a pair's own text and image: the lower, the more harmful."""
     pairs = problem.pairs
     with torch.no_grad():
-        pieces = [problem.towers.embed(w, piece)[:2] for piece in chunks(pairs.inputs, problem.chunk)]
-        return pairs.by_pair(torch.cat([torch.nn.functional.cosine_similarity(texts, images, dim=-1) for texts, images in pieces]))
+        pieces = [
+            problem.towers.embed(w, piece)[:2] for piece in chunks(pairs.inputs, problem.chunk)
+        ]
+        return pairs.by_pair(
+            torch.cat(
+                [
+                    torch.nn.functional.cosine_similarity(texts, images, dim=-1)
+                    for texts, images in pieces
+                ]
+            )
+        )
 
 
 def all_scores(
-    problem: Contrastive, w: Tensor, metric: Metric, solve: Callable[[Tensor], Solved], *, start: Tensor, seed: int, dimension: int = 256
+    problem: Contrastive,
+    w: Tensor,
+    metric: Metric,
+    solve: Callable[[Tensor], Solved],
+    *,
+    start: Tensor,
+    seed: int,
+    dimension: int = 256,
 ) -> dict[str, Callable[[], Tensor]]:
     """Every method's scores as a call, by name, in the order of the tables."""
     return {
@@ -204,10 +263,18 @@ def all_scores(
 
 
 def scores_by_passes(
-    problem: Contrastive, w: Tensor, validation: Contrastive, solve: baselines.Solve, *, points: Sequence[Tensor], seed: int, dimension: int
+    problem: Contrastive,
+    w: Tensor,
+    validation: Contrastive,
+    solve: baselines.Solve,
+    *,
+    points: Sequence[Tensor],
+    seed: int,
+    dimension: int,
 ) -> dict[str, Callable[[], Tensor]]:
-    """Methods' scores for the mean loss of `validation` as calls, for a model of which a gradient of each pair, or the graph of all
-    validation pairs at once, is too much: forward-mode passes, and chunks. `points` are TracIn's.
+    """Methods' scores for the mean loss of `validation` as calls, for a model of which a gradient
+    of each pair, or the graph of all validation pairs at once, is too much: forward-mode passes,
+    and chunks. `points` are TracIn's.
     """
 
     def to_first_order(at: Tensor) -> Metric:
@@ -217,8 +284,12 @@ def scores_by_passes(
     return {
         "ECIF": lambda: problem.scores(w, to_first_order(w), solve),
         "IF-EKFAC": lambda: if_ekfac_by_rows(problem, w, to_first_order(w)),
-        "TRAK": lambda: trak_by_forward_mode(problem, w, to_first_order(w), dimension=dimension, seed=seed),
-        "TracIn": lambda: torch.stack([tracin(problem, [at], to_first_order(at)) for at in points]).sum(0),
+        "TRAK": lambda: trak_by_forward_mode(
+            problem, w, to_first_order(w), dimension=dimension, seed=seed
+        ),
+        "TracIn": lambda: torch.stack(
+            [tracin(problem, [at], to_first_order(at)) for at in points]
+        ).sum(0),
         "CLIP-score": partial(clip_score, problem, w),
         "pair loss": lambda: baselines.loss_value(Pointwise(problem), w),
         "random": lambda: baselines.chance(problem.pairs.n, seed),

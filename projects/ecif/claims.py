@@ -1,4 +1,6 @@
-"""ECIF's claims, each bound to a check over measured rows. Differences are paired by seed, with a 95 % interval."""
+"""ECIF's claims, each bound to a check over measured rows. Differences are paired by seed, with a
+95 % interval.
+"""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,11 @@ from shared.tables import paper_numbers
 _HEADLINE = paper_numbers("ecif", "headline").set_index("quantity")["value"]
 _HITS, _GAIN, _SPEED = (
     _HEADLINE[name]
-    for name in ("exchanged among the ten most negative", "gain of removing the most harmful tenth", "speed over retraining")
+    for name in (
+        "exchanged among the ten most negative",
+        "gain of removing the most harmful tenth",
+        "speed over retraining",
+    )
 )
 _HARMFUL = paper_numbers("ecif", "harmful").set_index("method").filter(like="accuracy")
 _GAINS = _HARMFUL.loc["ECIF"] - _HARMFUL.loc["no removal"]
@@ -35,10 +41,15 @@ def _count(right: int, of: int) -> VerdictWord:
 
 @claim(
     id="ecif.negative",
-    claim="A pair's influence as a negative matters: with it the change of the parameters is predicted better than without.",
+    claim=(
+        "A pair's influence as a negative matters: with it the change of the parameters is"
+        " predicted better than without."
+    ),
     source="motivation, abstract",
-    bound="error of the positive part alone minus that of ECIF, single pairs, above 0 with its interval, in exact and in linear mode, over "
-    "at least 5 seeds; partly: in one mode",
+    bound=(
+        "error of the positive part alone minus that of ECIF, single pairs, above 0 with its"
+        " interval, in exact and in linear mode, over at least 5 seeds; partly: in one mode"
+    ),
     paper=UNKNOWN,
     needs="rows of ecif/ablation with at least 5 seeds",
 )
@@ -46,18 +57,30 @@ def negative(ablation: pd.DataFrame) -> Verdict:
     pairs = _single(ablation)
     if pairs.empty:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds")
-    gains = {mode: paired(pairs, "parameter_error", "positive", mode, label="variant") for mode in ("exact", "paper")}
+    gains = {
+        mode: paired(pairs, "parameter_error", "positive", mode, label="variant")
+        for mode in ("exact", "paper")
+    }
     errors = pairs.groupby("variant")["parameter_error"].mean()
     measured = ", ".join(f"{mode} {_told(gain)}" for mode, gain in gains.items())
-    levels = f"; errors {errors['exact']:.3f} exact, {errors['paper']:.3f} linear, {errors['positive']:.3f} positive only"
+    levels = (
+        f"; errors {errors['exact']:.3f} exact, {errors['paper']:.3f} linear,"
+        f" {errors['positive']:.3f} positive only"
+    )
     return Verdict(_count(sum(gain.low > 0 for gain in gains.values()), 2), measured + levels)
 
 
 @claim(
     id="ecif.exact",
-    claim="(Ours, not the paper's.) The exact negative part predicts the change of the parameters better than the paper's linear one.",
+    claim=(
+        "(Ours, not the paper's.) The exact negative part predicts the change of the parameters"
+        " better than the paper's linear one."
+    ),
     source="derived here",
-    bound="error of the linear form minus that of the exact one, single pairs, above 0 with its interval, 5 or more seeds; partly: mean",
+    bound=(
+        "error of the linear form minus that of the exact one, single pairs, above 0 with its"
+        " interval, 5 or more seeds; partly: mean"
+    ),
     needs="rows of ecif/ablation with at least 5 seeds",
 )
 def exact(ablation: pd.DataFrame) -> Verdict:
@@ -65,7 +88,9 @@ def exact(ablation: pd.DataFrame) -> Verdict:
     if pairs.empty:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds")
     gain = paired(pairs, "parameter_error", "paper", "exact", label="variant")
-    return Verdict("holds" if gain.low > 0 else "partly" if gain.value > 0 else "fails", _told(gain))
+    return Verdict(
+        "holds" if gain.low > 0 else "partly" if gain.value > 0 else "fails", _told(gain)
+    )
 
 
 def _single(ablation: pd.DataFrame) -> pd.DataFrame:
@@ -79,20 +104,32 @@ def _single(ablation: pd.DataFrame) -> pd.DataFrame:
     id="ecif.projection",
     claim="A low-rank projection (LoGra) of the gradients keeps what the influence is for.",
     source="section on computation",
-    bound="rank correlation of all pairs' scores with those of the whole Hessian at least 0.9 at a quarter of the dimensions or fewer; "
-    "partly: at a half",
+    bound=(
+        "rank correlation of all pairs' scores with those of the whole Hessian at least 0.9 at a"
+        " quarter of the dimensions or fewer; partly: at a half"
+    ),
     paper=UNKNOWN,
     needs="rows of ecif/ablation with a sweep of ranks",
 )
 def projection(ablation: pd.DataFrame) -> Verdict:
-    found = ablation[(ablation["kind"] == "scores") & (ablation["delta_ratio"] == ablation["delta_ratio"].iloc[0])]
+    found = ablation[
+        (ablation["kind"] == "scores")
+        & (ablation["delta_ratio"] == ablation["delta_ratio"].iloc[0])
+    ]
     whole = found.loc[found["curvature"] == "Hessian", "dimension"].max()
-    swept = found[found["curvature"].str.startswith("LoGra")].groupby("dimension")["score_correlation"].mean()
+    swept = (
+        found[found["curvature"].str.startswith("LoGra")]
+        .groupby("dimension")["score_correlation"]
+        .mean()
+    )
     if swept.empty:
         return Verdict("not tested here", "no projection was tried")
     good = swept.index[swept >= 0.9]
     share = good.min() / whole if len(good) else np.inf
-    measured = ", ".join(f"{value:.2f} at {dimension}" for dimension, value in swept.items()) + f" of {whole} dimensions"
+    measured = (
+        ", ".join(f"{value:.2f} at {dimension}" for dimension, value in swept.items())
+        + f" of {whole} dimensions"
+    )
     return Verdict("holds" if share <= 0.25 else "partly" if share <= 0.5 else "fails", measured)
 
 
@@ -100,25 +137,43 @@ def projection(ablation: pd.DataFrame) -> Verdict:
     id="ecif.retrain",
     claim="Editing pairs out by ECIF gives the accuracy that retraining gives.",
     source="table of ECIF against retraining",
-    bound="mean accuracy within 1 point of retraining in every cell of data set and kind, 5 and 10 % removed; partly: in most cells",
+    bound=(
+        "mean accuracy within 1 point of retraining in every cell of data set and kind, 5 and 10 %"
+        " removed; partly: in most cells"
+    ),
     paper="within 0.5 points (random removal, four data sets)",
     needs="rows of ecif/removal",
 )
 def retrain(removal: pd.DataFrame) -> Verdict:
     edits = removal[(removal["kind"] != "none") & (removal["share"] <= 0.1)]
     keys = ["dataset", "kind", "share"]
-    gaps = {cell: paired(rows, "test_accuracy", "ECIF", "retrain").value for cell, rows in edits.groupby(keys, sort=False)}
+    gaps = {
+        cell: paired(rows, "test_accuracy", "ECIF", "retrain").value
+        for cell, rows in edits.groupby(keys, sort=False)
+    }
     inside = sum(abs(gap) <= 0.01 for gap in gaps.values())
     worst = max(gaps, key=lambda cell: abs(gaps[cell]))
-    measured = f"{inside} of {len(gaps)} cells within 1 point; the widest {100 * gaps[worst]:+.1f} ({worst[0]}, {worst[1]}, {worst[2]:.0%})"
-    return Verdict("holds" if inside == len(gaps) else "partly" if 2 * inside > len(gaps) else "fails", measured)
+    measured = (
+        f"{inside} of {len(gaps)} cells within 1 point; the widest {100 * gaps[worst]:+.1f}"
+        f" ({worst[0]}, {worst[1]}, {worst[2]:.0%})"
+    )
+    return Verdict(
+        "holds" if inside == len(gaps) else "partly" if 2 * inside > len(gaps) else "fails",
+        measured,
+    )
 
 
 @claim(
     id="ecif.groups",
-    claim="ECIF predicts what removing groups does to the parameters better than the positive part alone.",
+    claim=(
+        "ECIF predicts what removing groups does to the parameters better than the positive part"
+        " alone."
+    ),
     source="table of ECIF against retraining (editing)",
-    bound="smaller mean error in every cell of data set and kind of removal at 10 %; partly: for random groups on every data set",
+    bound=(
+        "smaller mean error in every cell of data set and kind of removal at 10 %; partly: for"
+        " random groups on every data set"
+    ),
     paper=UNKNOWN,
     needs="rows of ecif/removal at a share of 10 %",
 )
@@ -128,19 +183,31 @@ def groups(removal: pd.DataFrame) -> Verdict:
         return Verdict("not tested here", "no removal of 10 %")
     gains = {
         cell: paired(rows, "parameter_error", "positive only", "ECIF").value
-        for cell, rows in cells[cells["parameter_error"].notna()].groupby(["dataset", "kind"], sort=False)
+        for cell, rows in cells[cells["parameter_error"].notna()].groupby(
+            ["dataset", "kind"], sort=False
+        )
     }
     lost = [f"{dataset} {kind} {gain:+.2f}" for (dataset, kind), gain in gains.items() if gain <= 0]
     random = [gain for (_, kind), gain in gains.items() if kind == "random"]
-    measured = f"better in {len(gains) - len(lost)} of {len(gains)} cells" + (f"; not in {', '.join(lost)}" if lost else "")
-    return Verdict("holds" if not lost else "partly" if random and min(random) > 0 else "fails", measured)
+    measured = f"better in {len(gains) - len(lost)} of {len(gains)} cells" + (
+        f"; not in {', '.join(lost)}" if lost else ""
+    )
+    return Verdict(
+        "holds" if not lost else "partly" if random and min(random) > 0 else "fails", measured
+    )
 
 
 @claim(
     id="ecif.harmful",
-    claim="A model trained without the tenth of the pairs that ECIF ranks most harmful is better than the full one.",
+    claim=(
+        "A model trained without the tenth of the pairs that ECIF ranks most harmful is better than"
+        " the full one."
+    ),
     source="table of harmful removal; figure 1a",
-    bound="gain of accuracy over no removal above 0 with its interval at every share of exchanged captions; partly: at one",
+    bound=(
+        "gain of accuracy over no removal above 0 with its interval at every share of exchanged"
+        " captions; partly: at one"
+    ),
     paper=f"gains of {100 * _GAINS.min():.1f} to {100 * _GAINS.max():.1f} points",
     needs=f"rows of ecif/misalignment with at least {SEEDS} seeds",
 )
@@ -154,30 +221,40 @@ def harmful(misalignment: pd.DataFrame) -> Verdict:
 
 @claim(
     id="ecif.peers",
-    claim="Removing what IF-EKFAC, TRAK or TracIn rank most harmful gives a worse model than removing what ECIF ranks so.",
+    claim=(
+        "Removing what IF-EKFAC, TRAK or TracIn rank most harmful gives a worse model than removing"
+        " what ECIF ranks so."
+    ),
     source="table of harmful removal",
-    bound="accuracy after ECIF's removal above that after each of the three with its interval at every share; partly: in some cells",
+    bound=(
+        "accuracy after ECIF's removal above that after each of the three with its interval at"
+        " every share; partly: in some cells"
+    ),
     paper=f"{100 * _LEADS.min().min():.1f} to {100 * _LEADS.max().max():.1f} points",
     needs=f"rows of ecif/misalignment with at least {SEEDS} seeds",
 )
 def peers(misalignment: pd.DataFrame) -> Verdict:
     gains = {}
     for peer in ("IF-EKFAC", "TRAK", "TracIn"):
-        gains |= {f"{peer}, {cell}": gain for cell, gain in _gains(misalignment, "ECIF", peer).items()}
+        gains |= {
+            f"{peer}, {cell}": gain for cell, gain in _gains(misalignment, "ECIF", peer).items()
+        }
     if not gains:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds")
     won = [name for name, gain in gains.items() if gain.low > 0]
     lost = sum(gain.high < 0 for gain in gains.values())
     means = [gain.value for gain in gains.values()]
     measured = (
-        f"ECIF clearly better in {len(won)} of {len(gains)} cells, clearly worse in {lost}; means from {100 * min(means):+.1f} to "
-        f"{100 * max(means):+.1f} points"
+        f"ECIF clearly better in {len(won)} of {len(gains)} cells, clearly worse in {lost}; means"
+        f" from {100 * min(means):+.1f} to {100 * max(means):+.1f} points"
     )
     return Verdict(_count(len(won), len(gains)), measured)
 
 
 def _gains(misalignment: pd.DataFrame, first: str, second: str) -> dict[str, Mean]:
-    """Accuracy of one removal over another, paired by seed, by cell; only cells with enough seeds."""
+    """Accuracy of one removal over another, paired by seed, by cell; only cells with enough
+    seeds.
+    """
     shown = misalignment[misalignment["test_accuracy"].notna()]
     return {
         f"{dataset} {share:.0%}": paired(rows, "test_accuracy", first, second)
@@ -188,9 +265,15 @@ def _gains(misalignment: pd.DataFrame, first: str, second: str) -> dict[str, Mea
 
 @claim(
     id="ecif.curve_harmful",
-    claim="On clean data, too, removing the most harmful tenth raises the accuracy above that of removing as many at random.",
+    claim=(
+        "On clean data, too, removing the most harmful tenth raises the accuracy above that of"
+        " removing as many at random."
+    ),
     source="figure 1a",
-    bound="accuracy at 10 % harmful minus 10 % random, on the data set with 5 seeds, above 0 with its interval; partly: the mean",
+    bound=(
+        "accuracy at 10 % harmful minus 10 % random, on the data set with 5 seeds, above 0 with its"
+        " interval; partly: the mean"
+    ),
     paper=f"about {100 * _GAIN:.0f} point over no removal",
     needs=f"rows of ecif/removal with {SEEDS} seeds of a data set at a share of 10 %",
 )
@@ -198,14 +281,22 @@ def curve_harmful(removal: pd.DataFrame) -> Verdict:
     gain = _kinds(removal, "harmful", "random")
     if gain is None:
         return Verdict("not tested here", f"no data set with {SEEDS} seeds at 10 %")
-    return Verdict("holds" if gain.low > 0 else "partly" if gain.value > 0 else "fails", _points(gain))
+    return Verdict(
+        "holds" if gain.low > 0 else "partly" if gain.value > 0 else "fails", _points(gain)
+    )
 
 
 @claim(
     id="ecif.curve_valuable",
-    claim="Removing the most valuable tenth lowers the accuracy below that of removing as many at random.",
+    claim=(
+        "Removing the most valuable tenth lowers the accuracy below that of removing as many at"
+        " random."
+    ),
     source="figure 1b",
-    bound="accuracy at 10 % valuable minus 10 % random, on the data set with 5 seeds, below 0 with its interval; partly: the mean",
+    bound=(
+        "accuracy at 10 % valuable minus 10 % random, on the data set with 5 seeds, below 0 with"
+        " its interval; partly: the mean"
+    ),
     paper="84.7 to 84.1 % (valuable)",
     needs=f"rows of ecif/removal with {SEEDS} seeds of a data set at a share of 10 %",
 )
@@ -213,7 +304,9 @@ def curve_valuable(removal: pd.DataFrame) -> Verdict:
     gain = _kinds(removal, "valuable", "random")
     if gain is None:
         return Verdict("not tested here", f"no data set with {SEEDS} seeds at 10 %")
-    return Verdict("holds" if gain.high < 0 else "partly" if gain.value < 0 else "fails", _points(gain))
+    return Verdict(
+        "holds" if gain.high < 0 else "partly" if gain.value < 0 else "fails", _points(gain)
+    )
 
 
 def _kinds(removal: pd.DataFrame, first: str, second: str) -> Mean | None:
@@ -221,14 +314,22 @@ def _kinds(removal: pd.DataFrame, first: str, second: str) -> Mean | None:
     seeds = rows.groupby("dataset")["seed"].nunique()
     if seeds.empty or seeds.max() < SEEDS:
         return None
-    return paired(rows[rows["dataset"] == seeds.idxmax()], "test_accuracy", first, second, label="kind")
+    return paired(
+        rows[rows["dataset"] == seeds.idxmax()], "test_accuracy", first, second, label="kind"
+    )
 
 
 @claim(
     id="ecif.misalignment",
-    claim="With 10 to 30 % of the captions shuffled, the pairs with the most negative scores are shuffled ones.",
+    claim=(
+        "With 10 to 30 % of the captions shuffled, the pairs with the most negative scores are"
+        " shuffled ones."
+    ),
     source="figure 2",
-    bound="mean precision of the ten most negative at least 0.8 at every share of the emoji; partly: at one share",
+    bound=(
+        "mean precision of the ten most negative at least 0.8 at every share of the emoji; partly:"
+        " at one share"
+    ),
     paper=f"{_HITS:.1f} (8 of 10)",
     needs=f"rows of ecif/misalignment with at least {SEEDS} seeds",
 )
@@ -238,15 +339,24 @@ def misalignment(misalignment: pd.DataFrame) -> Verdict:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds of the emoji")
     found = {share: mean(part["ten_precision"]) for share, part in rows.groupby("shuffled_share")}
     areas = rows.groupby("shuffled_share")["detection_auc"].mean()
-    measured = ", ".join(f"{one.value:.2f} at a base rate of {share:.0%} (AUROC {areas[share]:.2f})" for share, one in found.items())
+    measured = ", ".join(
+        f"{one.value:.2f} at a base rate of {share:.0%} (AUROC {areas[share]:.2f})"
+        for share, one in found.items()
+    )
     return Verdict(_count(sum(one.value >= _HITS for one in found.values()), len(found)), measured)
 
 
 @claim(
     id="ecif.clip_score",
-    claim="ECIF finds misaligned pairs better than what needs no influence function: the CLIP-score and the pair's own loss.",
+    claim=(
+        "ECIF finds misaligned pairs better than what needs no influence function: the CLIP-score"
+        " and the pair's own loss."
+    ),
     source="appendix on the CLIP-score (marginal improvement)",
-    bound="AUROC minus that of the better of the two above 0 with its interval in every cell; partly: in one",
+    bound=(
+        "AUROC minus that of the better of the two above 0 with its interval in every cell; partly:"
+        " in one"
+    ),
     paper="marginal improvement over the CLIP-score",
     needs=f"rows of ecif/misalignment with at least {SEEDS} seeds",
 )
@@ -256,7 +366,9 @@ def clip_score(misalignment: pd.DataFrame) -> Verdict:
     for (dataset, share), rows in found.groupby(["dataset", "shuffled_share"], sort=False):
         if rows["seed"].nunique() >= SEEDS:
             simple = ("CLIP-score", "pair loss")
-            best = max(simple, key=lambda name: rows.loc[rows["method"] == name, "detection_auc"].mean())
+            best = max(
+                simple, key=lambda name: rows.loc[rows["method"] == name, "detection_auc"].mean()
+            )
             gains[f"{dataset} {share:.0%} ({best})"] = paired(rows, "detection_auc", "ECIF", best)
     if not gains:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds")
@@ -266,10 +378,16 @@ def clip_score(misalignment: pd.DataFrame) -> Verdict:
 
 @claim(
     id="ecif.trace",
-    claim="Relative influence traces a misprediction to training pairs that have to do with it, where plain influence does not.",
+    claim=(
+        "Relative influence traces a misprediction to training pairs that have to do with it, where"
+        " plain influence does not."
+    ),
     source="table 3 (a gallery); section on misprediction trace-back",
-    bound="share of the five highest that are of the picture's own sub-category or of the one it was taken for: relative influence above "
-    "random and above influence, with intervals over queries; partly: above random",
+    bound=(
+        "share of the five highest that are of the picture's own sub-category or of the one it was"
+        " taken for: relative influence above random and above influence, with intervals over"
+        " queries; partly: above random"
+    ),
     paper="a gallery",
     needs="rows of ecif/trace with at least 20 queries",
 )
@@ -277,48 +395,88 @@ def trace(trace: pd.DataFrame) -> Verdict:
     found = trace.assign(related=trace["same_share"] + trace["got_share"])
     if found.groupby(["seed", "query"]).ngroups < 20:
         return Verdict("not tested here", "fewer than 20 queries")
-    over = {name: paired(found, "related", "relative influence", name, ("seed", "query"), "ranking") for name in ("random", "influence")}
+    over = {
+        name: paired(found, "related", "relative influence", name, ("seed", "query"), "ranking")
+        for name in ("random", "influence")
+    }
     means = found.groupby("ranking")["related"].mean()
-    measured = ", ".join(f"{name} {means[name]:.0%}" for name in ("relative influence", "influence", "cosine", "random"))
+    measured = ", ".join(
+        f"{name} {means[name]:.0%}"
+        for name in ("relative influence", "influence", "cosine", "random")
+    )
     measured += "; over " + ", over ".join(f"{name} {_points(one)}" for name, one in over.items())
-    return Verdict("holds" if min(one.low for one in over.values()) > 0 else "partly" if over["random"].low > 0 else "fails", measured)
+    return Verdict(
+        (
+            "holds"
+            if min(one.low for one in over.values()) > 0
+            else "partly"
+            if over["random"].low > 0
+            else "fails"
+        ),
+        measured,
+    )
 
 
 @claim(
     id="ecif.clip_retrain",
-    claim="Editing a CLIP fine-tuned with LoRA by ECIF gives the accuracy that fine-tuning again gives, in less time.",
+    claim=(
+        "Editing a CLIP fine-tuned with LoRA by ECIF gives the accuracy that fine-tuning again"
+        " gives, in less time."
+    ),
     source="table of ECIF against retraining",
-    bound="mean accuracy within 1 point of fine-tuning again in every cell of kind and share, and fine-tuning again takes longer, with its "
-    "interval over cells and seeds; partly: one of the two",
+    bound=(
+        "mean accuracy within 1 point of fine-tuning again in every cell of kind and share, and"
+        " fine-tuning again takes longer, with its interval over cells and seeds; partly: one of"
+        " the two"
+    ),
     paper=f"within 0.5 points, {_SPEED:g}x (random removal, four data sets)",
-    needs=f"rows of ecif/clip of a trained CLIP with at least {SEEDS} seeds; of the paper's own: a folder of its weights and a GPU",
+    needs=(
+        f"rows of ecif/clip of a trained CLIP with at least {SEEDS} seeds; of the paper's own: a"
+        " folder of its weights and a GPU"
+    ),
 )
 def clip_retrain(clip: pd.DataFrame) -> Verdict:
     rows = clip[clip["part"] == "removal"]
     if told := _not_told(rows):
         return told
-    gaps = {cell: paired(own, "test_accuracy", "ECIF", "retrain").value for cell, own in rows.groupby(["kind", "share"], sort=False)}
+    gaps = {
+        cell: paired(own, "test_accuracy", "ECIF", "retrain").value
+        for cell, own in rows.groupby(["kind", "share"], sort=False)
+    }
     inside = sum(abs(gap) <= 0.01 for gap in gaps.values())
     (kind, share), worst = max(gaps.items(), key=lambda one: abs(one[1]))
-    again, edit = (rows[rows["method"] == method].sort_values(["seed", "kind", "share"])["work_seconds"] for method in ("retrain", "ECIF"))
+    again, edit = (
+        rows[rows["method"] == method].sort_values(["seed", "kind", "share"])["work_seconds"]
+        for method in ("retrain", "ECIF")
+    )
     over = ratio(again.to_numpy(), edit.to_numpy())
     measured = (
-        f"{_what(clip)}: {inside} of {len(gaps)} cells within 1 point, the widest {100 * worst:+.1f} ({kind}, {share:.0%}); fine-tuning "
-        f"again takes {over.value:.2f}x [{over.low:.2f}, {over.high:.2f}]"
+        f"{_what(clip)}: {inside} of {len(gaps)} cells within 1 point, the widest"
+        f" {100 * worst:+.1f} ({kind}, {share:.0%}); fine-tuning again takes {over.value:.2f}x"
+        f" [{over.low:.2f}, {over.high:.2f}]"
     )
     return Verdict(_count((inside == len(gaps)) + (over.low > 1), 2), measured)
 
 
 @claim(
     id="ecif.clip_harmful",
-    claim="A CLIP fine-tuned with LoRA is better without the tenth that ECIF ranks most harmful, and worse without what IF-EKFAC, TRAK or "
-    "TracIn rank so.",
+    claim=(
+        "A CLIP fine-tuned with LoRA is better without the tenth that ECIF ranks most harmful, and"
+        " worse without what IF-EKFAC, TRAK or TracIn rank so."
+    ),
     source="table of harmful removal",
-    bound="gain of accuracy over no removal above 0 with its interval for ECIF and below 0 for the three, on clean and on exchanged "
-    "captions; partly: ECIF's above 0 on one",
-    paper=f"ECIF gains {100 * _GAINS.min():.1f} to {100 * _GAINS.max():.1f} points, the three lose {-100 * _LOSSES.max().max():.1f} to "
-    f"{-100 * _LOSSES.min().min():.1f}",
-    needs=f"rows of ecif/clip of a trained CLIP with at least {SEEDS} seeds; of the paper's own: a folder of its weights and a GPU",
+    bound=(
+        "gain of accuracy over no removal above 0 with its interval for ECIF and below 0 for the"
+        " three, on clean and on exchanged captions; partly: ECIF's above 0 on one"
+    ),
+    paper=(
+        f"ECIF gains {100 * _GAINS.min():.1f} to {100 * _GAINS.max():.1f} points, the three lose"
+        f" {-100 * _LOSSES.max().max():.1f} to {-100 * _LOSSES.min().min():.1f}"
+    ),
+    needs=(
+        f"rows of ecif/clip of a trained CLIP with at least {SEEDS} seeds; of the paper's own: a"
+        " folder of its weights and a GPU"
+    ),
 )
 def clip_harmful(clip: pd.DataFrame) -> Verdict:
     rows = clip[clip["part"] == "harmful"]
@@ -327,15 +485,22 @@ def clip_harmful(clip: pd.DataFrame) -> Verdict:
     own, others = {}, []
     for share, cell in rows.groupby("shuffled_share"):
         own[share] = paired(cell, "test_accuracy", "ECIF", "no removal")
-        others += [paired(cell, "test_accuracy", method, "no removal") for method in ("IF-EKFAC", "TRAK", "TracIn")]
+        others += [
+            paired(cell, "test_accuracy", method, "no removal")
+            for method in ("IF-EKFAC", "TRAK", "TracIn")
+        ]
     worse, means = sum(gain.high < 0 for gain in others), [gain.value for gain in others]
     measured = (
         f"{_what(clip)}: "
         + ", ".join(f"ECIF {_points(gain)} at {share:.0%} exchanged" for share, gain in own.items())
-        + f"; the three clearly worse in {worse} of {len(others)} cells, means from {100 * min(means):+.1f} to {100 * max(means):+.1f}"
+        + f"; the three clearly worse in {worse} of {len(others)} cells, means from"
+        f" {100 * min(means):+.1f} to {100 * max(means):+.1f}"
     )
     better = sum(gain.low > 0 for gain in own.values())
-    return Verdict("holds" if better == len(own) and worse == len(others) else "partly" if better else "fails", measured)
+    return Verdict(
+        "holds" if better == len(own) and worse == len(others) else "partly" if better else "fails",
+        measured,
+    )
 
 
 def _what(clip: pd.DataFrame) -> str:
@@ -354,9 +519,15 @@ def _not_told(rows: pd.DataFrame) -> Verdict | None:
 
 @claim(
     id="ecif.passes",
-    claim="All pairs are scored without a gradient of any pair: one solve and a few forward-mode passes.",
+    claim=(
+        "All pairs are scored without a gradient of any pair: one solve and a few forward-mode"
+        " passes."
+    ),
     source="derived here (the paper's efficiency is the claim)",
-    bound="at most 3 forward-mode passes, one gradient, and no pass of per-pair gradients beside the solve",
+    bound=(
+        "at most 3 forward-mode passes, one gradient, and no pass of per-pair gradients beside the"
+        " solve"
+    ),
     paper=UNKNOWN,
     needs="rows of ecif/cost",
 )
@@ -364,18 +535,25 @@ def passes(cost: pd.DataFrame) -> Verdict:
     own = costs(cost)
     own = own[(own["task"] == "score") & (own["method"] == "ECIF")].iloc[0]
     measured = (
-        f"{own['gradients']} gradient, {own['forward_mode']} forward-mode pass, {own['per_sample_gradients']} of per-pair gradients; "
-        f"{own['curvature_products']} products in the solve"
+        f"{own['gradients']} gradient, {own['forward_mode']} forward-mode pass,"
+        f" {own['per_sample_gradients']} of per-pair gradients; {own['curvature_products']}"
+        " products in the solve"
     )
     few = own["gradients"] <= 1 and own["forward_mode"] <= 3
-    return Verdict("holds" if few and own["per_sample_gradients"] == 0 else "partly" if few else "fails", measured)
+    return Verdict(
+        "holds" if few and own["per_sample_gradients"] == 0 else "partly" if few else "fails",
+        measured,
+    )
 
 
 @claim(
     id="ecif.speed_retrain",
     claim="An edit by ECIF is faster than retraining.",
     source="table of ECIF against retraining (run times)",
-    bound=f"retraining from theta_0 takes at least {_SPEED:g} times as long, with its interval; partly: longer",
+    bound=(
+        f"retraining from theta_0 takes at least {_SPEED:g} times as long, with its interval;"
+        " partly: longer"
+    ),
     paper=f"over {_SPEED:g}x",
     needs="rows of ecif/cost",
 )
@@ -383,27 +561,39 @@ def speed_retrain(cost: pd.DataFrame) -> Verdict:
     found = costs(cost).set_index(["task", "method"])
     cold = found.loc[("edit", "retrain")]
     warm, helped = (
-        found.loc[("edit", name), "time_ratio"] for name in ("retrain, from the full model", "retrain, with the Hessian at hand")
+        found.loc[("edit", name), "time_ratio"]
+        for name in ("retrain, from the full model", "retrain, with the Hessian at hand")
     )
     measured = (
-        f"{cold['time_ratio']:.2f}x [{cold['low_ratio']:.2f}, {cold['high_ratio']:.2f}]; from the full model {warm:.2f}x, with its Hessian "
-        f"at hand {helped:.2f}x"
+        f"{cold['time_ratio']:.2f}x [{cold['low_ratio']:.2f}, {cold['high_ratio']:.2f}]; from the"
+        f" full model {warm:.2f}x, with its Hessian at hand {helped:.2f}x"
     )
-    return Verdict("holds" if cold["low_ratio"] >= _SPEED else "partly" if cold["low_ratio"] > 1 else "fails", measured)
+    return Verdict(
+        "holds" if cold["low_ratio"] >= _SPEED else "partly" if cold["low_ratio"] > 1 else "fails",
+        measured,
+    )
 
 
 @claim(
     id="ecif.speed_peers",
     claim="Scoring all pairs by ECIF is faster than by TRAK and TracIn.",
     source="abstract (computational efficiency)",
-    bound="TRAK and TracIn take longer, with intervals, TracIn also where it is had by forward mode as ECIF is; partly: one of them does",
+    bound=(
+        "TRAK and TracIn take longer, with intervals, TracIn also where it is had by forward mode"
+        " as ECIF is; partly: one of them does"
+    ),
     paper=UNKNOWN,
     needs="rows of ecif/cost",
 )
 def speed_peers(cost: pd.DataFrame) -> Verdict:
     found = costs(cost)
-    rows = found[(found["task"] == "score") & found["method"].isin(["TRAK", "TracIn, gradients of pairs", "TracIn, forward mode"])]
+    rows = found[
+        (found["task"] == "score")
+        & found["method"].isin(["TRAK", "TracIn, gradients of pairs", "TracIn, forward mode"])
+    ]
     measured = "; ".join(
-        f"{row['method']} {row['time_ratio']:.2f}x [{row['low_ratio']:.2f}, {row['high_ratio']:.2f}]" for _, row in rows.iterrows()
+        f"{row['method']} {row['time_ratio']:.2f}x [{row['low_ratio']:.2f},"
+        f" {row['high_ratio']:.2f}]"
+        for _, row in rows.iterrows()
     )
     return Verdict(_count(int((rows["low_ratio"] > 1).sum()), len(rows)), measured)

@@ -1,4 +1,6 @@
-"""`score`: rank the user's image-text pairs by what each does to the loss of a validation set or of one pair."""
+"""`score`: rank the user's image-text pairs by what each does to the loss of a validation set or of
+one pair.
+"""
 
 import argparse
 import csv
@@ -21,7 +23,14 @@ from projects.ecif.towers import Clip, Heads, TwoTower
 from shared import runs
 from shared.errors import UserError
 from shared.influence.baselines import Metric, metric_gradient
-from shared.influence.scoring import Stopped, check_ids, check_out, check_queries, score_in_chunks, write_scores
+from shared.influence.scoring import (
+    Stopped,
+    check_ids,
+    check_out,
+    check_queries,
+    score_in_chunks,
+    write_scores,
+)
 
 BATCHES = 16  # batches that a chunk of the file of scores holds
 
@@ -35,7 +44,7 @@ class Inputs:
     captions: list[str] | None = None
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def score(options: argparse.Namespace) -> int:
@@ -49,12 +58,17 @@ def score(options: argparse.Namespace) -> int:
     if options.model == "heads":
         data, query = (read_embeddings(file) for file in (options.data, options.query))
         towers: TwoTower | Clip = TwoTower(
-            Heads(data.tensors[0].shape[-1], data.tensors[1].shape[-1], options.size, options.seed).to(device), dtype=torch.float64
+            Heads(
+                data.tensors[0].shape[-1], data.tensors[1].shape[-1], options.size, options.seed
+            ).to(device),
+            dtype=torch.float64,
         )
         centre = towers.parameters.flat()
     else:
         model, tokenizer, processor = load_clip(Path(options.model), options.adapter)
-        data, query = (read_images(file, tokenizer, processor) for file in (options.data, options.query))
+        data, query = (
+            read_images(file, tokenizer, processor) for file in (options.data, options.query)
+        )
         towers = Clip(model.to(device), select=("*lora_*",), dtype=dtype)
         centre = torch.zeros_like(towers.parameters.flat())
     check_queries([one[:1] for one in data.tensors], query.tensors)
@@ -63,7 +77,10 @@ def score(options: argparse.Namespace) -> int:
     tensors, queries = (tuple(one.to(device) for one in part.tensors) for part in (data, query))
     pairs = Pairs.of(tensors, options.batch, options.seed)
     if data.captions and (share := pairs.repeated_share(data.captions)) > 0:
-        console.print(f"{share:.1%} of the pairs share their caption with another of their batch, which the loss takes for a negative")
+        console.print(
+            f"{share:.1%} of the pairs share their caption with another of their batch, which the"
+            " loss takes for a negative"
+        )
     options.delta = options.delta or pairs.n / 6
     problem = Contrastive(towers, pairs, options.delta, centre, options.chunk)
 
@@ -72,7 +89,10 @@ def score(options: argparse.Namespace) -> int:
         fitted = fit(problem, w, tol=options.gradient_tol, hessian=False)
         w = fitted.w
     norm = check_trained(problem, w, options.gradient_tol)
-    console.print(f"{pairs.n} pairs in {pairs.batches} batches, {w.numel()} parameters, gradient's norm {norm:.1e}")
+    console.print(
+        f"{pairs.n} pairs in {pairs.batches} batches, {w.numel()} parameters, gradient's norm"
+        f" {norm:.1e}"
+    )
 
     known = ("score", "mode", "parts", "solver", "damping", "rank", "seed", "batch", "delta", "tol")
     inputs = {
@@ -81,22 +101,34 @@ def score(options: argparse.Namespace) -> int:
         "centre": centre,
         "model": _digest(options.model, options.adapter),
     }
-    inputs |= {f"{kind} {i}": one for kind, part in (("data", tensors), ("query", queries)) for i, one in enumerate(part)}
-    solve = solver(problem, w, options.solver, options.damping, options.rank, options.seed, options.tol)
+    inputs |= {
+        f"{kind} {i}": one
+        for kind, part in (("data", tensors), ("query", queries))
+        for i, one in enumerate(part)
+    }
+    solve = solver(
+        problem, w, options.solver, options.damping, options.rank, options.seed, options.tol
+    )
     metric = query_metric(problem, queries, options.batch)
     try:
 
         def direction(_: slice) -> Tensor:
             found, info = solve(metric_gradient(metric, w))
-            console.print(f"{info.solver}: residual {info.relative_residual:.1e}, {info.products} products with the curvature")
+            console.print(
+                f"{info.solver}: residual {info.relative_residual:.1e}, {info.products} products"
+                " with the curvature"
+            )
             return found.unsqueeze(0)
 
         if options.score == "influence":
-            saved = score_in_chunks(direction, 1, 1, options.out, {**inputs, "stage": "direction"}, console)
+            saved = score_in_chunks(
+                direction, 1, 1, options.out, {**inputs, "stage": "direction"}, console
+            )
             s = torch.from_numpy(saved[0]).to(w)
 
             def places(batches: slice) -> Tensor:
                 return problem.scores_along(w, s, options.mode, options.parts, batches)
+
         else:
 
             def places(batches: slice) -> Tensor:
@@ -107,15 +139,28 @@ def score(options: argparse.Namespace) -> int:
         print(f"ecif: {stopped}", file=sys.stderr)
         return 128 + stopped.signal
     scores = pairs.by_pair(torch.from_numpy(found).to(device)).cpu().numpy()
-    columns = {name: value for name, value in (("id", data.ids), ("caption", data.captions)) if value is not None}
+    columns = {
+        name: value
+        for name, value in (("id", data.ids), ("caption", data.captions))
+        if value is not None
+    }
     write_scores(options.out, scores, columns)
     console.print(
-        f"{options.out}: rank 1 is the most harmful pair" if options.score != "span" else f"{options.out}: a high score traces back"
+        f"{options.out}: rank 1 is the most harmful pair"
+        if options.score != "span"
+        else f"{options.out}: a high score traces back"
     )
     return 0
 
 
-def _by_gradients(problem: Contrastive, w: Tensor, metric: Metric, solve: Any, options: argparse.Namespace, batches: slice) -> Tensor:
+def _by_gradients(
+    problem: Contrastive,
+    w: Tensor,
+    metric: Metric,
+    solve: Any,
+    options: argparse.Namespace,
+    batches: slice,
+) -> Tensor:
     """Scores that need every pair's gradient: relative influence and self-influence, [b, B]."""
 
     def effects(parts: str) -> tuple[Tensor, Tensor]:
@@ -131,17 +176,24 @@ def _by_gradients(problem: Contrastive, w: Tensor, metric: Metric, solve: Any, o
 
 
 def query_metric(problem: Contrastive, queries: tuple[Tensor, ...], batch: int) -> Metric:
-    """The mean contrastive loss of the query pairs, in batches of their own; of a single pair, its loss among the first training pairs."""
+    """The mean contrastive loss of the query pairs, in batches of their own; of a single pair, its
+    loss among the first training pairs.
+    """
     count = len(queries[0])
     if count > 1:
-        held_out = Contrastive(problem.towers, Pairs.of(queries, min(batch, count), 0), 0.0, chunk=problem.chunk)
+        held_out = Contrastive(
+            problem.towers, Pairs.of(queries, min(batch, count), 0), 0.0, chunk=problem.chunk
+        )
         return held_out.mean_loss
-    among = tuple(torch.cat([one, part[0][problem.pairs.present[0]]]) for one, part in zip(queries, problem.pairs.inputs, strict=True))
+    among = tuple(
+        torch.cat([one, part[0][problem.pairs.present[0]]])
+        for one, part in zip(queries, problem.pairs.inputs, strict=True)
+    )
     present = torch.ones(len(among[0]), dtype=torch.bool, device=among[0].device)
     return lambda w: pair_losses(problem.towers.logits(w, among), present)[0]
 
 
-# ---- inputs ----------------------------------------------------------------------------------------------------------
+# ---- inputs --------------------------------------------------------------------------------------
 
 
 def read_embeddings(file: Path) -> Inputs:
@@ -152,23 +204,34 @@ def read_embeddings(file: Path) -> Inputs:
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
     except (OSError, ValueError, AttributeError, EOFError, ImportError):
-        raise UserError(f"{file} is no .npz of plain arrays (text, image); save it with numpy.savez") from None
+        raise UserError(
+            f"{file} is no .npz of plain arrays (text, image); save it with numpy.savez"
+        ) from None
     except Exception as error:  # zipfile has errors of its own
         raise UserError(f"{file} cannot be read: {error}") from None
     for name in ("text", "image"):
         if name not in arrays:
             raise UserError(f"{file} has no array '{name}'; it has {', '.join(arrays) or 'none'}")
         if arrays[name].ndim != 2 or arrays[name].dtype.kind not in "fiu":
-            raise UserError(f"{file}: '{name}' must be numbers of shape [pairs, features], not {arrays[name].dtype} {arrays[name].shape}")
+            raise UserError(
+                f"{file}: '{name}' must be numbers of shape [pairs, features], not"
+                f" {arrays[name].dtype} {arrays[name].shape}"
+            )
         if not np.isfinite(arrays[name]).all():
             row = int(np.argwhere(~np.isfinite(arrays[name]))[0][0])
             raise UserError(f"{file}: '{name}' of pair {row} is not finite")
-    tensors = tuple(torch.from_numpy(np.asarray(arrays[name], dtype=np.float64)) for name in ("text", "image"))
-    return Inputs(tensors, [str(one) for one in arrays["ids"].tolist()] if "ids" in arrays else None)
+    tensors = tuple(
+        torch.from_numpy(np.asarray(arrays[name], dtype=np.float64)) for name in ("text", "image")
+    )
+    return Inputs(
+        tensors, [str(one) for one in arrays["ids"].tolist()] if "ids" in arrays else None
+    )
 
 
 def read_images(file: Path, tokenizer: Any, processor: Any) -> Inputs:
-    """A CSV with the columns image (a path, from the file's folder) and caption, and if it has one id."""
+    """A CSV with the columns image (a path, from the file's folder) and caption, and if it has one
+    id.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -189,30 +252,50 @@ def read_images(file: Path, tokenizer: Any, processor: Any) -> Inputs:
             with Image.open(file.parent / line["image"]) as image:
                 pictures.append(image.convert("RGB"))
         except (OSError, UnidentifiedImageError):
-            raise UserError(f"{file}, line {number}: {line['image']} is no image that can be read") from None
+            raise UserError(
+                f"{file}, line {number}: {line['image']} is no image that can be read"
+            ) from None
     captions = [line["caption"] or "" for line in lines]
     pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
     length = tokenizer.model_max_length if tokenizer.model_max_length < 10_000 else 77
-    tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    tokens = tokenizer(
+        captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     ids = [line["id"] for line in lines] if "id" in lines[0] else None
     return Inputs((tokens["input_ids"], tokens["attention_mask"], pixels), ids, captions)
 
 
 def load_clip(folder: Path, adapter: Path | None) -> tuple[Any, Any, Any]:
-    """A CLIP folder as save_pretrained writes it with the adapters of a PEFT folder, its tokenizer and its image processor."""
+    """A CLIP folder as save_pretrained writes it with the adapters of a PEFT folder, its tokenizer
+    and its image processor.
+    """
     from peft import PeftModel
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
     if not (folder / "config.json").is_file():
-        raise UserError(f"--model {folder}: neither 'heads' nor a folder with a CLIP model (config.json)")
+        raise UserError(
+            f"--model {folder}: neither 'heads' nor a folder with a CLIP model (config.json)"
+        )
     if adapter is None or not (adapter / "adapter_config.json").is_file():
-        raise UserError(f"--adapter {adapter}: name the folder of the LoRA adapters (adapter_config.json) that were trained on these pairs")
+        raise UserError(
+            f"--adapter {adapter}: name the folder of the LoRA adapters (adapter_config.json) that"
+            " were trained on these pairs"
+        )
     try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+        model = CLIPModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
         tuned = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        return tuned.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True), CLIPImageProcessor.from_pretrained(folder)
+        return (
+            tuned.eval(),
+            AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            CLIPImageProcessor.from_pretrained(folder),
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"--model {folder} with --adapter {adapter} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(
+            f"--model {folder} with --adapter {adapter} cannot be loaded:"
+            f" {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
 def _digest(model: str, adapter: Path | None) -> str:
@@ -221,5 +304,7 @@ def _digest(model: str, adapter: Path | None) -> str:
     for folder in [] if model == "heads" else [Path(model), adapter]:
         for file in sorted(folder.glob("*")) if folder else []:
             if file.is_file():
-                digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+                digest.update(
+                    f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode()
+                )
     return digest.hexdigest()

@@ -1,4 +1,6 @@
-"""Training to a minimum, and the curvature there: what an influence function is the derivative of."""
+"""Training to a minimum, and the curvature there: what an influence function is the
+derivative of.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +21,9 @@ GRADIENT_TOLERANCE = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A trained problem: parameters w [p], the gradient's norm there, and the Hessian [p, p] where it was asked for."""
+    """A trained problem: parameters w [p], the gradient's norm there, and the Hessian [p, p] where
+    it was asked for.
+    """
 
     problem: Contrastive
     w: Tensor
@@ -32,15 +36,28 @@ class Fit:
         return dense(self.hessian, b)
 
     def without(self, removed: Iterable[int]) -> Root:
-        """The minimum without some pairs, from this one: the same partition, the same theta_0, in the coordinates of the Hessian here."""
-        return minimise(self.problem.without(removed).objective(), self.w, tol=GRADIENT_TOLERANCE, like=self.hessian)
+        """The minimum without some pairs, from this one: the same partition, the same theta_0, in
+        the coordinates of the Hessian here.
+        """
+        return minimise(
+            self.problem.without(removed).objective(),
+            self.w,
+            tol=GRADIENT_TOLERANCE,
+            like=self.hessian,
+        )
 
 
-def fit(problem: Contrastive, start: Tensor | None = None, tol: float = GRADIENT_TOLERANCE, hessian: bool = True) -> Fit:
+def fit(
+    problem: Contrastive,
+    start: Tensor | None = None,
+    tol: float = GRADIENT_TOLERANCE,
+    hessian: bool = True,
+) -> Fit:
     """Train to a minimum from `start` (theta_0), float64.
 
     Raises:
-        UserError: the gradient did not fall to `tol`, the loss is not finite, or the Hessian is indefinite.
+        UserError: the gradient did not fall to `tol`, the loss is not finite, or the Hessian is
+            indefinite.
     """
     begin = start if start is not None else problem.centre
     if begin is None:
@@ -48,7 +65,8 @@ def fit(problem: Contrastive, start: Tensor | None = None, tol: float = GRADIENT
     if begin.dtype != torch.float64:
         raise UserError(f"training to a gradient of {tol:g} needs float64, not {begin.dtype}")
     objective = problem.objective()
-    identity = torch.eye(begin.numel(), dtype=begin.dtype, device=begin.device)  # the coordinates as they are
+    # the coordinates as they are
+    identity = torch.eye(begin.numel(), dtype=begin.dtype, device=begin.device)
     root = minimise(objective, begin, tol=tol, iterations=5000, like=identity)
     if not hessian:
         return Fit(problem, root.w, root.residual, None)
@@ -57,13 +75,22 @@ def fit(problem: Contrastive, start: Tensor | None = None, tol: float = GRADIENT
     return Fit(problem, root.w, root.residual, matrix)
 
 
-def solver(problem: Contrastive, w: Tensor, name: str, damping: float = 0.0, rank: int = 16, seed: int = 0, tol: float = 1e-6) -> Solve:
+def solver(
+    problem: Contrastive,
+    w: Tensor,
+    name: str,
+    damping: float = 0.0,
+    rank: int = 16,
+    seed: int = 0,
+    tol: float = 1e-6,
+) -> Solve:
     """How H^-1 b is found, with H that of the problem at w.
 
     Args:
-        name: "cg" (Hessian, residual checked), "ggn" (Gauss-Newton matrix, which has no negative eigenvalue, by CG), "dense" (Hessian,
-            checked for being positive definite), or "logra" (Gauss-Newton matrix within `rank` directions a side of every layer: an
-            approximation, whose residual is not checked).
+        name: "cg" (Hessian, residual checked), "ggn" (Gauss-Newton matrix, which has no negative
+            eigenvalue, by CG), "dense" (Hessian, checked for being positive definite), or "logra"
+            (Gauss-Newton matrix within `rank` directions a side of every layer: an approximation,
+            whose residual is not checked).
         damping: added to the diagonal.
 
     Raises:
@@ -85,7 +112,9 @@ def solver(problem: Contrastive, w: Tensor, name: str, damping: float = 0.0, ran
 
 
 def check_trained(problem: Contrastive, w: Tensor, tol: float) -> float:
-    """The gradient's norm at w. UserError for a loss that is not finite or a norm above `tol`: a score is the derivative of an optimum."""
+    """The gradient's norm at w. UserError for a loss that is not finite or a norm above `tol`: a
+    score is the derivative of an optimum.
+    """
     objective = problem.objective()
     objective.sample_losses(w)
     return check_converged(objective.gradient(w), tol)

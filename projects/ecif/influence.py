@@ -1,12 +1,16 @@
-"""ECIF: the influence of an image-text pair on a contrastively trained model, as a positive and as a negative.
+"""ECIF: the influence of an image-text pair on a contrastively trained model, as a positive and as
+a negative.
 
-The objective over m fixed batches is L(w) = (1/m) sum_b L_b(w) + (delta / 2m) |w - theta_0|^2, which is the paper's sum over m. Deleting a
-group D takes G_D = (1/m) sum_b [Pos + Neg](D in b) away from it, so that
+The objective over m fixed batches is L(w) = (1/m) sum_b L_b(w) + (delta / 2m) |w - theta_0|^2,
+which is the paper's sum over m. Deleting a group D takes G_D = (1/m) sum_b [Pos + Neg](D in b) away
+from it, so that
 
-    removal effect   theta_without_D - theta ~ H^-1 grad G_D              (minus the paper's positive-IF + negative-IF)
-    score            IS = grad metric . H^-1 grad G_D                     (predicted change of the metric; below 0: harmful)
+    removal effect   theta_without_D - theta ~ H^-1 grad G_D              (minus the paper's
+    positive-IF + negative-IF) score            IS = grad metric . H^-1 grad G_D
+    (predicted change of the metric; below 0: harmful)
 
-A sample of `shared.influence` is here a whole batch; scores of its pairs come from one forward-mode pass along s = H^-1 grad metric.
+A sample of `shared.influence` is here a whole batch; scores of its pairs come from one forward-mode
+pass along s = H^-1 grad metric.
 """
 
 from collections.abc import Iterable, Sequence
@@ -35,7 +39,8 @@ class Contrastive:
         towers: the model.
         pairs: what it is trained on, in fixed batches.
         delta: weight of the regulariser beside the sum of batch losses, as in the paper.
-        centre: theta_0 [p], what it pulls to; None is 0, with which a scale-free cosine has no minimum.
+        centre: theta_0 [p], what it pulls to; None is 0, with which a scale-free cosine has no
+            minimum.
         chunk: batches handled at once; None means all.
     """
 
@@ -45,12 +50,14 @@ class Contrastive:
     centre: Tensor | None = None
     chunk: int | None = None
 
-    # ---- the problem -------------------------------------------------------------------------------------------------
+    # ---- the problem -----------------------------------------------------------------------------
 
     def objective(self, batches: slice = slice(None)) -> Objective:
-        """L(w) with its products; its n is the number of batches. The Gauss-Newton matrix takes S for the outputs.
+        """L(w) with its products; its n is the number of batches. The Gauss-Newton matrix takes S
+        for the outputs.
 
-        Of some `batches`, which are in random order: an estimate of the whole at their share of its cost.
+        Of some `batches`, which are in random order: an estimate of the whole at their share of its
+        cost.
         """
 
         def outputs(w: Tensor, data: Data) -> Tensor:
@@ -64,15 +71,24 @@ class Contrastive:
 
     def without(self, removed: Iterable[int]) -> "Contrastive":
         """The same problem without some pairs: the partition, m and theta_0 stay."""
-        return Contrastive(self.towers, self.pairs.without(removed), self.delta, self.centre, self.chunk)
+        return Contrastive(
+            self.towers, self.pairs.without(removed), self.delta, self.centre, self.chunk
+        )
 
     def mean_loss(self, w: Tensor) -> Tensor:
-        """The mean over pairs of the contrastive loss, without the regulariser: what a validation set is for."""
-        totals = [batch_losses(self.towers.logits(w, piece[:-1]), piece[-1]).sum() for piece in chunks(self.pairs.data, self.chunk)]
+        """The mean over pairs of the contrastive loss, without the regulariser: what a validation
+        set is for.
+        """
+        totals = [
+            batch_losses(self.towers.logits(w, piece[:-1]), piece[-1]).sum()
+            for piece in chunks(self.pairs.data, self.chunk)
+        ]
         return torch.stack(totals).sum() / self.pairs.present.sum()
 
     def mean_gradient(self, w: Tensor) -> Tensor:
-        """grad mean_loss at w, [p]: with one chunk's graph at a time, where autodiff of `mean_loss` keeps all of them."""
+        """grad mean_loss at w, [p]: with one chunk's graph at a time, where autodiff of `mean_loss`
+        keeps all of them.
+        """
         note("gradients")
         total = torch.zeros_like(w)
         for piece in chunks(self.pairs.data, self.chunk):
@@ -83,9 +99,11 @@ class Contrastive:
             total = total + grad(loss)(w)
         return total / self.pairs.present.sum()
 
-    # ---- one removal -------------------------------------------------------------------------------------------------
+    # ---- one removal -----------------------------------------------------------------------------
 
-    def removal_gradient(self, w: Tensor, removed: Iterable[int], mode: Mode = "exact", parts: Parts = "both") -> Tensor:
+    def removal_gradient(
+        self, w: Tensor, removed: Iterable[int], mode: Mode = "exact", parts: Parts = "both"
+    ) -> Tensor:
         """grad G_D at w, [p]: what deleting the pairs takes from the objective's gradient."""
         gone = self.pairs.mask(removed)
         touched = gone.any(-1)
@@ -95,23 +113,43 @@ class Contrastive:
         for piece in chunks(data, self.chunk) if touched.any() else ():
 
             def taken(at: Tensor, piece: Data = piece) -> Tensor:
-                return group_losses(self.towers.logits(at, piece[:-2]), piece[-2], piece[-1], mode, parts).sum()
+                return group_losses(
+                    self.towers.logits(at, piece[:-2]), piece[-2], piece[-1], mode, parts
+                ).sum()
 
             total = total + grad(taken)(w)
         return total / self.pairs.batches
 
     def removal_effect(
-        self, w: Tensor, groups: Sequence[Iterable[int]], solve: Solve, mode: Mode = "exact", parts: Parts = "both"
+        self,
+        w: Tensor,
+        groups: Sequence[Iterable[int]],
+        solve: Solve,
+        mode: Mode = "exact",
+        parts: Parts = "both",
     ) -> Tensor:
-        """Predicted change of the parameters without each of the groups of pairs: columns of [p, groups]."""
+        """Predicted change of the parameters without each of the groups of pairs: columns of [p,
+        groups].
+        """
         if not groups:
             raise UserError("nothing to remove: give at least one group of pairs")
-        return solve(torch.stack([self.removal_gradient(w, group, mode, parts) for group in groups], 1))[0]
+        return solve(
+            torch.stack([self.removal_gradient(w, group, mode, parts) for group in groups], 1)
+        )[0]
 
-    # ---- every pair --------------------------------------------------------------------------------------------------
+    # ---- every pair ------------------------------------------------------------------------------
 
-    def scores_along(self, w: Tensor, s: Tensor, mode: Mode = "exact", parts: Parts = "both", batches: slice = slice(None)) -> Tensor:
-        """s . grad G_n of every place of the batches, [b, B], or for several s [p, q], [b, B, q]: one forward-mode pass each."""
+    def scores_along(
+        self,
+        w: Tensor,
+        s: Tensor,
+        mode: Mode = "exact",
+        parts: Parts = "both",
+        batches: slice = slice(None),
+    ) -> Tensor:
+        """s . grad G_n of every place of the batches, [b, B], or for several s [p, q], [b, B, q]:
+        one forward-mode pass each.
+        """
         data = tuple(part[batches] for part in self.pairs.data)
 
         def taken(at: Tensor, piece: Data) -> Tensor:
@@ -119,46 +157,71 @@ class Contrastive:
 
         return products.per_sample_dots(taken, w, data, s, self.chunk) / self.pairs.batches
 
-    def scores(self, w: Tensor, metric: Metric, solve: Solve, mode: Mode = "exact", parts: Parts = "both") -> Tensor:
-        """IS of every pair for a metric: its predicted change when the pair is removed, [n] or for q metrics [n, q].
+    def scores(
+        self, w: Tensor, metric: Metric, solve: Solve, mode: Mode = "exact", parts: Parts = "both"
+    ) -> Tensor:
+        """IS of every pair for a metric: its predicted change when the pair is removed, [n] or for
+        q metrics [n, q].
 
-        One solve and one forward-mode pass per metric. For a metric that is a loss, the most negative pairs are the most harmful.
+        One solve and one forward-mode pass per metric. For a metric that is a loss, the most
+        negative pairs are the most harmful.
         """
-        return self.pairs.by_pair(self.scores_along(w, solve(metric_gradient(metric, w))[0], mode, parts))
+        return self.pairs.by_pair(
+            self.scores_along(w, solve(metric_gradient(metric, w))[0], mode, parts)
+        )
 
-    def place_gradients(self, w: Tensor, mode: Mode = "exact", parts: Parts = "both", batches: slice = slice(None)) -> Tensor:
+    def place_gradients(
+        self, w: Tensor, mode: Mode = "exact", parts: Parts = "both", batches: slice = slice(None)
+    ) -> Tensor:
         """grad G_n of every place of the batches, [b, B, p]: B backward passes a batch."""
 
         def one(batch: Data) -> Tensor:
-            return jacrev(lambda at: removal_losses(self.towers.logits(at, batch[:-1]), batch[-1], mode, parts))(w)
+            return jacrev(
+                lambda at: removal_losses(
+                    self.towers.logits(at, batch[:-1]), batch[-1], mode, parts
+                )
+            )(w)
 
         note("per_sample_gradients")
         data = tuple(part[batches] for part in self.pairs.data)
-        return torch.stack([one(tuple(part[b] for part in data)) for b in range(len(data[0]))]) / self.pairs.batches
+        return (
+            torch.stack([one(tuple(part[b] for part in data)) for b in range(len(data[0]))])
+            / self.pairs.batches
+        )
 
     def pair_gradients(self, w: Tensor, mode: Mode = "exact", parts: Parts = "both") -> Tensor:
         """grad G_n of every pair, [n, p]."""
         return self.pairs.by_pair(self.place_gradients(w, mode, parts))
 
-    def self_influence(self, w: Tensor, solve: Solve, mode: Mode = "exact", parts: Parts = "both") -> Tensor:
-        """grad G_n . H^-1 grad G_n of every pair, [n]: how much what the pair is responsible for would rise without it.
+    def self_influence(
+        self, w: Tensor, solve: Solve, mode: Mode = "exact", parts: Parts = "both"
+    ) -> Tensor:
+        """grad G_n . H^-1 grad G_n of every pair, [n]: how much what the pair is responsible for
+        would rise without it.
 
         A right-hand side per pair: for solvers that factor once, or in a projection.
         """
         gradients = self.pair_gradients(w, mode, parts)
         return (gradients * solve(gradients.T)[0].T).sum(1)
 
-    def relative_scores(self, w: Tensor, metric: Metric, solve: Solve, mode: Mode = "exact") -> "Relative":
-        """The influence of every pair at a bounded change of the parameters, for tracing one query back.
+    def relative_scores(
+        self, w: Tensor, metric: Metric, solve: Solve, mode: Mode = "exact"
+    ) -> "Relative":
+        """The influence of every pair at a bounded change of the parameters, for tracing one query
+        back.
 
-        IS is led by pairs that move the parameters much, whatever the query. With a = H^-1 grad Pos and b = H^-1 grad Neg of a pair and
-        g = grad metric, the largest first-order change of the metric that any combination of the two of length 1 can make is the length of
-        the projection of g on their span. Where a and b are parallel, or one is 0, the span has one dimension, and none where both are 0.
-        (The paper's proposition 5.3 was not at hand; this solves the problem that it states.)
+        IS is led by pairs that move the parameters much, whatever the query. With a = H^-1 grad Pos
+        and b = H^-1 grad Neg of a pair and g = grad metric, the largest first-order change of the
+        metric that any combination of the two of length 1 can make is the length of the projection
+        of g on their span. Where a and b are parallel, or one is 0, the span has one dimension, and
+        none where both are 0. (The paper's proposition 5.3 was not at hand; this solves the problem
+        that it states.)
         """
         g = metric_gradient(metric, w)
         if g.dim() != 1:
-            raise UserError("relative influence is of one query at a time; give a metric that is a number")
+            raise UserError(
+                "relative influence is of one query at a time; give a metric that is a number"
+            )
         a = solve(self.pair_gradients(w, mode, "positive").T)[0].T
         b = solve(self.pair_gradients(w, mode, "negative").T)[0].T
         return relative(a, b, g)
@@ -168,7 +231,8 @@ class Relative(NamedTuple):
     """Relative influence of every pair, [n] each.
 
     Attributes:
-        span: length of the projection of the metric's gradient on the span of the pair's two effects: not negative, for tracing back.
+        span: length of the projection of the metric's gradient on the span of the pair's two
+            effects: not negative, for tracing back.
         signed: IS over the length of the removal effect: its sign is that of IS.
     """
 
@@ -177,7 +241,9 @@ class Relative(NamedTuple):
 
 
 def relative(a: Tensor, b: Tensor, g: Tensor, tolerance: float = 1e-9) -> Relative:
-    """Relative influence of effects a and b [n, p] on a gradient g [p]; `tolerance` is the sine below which a and b count as parallel."""
+    """Relative influence of effects a and b [n, p] on a gradient g [p]; `tolerance` is the sine
+    below which a and b count as parallel.
+    """
     floor = torch.finfo(a.dtype).tiny
     along_a = _unit(a, floor)
     b_left = b - (b * along_a).sum(1, keepdim=True) * along_a

@@ -1,4 +1,6 @@
-"""Image-text pairs in fixed batches. The partition is part of what a score means: a pair's negatives are those of its own batch."""
+"""Image-text pairs in fixed batches. The partition is part of what a score means: a pair's
+negatives are those of its own batch.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,17 +30,26 @@ class Pairs:
 
     @classmethod
     def of(cls, inputs: Sequence[Tensor], batch: int, seed: int | None = 0) -> "Pairs":
-        """Put pairs into batches, in a random order that only `seed` and n decide, or in their own (None). The last batch may be short."""
+        """Put pairs into batches, in a random order that only `seed` and n decide, or in their own
+        (None). The last batch may be short.
+        """
         sizes = {len(part) for part in inputs}
         if len(sizes) != 1:
-            raise UserError(f"texts and images do not pair up: there are {' and '.join(map(str, sorted(sizes)))} of them")
+            raise UserError(
+                "texts and images do not pair up: there are"
+                f" {' and '.join(map(str, sorted(sizes)))} of them"
+            )
         n = sizes.pop()
         if n == 0:
             raise UserError("there are no pairs")
         if batch < 1:
             raise UserError(f"a batch holds at least 1 pair, not {batch}")
         places = -(-n // batch) * batch
-        shuffled = np.arange(n) if seed is None else np.random.default_rng(step_seed(seed, "batches", n)).permutation(n)
+        shuffled = (
+            np.arange(n)
+            if seed is None
+            else np.random.default_rng(step_seed(seed, "batches", n)).permutation(n)
+        )
         filled = torch.from_numpy(np.resize(shuffled, places)).to(inputs[0].device)
         order = torch.empty(n, dtype=torch.long, device=filled.device)
         order[filled[:n]] = torch.arange(n, device=filled.device)
@@ -59,8 +70,12 @@ class Pairs:
         return (*self.inputs, self.present)
 
     def mask(self, removed: Iterable[int]) -> Tensor:
-        """[m, B] of bool: the places of these pairs. UserError for a pair that is not there or is named twice."""
-        ids = torch.tensor(check_removed(removed, self.n), dtype=torch.long, device=self.order.device)
+        """[m, B] of bool: the places of these pairs. UserError for a pair that is not there or is
+        named twice.
+        """
+        ids = torch.tensor(
+            check_removed(removed, self.n), dtype=torch.long, device=self.order.device
+        )
         found = torch.zeros_like(self.present)
         found.view(-1)[self.order[ids]] = True
         return found
@@ -74,7 +89,9 @@ class Pairs:
         return values.flatten(0, 1)[self.order]
 
     def repeated_share(self, captions: Sequence[str]) -> float:
-        """The share of pairs whose caption another pair of their batch has too: false negatives of the loss."""
+        """The share of pairs whose caption another pair of their batch has too: false negatives of
+        the loss.
+        """
         batch_of = (self.order // self.present.shape[1]).tolist()
         seen: dict[tuple[int, str], int] = {}
         for key in zip(batch_of, captions, strict=True):

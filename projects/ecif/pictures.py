@@ -1,6 +1,8 @@
-"""Picture sets with class names, as a CLIP is fine-tuned on them: every picture is captioned with its class's name in a prompt.
+"""Picture sets with class names, as a CLIP is fine-tuned on them: every picture is captioned with
+its class's name in a prompt.
 
-Nothing is downloaded: sets of torchvision are read from a folder of the user's, others from the catalogue's cache.
+Nothing is downloaded: sets of torchvision are read from a folder of the user's, others from the
+catalogue's cache.
 """
 
 from collections.abc import Sequence
@@ -22,15 +24,19 @@ from shared.errors import UserError
 from shared.seeding import step_seed
 
 Source = Literal[
-    "fgvc-aircraft", "food101", "flowers102", "cifar100", "cifar10", "dtd", "imagenette", "mnist", "fashion-mnist", "emoji", "quickdraw",
+    "fgvc-aircraft", "food101", "flowers102", "cifar100", "cifar10", "dtd", "imagenette", "mnist",
+    "fashion-mnist", "emoji", "quickdraw",
     "synthetic",
 ]  # fmt: skip
-QUICKDRAW_CLASSES = 20  # of Quick, Draw! for fine-tuning; the others are what a small CLIP may be trained on before
+# of Quick, Draw! for fine-tuning; the others are what a small CLIP may be trained on before
+QUICKDRAW_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A set of torchvision: its class there, the folder that it makes in its root, the arguments of its training parts and test part."""
+    """A set of torchvision: its class there, the folder that it makes in its root, the arguments of
+    its training parts and test part.
+    """
 
     kind: str
     below: str
@@ -75,7 +81,8 @@ class Pictures:
     test: Part
 
 
-Items = Sequence[tuple[Image.Image, int]]  # as torchvision's sets are: picture and class, decoded when asked for
+# as torchvision's sets are: picture and class, decoded when asked for
+Items = Sequence[tuple[Image.Image, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +99,20 @@ class _Arrays:
         return Image.fromarray(self.images[row]), int(self.labels[row])
 
 
-def load(source: Source, folder: str | None, train: int | None, validation: int, test: int | None, size: int, seed: int) -> Pictures:
-    """A set at `size` pixels, its training and validation pictures drawn by the seed; None takes all that are left.
+def load(
+    source: Source,
+    folder: str | None,
+    train: int | None,
+    validation: int,
+    test: int | None,
+    size: int,
+    seed: int,
+) -> Pictures:
+    """A set at `size` pixels, its training and validation pictures drawn by the seed; None takes
+    all that are left.
 
-    Test pictures are of the set's own test part where it has one. cifar10 without a folder is the catalogue's.
+    Test pictures are of the set's own test part where it has one. cifar10 without a folder is the
+    catalogue's.
 
     Raises:
         UserError: it is not there, or is smaller than what is asked for.
@@ -105,20 +122,39 @@ def load(source: Source, folder: str | None, train: int | None, validation: int,
     order = draw.permutation(len(known))
     if held is None:  # no test part of its own
         if test is None:
-            raise UserError(f"{source} has no test part of its own: set `test` to a number of pictures")
+            raise UserError(
+                f"{source} has no test part of its own: set `test` to a number of pictures"
+            )
         held, tests, order = known, order[:test], order[test:]
     else:
         tests = draw.permutation(len(held))[:test]
     chosen = order[validation:][:train]
-    for name, rows, wanted in (("validation", order[:validation], validation), ("training", chosen, train), ("test", tests, test)):
+    for name, rows, wanted in (
+        ("validation", order[:validation], validation),
+        ("training", chosen, train),
+        ("test", tests, test),
+    ):
         if len(rows) < (wanted or 1):
-            raise UserError(f"{source} has {len(rows)} {name} pictures beside the others; {wanted or 1} were asked for")
-    return Pictures(classes, *(_read(items, rows, size) for items, rows in ((known, chosen), (known, order[:validation]), (held, tests))))
+            raise UserError(
+                f"{source} has {len(rows)} {name} pictures beside the others; {wanted or 1} were"
+                " asked for"
+            )
+    return Pictures(
+        classes,
+        *(
+            _read(items, rows, size)
+            for items, rows in ((known, chosen), (known, order[:validation]), (held, tests))
+        ),
+    )
 
 
 def quickdraw_classes() -> tuple[list[str], list[str]]:
-    """Names of Quick, Draw!'s classes in a fixed random order: those for fine-tuning, and the rest."""
-    names = sorted(file.name.removesuffix(".ndjson.gz") for file in cached("quickdraw").glob("*.ndjson.gz"))
+    """Names of Quick, Draw!'s classes in a fixed random order: those for fine-tuning, and
+    the rest.
+    """
+    names = sorted(
+        file.name.removesuffix(".ndjson.gz") for file in cached("quickdraw").glob("*.ndjson.gz")
+    )
     order = np.random.default_rng(step_seed(0, "classes")).permutation(len(names))
     mixed = [names[i] for i in order]
     return mixed[:QUICKDRAW_CLASSES], mixed[QUICKDRAW_CLASSES:]
@@ -129,8 +165,12 @@ def sketches(classes: Sequence[str]) -> NDArray[np.uint8]:
     return (255 * loaders.quickdraw(classes)[0]).round().astype(np.uint8)
 
 
-def _items(source: Source, folder: str | None, size: int, seed: int) -> tuple[tuple[str, ...], Items, Items | None]:
-    """The classes' names, the pictures to draw training and validation ones from, and the test part where there is one."""
+def _items(
+    source: Source, folder: str | None, size: int, seed: int
+) -> tuple[tuple[str, ...], Items, Items | None]:
+    """The classes' names, the pictures to draw training and validation ones from, and the test part
+    where there is one.
+    """
     if source in TORCHVISION and not (source == "cifar10" and folder is None):
         return _torchvision(source, folder)
     if source in ("mnist", "fashion-mnist", "cifar10"):
@@ -140,7 +180,11 @@ def _items(source: Source, folder: str | None, size: int, seed: int) -> tuple[tu
             "cifar10": (loaders.cifar10, CIFAR10_CLASSES),
         }[source]
         found = read()
-        return tuple(names), _Arrays(found.train_images, found.train_labels), _Arrays(found.test_images, found.test_labels)
+        return (
+            tuple(names),
+            _Arrays(found.train_images, found.train_labels),
+            _Arrays(found.test_images, found.test_labels),
+        )
     if source == "emoji":  # a sub-category is the class
         images, table = emoji_on_white()
         kinds, labels = np.unique(table["subcategory"], return_inverse=True)
@@ -148,7 +192,14 @@ def _items(source: Source, folder: str | None, size: int, seed: int) -> tuple[tu
     if source == "quickdraw":
         names, _ = quickdraw_classes()
         drawn = sketches(names)
-        return tuple(names), _Arrays(drawn.reshape(-1, *drawn.shape[2:]), np.repeat(np.arange(len(names)), drawn.shape[1])), None
+        return (
+            tuple(names),
+            _Arrays(
+                drawn.reshape(-1, *drawn.shape[2:]),
+                np.repeat(np.arange(len(names)), drawn.shape[1]),
+            ),
+            None,
+        )
     return _synthetic(size, seed)
 
 
@@ -156,8 +207,9 @@ def _torchvision(source: Source, folder: str | None) -> tuple[tuple[str, ...], I
     layout = TORCHVISION[source]
     if folder is None or not (Path(folder) / layout.below).is_dir():
         raise UserError(
-            f"there is no {Path(folder or '.') / layout.below}: set `folder` to one that holds {layout.below}/ as torchvision's "
-            f"{layout.kind} lays it out ({layout.kind}(folder, download=True) makes it)"
+            f"there is no {Path(folder or '.') / layout.below}: set `folder` to one that holds"
+            f" {layout.below}/ as torchvision's {layout.kind} lays it out ({layout.kind}(folder,"
+            " download=True) makes it)"
         )
     from torch.utils.data import ConcatDataset
     from torchvision import datasets
@@ -166,13 +218,21 @@ def _torchvision(source: Source, folder: str | None) -> tuple[tuple[str, ...], I
         train = [getattr(datasets, layout.kind)(folder, **part) for part in layout.train]
         test = getattr(datasets, layout.kind)(folder, **layout.test)
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{Path(folder) / layout.below} is not as torchvision's {layout.kind} lays it out: {error}") from None
-    names = [one if isinstance(one, str) else one[0] for one in train[0].classes]  # Imagenette's are lists of synonyms
+        raise UserError(
+            f"{Path(folder) / layout.below} is not as torchvision's {layout.kind} lays it out:"
+            f" {error}"
+        ) from None
+    # Imagenette's are lists of synonyms
+    names = [one if isinstance(one, str) else one[0] for one in train[0].classes]
     return tuple(name.replace("_", " ") for name in names), ConcatDataset(train), test
 
 
-def _synthetic(size: int, seed: int, n: int = 4096, classes: int = 8) -> tuple[tuple[str, ...], Items, None]:
-    """For wiring, time and memory: a random pattern of 4 x 4 squares a class, under noise. Drawn when asked for."""
+def _synthetic(
+    size: int, seed: int, n: int = 4096, classes: int = 8
+) -> tuple[tuple[str, ...], Items, None]:
+    """For wiring, time and memory: a random pattern of 4 x 4 squares a class, under noise. Drawn
+    when asked for.
+    """
     draw = np.random.default_rng(step_seed(seed, "synthetic"))
     patterns = draw.integers(0, 256, (classes, 4, 4, 3))
     labels = draw.integers(0, classes, n)
@@ -182,9 +242,13 @@ def _synthetic(size: int, seed: int, n: int = 4096, classes: int = 8) -> tuple[t
             return n
 
         def __getitem__(self, row: int) -> tuple[Image.Image, int]:
-            noise = np.random.default_rng(step_seed(seed, "noise", row)).integers(-60, 61, (4, 4, 3))
+            noise = np.random.default_rng(step_seed(seed, "noise", row)).integers(
+                -60, 61, (4, 4, 3)
+            )
             small = np.clip(patterns[labels[row]] + noise, 0, 255).astype(np.uint8)
-            return Image.fromarray(small).resize((size, size), Image.Resampling.NEAREST), int(labels[row])
+            return Image.fromarray(small).resize((size, size), Image.Resampling.NEAREST), int(
+                labels[row]
+            )
 
     return tuple(f"pattern {'abcdefgh'[one]}" for one in range(classes)), Drawn(), None
 
@@ -199,10 +263,14 @@ def _read(items: Items, rows: NDArray[np.int64], size: int) -> Part:
 
 
 def _square(image: Image.Image, size: int) -> Tensor:
-    """As CLIP's own preparation: the shorter edge to `size` (bicubic), then the middle; uint8 [3, size, size]."""
+    """As CLIP's own preparation: the shorter edge to `size` (bicubic), then the middle; uint8 [3,
+    size, size].
+    """
     image = image.convert("RGB")
     if image.size != (size, size):
         width, height = (size * edge // min(image.size) for edge in image.size)
         left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        image = image.resize((width, height), Image.Resampling.BICUBIC).crop(
+            (left, top, left + size, top + size)
+        )
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)

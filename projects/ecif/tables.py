@@ -15,8 +15,17 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(found.value, found.value, found.value) if np.isnan(found.low) else found
 
 
-def paired(frame: pd.DataFrame, column: str, first: str, second: str, by: Sequence[str] = ("seed",), label: str = "method") -> Mean:
-    """The mean over seeds of first - second in a column; other rows of a seed (draws, pairs) are averaged first."""
+def paired(
+    frame: pd.DataFrame,
+    column: str,
+    first: str,
+    second: str,
+    by: Sequence[str] = ("seed",),
+    label: str = "method",
+) -> Mean:
+    """The mean over seeds of first - second in a column; other rows of a seed (draws, pairs) are
+    averaged first.
+    """
     means = frame.groupby([*by, label])[column].mean().unstack(label)
     return mean((means[first] - means[second]).dropna())
 
@@ -25,17 +34,24 @@ def spread(value: Mean, percent: bool = True, digits: int = 1) -> str:
     """'22.1 ± 0.8': a mean and half the width of its interval, where it has one."""
     scale = 100 if percent else 1
     shown = f"{scale * value.value:.{digits}f}"
-    return shown if value.low == value.high else f"{shown} ± {scale * (value.high - value.low) / 2:.{digits}f}"
+    return (
+        shown
+        if value.low == value.high
+        else f"{shown} ± {scale * (value.high - value.low) / 2:.{digits}f}"
+    )
 
 
 INTERVAL = (
-    "± is half of a 95 % interval (Student's t) over seeds, which draw the split, the heads, the batches and what is removed at random."
+    "± is half of a 95 % interval (Student's t) over seeds, which draw the split, the heads, the"
+    " batches and what is removed at random."
 )
 
 
 def removal(removal: pd.DataFrame) -> Table:
     lines = []
-    for (dataset, kind, share), rows in removal[removal["kind"] != "none"].groupby(["dataset", "kind", "share"], sort=False):
+    for (dataset, kind, share), rows in removal[removal["kind"] != "none"].groupby(
+        ["dataset", "kind", "share"], sort=False
+    ):
         if share > 0.1:
             continue
         full = removal[(removal["dataset"] == dataset) & (removal["kind"] == "none")]
@@ -50,18 +66,32 @@ def removal(removal: pd.DataFrame) -> Table:
                 "ecif": spread(mean(by["ECIF"].groupby("seed")["test_accuracy"].mean())),
                 "gap": spread(paired(rows, "test_accuracy", "ECIF", "retrain")),
                 **{
-                    key: spread(mean(by[method].groupby("seed")["parameter_error"].mean()), percent=False, digits=2)
-                    for key, method in (("error", "ECIF"), ("paper_error", "ECIF, paper"), ("positive_error", "positive only"))
+                    key: spread(
+                        mean(by[method].groupby("seed")["parameter_error"].mean()),
+                        percent=False,
+                        digits=2,
+                    )
+                    for key, method in (
+                        ("error", "ECIF"),
+                        ("paper_error", "ECIF, paper"),
+                        ("positive_error", "positive only"),
+                    )
                 },
                 "seeds": int(rows["seed"].nunique()),
             }
         )
     worst = removal["gradient_norm"].max()
-    repeated = ", ".join(f"{name} {share:.0%}" for name, share in removal.groupby("dataset", sort=False)["repeated_share"].mean().items())
+    repeated = ", ".join(
+        f"{name} {share:.0%}"
+        for name, share in removal.groupby("dataset", sort=False)["repeated_share"].mean().items()
+    )
     return Table(
         title="ECIF's edit against retraining",
-        caption="Test accuracy in percent without pairs removed at random, the most valuable or the most harmful first, and the error of "
-        "the predicted change of the parameters over the true one.",
+        caption=(
+            "Test accuracy in percent without pairs removed at random, the most valuable or the"
+            " most harmful first, and the error of the predicted change of the parameters over the"
+            " true one."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "dataset": "data",
@@ -80,14 +110,25 @@ def removal(removal: pd.DataFrame) -> Table:
         notes=[
             INTERVAL,
             f"Every fit and retraining ended at a gradient of norm {worst:.1e} or less.",
-            f"Pairs whose caption another of their batch has, too: {repeated}. The loss takes those for negatives, as CLIP does.",
-            "Emoji: the picture's own caption among a batch of 32 (chance 3 %). Others: the class among ten captions. Times: table cost.",
+            (
+                f"Pairs whose caption another of their batch has, too: {repeated}. The loss takes"
+                " those for negatives, as CLIP does."
+            ),
+            (
+                "Emoji: the picture's own caption among a batch of 32 (chance 3 %). Others: the"
+                " class among ten captions. Times: table cost."
+            ),
         ],
     )
 
 
 def _cell(frame: pd.DataFrame) -> pd.Series:
-    return frame["dataset"] + ", " + (100 * frame["shuffled_share"]).round().astype(int).astype(str) + " % exchanged"
+    return (
+        frame["dataset"]
+        + ", "
+        + (100 * frame["shuffled_share"]).round().astype(int).astype(str)
+        + " % exchanged"
+    )
 
 
 def harmful(misalignment: pd.DataFrame) -> Table:
@@ -99,22 +140,34 @@ def harmful(misalignment: pd.DataFrame) -> Table:
         line = {"method": method}
         for number, cell in enumerate(cells):
             rows = shown[shown["cell"] == cell]
-            line[f"cell_{number}"] = spread(mean(rows.loc[rows["method"] == method, "test_accuracy"]))
-            line[f"gain_{number}"] = "–" if method == "no removal" else spread(paired(rows, "test_accuracy", method, "no removal"))
+            line[f"cell_{number}"] = spread(
+                mean(rows.loc[rows["method"] == method, "test_accuracy"])
+            )
+            line[f"gain_{number}"] = (
+                "–"
+                if method == "no removal"
+                else spread(paired(rows, "test_accuracy", method, "no removal"))
+            )
         lines.append(line)
     columns: dict[str, Column | str] = {"method": "removed by"}
     for number, cell in enumerate(cells):
         columns |= {f"cell_{number}": cell, f"gain_{number}": "gain"}
     return Table(
         title="The most harmful tenth removed",
-        caption="Captions of a share of the pairs are exchanged; the model is trained again without the tenth that a method ranks most "
-        "harmful. Test accuracy in percent, and what it gains over no removal.",
+        caption=(
+            "Captions of a share of the pairs are exchanged; the model is trained again without the"
+            " tenth that a method ranks most harmful. Test accuracy in percent, and what it gains"
+            " over no removal."
+        ),
         frame=pd.DataFrame(lines),
         columns=columns,
         paper=paper_numbers("ecif", "harmful"),
         notes=[
             INTERVAL,
-            "Known exchanged: a tenth is removed of which all captions are known to be exchanged; the best that could be done.",
+            (
+                "Known exchanged: a tenth is removed of which all captions are known to be"
+                " exchanged; the best that could be done."
+            ),
         ],
     )
 
@@ -124,8 +177,14 @@ def clip_removal(clip: pd.DataFrame) -> Table:
     full = clip[(clip["part"] == "fit") & (clip["shuffled_share"] == 0)]
     lines = []
     for (kind, share), rows in part.groupby(["kind", "share"], sort=False):
-        means = {method: mean(own.groupby("seed")["test_accuracy"].mean()) for method, own in rows.groupby("method")}
-        seconds = {method: own.sort_values("seed")["work_seconds"] for method, own in rows.groupby("method")}
+        means = {
+            method: mean(own.groupby("seed")["test_accuracy"].mean())
+            for method, own in rows.groupby("method")
+        }
+        seconds = {
+            method: own.sort_values("seed")["work_seconds"]
+            for method, own in rows.groupby("method")
+        }
         over = ratio(seconds["retrain"].to_numpy(), seconds["ECIF"].to_numpy())
         lines.append(
             {
@@ -134,7 +193,11 @@ def clip_removal(clip: pd.DataFrame) -> Table:
                 "retrain": spread(means["retrain"]),
                 **{
                     key: spread(means[method])
-                    for key, method in (("ecif", "ECIF"), ("linear", "ECIF, paper"), ("positive", "positive only"))
+                    for key, method in (
+                        ("ecif", "ECIF"),
+                        ("linear", "ECIF, paper"),
+                        ("positive", "positive only"),
+                    )
                 },
                 "gap": spread(paired(rows, "test_accuracy", "ECIF", "retrain")),
                 "retrain_seconds": seconds["retrain"].median(),
@@ -148,8 +211,11 @@ def clip_removal(clip: pd.DataFrame) -> Table:
     edits = part[part["residual_ratio"].notna()]
     return Table(
         title="A CLIP with LoRA: ECIF's edit against retraining",
-        caption=f"{_clip(clip)}. Test accuracy in percent without pairs removed at random, the most valuable or the most harmful first; "
-        f"{spread(mean(before['test_accuracy']))} before fine-tuning, {spread(mean(after['test_accuracy']))} after.",
+        caption=(
+            f"{_clip(clip)}. Test accuracy in percent without pairs removed at random, the most"
+            f" valuable or the most harmful first; {spread(mean(before['test_accuracy']))} before"
+            f" fine-tuning, {spread(mean(after['test_accuracy']))} after."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "kind": "removed",
@@ -168,12 +234,22 @@ def clip_removal(clip: pd.DataFrame) -> Table:
         paper=paper_numbers("ecif", "removal"),
         notes=[
             INTERVAL,
-            f"Fine-tuning ends at no minimum: the gradient's norm is {after['gradient_norm'].mean():.3g}, before it "
-            f"{before['gradient_norm'].mean():.3g}. So ECIF takes the Gauss-Newton matrix, damped, by conjugate gradients that stop early: "
-            f"relative residual {edits['residual_ratio'].median():.2g} (median), {edits['products'].max():.0f} products an edit.",
-            f"Pairs whose caption another of their batch has, too: {full['repeated_share'].mean():.0%}.",
-            "Times: medians over seeds; an edit's has that of finding the damping in it. Error and cosine: of the predicted change of the "
-            "parameters.",
+            (
+                "Fine-tuning ends at no minimum: the gradient's norm is"
+                f" {after['gradient_norm'].mean():.3g}, before it"
+                f" {before['gradient_norm'].mean():.3g}. So ECIF takes the Gauss-Newton matrix,"
+                " damped, by conjugate gradients that stop early: relative residual"
+                f" {edits['residual_ratio'].median():.2g} (median), {edits['products'].max():.0f}"
+                " products an edit."
+            ),
+            (
+                "Pairs whose caption another of their batch has, too:"
+                f" {full['repeated_share'].mean():.0%}."
+            ),
+            (
+                "Times: medians over seeds; an edit's has that of finding the damping in it. Error"
+                " and cosine: of the predicted change of the parameters."
+            ),
         ],
     )
 
@@ -187,37 +263,64 @@ def clip_harmful(clip: pd.DataFrame) -> Table:
         for number, (_, rows) in enumerate(part.groupby("shuffled_share")):
             own = rows[rows["method"] == method]
             line[f"cell_{number}"] = spread(mean(own["test_accuracy"]))
-            line[f"gain_{number}"] = "–" if method == "no removal" else spread(paired(rows, "test_accuracy", method, "no removal"))
+            line[f"gain_{number}"] = (
+                "–"
+                if method == "no removal"
+                else spread(paired(rows, "test_accuracy", method, "no removal"))
+            )
             if exchanged and len(found := own["detection_auc"].dropna()):
                 line["auc"] = spread(mean(found), percent=False, digits=2)
-        lines.append({**line, "score_seconds": part.loc[part["method"] == method, "work_seconds"].median()})
+        lines.append(
+            {**line, "score_seconds": part.loc[part["method"] == method, "work_seconds"].median()}
+        )
     columns: dict[str, Column | str] = {"method": "removed by"}
     for number, share in enumerate(sorted(part["shuffled_share"].unique())):
-        columns |= {f"cell_{number}": f"{share:.0%} exchanged" if share else "clean captions", f"gain_{number}": "gain"}
+        columns |= {
+            f"cell_{number}": f"{share:.0%} exchanged" if share else "clean captions",
+            f"gain_{number}": "gain",
+        }
     return Table(
         title="A CLIP with LoRA: the most harmful tenth removed",
-        caption=f"{_clip(clip)}. Fine-tuned again without the tenth that a method ranks most harmful: test accuracy in percent, and "
-        "what it gains over no removal.",
+        caption=(
+            f"{_clip(clip)}. Fine-tuned again without the tenth that a method ranks most harmful:"
+            " test accuracy in percent, and what it gains over no removal."
+        ),
         frame=pd.DataFrame(lines),
-        columns={**columns, **({"auc": "AUROC of exchanged captions"} if exchanged else {}), "score_seconds": "time to score"},
+        columns={
+            **columns,
+            **({"auc": "AUROC of exchanged captions"} if exchanged else {}),
+            "score_seconds": "time to score",
+        },
         paper=paper_numbers("ecif", "harmful"),
-        notes=[INTERVAL, "IF-EKFAC, TRAK and TracIn take the pair's own loss; TracIn's checkpoints are the ends of the epochs."],
+        notes=[
+            INTERVAL,
+            (
+                "IF-EKFAC, TRAK and TracIn take the pair's own loss; TracIn's checkpoints are the"
+                " ends of the epochs."
+            ),
+        ],
     )
 
 
 def _clip(clip: pd.DataFrame) -> str:
     """What was fine-tuned on what; random weights tell time and memory and nothing else."""
     first = clip.iloc[0]
-    told = f"{first['model']} ({first['weights']}{' weights: time and memory only' if first['weights'] == 'random' else ''})"
+    random_weights = " weights: time and memory only" if first["weights"] == "random" else ""
+    told = f"{first['model']} ({first['weights']}{random_weights})"
     peaks = clip.loc[clip["part"] == "memory", "peak_bytes"] if "peak_bytes" in clip else []
     memory = f", {human_bytes(peaks.max())} at the peak" if len(peaks) else ""
-    return f"{told} on {first['pairs']} pairs of {first['dataset']}, {first['classes']} classes, {first['parameters']} parameters{memory}"
+    return (
+        f"{told} on {first['pairs']} pairs of {first['dataset']}, {first['classes']} classes,"
+        f" {first['parameters']} parameters{memory}"
+    )
 
 
 def misalignment(misalignment: pd.DataFrame) -> Table:
     found = misalignment[misalignment["detection_auc"].notna()]
     lines = []
-    for (dataset, share, method), rows in found.groupby(["dataset", "shuffled_share", "method"], sort=False):
+    for (dataset, share, method), rows in found.groupby(
+        ["dataset", "shuffled_share", "method"], sort=False
+    ):
         lines.append(
             {
                 "dataset": dataset,
@@ -231,7 +334,9 @@ def misalignment(misalignment: pd.DataFrame) -> Table:
             }
         )
     full = misalignment[misalignment["method"] == "no removal"]
-    cosines = full.assign(cell=_cell(full)).groupby("cell", sort=False)["clean_gradient_cosine"].mean()
+    cosines = (
+        full.assign(cell=_cell(full)).groupby("cell", sort=False)["clean_gradient_cosine"].mean()
+    )
     agreement = "; ".join(f"{cell} {value:.2f}" for cell, value in cosines.items())
     return Table(
         title="Exchanged captions found",
@@ -250,21 +355,36 @@ def misalignment(misalignment: pd.DataFrame) -> Table:
         paper=paper_numbers("ecif", "headline"),
         notes=[
             INTERVAL,
-            "A ranking by chance has the base rate for its precision and average precision, and an AUROC of 0.5.",
-            f"Cosine of two clean sets' gradients, which the scores are products with: {agreement}.",
+            (
+                "A ranking by chance has the base rate for its precision and average precision, and"
+                " an AUROC of 0.5."
+            ),
+            (
+                "Cosine of two clean sets' gradients, which the scores are products with:"
+                f" {agreement}."
+            ),
         ],
     )
 
 
 def ablation(ablation: pd.DataFrame) -> Table:
     errors = ablation[ablation["kind"] != "scores"]
-    scores = ablation[ablation["kind"] == "scores"].groupby(["delta_ratio", "curvature"])["score_correlation"].mean()
+    scores = (
+        ablation[ablation["kind"] == "scores"]
+        .groupby(["delta_ratio", "curvature"])["score_correlation"]
+        .mean()
+    )
     lines = []
     keys = ["delta_ratio", "curvature", "dimension", "variant", "kind", "removed_share"]
-    for (delta, curvature, dimension, variant, kind, share), rows in errors.groupby(keys, sort=False):
+    for (delta, curvature, dimension, variant, kind, share), rows in errors.groupby(
+        keys, sort=False
+    ):
         ranked = np.nan
         if kind == "pair":
-            agreements = [part["predicted_difference"].corr(part["true_difference"], "spearman") for _, part in rows.groupby("seed")]
+            agreements = [
+                part["predicted_difference"].corr(part["true_difference"], "spearman")
+                for _, part in rows.groupby("seed")
+            ]
             ranked = float(np.mean(agreements))
         lines.append(
             {
@@ -273,16 +393,25 @@ def ablation(ablation: pd.DataFrame) -> Table:
                 "dimension": dimension,
                 "variant": variant,
                 "removed": "one pair" if kind == "pair" else f"{share:.0%}",
-                "error": spread(mean(rows.groupby("seed")["parameter_error"].mean()), percent=False, digits=3),
-                "cosine": spread(mean(rows.groupby("seed")["parameter_cosine"].mean()), percent=False, digits=3),
+                "error": spread(
+                    mean(rows.groupby("seed")["parameter_error"].mean()), percent=False, digits=3
+                ),
+                "cosine": spread(
+                    mean(rows.groupby("seed")["parameter_cosine"].mean()), percent=False, digits=3
+                ),
                 "rank_correlation": ranked,
-                "score_correlation": scores[delta, curvature] if variant == "exact" and kind == "pair" else np.nan,
+                "score_correlation": (
+                    scores[delta, curvature] if variant == "exact" and kind == "pair" else np.nan
+                ),
             }
         )
     return Table(
         title="Parts, curvature and regulariser",
-        caption="The predicted change of the parameters against retraining: relative error and cosine; rank correlation of predicted and "
-        "true change of the validation loss over single pairs; and of all pairs' scores with those by the whole Hessian.",
+        caption=(
+            "The predicted change of the parameters against retraining: relative error and cosine;"
+            " rank correlation of predicted and true change of the validation loss over single"
+            " pairs; and of all pairs' scores with those by the whole Hessian."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "delta_ratio": Column("delta", "{:g}"),
@@ -295,7 +424,13 @@ def ablation(ablation: pd.DataFrame) -> Table:
             "rank_correlation": Column("rank correlation with truth", "{:.2f}"),
             "score_correlation": Column("scores with the Hessian's", "{:.3f}"),
         },
-        notes=[INTERVAL, f"Largest norm of a gradient at the end of a training: {ablation['gradient_norm'].max():.1e}."],
+        notes=[
+            INTERVAL,
+            (
+                "Largest norm of a gradient at the end of a training:"
+                f" {ablation['gradient_norm'].max():.1e}."
+            ),
+        ],
     )
 
 
@@ -311,23 +446,37 @@ def trace(trace: pd.DataFrame) -> Table:
     ]
     return Table(
         title="Mispredictions traced back",
-        caption="Share of the five highest training pairs, in percent, that are of the wrongly captioned picture's own sub-category, and "
-        "of the sub-category of the caption that it got.",
+        caption=(
+            "Share of the five highest training pairs, in percent, that are of the wrongly"
+            " captioned picture's own sub-category, and of the sub-category of the caption that it"
+            " got."
+        ),
         frame=pd.DataFrame(lines),
-        columns={"ranking": "ranked by", "same": "same sub-category", "got": "sub-category it got", "queries": "queries"},
+        columns={
+            "ranking": "ranked by",
+            "same": "same sub-category",
+            "got": "sub-category it got",
+            "queries": "queries",
+        },
         notes=[
-            "± is half of a 95 % interval (Student's t) over queries. There is no truth for a trace; cosine is of the pictures' embeddings."
+            "± is half of a 95 % interval (Student's t) over queries. There is no truth for a"
+            " trace; cosine is of the pictures' embeddings."
         ],
     )
 
 
 def costs(cost: pd.DataFrame) -> pd.DataFrame:
-    """Per task and method: median seconds, the time over ECIF's with its interval, and the passes over the data."""
+    """Per task and method: median seconds, the time over ECIF's with its interval, and the passes
+    over the data.
+    """
     timed, passes = cost[cost["kind"] == "time"], cost[cost["kind"] == "passes"]
     lines = []
     for (task, method), rows in timed.groupby(["task", "method"], sort=False):
         own = timed[(timed["task"] == task) & (timed["method"] == "ECIF")]
-        over = ratio(rows.sort_values("repeat")["work_seconds"].to_numpy(), own.sort_values("repeat")["work_seconds"].to_numpy())
+        over = ratio(
+            rows.sort_values("repeat")["work_seconds"].to_numpy(),
+            own.sort_values("repeat")["work_seconds"].to_numpy(),
+        )
         counted = passes[(passes["task"] == task) & (passes["method"] == method)].iloc[0]
         names = ("gradients", "curvature_products", "forward_mode", "per_sample_gradients")
         lines.append(
@@ -347,12 +496,16 @@ def costs(cost: pd.DataFrame) -> pd.DataFrame:
 
 def cost(cost: pd.DataFrame) -> Table:
     found = costs(cost)
-    found["interval"] = [f"{low:.2f} to {high:.2f}" for low, high in found[["low_ratio", "high_ratio"]].to_numpy()]
+    found["interval"] = [
+        f"{low:.2f} to {high:.2f}" for low, high in found[["low_ratio", "high_ratio"]].to_numpy()
+    ]
     first = cost.iloc[0]
     return Table(
         title="Time and passes",
-        caption=f"Scoring all {first['pairs']} pairs of {first['dataset']} for a validation loss, and one edit; {first['parameters']} "
-        "parameters.",
+        caption=(
+            f"Scoring all {first['pairs']} pairs of {first['dataset']} for a validation loss, and"
+            f" one edit; {first['parameters']} parameters."
+        ),
         frame=found,
         columns={
             "task": "task",
@@ -367,9 +520,14 @@ def cost(cost: pd.DataFrame) -> Table:
             "per_sample_gradients": "passes with each pair's gradient",
         },
         notes=[
-            "Medians over rounds in which every variant ran once in turn; process time of one thread. The interval holds the true median "
-            "with a probability of at least 95 %.",
+            (
+                "Medians over rounds in which every variant ran once in turn; process time of one"
+                " thread. The interval holds the true median with a probability of at least 95 %."
+            ),
             "Error: against the scores of the whole matrix, of the method's own kind.",
-            "Retraining's gradients are not counted: it shares no code with the estimators. TracIn's checkpoints are free here.",
+            (
+                "Retraining's gradients are not counted: it shares no code with the estimators."
+                " TracIn's checkpoints are free here."
+            ),
         ],
     )

@@ -1,4 +1,6 @@
-"""FlashDP: per-layer DP-SGD in one backward, without per-sample gradients in memory (arXiv 2507.01154)."""
+"""FlashDP: per-layer DP-SGD in one backward, without per-sample gradients in memory (arXiv
+2507.01154).
+"""
 
 from projects.flashdp.accounting import PrivacyReport, noise_multiplier
 from projects.flashdp.losses import per_sample_loss

@@ -1,19 +1,22 @@
 """How a layer's sum of clipped per-sample weight gradients is formed: one function a backend.
 
-A weight of shape [l, r] meets a batch of B samples with T positions as two factors, `left` [B, T, l] and `right` [B, T, r]; sample i's
-gradient is leftᵢᵀ rightᵢ. (For `nn.Linear`, left is the gradient of the output and right the input; for transformers' `Conv1D`, which
-stores its weight transposed, the other way round.) Each backend adds Σᵢ cᵢ leftᵢᵀ rightᵢ to `out` and asks `factors` for c.
+A weight of shape [l, r] meets a batch of B samples with T positions as two factors, `left` [B, T,
+l] and `right` [B, T, r]; sample i's gradient is leftᵢᵀ rightᵢ. (For `nn.Linear`, left is the
+gradient of the output and right the input; for transformers' `Conv1D`, which stores its weight
+transposed, the other way round.) Each backend adds Σᵢ cᵢ leftᵢᵀ rightᵢ to `out` and asks `factors`
+for c.
 
     backend     products of 2·B·T·l·r   besides                      scratch
     loop                  1             4 passes over B·l·r          l·r
     ghost                 1             2·B·T²·(l + r)               2·B·T² + B·T·l
     recompute             2             -                            a tile of it
-    explicit              1             5 passes over B·l·r          B·l·r (the oracle, and what others do)
-    triton_2k             1             2 passes over B·l·r          a few l·r (kernels.py, CUDA only)
-    triton_persistent     1             -                            none      (kernels.py, CUDA only)
+    explicit              1             5 passes over B·l·r          B·l·r (the oracle, and what
+    others do) triton_2k             1             2 passes over B·l·r          a few l·r
+    (kernels.py, CUDA only) triton_persistent     1             -                            none
+    (kernels.py, CUDA only)
 
-`loop` is the paper's method without its kernel: each per-sample gradient is formed once, its norm is reduced in two levels, and it is
-scaled into the sum while the next one overwrites it.
+`loop` is the paper's method without its kernel: each per-sample gradient is formed once, its norm
+is reduced in two levels, and it is scaled into the sum while the next one overwrites it.
 """
 
 import math
@@ -27,28 +30,35 @@ from shared.errors import UserError
 
 TINY = 1e-10  # added to a norm before it divides
 TILE = 1 << 18  # elements of a tile of `recompute`
-CANCELLED = 1 / 64  # a sample's square over that of orthogonal positions, below which a Gram norm is not trusted
+# a sample's square over that of orthogonal positions, below which a Gram norm is not trusted
+CANCELLED = 1 / 64
 SCRATCH = 1 << 26  # elements; above it `auto` does not give a layer a scratch of its size
 
 
 class Backend(Protocol):
-    """Adds the clipped sum to `out` [l, r] (or writes it, when `fresh`: `out` is then uninitialised).
+    """Adds the clipped sum to `out` [l, r] (or writes it, when `fresh`: `out` is then
+    uninitialised).
 
-    `factors(squares, start)` takes the squared norms of samples start, start + 1, ... and returns their factors; the factor of
-    a sample whose norm is not finite is 0, and then nothing of the sample may reach `out`.
+    `factors(squares, start)` takes the squared norms of samples start, start + 1, ... and returns
+    their factors; the factor of a sample whose norm is not finite is 0, and then nothing of the
+    sample may reach `out`.
     """
 
-    def __call__(self, left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: "Factors") -> None: ...
+    def __call__(
+        self, left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: "Factors"
+    ) -> None: ...
 
 
 class Factors:
     """The factors c of a clip group's samples, as a backend asks for them.
 
-    A kernel that computes c itself takes `bound`, `scale` and `extra` for it, and tells `record` what it found.
+    A kernel that computes c itself takes `bound`, `scale` and `extra` for it, and tells `record`
+    what it found.
 
     Args:
         bound: what a sample's norm is clipped to.
-        scale: what a sample's gradient arrives divided by (the batch's size, with the mean of the losses).
+        scale: what a sample's gradient arrives divided by (the batch's size, with the mean of the
+            losses).
         extra: squared norms, by sample, of what else is in the group.
         norms: gets the samples' norms.
     """
@@ -60,12 +70,16 @@ class Factors:
         self._scalars: list[tuple[float, float]] = []
 
     def __call__(self, squares: Tensor, start: int = 0) -> Tensor:
-        """c of samples start, start + 1, ...: min(1, bound / norm), or scale times it; 0 for a norm that is not finite."""
+        """c of samples start, start + 1, ...: min(1, bound / norm), or scale times it; 0 for a norm
+        that is not finite.
+        """
         flat = squares.reshape(-1)
         if self.extra is not None:
             flat = flat + self.extra[start : start + len(flat)]
         norms = flat.sqrt() * self.scale
-        c = torch.where(norms.isfinite(), self.scale * (self.bound / (norms + TINY)).clamp(max=1), 0)
+        c = torch.where(
+            norms.isfinite(), self.scale * (self.bound / (norms + TINY)).clamp(max=1), 0
+        )
         self.record(norms, c)
         return c.view_as(squares)
 
@@ -75,11 +89,14 @@ class Factors:
         self._found.append(c)
 
     def next(self, square: float) -> float:
-        """c of the next sample, as `factors(...)` gives it but without tensors: on a CPU these would take longer than a small product."""
+        """c of the next sample, as `factors(...)` gives it but without tensors: on a CPU these
+        would take longer than a small product.
+        """
         if self.extra is not None:
             self._extra = self._extra or self.extra.tolist()
             square += self._extra[len(self._scalars)]
-        norm = math.sqrt(square) * self.scale if square < math.inf else math.inf  # NaN compares false
+        # NaN compares false
+        norm = math.sqrt(square) * self.scale if square < math.inf else math.inf
         c = self.scale * min(1.0, self.bound / (norm + TINY)) if norm < math.inf else 0.0
         self._scalars.append((norm, c))
         return c
@@ -93,20 +110,26 @@ class Factors:
         return self.found()
 
     def found(self) -> Tensor:
-        """c of all samples. Call it once, when the backend is done: only then are the norms of `next` recorded."""
+        """c of all samples. Call it once, when the backend is done: only then are the norms of
+        `next` recorded.
+        """
         if self._scalars:
             self.record(*torch.tensor(self._scalars, dtype=torch.float64).unbind(1))
         return self._found[0] if len(self._found) == 1 else torch.cat(self._found)
 
 
 class Scratch:
-    """One buffer for all layers, as large as the largest asked for: layers use it one after another."""
+    """One buffer for all layers, as large as the largest asked for: layers use it one after
+    another.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def get(self, like: Tensor, *shape: int) -> Tensor:
-        """A tensor of `shape` with the device and dtype of `like`; its content is whatever was there."""
+        """A tensor of `shape` with the device and dtype of `like`; its content is whatever was
+        there.
+        """
         key, size = (like.device, like.dtype), torch.Size(shape).numel()
         if key not in self._buffers or self._buffers[key].numel() < size:
             self._buffers.pop(key, None)
@@ -126,9 +149,11 @@ SCRATCH_BUFFER = Scratch()
 
 
 def square_norm(gradient: Tensor) -> Tensor:
-    """‖gradient‖² of a matrix [l, r] (or of each of [B, l, r]) in two levels: rows first, then over the rows.
+    """‖gradient‖² of a matrix [l, r] (or of each of [B, l, r]) in two levels: rows first, then over
+    the rows.
 
-    A flat reduction in float32 loses four digits on millions of elements on a CPU; this one loses none. The dtype is float32 at least.
+    A flat reduction in float32 loses four digits on millions of elements on a CPU; this one loses
+    none. The dtype is float32 at least.
     """
     dtype = torch.float32 if gradient.dtype in (torch.bfloat16, torch.float16) else gradient.dtype
     rows = torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype)
@@ -136,18 +161,26 @@ def square_norm(gradient: Tensor) -> Tensor:
 
 
 def square_norms(gradients: Sequence[Tensor]) -> Tensor:
-    """For each sample the squared norm of its gradients [B, ...] of several small parameters: [B]."""
+    """For each sample the squared norm of its gradients [B, ...] of several small
+    parameters: [B].
+    """
     flat = [gradient.flatten(1) for gradient in gradients]
-    return torch.linalg.vector_norm(torch.cat(flat, 1) if len(flat) > 1 else flat[0], dim=1).square_()
+    return torch.linalg.vector_norm(
+        torch.cat(flat, 1) if len(flat) > 1 else flat[0], dim=1
+    ).square_()
 
 
 def loop(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
-    """One sample at a time through one scratch; the first one of a fresh sum is formed where the sum will be."""
+    """One sample at a time through one scratch; the first one of a fresh sum is formed where the
+    sum will be.
+    """
     direct = fresh and left.dtype == out.dtype
     scratch = SCRATCH_BUFFER.get(left, *out.shape) if len(left) > direct else out
     if fresh and not direct:
         out.zero_()
-    for sample, (left_lT, right_Tr) in enumerate(zip(left.mT.unbind(), right.unbind(), strict=True)):
+    for sample, (left_lT, right_Tr) in enumerate(
+        zip(left.mT.unbind(), right.unbind(), strict=True)
+    ):
         first = direct and sample == 0
         gradient = torch.mm(left_lT, right_Tr, out=out if first else scratch)
         if not out.is_cuda:
@@ -166,23 +199,30 @@ def explicit(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Fac
     """All per-sample gradients at once."""
     gradients = torch.einsum("btl,btr->blr", left, right)
     c = factors(square_norm(gradients), 0)
-    clipped = torch.einsum("b,blr->lr", c.to(out.dtype), gradients.masked_fill_((c == 0)[:, None, None], 0).to(out.dtype))
+    clipped = torch.einsum(
+        "b,blr->lr",
+        c.to(out.dtype),
+        gradients.masked_fill_((c == 0)[:, None, None], 0).to(out.dtype),
+    )
     out.copy_(clipped) if fresh else out.add_(clipped)
 
 
 def ghost(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
     """Norms from Gram matrices, then one product of all samples.
 
-    A Gram norm is that of the exact gradient; what is summed has been rounded. Where a sample's positions all but cancel the two differ
-    by much, and the bound would not hold: such a sample is formed and summed as in `recompute` (on a GPU, where nobody may look,
-    its norm is taken for the most that it can be). 16-bit factors are widened, for the same reason.
+    A Gram norm is that of the exact gradient; what is summed has been rounded. Where a sample's
+    positions all but cancel the two differ by much, and the bound would not hold: such a sample is
+    formed and summed as in `recompute` (on a GPU, where nobody may look, its norm is taken for the
+    most that it can be). 16-bit factors are widened, for the same reason.
     """
     if left.dtype in (torch.bfloat16, torch.float16):
         left, right = left.float(), right.float()
     squares, apart = gram_square_norms(left, right)
     cancelled = squares < apart * CANCELLED  # a NaN compares false
     if out.is_cuda:
-        _weighted(left, right, out, fresh, factors(torch.where(cancelled, apart * left.shape[1], squares)))
+        _weighted(
+            left, right, out, fresh, factors(torch.where(cancelled, apart * left.shape[1], squares))
+        )
         return
     few = cancelled.nonzero().flatten().tolist()
     for sample in few:
@@ -194,19 +234,24 @@ def ghost(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factor
 
 
 def gram_square_norms(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """‖leftᵢᵀ rightᵢ‖² for each i as Σₜₛ (leftᵢ leftᵢᵀ)ₜₛ (rightᵢ rightᵢᵀ)ₜₛ, never below 0; and the part of it with t = s.
+    """‖leftᵢᵀ rightᵢ‖² for each i as Σₜₛ (leftᵢ leftᵢᵀ)ₜₛ (rightᵢ rightᵢᵀ)ₜₛ, never below 0; and
+    the part of it with t = s.
 
-    The second is what the square would be were the positions orthogonal; the first far below it means that they cancel.
+    The second is what the square would be were the positions orthogonal; the first far below it
+    means that they cancel.
     """
     if left.shape[1] == 1:
-        squares = (torch.linalg.vector_norm(left, dim=(1, 2)) * torch.linalg.vector_norm(right, dim=(1, 2))).square()
+        squares = (
+            torch.linalg.vector_norm(left, dim=(1, 2)) * torch.linalg.vector_norm(right, dim=(1, 2))
+        ).square()
         return squares, squares
     product = (left @ left.mT).mul_(right @ right.mT)
     return product.flatten(1).sum(1).clamp_min_(0), product.diagonal(dim1=1, dim2=2).sum(1)
 
 
 def recompute(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
-    """Per-sample gradients twice, tile by tile: for their norms, and to be summed. No scratch beyond a tile.
+    """Per-sample gradients twice, tile by tile: for their norms, and to be summed. No scratch
+    beyond a tile.
 
     The same product a second time gives the same bits, so the norm is of what is summed.
     """
@@ -263,14 +308,18 @@ def triton_2k(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Fa
     kernels.triton_2k(left, right, out, fresh, factors)
 
 
-def triton_persistent(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
+def triton_persistent(
+    left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors
+) -> None:
     """All samples in one kernel."""
     from projects.flashdp import kernels
 
     kernels.triton_persistent(left, right, out, fresh, factors)
 
 
-BACKENDS: dict[str, Backend] = {one.__name__: one for one in (loop, ghost, recompute, explicit, triton_2k, triton_persistent)}
+BACKENDS: dict[str, Backend] = {
+    one.__name__: one for one in (loop, ghost, recompute, explicit, triton_2k, triton_persistent)
+}
 
 
 def check(backend: str) -> None:
@@ -284,7 +333,9 @@ def check(backend: str) -> None:
 
 
 def fitting(backend: str, out: Tensor) -> str:
-    """The backend asked for, or what serves where the weight has more tiles than `triton_persistent` can hold."""
+    """The backend asked for, or what serves where the weight has more tiles than
+    `triton_persistent` can hold.
+    """
     if backend == "triton_persistent":
         from projects.flashdp import kernels
 
@@ -292,31 +343,53 @@ def fitting(backend: str, out: Tensor) -> str:
     return backend
 
 
-# Products done in the time that memory moves one byte, for float32 on one core and for bfloat16 on a large GPU.
+# Products done in the time that memory moves one byte, for float32 on one core and for bfloat16 on
+# a large GPU.
 FLOPS_PER_BYTE = {"cpu": 4.2, "cuda": 125.0}
 
 
-def cost(backend: str, batch: int, positions: int, rows: int, columns: int, device: str, itemsize: int = 4) -> float:
-    """Predicted time of a backend for a weight [rows, columns], in multiples of the plain weight gradient's 2·B·T·l·r operations."""
+def cost(
+    backend: str,
+    batch: int,
+    positions: int,
+    rows: int,
+    columns: int,
+    device: str,
+    itemsize: int = 4,
+) -> float:
+    """Predicted time of a backend for a weight [rows, columns], in multiples of the plain weight
+    gradient's 2·B·T·l·r operations.
+    """
     product, size = 2 * batch * positions * rows * columns, batch * rows * columns
     operations, elements = {
         "loop": (0, 4 * size),
         "explicit": (0, 5 * size),
         "recompute": (product, 0),
-        "ghost": (2 * batch * positions**2 * (rows + columns), batch * positions * (2 * rows + 3 * positions)),
+        "ghost": (
+            2 * batch * positions**2 * (rows + columns),
+            batch * positions * (2 * rows + 3 * positions),
+        ),
         "triton_2k": (0, 2 * size),
         "triton_persistent": (0, 0),
     }[backend]
     return 1 + (operations + elements * itemsize * FLOPS_PER_BYTE[device]) / product
 
 
-def choose(batch: int, positions: int, rows: int, columns: int, device: str, itemsize: int = 4) -> str:
-    """The backend that `cost` predicts to be fastest among those whose scratch is in bounds. A function of shapes alone."""
+def choose(
+    batch: int, positions: int, rows: int, columns: int, device: str, itemsize: int = 4
+) -> str:
+    """The backend that `cost` predicts to be fastest among those whose scratch is in bounds. A
+    function of shapes alone.
+    """
     fits = rows * columns <= SCRATCH
     names = ["ghost", "recompute", *(["loop"] if fits else [])]
     if device == "cuda" and itemsize < 8:
         from projects.flashdp import kernels
 
         names += ["triton_2k"] if fits and kernels.available() else []
-        names += ["triton_persistent"] if kernels.available() and kernels.resident(rows, columns) else []
-    return min(names, key=lambda name: cost(name, batch, positions, rows, columns, device, itemsize))
+        names += (
+            ["triton_persistent"] if kernels.available() and kernels.resident(rows, columns) else []
+        )
+    return min(
+        names, key=lambda name: cost(name, batch, positions, rows, columns, device, itemsize)
+    )

@@ -1,14 +1,16 @@
-"""What FlashDP is measured against, each as a trainer with one `step(ids)`: the same model, loss, noise and optimizer.
+"""What FlashDP is measured against, each as a trainer with one `step(ids)`: the same model, loss,
+noise and optimizer.
 
     non-private           plain backward
     FlashDP, explicit     per-layer clipping (ours, with one backend or the other)
-    Opacus, per layer     Opacus's hooks with per-parameter thresholds: all per-sample gradients are kept until the step
-    Opacus, ghost         Opacus's ghost clipping: flat, two backwards
-    Opacus, FGC           Opacus's fast gradient clipping: flat, two backwards, per-sample gradients of one layer at a time
-    GhostClip, BK         ghost clipping and book-keeping (Bu et al., arXiv 2210.00038) on the same layers as FlashDP: flat clipping
+    Opacus, per layer     Opacus's hooks with per-parameter thresholds: all per-sample gradients are
+    kept until the step Opacus, ghost         Opacus's ghost clipping: flat, two backwards Opacus,
+    FGC           Opacus's fast gradient clipping: flat, two backwards, per-sample gradients of one
+    layer at a time GhostClip, BK         ghost clipping and book-keeping (Bu et al., arXiv
+    2210.00038) on the same layers as FlashDP: flat clipping
 
-Flat clipping takes one norm over all layers. It is another algorithm with another result; it stands in the speed tables because the paper
-compares with it.
+Flat clipping takes one norm over all layers. It is another algorithm with another result; it stands
+in the speed tables because the paper compares with it.
 """
 
 import warnings
@@ -26,7 +28,16 @@ from shared.seeding import generator
 
 PER_LAYER = ("explicit", "Opacus, per layer", "FlashDP")
 FLAT = ("Opacus, FGC", "Opacus, ghost", "GhostClip", "BK")
-METHODS = ("non-private", "explicit", "Opacus, per layer", "Opacus, FGC", "Opacus, ghost", "GhostClip", "BK", "FlashDP")
+METHODS = (
+    "non-private",
+    "explicit",
+    "Opacus, per layer",
+    "Opacus, FGC",
+    "Opacus, ghost",
+    "GhostClip",
+    "BK",
+    "FlashDP",
+)
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
 
@@ -51,13 +62,23 @@ class Trainer:
         seed: int = 0,
         autocast: torch.dtype | None = None,
     ):
-        self.model, self.batch_size, self.clip, self.sigma, self.seed = model.train(), batch_size, clip, sigma, seed
+        self.model, self.batch_size, self.clip, self.sigma, self.seed = (
+            model.train(),
+            batch_size,
+            clip,
+            sigma,
+            seed,
+        )
         self.autocast = autocast
-        self.optimizer: Any = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, foreach=False)
+        self.optimizer: Any = torch.optim.AdamW(
+            model.parameters(), lr=lr, weight_decay=0.0, foreach=False
+        )
         self.steps = 0
 
     def step(self, ids: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Returns the losses of the samples. `labels` [B, T] are the ids themselves where not given."""
+        """Returns the losses of the samples. `labels` [B, T] are the ids themselves where not
+        given.
+        """
         losses = self.backward(ids, ids if labels is None else labels)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -70,7 +91,9 @@ class Trainer:
         return per_sample_loss(logits.float(), labels)
 
     def backward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Until the gradients that the optimizer will take are there, but for noise that is added at the step."""
+        """Until the gradients that the optimizer will take are there, but for noise that is added
+        at the step.
+        """
         losses = self.losses(ids, labels)
         losses.mean().backward()
         return losses.detach()
@@ -126,7 +149,8 @@ class OpacusPerLayer(Trainer):
 
     def backward(self, ids: Tensor, labels: Tensor) -> Tensor:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's word about backward hooks on inputs without a gradient
+            # torch's word about backward hooks on inputs without a gradient
+            warnings.simplefilter("ignore")
             return super().backward(ids, labels)
 
 
@@ -163,7 +187,9 @@ class OpacusFlat(Trainer):
 
 
 class Flat(Trainer):
-    """Flat clipping on FlashDP's layers: `book_keeping` in one backward, otherwise GhostClip's two."""
+    """Flat clipping on FlashDP's layers: `book_keeping` in one backward, otherwise
+    GhostClip's two.
+    """
 
     def __init__(self, model: nn.Module, batch_size: int, *, book_keeping: bool, **options: Any):
         super().__init__(model, batch_size, **options)
@@ -178,12 +204,16 @@ class Flat(Trainer):
         self.clipper.run(losses, self.clip)
         noise = generator(self.seed, "noise", self.steps, device=str(ids.device))
         for parameter in self.model.parameters():
-            parameter.grad.add_(torch.empty_like(parameter).normal_(0, self.sigma * self.clip, generator=noise)).div_(self.batch_size)
+            parameter.grad.add_(
+                torch.empty_like(parameter).normal_(0, self.sigma * self.clip, generator=noise)
+            ).div_(self.batch_size)
         return losses.detach()
 
 
 class _BookKeeping:
-    """Each layer's factors are kept until all norms are known; then one weighted product a layer."""
+    """Each layer's factors are kept until all norms are known; then one weighted product a
+    layer.
+    """
 
     def __init__(self) -> None:
         self.squares: list[Tensor] = []
@@ -196,23 +226,41 @@ class _BookKeeping:
         while self.book:
             self.book.pop()(factors)
 
-    def matrix(self, layer: layers.Private, left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, g: Tensor) -> None:
+    def matrix(
+        self,
+        layer: layers.Private,
+        left: Tensor,
+        right: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        g: Tensor,
+    ) -> None:
         if weight is not None:
             self.squares.append(backends.gram_square_norms(left, right)[0])
-            self.book.append(lambda c: _add(weight, (left * c[:, None, None]).flatten(0, 1).T @ right.flatten(0, 1)))
+            self.book.append(
+                lambda c: _add(
+                    weight, (left * c[:, None, None]).flatten(0, 1).T @ right.flatten(0, 1)
+                )
+            )
         if bias is not None:
             self.vectors(layer, {"bias": g.sum(1)})
 
     def embedding(self, layer: layers.Private, ids: Tensor, g: Tensor, weight: Tensor) -> None:
         token, owner, rows, squares = embedding_rows(ids, g, weight)
         self.squares.append(squares)
-        self.book.append(lambda c: _add(weight, torch.zeros_like(weight).index_add_(0, token, rows * c[owner, None])))
+        self.book.append(
+            lambda c: _add(
+                weight, torch.zeros_like(weight).index_add_(0, token, rows * c[owner, None])
+            )
+        )
 
     def vectors(self, layer: layers.Private, gradients: Mapping[str, Tensor]) -> None:
         for key, gradient in gradients.items():
             parameter = getattr(layer, key)
             self.squares.append(gradient.flatten(1).square().sum(1))
-            self.book.append(lambda c, p=parameter, s=gradient: _add(p, (c @ s.flatten(1)).view_as(p)))
+            self.book.append(
+                lambda c, p=parameter, s=gradient: _add(p, (c @ s.flatten(1)).view_as(p))
+            )
 
 
 class _Ghost:
@@ -228,7 +276,15 @@ class _Ghost:
         self.squares = None
         (factors * losses).sum().backward()
 
-    def matrix(self, layer: layers.Private, left: Tensor, right: Tensor, weight: Tensor | None, bias: Tensor | None, g: Tensor) -> None:
+    def matrix(
+        self,
+        layer: layers.Private,
+        left: Tensor,
+        right: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        g: Tensor,
+    ) -> None:
         if self.squares is None:
             if weight is not None:
                 _add(weight, left.flatten(0, 1).T @ right.flatten(0, 1))

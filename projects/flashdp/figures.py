@@ -27,7 +27,14 @@ def _against(frame: pd.DataFrame, column: str, label: str) -> Figure:
         rows = found[found["method"] == method]
         if rows.empty:
             continue
-        left.plot(rows[column], 100 * rows["throughput_share"], marker="o", markersize=4, label=method, **look)
+        left.plot(
+            rows[column],
+            100 * rows["throughput_share"],
+            marker="o",
+            markersize=4,
+            label=method,
+            **look,
+        )
         right.plot(rows[column], rows["memory_ratio"], marker="o", markersize=4, **look)
     ticks = sorted(found[column].unique())
     for axes in (left, right):
@@ -43,12 +50,18 @@ def _against(frame: pd.DataFrame, column: str, label: str) -> Figure:
 
 def batch_size(batch_size: pd.DataFrame) -> Figure:
     """Throughput and memory against the batch size."""
-    return _against(batch_size[batch_size["model"] == batch_size["model"].iloc[0]], "batch_size", "batch size")
+    return _against(
+        batch_size[batch_size["model"] == batch_size["model"].iloc[0]], "batch_size", "batch size"
+    )
 
 
 def sequence_length(sequence_length: pd.DataFrame) -> Figure:
     """Throughput and memory against the sequence length, at one number of tokens."""
-    return _against(sequence_length[sequence_length["model"] == sequence_length["model"].iloc[0]], "tokens", "tokens in a sequence")
+    return _against(
+        sequence_length[sequence_length["model"] == sequence_length["model"].iloc[0]],
+        "tokens",
+        "tokens in a sequence",
+    )
 
 
 def utility(utility: pd.DataFrame) -> Figure:
@@ -56,29 +69,63 @@ def utility(utility: pd.DataFrame) -> Figure:
     steps = utility[utility["kind"] == "step"]
     figure, axes = plt.subplots()
     colours = iter((PALETTE["green"], PALETTE["blue"], PALETTE["purple"], PALETTE["orange"]))
-    for (method, epsilon), rows in steps.groupby(["method", steps["target_epsilon"].fillna(float("inf"))], sort=False):
+    for (method, epsilon), rows in steps.groupby(
+        ["method", steps["target_epsilon"].fillna(float("inf"))], sort=False
+    ):
         curve = (
-            rows[rows["seed"] == 0].set_index("step")["train_loss"] if method == "explicit" else rows.groupby("step")["train_loss"].mean()
+            rows[rows["seed"] == 0].set_index("step")["train_loss"]
+            if method == "explicit"
+            else rows.groupby("step")["train_loss"].mean()
         )
         if method == "explicit":
-            axes.plot(curve.index, curve, color="#999999", linewidth=6, alpha=0.5, zorder=1, label=f"explicit, ε = {epsilon:g}, seed 0")
-            same = steps[(steps["method"] == "FlashDP") & (steps["target_epsilon"] == epsilon) & (steps["seed"] == 0)]
-            axes.plot(same["step"], same["train_loss"], color=PALETTE["black"], linewidth=1, label=f"FlashDP, ε = {epsilon:g}, seed 0")
+            axes.plot(
+                curve.index,
+                curve,
+                color="#999999",
+                linewidth=6,
+                alpha=0.5,
+                zorder=1,
+                label=f"explicit, ε = {epsilon:g}, seed 0",
+            )
+            same = steps[
+                (steps["method"] == "FlashDP")
+                & (steps["target_epsilon"] == epsilon)
+                & (steps["seed"] == 0)
+            ]
+            axes.plot(
+                same["step"],
+                same["train_loss"],
+                color=PALETTE["black"],
+                linewidth=1,
+                label=f"FlashDP, ε = {epsilon:g}, seed 0",
+            )
         elif method == "non-private":
-            axes.plot(curve.index, curve, color=PALETTE["black"], linestyle="--", label="non-private")
+            axes.plot(
+                curve.index, curve, color=PALETTE["black"], linestyle="--", label="non-private"
+            )
         elif method == "FlashDP":
             axes.plot(curve.index, curve, color=next(colours), label=f"FlashDP, ε = {epsilon:g}")
         else:
-            axes.plot(curve.index, curve, color=PALETTE["amber"], linestyle=":", label=f"{method}, ε = {epsilon:g}")
+            axes.plot(
+                curve.index,
+                curve,
+                color=PALETTE["amber"],
+                linestyle=":",
+                label=f"{method}, ε = {epsilon:g}",
+            )
     axes.set(xlabel="step", ylabel="training loss in nats", title="Loss at several ε")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
 def crossover(crossover: pd.DataFrame) -> Figure:
-    """Time of each backend over the plain weight gradient against the sequence length; dashed, what the cost model predicts."""
+    """Time of each backend over the plain weight gradient against the sequence length; dashed, what
+    the cost model predicts.
+    """
     shape = crossover[["rows", "columns"]].drop_duplicates().iloc[0]
-    shown = crossover[(crossover["rows"] == shape["rows"]) & (crossover["columns"] == shape["columns"])]
+    shown = crossover[
+        (crossover["rows"] == shape["rows"]) & (crossover["columns"] == shape["columns"])
+    ]
     times = shown.pivot_table(index=["tokens", "repeat"], columns="backend", values="layer_seconds")
     predicted = shown.groupby(["backend", "tokens"])["predicted_ratio"].first()
     figure, axes = plt.subplots()
@@ -92,9 +139,22 @@ def crossover(crossover: pd.DataFrame) -> Figure:
     }
     for backend in [name for name in colours if name in times.columns]:
         measured = (times[backend] / times["plain"]).groupby("tokens").median()
-        axes.plot(measured.index, measured, marker="o", color=PALETTE[colours[backend]], label=backend)
-        axes.plot(measured.index, predicted[backend].reindex(measured.index), linestyle="--", linewidth=1, color=PALETTE[colours[backend]])
-    axes.set(xscale="log", yscale="log", xlabel="tokens in a sequence", ylabel="time over the plain product")
+        axes.plot(
+            measured.index, measured, marker="o", color=PALETTE[colours[backend]], label=backend
+        )
+        axes.plot(
+            measured.index,
+            predicted[backend].reindex(measured.index),
+            linestyle="--",
+            linewidth=1,
+            color=PALETTE[colours[backend]],
+        )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="tokens in a sequence",
+        ylabel="time over the plain product",
+    )
     axes.set_title(f"One layer of {shape['rows']} x {shape['columns']}; dashed: predicted")
     ticks = sorted(shown["tokens"].unique())
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

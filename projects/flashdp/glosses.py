@@ -1,7 +1,8 @@
 """Real text at a small scale: WordNet's glosses, one gloss a record and so the unit of privacy.
 
-The nouns' glosses are the private data. The tokenizer is trained on those of verbs, adjectives and adverbs, which count as public: one
-trained on the private records would itself be a release of them.
+The nouns' glosses are the private data. The tokenizer is trained on those of verbs, adjectives and
+adverbs, which count as public: one trained on the private records would itself be a release of
+them.
 """
 
 import os
@@ -21,7 +22,9 @@ END, UNKNOWN = "<|end|>", "<|unknown|>"
 
 @dataclass(frozen=True)
 class Glosses:
-    """Token ids of each private record, [T] at most, ending with the end token; and of the held-out ones."""
+    """Token ids of each private record, [T] at most, ending with the end token; and of the held-out
+    ones.
+    """
 
     train: list[list[int]]
     held_out: list[list[int]]
@@ -29,7 +32,9 @@ class Glosses:
 
     @staticmethod
     def batch(records: list[list[int]], tokens: int) -> tuple[Tensor, Tensor]:
-        """`ids` and `labels` [B, T], T the longest of the records but at most `tokens`; padding has id 0 and no loss."""
+        """`ids` and `labels` [B, T], T the longest of the records but at most `tokens`; padding has
+        id 0 and no loss.
+        """
         longest = min(tokens, max(len(record) for record in records))
         ids = torch.zeros(len(records), longest, dtype=torch.int64)
         labels = torch.full_like(ids, IGNORED)
@@ -49,8 +54,12 @@ class Glosses:
 
 
 @cache
-def glosses(vocabulary: int = 2048, records: int | None = None, held_out: int = 2000, seed: int = 0) -> Glosses:
-    """The glosses as tokens, or the first `records` of them. Raises UserError when WordNet has not been fetched."""
+def glosses(
+    vocabulary: int = 2048, records: int | None = None, held_out: int = 2000, seed: int = 0
+) -> Glosses:
+    """The glosses as tokens, or the first `records` of them. Raises UserError when WordNet has not
+    been fetched.
+    """
     from shared.data.loaders import wordnet
 
     public = [text for part in ("verb", "adj", "adv") for text in wordnet(part)[0]["gloss"]]
@@ -59,7 +68,11 @@ def glosses(vocabulary: int = 2048, records: int | None = None, held_out: int = 
     end = tokenizer.token_to_id(END)
     records = [[end, *encoding.ids, end] for encoding in tokenizer.encode_batch(private)]
     order = np.random.default_rng(step_seed(seed, "held out")).permutation(len(records))
-    return Glosses([records[i] for i in order[held_out:]], [records[i] for i in order[:held_out]], tokenizer.get_vocab_size())
+    return Glosses(
+        [records[i] for i in order[held_out:]],
+        [records[i] for i in order[:held_out]],
+        tokenizer.get_vocab_size(),
+    )
 
 
 def _tokenizer(texts: list[str], vocabulary: int) -> Any:
@@ -72,6 +85,12 @@ def _tokenizer(texts: list[str], vocabulary: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[END, UNKNOWN], initial_alphabet=alphabet, show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[END, UNKNOWN],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
     )
     return tokenizer

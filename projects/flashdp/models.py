@@ -1,7 +1,8 @@
-"""A decoder of plain torch layers in the shape of GPT-2: every method of the tables, Opacus too, has a rule for each of its layers.
+"""A decoder of plain torch layers in the shape of GPT-2: every method of the tables, Opacus too,
+has a rule for each of its layers.
 
-(transformers' GPT-2 stores its weights in `Conv1D` layers, which Opacus handles by a slow detour; measured on it, Opacus would look worse
-than it is.)
+(transformers' GPT-2 stores its weights in `Conv1D` layers, which Opacus handles by a slow detour;
+measured on it, Opacus would look worse than it is.)
 """
 
 import torch
@@ -19,18 +20,27 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, D = x.shape
-        q, k, v = self.attention(self.norm_1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.attention(self.norm_1(x)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.projection(mixed.transpose(1, 2).reshape(B, T, D))
         return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
 
 
 class Decoder(nn.Module):
-    """Ids [B, T] to logits [B, T, vocabulary]. Untied; weights normal with standard deviation 0.02, as GPT-2's."""
+    """Ids [B, T] to logits [B, T, vocabulary]. Untied; weights normal with standard deviation 0.02,
+    as GPT-2's.
+    """
 
-    def __init__(self, vocabulary: int, hidden: int, layers: int, heads: int, positions: int, seed: int = 0):
+    def __init__(
+        self, vocabulary: int, hidden: int, layers: int, heads: int, positions: int, seed: int = 0
+    ):
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, hidden), nn.Embedding(positions, hidden)
+        self.tokens, self.positions = (
+            nn.Embedding(vocabulary, hidden),
+            nn.Embedding(positions, hidden),
+        )
         self.blocks = nn.ModuleList(Block(hidden, heads) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(hidden), nn.Linear(hidden, vocabulary, bias=False)
         generator = torch.Generator().manual_seed(seed)

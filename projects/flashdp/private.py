@@ -1,9 +1,10 @@
 """`make_private`: DP-SGD with per-layer clipping on a model and an optimizer as they are.
 
-A backward writes the sum of clipped per-sample gradients into `.grad`, layer by layer, in one pass. Just before the optimizer's step the
-sums of all ranks are added, noise is added once, and the result is divided by the expected batch size. Nothing else of the data ever
-reaches a trainable parameter: what has no rule is refused before training, and a gradient that reaches a parameter by another way
-raises when it arrives.
+A backward writes the sum of clipped per-sample gradients into `.grad`, layer by layer, in one pass.
+Just before the optimizer's step the sums of all ranks are added, noise is added once, and the
+result is divided by the expected batch size. Nothing else of the data ever reaches a trainable
+parameter: what has no rule is refused before training, and a gradient that reaches a parameter by
+another way raises when it arrives.
 
 Notation: clip group l with bound C_l, sample i, norm n_il; factor c_il = min(1, C_l / n_il); noise
 multiplier σ; sensitivity Δ = sqrt(Σ_l C_l²); expected batch size B̄.
@@ -43,7 +44,8 @@ class Group:
     bound: float
     parameters: list[str]
     noise: float  # standard deviation of the noise on the sum
-    norms: list[Tensor] = field(default_factory=list)  # of the samples of each backward since the last step
+    # of the samples of each backward since the last step
+    norms: list[Tensor] = field(default_factory=list)
 
 
 class _Written(NamedTuple):
@@ -61,11 +63,13 @@ def _fingerprint(gradient: Tensor) -> Tensor:
 
 
 class PerLayerClipper:
-    """FlashDP's clipper: what a layer's backward brings is clipped and added to `.grad` at once, and nothing is kept.
+    """FlashDP's clipper: what a layer's backward brings is clipped and added to `.grad` at once,
+    and nothing is kept.
 
     Args:
         groups: by name of parameter.
-        mean: True when losses are averaged over the batch, so that a sample's gradient arrives divided by the batch's size.
+        mean: True when losses are averaged over the batch, so that a sample's gradient arrives
+            divided by the batch's size.
     """
 
     def __init__(self, groups: Mapping[str, Group], backend: str, mean: bool):
@@ -74,7 +78,13 @@ class PerLayerClipper:
         self._written: dict[int, _Written] = {}  # by parameter
 
     def matrix(
-        self, layer: layers.Private, left_BTl: Tensor, right_BTr: Tensor, weight: Tensor | None, bias: Tensor | None, g_BTp: Tensor
+        self,
+        layer: layers.Private,
+        left_BTl: Tensor,
+        right_BTr: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        g_BTp: Tensor,
     ) -> None:
         samples, positions = left_BTl.shape[:2]
         name = layer.layer_name
@@ -105,7 +115,9 @@ class PerLayerClipper:
             for key, gradient in zip(keys, own, strict=True):
                 self._add(getattr(layer, key), gradient, c)
 
-    def embedding(self, layer: layers.Private, ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> None:
+    def embedding(
+        self, layer: layers.Private, ids_BT: Tensor, g_BTd: Tensor, weight: Tensor
+    ) -> None:
         group = self.groups[parameter_name(layer.layer_name, "weight")]
         token, owner, rows, squares = embedding_rows(ids_BT, g_BTd, weight)
         factors = self._factors(group, len(ids_BT)).of(squares).to(rows.dtype)[owner]
@@ -127,31 +139,42 @@ class PerLayerClipper:
             parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
             return parameter.grad, True
         if self.state(parameter) == "released":
-            raise UserError("a backward after optimizer.step() without optimizer.zero_grad() would add to a gradient already released")
+            raise UserError(
+                "a backward after optimizer.step() without optimizer.zero_grad() would add to a"
+                " gradient already released"
+            )
         return parameter.grad, False
 
     def wrote(self, parameter: Tensor, released: bool = False) -> None:
         """Remember the gradient as it is, so that a change by others shows."""
         gradient = parameter.grad
         fingerprint = None if released else _fingerprint(gradient)
-        self._written[id(parameter)] = _Written(weakref.ref(gradient), gradient._version, fingerprint)
+        self._written[id(parameter)] = _Written(
+            weakref.ref(gradient), gradient._version, fingerprint
+        )
 
     def state(self, parameter: Tensor, look: bool = False) -> Literal["sum", "released"]:
         """What `.grad` holds: a sum of clipped gradients, or what already went to the optimizer.
 
-        Raises UserError when something else has written to it (a second clipping); zeroing is fine. What torch does not count as a
-        write (`.grad.data`, a gradient scaler) shows in some of the elements, for which `look` waits for the device.
+        Raises UserError when something else has written to it (a second clipping); zeroing is fine.
+        What torch does not count as a write (`.grad.data`, a gradient scaler) shows in some of the
+        elements, for which `look` waits for the device.
         """
         known = self._written.get(id(parameter))
-        same = known is not None and known.gradient() is parameter.grad and known.version == parameter.grad._version
+        same = (
+            known is not None
+            and known.gradient() is parameter.grad
+            and known.version == parameter.grad._version
+        )
         if same and known.fingerprint is None:
             return "released"
         if same and not (look and not torch.equal(known.fingerprint, _fingerprint(parameter.grad))):
             return "sum"
         if bool(parameter.grad.any()):
             raise UserError(
-                "a gradient was changed between the backward and the step; what is not the sum of clipped gradients is not private (for "
-                "mixed precision use torch.autocast with bfloat16, which needs no gradient scaler)"
+                "a gradient was changed between the backward and the step; what is not the sum of"
+                " clipped gradients is not private (for mixed precision use torch.autocast with"
+                " bfloat16, which needs no gradient scaler)"
             )
         return "sum"
 
@@ -170,29 +193,41 @@ class PerLayerClipper:
         key = (name, samples, positions)
         if key not in self.chosen:
             if self.backend == "auto":
-                self.chosen[key] = backends.choose(samples, positions, *out.shape, out.device.type, left.element_size())
+                self.chosen[key] = backends.choose(
+                    samples, positions, *out.shape, out.device.type, left.element_size()
+                )
             else:
                 self.chosen[key] = backends.fitting(self.backend, out)
         return self.chosen[key]
 
 
-def embedding_rows(ids_BT: Tensor, g_BTd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def embedding_rows(
+    ids_BT: Tensor, g_BTd: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The per-sample gradients of an embedding without their empty rows.
 
     A token may stand in a sample more than once, and its rows are added before a norm is taken.
 
     Returns:
-        token, owner [B*T]: which row of the weight and which sample each row belongs to; rows [B*T, d], unused ones at the end being 0;
-        squares [B]: the squared norm of each sample's gradient.
+        token, owner [B*T]: which row of the weight and which sample each row belongs to; rows [B*T,
+        d], unused ones at the end being 0; squares [B]: the squared norm of each sample's gradient.
     """
     samples, positions = ids_BT.shape
     sample = torch.arange(samples, device=ids_BT.device).repeat_interleave(positions)
-    key, order = torch.sort(sample * len(weight) + ids_BT.flatten(), stable=True)  # equal (sample, token) pairs now adjoin
+    # equal (sample, token) pairs now adjoin
+    key, order = torch.sort(sample * len(weight) + ids_BT.flatten(), stable=True)
     slot = torch.cat([key.new_zeros(1), (key[1:] != key[:-1]).cumsum(0)])
     place = torch.empty_like(slot).index_copy_(0, order, slot)
-    rows = torch.zeros_like(g_BTd.flatten(0, 1), dtype=weight.dtype).index_add_(0, place, g_BTd.flatten(0, 1).to(weight.dtype))
-    token, owner = (torch.zeros_like(key).index_copy_(0, slot, part) for part in (key % len(weight), key // len(weight)))
-    squares = rows.new_zeros(samples).index_add_(0, owner, torch.linalg.vector_norm(rows, dim=1).square())
+    rows = torch.zeros_like(g_BTd.flatten(0, 1), dtype=weight.dtype).index_add_(
+        0, place, g_BTd.flatten(0, 1).to(weight.dtype)
+    )
+    token, owner = (
+        torch.zeros_like(key).index_copy_(0, slot, part)
+        for part in (key % len(weight), key // len(weight))
+    )
+    squares = rows.new_zeros(samples).index_add_(
+        0, owner, torch.linalg.vector_norm(rows, dim=1).square()
+    )
     return token, owner, rows, squares
 
 
@@ -215,7 +250,12 @@ class DPModel:
         process_group: Any,
         sensitivity: float,
     ):
-        self.model, self.optimizer, self.sampling, self.clipper = model, optimizer, sampling, clipper
+        self.model, self.optimizer, self.sampling, self.clipper = (
+            model,
+            optimizer,
+            sampling,
+            clipper,
+        )
         self.process_group = process_group
         self._noise_multiplier, self._sensitivity = noise_multiplier, sensitivity
         self.groups = list({id(group): group for group in clipper.groups.values()}.values())
@@ -223,8 +263,11 @@ class DPModel:
         self.dropped = 0  # (sample, group) pairs left out because their norm was not finite
         self._flow, self._key, self._known_key = flow, key, known_key
         self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._batch_norms = [(name, module) for name, module in model.named_modules() if _mixes(module)]
-        self._rewound = 0  # how often an earlier state was loaded: its noise must not come back with other data
+        self._batch_norms = [
+            (name, module) for name, module in model.named_modules() if _mixes(module)
+        ]
+        # how often an earlier state was loaded: its noise must not come back with other data
+        self._rewound = 0
         self._handles = [
             model.register_forward_pre_hook(self._enter, with_kwargs=True),
             model.register_forward_hook(self._leave, always_call=True),
@@ -235,7 +278,9 @@ class DPModel:
 
     @property
     def noise_multiplier(self) -> float:
-        """σ. The noise is fixed when the model is made private, so that what is accounted for is what is added."""
+        """σ. The noise is fixed when the model is made private, so that what is accounted for is
+        what is added.
+        """
         return self._noise_multiplier
 
     @property
@@ -248,36 +293,60 @@ class DPModel:
         return sum(one.steps for one in self.history)
 
     def epsilon(self, delta: float, accountant: str = "rdp") -> float:
-        """What has been spent. UserError when batches are of fixed size: no accountant here covers that."""
+        """What has been spent. UserError when batches are of fixed size: no accountant here covers
+        that.
+        """
         self._require_poisson()
         return epsilon(self.history, delta, accountant)
 
     def report(self, delta: float, accountant: str = "rdp") -> PrivacyReport:
         """Everything that a reader needs to judge the guarantee. Raises as `epsilon` does."""
         self._require_poisson()
-        notes = ["the seed of the noise was given: the guarantee holds only against those who do not know it"] if self._known_key else []
-        return PrivacyReport.of(self.history, delta, accountant, self.sensitivity, len(self.groups), self.sampling, notes)
+        notes = (
+            [
+                "the seed of the noise was given: the guarantee holds only against those who do not"
+                " know it"
+            ]
+            if self._known_key
+            else []
+        )
+        return PrivacyReport.of(
+            self.history,
+            delta,
+            accountant,
+            self.sensitivity,
+            len(self.groups),
+            self.sampling,
+            notes,
+        )
 
     def backends(self) -> dict[tuple[str, int, int], str]:
         """Which backend each (layer, batch size, positions) has met."""
         return dict(self.clipper.chosen)
 
     def norms(self) -> dict[str, Tensor]:
-        """Per group the norms of the samples since the last step, before clipping. Not private: for inspection only."""
+        """Per group the norms of the samples since the last step, before clipping. Not private: for
+        inspection only.
+        """
         return {group.name: torch.cat(group.norms) for group in self.groups if group.norms}
 
     def clipped_share(self) -> float:
-        """The share of (sample, group) pairs since the last step whose norm was above the bound. Not private."""
+        """The share of (sample, group) pairs since the last step whose norm was above the bound.
+        Not private.
+        """
         pairs = [(norms > group.bound).float() for group in self.groups for norms in group.norms]
         return float(torch.cat(pairs).mean()) if pairs else 0.0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DPModel":
         raise UserError(
-            "a private model cannot be copied: the copy would train without noise; copy it before make_private or after unwrap()"
+            "a private model cannot be copied: the copy would train without noise; copy it before"
+            " make_private or after unwrap()"
         )
 
     def unwrap(self) -> nn.Module:
-        """The model with its own classes and no hooks, as `make_private` got it. Sums that have no noise yet are dropped."""
+        """The model with its own classes and no hooks, as `make_private` got it. Sums that have no
+        noise yet are dropped.
+        """
         for _, parameter in self._named:
             if parameter.grad is not None and self.clipper.state(parameter) != "released":
                 parameter.grad = None
@@ -296,14 +365,19 @@ class DPModel:
         return {"history": history, "rewound": self._rewound}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Going back to an earlier one changes the noise that follows: the old one with other data would tell them."""
+        """Go on from a state. Going back to an earlier one changes the noise that follows: the old
+        one with other data would tell them.
+        """
         before = self.steps
         self.history = [Mechanism(*one) for one in state["history"]]
         self._rewound = max(self._rewound, state.get("rewound", 0)) + (self.steps < before)
 
     def _require_poisson(self) -> None:
         if self.sampling.sample_rate is None:
-            raise UserError("batches of fixed size have no epsilon here: the accountants assume Poisson sampling; use PoissonSampling")
+            raise UserError(
+                "batches of fixed size have no epsilon here: the accountants assume Poisson"
+                " sampling; use PoissonSampling"
+            )
 
     # ---- hooks ----
 
@@ -311,52 +385,78 @@ class DPModel:
         batch = next((tensor for tensor in _tensors((args, kwargs)) if tensor.ndim), None)
         if batch is None:
             raise UserError(
-                "the model was called without a tensor, so nobody knows how many samples there are; give it the batch as tensors"
+                "the model was called without a tensor, so nobody knows how many samples there are;"
+                " give it the batch as tensors"
             )
         self._flow.enter(batch)
-        if all(parameter.grad is None for _, parameter in self._named):  # a new sum: what was abandoned does not count
+        # a new sum: what was abandoned does not count
+        if all(parameter.grad is None for _, parameter in self._named):
             for group in self.groups:
                 group.norms.clear()
         for name, module in self._batch_norms:
             if module.training:
-                raise UserError(f"{name} is a {type(module).__name__} in training mode, which mixes the samples; keep it in eval mode")
+                raise UserError(
+                    f"{name} is a {type(module).__name__} in training mode, which mixes the"
+                    " samples; keep it in eval mode"
+                )
 
     def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._flow.leave(_tensors(output))
 
     @torch.no_grad()
-    def _release(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """`.grad` = (Σ over ranks and samples + noise) / B̄, for every trainable parameter, also after an empty batch."""
+    def _release(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """`.grad` = (Σ over ranks and samples + noise) / B̄, for every trainable parameter, also
+        after an empty batch.
+        """
         if any(callable(value) for value in (*args, *kwargs.values())):
-            raise UserError("optimizer.step(closure) would compute gradients after the noise; call backward and step() apart")
+            raise UserError(
+                "optimizer.step(closure) would compute gradients after the noise; call backward and"
+                " step() apart"
+            )
         clipper = self.clipper
         own = {id(parameter) for _, parameter in self._named}
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             if id(parameter) not in own and parameter.grad is not None:
-                name = next((name for name, p in self.model.named_parameters() if p is parameter), "a parameter that is not the model's")
+                name = next(
+                    (name for name, p in self.model.named_parameters() if p is parameter),
+                    "a parameter that is not the model's",
+                )
                 raise UserError(
-                    f"the optimizer would move {name} by a gradient without noise; freeze it before make_private, without a grad"
+                    f"the optimizer would move {name} by a gradient without noise; freeze it before"
+                    " make_private, without a grad"
                 )
         for _, parameter in self._named:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
             elif clipper.state(parameter, look=True) == "released":
-                raise UserError("optimizer.step() twice with one gradient: call optimizer.zero_grad() and a backward before the next step")
+                raise UserError(
+                    "optimizer.step() twice with one gradient: call optimizer.zero_grad() and a"
+                    " backward before the next step"
+                )
         if self.process_group is not None:
-            waiting = [dist.all_reduce(p.grad, group=self.process_group, async_op=True) for _, p in self._named]
+            waiting = [
+                dist.all_reduce(p.grad, group=self.process_group, async_op=True)
+                for _, p in self._named
+            ]
             for work in waiting:
                 work.wait()
         expected = self.sampling.expected_batch_size
         noise = streams(self._key, self.steps, {p.device for _, p in self._named}, self._rewound)
         for name, parameter in self._named:
-            noise[parameter.device].release(parameter.grad.view(-1), clipper.groups[name].noise, expected)
+            noise[parameter.device].release(
+                parameter.grad.view(-1), clipper.groups[name].noise, expected
+            )
             clipper.wrote(parameter, released=True)
         self._account()
 
     def _account(self) -> None:
         norms = [each for group in self.groups for each in group.norms]
         for device in {each.device for each in norms}:
-            self.dropped += int((~torch.cat([each for each in norms if each.device == device]).isfinite()).sum())
+            self.dropped += int(
+                (~torch.cat([each for each in norms if each.device == device]).isfinite()).sum()
+            )
         for group in self.groups:
             group.norms.clear()
         self._flow.spent.clear()
@@ -372,17 +472,27 @@ _ALIVE: "weakref.WeakSet[DPModel]" = weakref.WeakSet()
 
 
 def _others(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Before any optimizer's step: UserError where it would step with sums that have no noise yet, the optimizer not being theirs."""
+    """Before any optimizer's step: UserError where it would step with sums that have no noise yet,
+    the optimizer not being theirs.
+    """
     for private in list(_ALIVE):
         if optimizer is private.optimizer:
             continue
         theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in private._named:
-            if id(parameter) in theirs and parameter.grad is not None and private.clipper.state(parameter) != "released":
-                raise UserError(f"another optimizer would move {name} by a sum without noise; step with the one given to make_private")
+            if (
+                id(parameter) in theirs
+                and parameter.grad is not None
+                and private.clipper.state(parameter) != "released"
+            ):
+                raise UserError(
+                    f"another optimizer would move {name} by a sum without noise; step with the one"
+                    " given to make_private"
+                )
 
 
-register_optimizer_step_pre_hook(_others)  # once: torch runs through its hooks while models come and go
+# once: torch runs through its hooks while models come and go
+register_optimizer_step_pre_hook(_others)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -405,7 +515,8 @@ class _Leak:
 
     def __call__(self, gradient: Tensor) -> None:
         raise UserError(
-            f"{self.name} is used outside its layer's forward, where its gradient is not clipped; freeze it or use the layer itself"
+            f"{self.name} is used outside its layer's forward, where its gradient is not clipped;"
+            " freeze it or use the layer itself"
         )
 
 
@@ -427,27 +538,36 @@ def make_private(
     sensitivity: float | None = None,
     stage: int | None = None,
 ) -> DPModel:
-    """Make `model` and `optimizer` private in place: `loss.backward()` clips, `optimizer.step()` adds the noise.
+    """Make `model` and `optimizer` private in place: `loss.backward()` clips, `optimizer.step()`
+    adds the noise.
 
     Args:
-        model: its trainable parameters must lie in supported layers (listed in the README); freeze the others.
+        model: its trainable parameters must lie in supported layers (listed in the README); freeze
+            the others.
         optimizer: any of torch.optim's kind, over parameters of the model.
         sampling: how batches are drawn; it gives the expected batch size and the rate.
-        noise_multiplier: σ, the noise's standard deviation over the sensitivity. 0 trains without noise (epsilon is infinite).
-        clip: the total bound C, of which each of L groups gets C/sqrt(L); or a bound for each group, by name or pattern of names.
+        noise_multiplier: σ, the noise's standard deviation over the sensitivity. 0 trains without
+            noise (epsilon is infinite).
+        clip: the total bound C, of which each of L groups gets C/sqrt(L); or a bound for each
+            group, by name or pattern of names.
         groups: clip each layer as a whole, or each parameter (as Opacus's per-layer clipping does).
-        noise_allocation: "uniform", the same deviation σΔ on all groups, or "equal", σ·sqrt(L)·C_l on group l: the same privacy.
-        loss_reduction: whether the backward starts from the sum or from the mean of the losses of the samples. A loss averaged over all
-            tokens of the batch is neither: it couples the samples (see `per_sample_loss`).
+        noise_allocation: "uniform", the same deviation σΔ on all groups, or "equal", σ·sqrt(L)·C_l
+            on group l: the same privacy.
+        loss_reduction: whether the backward starts from the sum or from the mean of the losses of
+            the samples. A loss averaged over all tokens of the batch is neither: it couples the
+            samples (see `per_sample_loss`).
         backend: one of `backends.BACKENDS`, or "auto" (by a model of the cost).
-        flattened: patterns of names of layers whose input is [B*T, d] with each sample's positions one after another.
-        key: 32 secret bytes. The noise of step t is a function of them and of t, so that a run that goes on in another process can take
-            its last steps again as they were. Who has them can take the noise away. Left out, they come from the operating system.
+        flattened: patterns of names of layers whose input is [B*T, d] with each sample's positions
+            one after another.
+        key: 32 secret bytes. The noise of step t is a function of them and of t, so that a run that
+            goes on in another process can take its last steps again as they were. Who has them can
+            take the noise away. Left out, they come from the operating system.
         noise_seed: for tests, in place of a key.
         process_group: of data-parallel ranks, each with its part of the batch.
-        sensitivity: Δ of the whole model, where `model` is one stage of a pipeline: sqrt(Σ C_l²) over the groups of all stages. Give each
-            stage `clip={"*": C / sqrt(L)}` with the number L of all groups, and this C. (A stage that took its own groups for all
-            there are would add too little noise.)
+        sensitivity: Δ of the whole model, where `model` is one stage of a pipeline: sqrt(Σ C_l²)
+            over the groups of all stages. Give each stage `clip={"*": C / sqrt(L)}` with the number
+            L of all groups, and this C. (A stage that took its own groups for all there are would
+            add too little noise.)
         stage: its number, where stages share a key.
 
     Raises:
@@ -456,21 +576,37 @@ def make_private(
     if not noise_multiplier >= 0 or math.isinf(noise_multiplier):
         raise UserError(f"noise_multiplier must be a number of at least 0, not {noise_multiplier}")
     backends.check(backend)
-    choices = {"groups": (groups, ("layer", "parameter")), "noise_allocation": (noise_allocation, ("uniform", "equal"))}
-    for option, (given, known) in {**choices, "loss_reduction": (loss_reduction, ("sum", "mean"))}.items():
+    choices = {
+        "groups": (groups, ("layer", "parameter")),
+        "noise_allocation": (noise_allocation, ("uniform", "equal")),
+    }
+    for option, (given, known) in {
+        **choices,
+        "loss_reduction": (loss_reduction, ("sum", "mean")),
+    }.items():
         if given not in known:
             raise UserError(f"{option} must be one of {', '.join(known)}, not '{given}'")
     if noise_seed is not None and noise_seed < 0:
         raise UserError(f"noise_seed must be at least 0, not {noise_seed}")
     found = covered(model)
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    strangers = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad and id(p) not in names]
+    strangers = [
+        p
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if p.requires_grad and id(p) not in names
+    ]
     if strangers:
-        raise UserError(f"the optimizer has {len(strangers)} trainable parameters that are not the model's")
+        raise UserError(
+            f"the optimizer has {len(strangers)} trainable parameters that are not the model's"
+        )
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for key, name in names.items() if key not in known]
     if missing:
-        raise UserError(f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among them; freeze them or add them")
+        raise UserError(
+            f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among"
+            " them; freeze them or add them"
+        )
     if key is not None and (len(key) != 32 or noise_seed is not None):
         raise UserError("key must be 32 secret bytes, and noise_seed is then left out")
     bounds = _bounds(found, clip, groups)
@@ -478,9 +614,15 @@ def make_private(
     if sensitivity is None:
         sensitivity = own
     elif noise_allocation != "uniform" or not own * (1 - 1e-9) <= sensitivity < math.inf:
-        raise UserError(f"sensitivity is that of the whole model, at least this stage's {own:g}, with uniform noise_allocation")
+        raise UserError(
+            f"sensitivity is that of the whole model, at least this stage's {own:g}, with uniform"
+            " noise_allocation"
+        )
     elif stage is None and (key is not None or noise_seed is not None):
-        raise UserError("stages of a pipeline with one key need numbers of their own (stage=), or their noise would be the same")
+        raise UserError(
+            "stages of a pipeline with one key need numbers of their own (stage=), or their noise"
+            " would be the same"
+        )
     grouped: dict[str, Group] = {}
     for name, (members, bound) in bounds.items():
         equal = math.sqrt(len(bounds)) * bound
@@ -489,25 +631,47 @@ def make_private(
     clipper = PerLayerClipper(grouped, backend, loss_reduction == "mean")
     flow = layers.Flow(clipper)
     for name, (layer, private) in found.items():
-        layers.privatise(layer, private, name, flow, any(fnmatch.fnmatchcase(name, pattern) for pattern in flattened))
+        layers.privatise(
+            layer,
+            private,
+            name,
+            flow,
+            any(fnmatch.fnmatchcase(name, pattern) for pattern in flattened),
+        )
     if key is None:
         key = os.urandom(32) if noise_seed is None else noise_seed.to_bytes(32, "big")
-    key = _agreed(key, model, process_group) + (b"" if stage is None else f"stage {stage} ".encode())
-    return DPModel(model, optimizer, sampling, clipper, flow, noise_multiplier, key, noise_seed is not None, process_group, sensitivity)
+    key = _agreed(key, model, process_group) + (
+        b"" if stage is None else f"stage {stage} ".encode()
+    )
+    return DPModel(
+        model,
+        optimizer,
+        sampling,
+        clipper,
+        flow,
+        noise_multiplier,
+        key,
+        noise_seed is not None,
+        process_group,
+        sensitivity,
+    )
 
 
 def untie(model: nn.Module) -> int:
-    """Give each of several modules that share a parameter a copy of its own. Returns how many were copied.
+    """Give each of several modules that share a parameter a copy of its own. Returns how many were
+    copied.
 
-    A tied parameter takes a gradient from each use. Clipped apart they may add up in the same coordinates, so that the sensitivity is
-    C_1 + C_2 and not the root of the sum of squares.
+    A tied parameter takes a gradient from each use. Clipped apart they may add up in the same
+    coordinates, so that the sensitivity is C_1 + C_2 and not the root of the sum of squares.
     """
     seen: set[int] = set()
     copied = 0
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) in seen:
-                setattr(module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+                setattr(
+                    module, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                )
                 copied += 1
             seen.add(id(parameter))
     config = getattr(model, "config", None)
@@ -517,12 +681,16 @@ def untie(model: nn.Module) -> int:
 
 
 def _mixes(module: nn.Module) -> bool:
-    """Whether a module in training mode takes statistics over the samples, or keeps them in a buffer."""
+    """Whether a module in training mode takes statistics over the samples, or keeps them in a
+    buffer.
+    """
     return isinstance(module, _BatchNorm) or bool(getattr(module, "track_running_stats", False))
 
 
 def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
-    """The layers with trainable parameters and their private classes, by name; UserError for what has none."""
+    """The layers with trainable parameters and their private classes, by name; UserError for what
+    has none.
+    """
     owners: dict[int, str] = {}
     found: dict[str, tuple[nn.Module, type[nn.Module]]] = {}
     uncovered: list[str] = []
@@ -530,20 +698,33 @@ def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, layers.Private):
             raise UserError("the model is private already; unwrap() it first")
-        if _mixes(module) and (module.training or any(p.requires_grad for p in module.parameters())):
-            kind = "BatchNorm" if isinstance(module, _BatchNorm) else f"{type(module).__name__} with running statistics"
+        if _mixes(module) and (
+            module.training or any(p.requires_grad for p in module.parameters())
+        ):
+            kind = (
+                "BatchNorm"
+                if isinstance(module, _BatchNorm)
+                else f"{type(module).__name__} with running statistics"
+            )
             raise UserError(
-                f"{name} is a {kind}, which mixes the samples of a batch; use GroupNorm or LayerNorm, or freeze it in eval mode"
+                f"{name} is a {kind}, which mixes the samples of a batch; use GroupNorm or"
+                " LayerNorm, or freeze it in eval mode"
             )
         own = [(key, p) for key, p in module.named_parameters(recurse=False) if p.requires_grad]
         if not own:
             continue
         if id(module) in modules:
-            raise UserError(f"{modules[id(module)]} and {name} are one module in two places; give each its own, or freeze it")
+            raise UserError(
+                f"{modules[id(module)]} and {name} are one module in two places; give each its own,"
+                " or freeze it"
+            )
         modules[id(module)] = name
         for key, parameter in own:
             if id(parameter) in owners:
-                raise UserError(f"{owners[id(parameter)]} and {name}.{key} are tied; untie(model) gives each its own, or freeze them")
+                raise UserError(
+                    f"{owners[id(parameter)]} and {name}.{key} are tied; untie(model) gives each"
+                    " its own, or freeze them"
+                )
             owners[id(parameter)] = f"{name}.{key}"
         try:
             private = layers.private_class(module)
@@ -551,36 +732,56 @@ def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
             raise UserError(f"{name}: {error}") from None
         narrow = [key for key, parameter in own if parameter.dtype.itemsize < 4]
         if narrow:
-            raise UserError(f"{name}.{narrow[0]} is {own[0][1].dtype}, too narrow to add in; load in float32 and use torch.autocast")
-        if private is None or any(key not in ("weight", "bias") for key, _ in own):  # weight_norm, for one
+            raise UserError(
+                f"{name}.{narrow[0]} is {own[0][1].dtype}, too narrow to add in; load in float32"
+                " and use torch.autocast"
+            )
+        # weight_norm, for one
+        if private is None or any(key not in ("weight", "bias") for key, _ in own):
             uncovered += [f"{name}.{key}".lstrip(".") for key, _ in own]
         else:
             found[name] = (module, private)
     if uncovered:
         more = f" and {len(uncovered) - 3} more" if len(uncovered) > 3 else ""
         raise UserError(
-            f"no rule for per-sample gradients of {', '.join(uncovered[:3])}{more}; freeze them (requires_grad_(False)) or put them in "
-            "Linear, Conv1D, Embedding, LayerNorm or RMSNorm layers"
+            f"no rule for per-sample gradients of {', '.join(uncovered[:3])}{more}; freeze them"
+            " (requires_grad_(False)) or put them in Linear, Conv1D, Embedding, LayerNorm or"
+            " RMSNorm layers"
         )
     if not found:
         raise UserError("the model has nothing to train: no parameter requires a gradient")
     return found
 
 
-def _bounds(found: Mapping[str, Any], clip: float | Mapping[str, float], kind: str) -> dict[str, tuple[list[str], float]]:
+def _bounds(
+    found: Mapping[str, Any], clip: float | Mapping[str, float], kind: str
+) -> dict[str, tuple[list[str], float]]:
     """The parameters and the bound of each clip group, by its name."""
     members: dict[str, list[str]] = {}
     for name, (layer, _) in found.items():
-        own = [parameter_name(name, key) for key, p in layer.named_parameters(recurse=False) if p.requires_grad]
+        own = [
+            parameter_name(name, key)
+            for key, p in layer.named_parameters(recurse=False)
+            if p.requires_grad
+        ]
         members.update({name: own} if kind == "layer" else {one: [one] for one in own})
     if not isinstance(clip, Mapping):
         bounds = dict.fromkeys(members, float(clip) / math.sqrt(len(members)))
     else:
-        matching = {name: [pattern for pattern in clip if fnmatch.fnmatchcase(name, pattern)] for name in members}
+        matching = {
+            name: [pattern for pattern in clip if fnmatch.fnmatchcase(name, pattern)]
+            for name in members
+        }
         unused = set(clip) - {pattern for patterns in matching.values() for pattern in patterns}
         if unused:
-            raise UserError(f"no clip group is called '{sorted(unused)[0]}'; there are {', '.join(list(members)[:3])}, ...")
-        bounds = {name: float(clip[patterns[0]]) if patterns else 0.0 for name, patterns in matching.items()}
+            raise UserError(
+                f"no clip group is called '{sorted(unused)[0]}'; there are"
+                f" {', '.join(list(members)[:3])}, ..."
+            )
+        bounds = {
+            name: float(clip[patterns[0]]) if patterns else 0.0
+            for name, patterns in matching.items()
+        }
     for name, bound in bounds.items():
         if not 0 < bound < math.inf:
             raise UserError(f"the clipping bound of {name} must be a number above 0, not {bound:g}")

@@ -7,23 +7,37 @@ from shared.tables import Column, Table, human_bytes, paper_numbers
 
 CELL = ["model", "batch_size", "tokens"]
 INTERVAL = (
-    "Shares are medians over rounds in which every method made one step in turn; the interval holds the true median with a probability of "
-    "at least 95 %. Process time on one thread on a CPU, wall time on a GPU."
+    "Shares are medians over rounds in which every method made one step in turn; the interval holds"
+    " the true median with a probability of at least 95 %. Process time on one thread on a CPU,"
+    " wall time on a GPU."
 )
-FLAT = "Flat clipping (FGC, ghost, GhostClip, BK) takes one norm over all layers: another algorithm, here for its speed and memory."
+FLAT = (
+    "Flat clipping (FGC, ghost, GhostClip, BK) takes one norm over all layers: another algorithm,"
+    " here for its speed and memory."
+)
 RANDOM = "Random weights: speed and memory do not depend on them."
 
 
 def speeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per cell and method: throughput, its share of the non-private one with an interval, extra peak bytes and their ratio."""
+    """Per cell and method: throughput, its share of the non-private one with an interval, extra
+    peak bytes and their ratio.
+    """
     lines = []
     for cell, rows in frame.groupby(CELL, sort=False):
         timed = rows[rows["step_seconds"].notna()]
         plain = timed.loc[timed["method"] == "non-private", "step_seconds"].to_numpy()
-        peaks = rows[rows["peak_bytes"].notna()].set_index("method")["peak_bytes"] if "peak_bytes" in rows else pd.Series(dtype=float)
+        peaks = (
+            rows[rows["peak_bytes"].notna()].set_index("method")["peak_bytes"]
+            if "peak_bytes" in rows
+            else pd.Series(dtype=float)
+        )
         for method in dict.fromkeys(rows["method"]):
             own = timed.loc[timed["method"] == method]
-            share = ratio(plain, own["step_seconds"].to_numpy()) if len(own) and len(own) == len(plain) else None
+            share = (
+                ratio(plain, own["step_seconds"].to_numpy())
+                if len(own) and len(own) == len(plain)
+                else None
+            )
             lines.append(
                 {
                     **dict(zip(CELL, cell, strict=True)),
@@ -34,7 +48,11 @@ def speeds(frame: pd.DataFrame) -> pd.DataFrame:
                     "low_share": share.low if share else None,
                     "high_share": share.high if share else None,
                     "peak_bytes": peaks.get(method),
-                    "memory_ratio": peaks.get(method) / peaks["non-private"] if method in peaks and "non-private" in peaks else None,
+                    "memory_ratio": (
+                        peaks.get(method) / peaks["non-private"]
+                        if method in peaks and "non-private" in peaks
+                        else None
+                    ),
                 }
             )
     return pd.DataFrame(lines)
@@ -43,7 +61,8 @@ def speeds(frame: pd.DataFrame) -> pd.DataFrame:
 def _speed_table(frame: pd.DataFrame, title: str, caption: str) -> Table:
     found = speeds(frame)
     found["interval"] = [
-        f"{100 * low:.0f} to {100 * high:.0f} %" if low == low else "–" for low, high in found[["low_share", "high_share"]].to_numpy(float)
+        f"{100 * low:.0f} to {100 * high:.0f} %" if low == low else "–"
+        for low, high in found[["low_share", "high_share"]].to_numpy(float)
     ]
     return Table(
         title=title,
@@ -61,7 +80,12 @@ def _speed_table(frame: pd.DataFrame, title: str, caption: str) -> Table:
             "peak_bytes": "extra memory",
             "memory_ratio": Column("to non-private", "{:.2f}x"),
         },
-        notes=[INTERVAL, FLAT, RANDOM, "Extra memory: the most bytes alive in a step beyond parameters and optimizer state."],
+        notes=[
+            INTERVAL,
+            FLAT,
+            RANDOM,
+            "Extra memory: the most bytes alive in a step beyond parameters and optimizer state.",
+        ],
     )
 
 
@@ -69,7 +93,8 @@ def batch_size(batch_size: pd.DataFrame) -> Table:
     return _speed_table(
         batch_size,
         "Throughput and memory against the batch size",
-        "The paper's table 1 in structure; its cells could not be had. AdamW, noise included, per-sample losses.",
+        "The paper's table 1 in structure; its cells could not be had. AdamW, noise included,"
+        " per-sample losses.",
     )
 
 
@@ -77,7 +102,8 @@ def sequence_length(sequence_length: pd.DataFrame) -> Table:
     return _speed_table(
         sequence_length,
         "Throughput and memory against the sequence length",
-        "One number of tokens a step. What Gram matrices cost grows with the length; what an instantiated gradient costs shrinks.",
+        "One number of tokens a step. What Gram matrices cost grows with the length; what an"
+        " instantiated gradient costs shrinks.",
     )
 
 
@@ -88,7 +114,10 @@ def amp(amp: pd.DataFrame) -> Table:
         lines.append(
             {
                 "what": f"clipped gradient, backend {backend}: bfloat16 against float32",
-                "result": f"largest relative difference of a parameter {differences.max():.2e}, median {differences.median():.2e}",
+                "result": (
+                    f"largest relative difference of a parameter {differences.max():.2e}, median"
+                    f" {differences.median():.2e}"
+                ),
             }
         )
         lines.append(
@@ -98,31 +127,51 @@ def amp(amp: pd.DataFrame) -> Table:
             }
         )
     for dtype, share in mixed_precision(amp).items():
-        lines.append({"what": f"FlashDP of non-private, {dtype}", "result": f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"})
-    times = amp[amp["kind"] == "time"].pivot_table(index="repeat", columns=["method", "autocast"], values="step_seconds")
-    gain = ratio(times[("FlashDP", "float32")].to_numpy(), times[("FlashDP", "bfloat16")].to_numpy())
+        lines.append(
+            {
+                "what": f"FlashDP of non-private, {dtype}",
+                "result": f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})",
+            }
+        )
+    times = amp[amp["kind"] == "time"].pivot_table(
+        index="repeat", columns=["method", "autocast"], values="step_seconds"
+    )
+    gain = ratio(
+        times[("FlashDP", "float32")].to_numpy(), times[("FlashDP", "bfloat16")].to_numpy()
+    )
     lines.append(
-        {"what": "FlashDP in bfloat16 against float32", "result": f"{gain.value:.2f}x as fast ({gain.low:.2f} to {gain.high:.2f})"}
+        {
+            "what": "FlashDP in bfloat16 against float32",
+            "result": f"{gain.value:.2f}x as fast ({gain.low:.2f} to {gain.high:.2f})",
+        }
     )
     return Table(
         title="Mixed precision",
         caption="torch.autocast with bfloat16; parameters, sums and noise stay in float32.",
         frame=pd.DataFrame(lines),
-        notes=["The speed of bfloat16 on this CPU is not what the paper's appendix E.2 is about.", RANDOM],
+        notes=[
+            "The speed of bfloat16 on this CPU is not what the paper's appendix E.2 is about.",
+            RANDOM,
+        ],
     )
 
 
 def mixed_precision(amp: pd.DataFrame) -> dict:
     """FlashDP's share of the non-private throughput by dtype."""
-    times = amp[amp["kind"] == "time"].pivot_table(index="repeat", columns=["method", "autocast"], values="step_seconds")
+    times = amp[amp["kind"] == "time"].pivot_table(
+        index="repeat", columns=["method", "autocast"], values="step_seconds"
+    )
     return {
-        dtype: ratio(times[("non-private", dtype)].to_numpy(), times[("FlashDP", dtype)].to_numpy()) for dtype in ("float32", "bfloat16")
+        dtype: ratio(times[("non-private", dtype)].to_numpy(), times[("FlashDP", dtype)].to_numpy())
+        for dtype in ("float32", "bfloat16")
     }
 
 
 def parallel(parallel: pd.DataFrame) -> Table:
     lines = []
-    for (layout, method), rows in parallel[parallel["kind"] == "equal"].groupby(["layout", "method"], sort=False):
+    for (layout, method), rows in parallel[parallel["kind"] == "equal"].groupby(
+        ["layout", "method"], sort=False
+    ):
         lines.append(
             {
                 "layout": layout,
@@ -141,22 +190,39 @@ def parallel(parallel: pd.DataFrame) -> Table:
         )
     return Table(
         title="Data parallel and pipeline",
-        caption="Two processes. Data parallel: each clips its own samples, sums are added once, noise is the same on both. Pipeline: two "
-        "stages, GPipe schedule.",
+        caption=(
+            "Two processes. Data parallel: each clips its own samples, sums are added once, noise"
+            " is the same on both. Pipeline: two stages, GPipe schedule."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "layout": "layout",
             "what": "what",
             "result": "result",
-            "sent_bytes": Column("given to all_reduce by a rank", lambda value: human_bytes(value) if value == value else "–"),
+            "sent_bytes": Column(
+                "given to all_reduce by a rank",
+                lambda value: human_bytes(value) if value == value else "–",
+            ),
         },
-        notes=["Stages of a pipeline exchange activations and their gradients as without privacy, and nothing else.", INTERVAL],
+        notes=[
+            (
+                "Stages of a pipeline exchange activations and their gradients as without privacy,"
+                " and nothing else."
+            ),
+            INTERVAL,
+        ],
     )
 
 
 def parallel_shares(parallel: pd.DataFrame) -> dict:
-    """FlashDP's share of the non-private throughput by layout: the slower rank of each round counts."""
-    times = parallel[parallel["kind"] == "time"].groupby(["layout", "method", "repeat"], sort=False)["step_seconds"].max()
+    """FlashDP's share of the non-private throughput by layout: the slower rank of each round
+    counts.
+    """
+    times = (
+        parallel[parallel["kind"] == "time"]
+        .groupby(["layout", "method", "repeat"], sort=False)["step_seconds"]
+        .max()
+    )
     return {
         layout: ratio(times[layout, "non-private"].to_numpy(), times[layout, "FlashDP"].to_numpy())
         for layout in times.index.get_level_values("layout").unique()
@@ -166,14 +232,21 @@ def parallel_shares(parallel: pd.DataFrame) -> dict:
 def utility(utility: pd.DataFrame) -> Table:
     ends = utility[utility["kind"] == "end"]
     frame = ends.groupby(["method", ends["target_epsilon"].fillna(float("inf"))], sort=False).agg(
-        runs=("seed", "count"), noise_scale=("noise_scale", "first"), spent_epsilon=("spent_epsilon", "max"),
-        held_out_loss=("held_out_loss", "mean"), lowest_loss=("held_out_loss", "min"), highest_loss=("held_out_loss", "max"),
+        runs=("seed", "count"), noise_scale=("noise_scale", "first"),
+        spent_epsilon=("spent_epsilon", "max"),
+        held_out_loss=("held_out_loss", "mean"), lowest_loss=("held_out_loss", "min"),
+        highest_loss=("held_out_loss", "max"),
     ).reset_index()  # fmt: skip
-    frame["target"] = [f"{value:g}" if value != float("inf") else "∞" for value in frame["target_epsilon"]]
+    frame["target"] = [
+        f"{value:g}" if value != float("inf") else "∞" for value in frame["target_epsilon"]
+    ]
     return Table(
         title="Held-out loss at several epsilon",
-        caption=f"WordNet's glosses of nouns, one gloss a record, {int(ends['step'].max())} steps of AdamW from random weights; mean of "
-        "each record's mean loss, in nats a token. One learning rate and one bound for all.",
+        caption=(
+            f"WordNet's glosses of nouns, one gloss a record, {int(ends['step'].max())} steps of"
+            " AdamW from random weights; mean of each record's mean loss, in nats a token. One"
+            " learning rate and one bound for all."
+        ),
         frame=frame,
         columns={
             "method": "method",
@@ -186,8 +259,14 @@ def utility(utility: pd.DataFrame) -> Table:
             "highest_loss": Column("highest", "{:.4f}"),
         },
         notes=[
-            "Poisson sampling; the tokenizer is trained on other parts of WordNet, which count as public.",
-            "Explicit clipping has the batches and the noise of FlashDP's run with its seed; flat clipping is another algorithm.",
+            (
+                "Poisson sampling; the tokenizer is trained on other parts of WordNet, which count"
+                " as public."
+            ),
+            (
+                "Explicit clipping has the batches and the noise of FlashDP's run with its seed;"
+                " flat clipping is another algorithm."
+            ),
         ],
     )
 
@@ -195,8 +274,10 @@ def utility(utility: pd.DataFrame) -> Table:
 def cost(cost: pd.DataFrame) -> Table:
     return Table(
         title="Operations and bytes of a step",
-        caption="Counted operation by operation. Operations: forward, backward and clipping. Bytes: what the operations of a step read "
-        "and write, caches aside.",
+        caption=(
+            "Counted operation by operation. Operations: forward, backward and clipping. Bytes:"
+            " what the operations of a step read and write, caches aside."
+        ),
         frame=costs(cost),
         columns={
             "method": "method",
@@ -210,8 +291,10 @@ def cost(cost: pd.DataFrame) -> Table:
         },
         paper=paper_numbers("flashdp", "headline"),
         notes=[
-            "In what could be read the paper does not say of what its 20 % and 50 % are parts. Here: of all operations of a step and of "
-            "all bytes that its operations move.",
+            (
+                "In what could be read the paper does not say of what its 20 % and 50 % are parts."
+                " Here: of all operations of a step and of all bytes that its operations move."
+            ),
             FLAT,
         ],
     )
@@ -231,15 +314,26 @@ def costs(cost: pd.DataFrame) -> pd.DataFrame:
 
 
 def memory(memory: pd.DataFrame) -> Table:
-    frame = memory.pivot_table(index=[*CELL, "parameters"], columns="method", values="peak_bytes", aggfunc="first", sort=False)
+    frame = memory.pivot_table(
+        index=[*CELL, "parameters"],
+        columns="method",
+        values="peak_bytes",
+        aggfunc="first",
+        sort=False,
+    )
     frame = frame[list(dict.fromkeys(memory["method"]))]
     frame["flash_ratio"] = frame["FlashDP"] / frame["non-private"]
-    others = [name for name in frame.columns if name not in ("non-private", "FlashDP", "flash_ratio")]
+    others = [
+        name for name in frame.columns if name not in ("non-private", "FlashDP", "flash_ratio")
+    ]
     for name in others:
         frame[f"{name} ratio"] = frame[name] / frame["FlashDP"]
     return Table(
         title="Peak memory of a step",
-        caption="The most bytes alive in a step beyond parameters and AdamW's state. SmolLM2-135M has its pretrained weights, untied.",
+        caption=(
+            "The most bytes alive in a step beyond parameters and AdamW's state. SmolLM2-135M has"
+            " its pretrained weights, untied."
+        ),
         frame=frame.reset_index(),
         columns={
             "model": "model",
@@ -252,5 +346,8 @@ def memory(memory: pd.DataFrame) -> Table:
             **{name: Column(name, human_bytes) for name in others},
             **{f"{name} ratio": Column(f"{name} to FlashDP", "{:.2f}x") for name in others},
         },
-        notes=["'explicit' forms one layer's per-sample gradients at a time; Opacus keeps those of all layers until the step."],
+        notes=[
+            "'explicit' forms one layer's per-sample gradients at a time; Opacus keeps those of all"
+            " layers until the step."
+        ],
     )

@@ -2,15 +2,19 @@
 
 Everything in the run's folder may be released once the run has ended, but for `private/`:
 
-- `run.json`, written once when the run begins: its settings, the noise found for them, which model and data;
-- `key`, 32 secret bytes for their owner alone, gone when the run has ended: the batch and the noise of each step follow from them;
-- `checkpoint.safetensors`, replaced as a whole: weights, the optimizer's state, the accountant's history;
+- `run.json`, written once when the run begins: its settings, the noise found for them, which model
+  and data;
+- `key`, 32 secret bytes for their owner alone, gone when the run has ended: the batch and the noise
+  of each step follow from them;
+- `checkpoint.safetensors`, replaced as a whole: weights, the optimizer's state, the accountant's
+  history;
 - `log.jsonl`, a line a step; `data/` and `eval-data/`, the tokens, gone when the run has ended.
 
-Going on means: the checkpoint, then the steps since once more. They have the batches and the noise they had before, so that they are the
-same release again and cost nothing. Under fresh noise a step made twice would be two releases, whose mean is less noisy than either, and
-both would have to be counted. (The weights are then the same to the bit on a CPU, with as many threads as before; a GPU adds in no fixed
-order. The noise is the same anywhere.)
+Going on means: the checkpoint, then the steps since once more. They have the batches and the noise
+they had before, so that they are the same release again and cost nothing. Under fresh noise a step
+made twice would be two releases, whose mean is less noisy than either, and both would have to be
+counted. (The weights are then the same to the bit on a CPU, with as many threads as before; a GPU
+adds in no fixed order. The noise is the same anywhere.)
 """
 
 import argparse
@@ -45,7 +49,13 @@ from shared import runs
 from shared.corpus import Batch, Corpus, sha256
 from shared.errors import UserError
 from shared.meters import peak_rss_bytes
-from shared.models import add_lora, copy_configuration, fingerprint, local_model, save_lora_configuration
+from shared.models import (
+    add_lora,
+    copy_configuration,
+    fingerprint,
+    local_model,
+    save_lora_configuration,
+)
 from shared.models.language import load_tokenizer
 from shared.seeding import step_seed
 
@@ -54,14 +64,22 @@ _EARLY = ("data", "eval-data", "key")  # what a run writes into `private` before
 _ACCOUNTING_SHARE = 0.02  # of the time may go into computing epsilon
 
 NOTES = (
-    "the number of records and the settings are public; settings chosen by looking at other runs on these records cost what those spent",
-    "nothing of the folder `private` is released: losses, batch sizes and samples left out are not covered by the noise",
+    (
+        "the number of records and the settings are public; settings chosen by looking at other"
+        " runs on these records cost what those spent"
+    ),
+    (
+        "nothing of the folder `private` is released: losses, batch sizes and samples left out are"
+        " not covered by the noise"
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that decide which weights a run ends with and what it spends. A run goes on only with the same ones."""
+    """The settings that decide which weights a run ends with and what it spends. A run goes on only
+    with the same ones.
+    """
 
     epsilon: float | None
     noise_multiplier: float | None
@@ -121,7 +139,11 @@ class Recipe:
 
 def default_delta(records: int) -> float:
     """A tenth of one over the number of records, rounded down to one digit."""
-    return float(decimal.Context(prec=1, rounding=decimal.ROUND_DOWN).divide(decimal.Decimal(1), decimal.Decimal(10 * records)))
+    return float(
+        decimal.Context(prec=1, rounding=decimal.ROUND_DOWN).divide(
+            decimal.Decimal(1), decimal.Decimal(10 * records)
+        )
+    )
 
 
 def train(options: argparse.Namespace) -> int:
@@ -135,12 +157,19 @@ def train(options: argparse.Namespace) -> int:
     private = out / "private"
     with runs.locked(out, "private/run.json", ("private",)), runs.plain_errors(out):
         begun = (private / "run.json").exists()
-        if not begun and private.exists() and any(f.name not in _EARLY and not f.name.endswith(".part") for f in private.iterdir()):
+        if (
+            not begun
+            and private.exists()
+            and any(
+                f.name not in _EARLY and not f.name.endswith(".part") for f in private.iterdir()
+            )
+        ):
             raise UserError(f"{private} holds other things than a run; name a new folder")
         try:
             return _Run(options, folder, out, device).go()
         finally:
-            if not (private / "run.json").exists():  # it has not begun, and what was prepared for it is of no use
+            # it has not begun, and what was prepared for it is of no use
+            if not (private / "run.json").exists():
                 shutil.rmtree(private, ignore_errors=True)
 
 
@@ -152,7 +181,8 @@ class _Run:
         self.private = out / "private"
         self.checkpoint = self.private / "checkpoint.safetensors"
         self.console = Console(highlight=False, soft_wrap=True)
-        self.dropped = 0  # samples left out, wholly or in some layers, because their gradient was not finite
+        # samples left out, wholly or in some layers, because their gradient was not finite
+        self.dropped = 0
         self.saved = 0  # the steps of the checkpoint
 
     def go(self) -> int:
@@ -166,15 +196,28 @@ class _Run:
             _same_run(known, source, Recipe.of(options, known["records"]), out)
             if (out / "privacy.json").exists():
                 self._tidy()
-                self._say(f"{out} has been trained: its {known['settings']['steps']} steps are made and its privacy is spent")
+                self._say(
+                    f"{out} has been trained: its {known['settings']['steps']} steps are made and"
+                    " its privacy is spent"
+                )
                 return 0
 
         tokenizer = load_tokenizer(self.folder)
-        corpus = Corpus.build(options.data, tokenizer, options.sequence_length, self.private / "data", pack=False)
+        corpus = Corpus.build(
+            options.data, tokenizer, options.sequence_length, self.private / "data", pack=False
+        )
         held_out = None
         if options.eval_data:
-            held_out = Corpus.build(options.eval_data, tokenizer, options.sequence_length, self.private / "eval-data", pack=False)
-        self._say(f"data: {corpus.rows} records of up to {corpus.length} tokens, {corpus.tokens} in all")
+            held_out = Corpus.build(
+                options.eval_data,
+                tokenizer,
+                options.sequence_length,
+                self.private / "eval-data",
+                pack=False,
+            )
+        self._say(
+            f"data: {corpus.rows} records of up to {corpus.length} tokens, {corpus.tokens} in all"
+        )
         recipe = Recipe.of(options, corpus.rows)
         if known is None:
             known = {
@@ -185,12 +228,16 @@ class _Run:
                 "settings": asdict(recipe),
             }
         elif (corpus.rows, corpus.tokens) != (known["records"], known["tokens"]):
-            raise UserError(f"{out} holds a run on {known['tokens']} tokens; the tokenizer of --model now makes {corpus.tokens} of --data")
+            raise UserError(
+                f"{out} holds a run on {known['tokens']} tokens; the tokenizer of --model now makes"
+                f" {corpus.tokens} of --data"
+            )
         self.recipe, self.known, self.corpus, self.held_out = recipe, known, corpus, held_out
         self.sampling = PoissonSampling(corpus.rows, recipe.batch_size)
         self._say(
-            f"privacy: epsilon {known['promised']:.4g} at delta {recipe.delta:g} by the {recipe.accountant} accountant; noise multiplier "
-            f"{known['noise_multiplier']:.4f}, {recipe.steps} steps at sampling rate {self.sampling.sample_rate:.3g}"
+            f"privacy: epsilon {known['promised']:.4g} at delta {recipe.delta:g} by the"
+            f" {recipe.accountant} accountant; noise multiplier {known['noise_multiplier']:.4f},"
+            f" {recipe.steps} steps at sampling rate {self.sampling.sample_rate:.3g}"
         )
         key = self._key()
         self._build(key)
@@ -199,7 +246,10 @@ class _Run:
             stopped = self._train()
             if stopped:
                 done = self.dp.steps
-                self._say(f"stopped after step {done} of {recipe.steps}; the same command goes on from there")
+                self._say(
+                    f"stopped after step {done} of {recipe.steps}; the same command goes on from"
+                    " there"
+                )
                 return 128 + stopped
             self._finish()
         self._tidy()
@@ -220,7 +270,8 @@ class _Run:
             key = b""
         if _digest(key) != self.known["key_digest"]:
             raise UserError(
-                f"{path} is not the key that this run began with, without which its noise cannot be made again; name another --out"
+                f"{path} is not the key that this run began with, without which its noise cannot be"
+                " made again; name another --out"
             )
         return key
 
@@ -233,7 +284,9 @@ class _Run:
             try:
                 model.activation_checkpointing_enable()
             except ValueError:
-                raise UserError(f"--gradient-checkpointing: {type(model).__name__} has none") from None
+                raise UserError(
+                    f"--gradient-checkpointing: {type(model).__name__} has none"
+                ) from None
         if recipe.lora_rank is not None:
             torch.manual_seed(step_seed(recipe.seed, "lora"))
             assert recipe.lora_alpha is not None
@@ -245,16 +298,22 @@ class _Run:
             if self.untied:
                 more = sum(p.numel() for p in model.parameters()) - before
                 self._say(
-                    f"tied weights are given copies of their own, {more / 1e6:.1f} M parameters: clipped apart they would break the bound"
+                    f"tied weights are given copies of their own, {more / 1e6:.1f} M parameters:"
+                    " clipped apart they would break the bound"
                 )
-        for module in model.modules():  # dropout stays off; layers recompute themselves in training only
+        # dropout stays off; layers recompute themselves in training only
+        for module in model.modules():
             if getattr(module, "gradient_checkpointing", False):
                 module.training = True
         self.model = model.to(self.device)
         self.trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         chosen = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[recipe.optimizer]
-        self.optimizer = chosen([p for _, p in self.trainable], lr=recipe.lr, weight_decay=recipe.weight_decay)
-        secret: dict[str, Any] = {"key": key} if recipe.noise_seed is None else {"noise_seed": recipe.noise_seed}
+        self.optimizer = chosen(
+            [p for _, p in self.trainable], lr=recipe.lr, weight_decay=recipe.weight_decay
+        )
+        secret: dict[str, Any] = (
+            {"key": key} if recipe.noise_seed is None else {"noise_seed": recipe.noise_seed}
+        )
         self.dp = make_private(
             self.model,
             self.optimizer,
@@ -268,7 +327,8 @@ class _Run:
         self.batch_seed = int.from_bytes(hashlib.shake_256(key + b"batches").digest(16), "big")
         size, groups = sum(p.numel() for _, p in self.trainable), self.dp.groups
         self._say(
-            f"training {size / 1e6:.1f} M parameters in {len(groups)} layers, a sample's gradient in each clipped to {groups[0].bound:.3g}"
+            f"training {size / 1e6:.1f} M parameters in {len(groups)} layers, a sample's gradient"
+            f" in each clipped to {groups[0].bound:.3g}"
         )
         if "key_digest" not in self.known:
             if recipe.noise_seed is None:
@@ -284,7 +344,10 @@ class _Run:
         lines = [line for line in _read_lines(path) if line["step"] <= self.dp.steps]
         if path.exists():
             spent = self.dp.epsilon(self.recipe.delta, self.recipe.accountant)
-            self._say(f"going on after step {self.dp.steps} of {self.recipe.steps}: epsilon {spent:.3f} is spent")
+            self._say(
+                f"going on after step {self.dp.steps} of {self.recipe.steps}: epsilon {spent:.3f}"
+                " is spent"
+            )
             _write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         self.evaluated = {line["step"] for line in lines if "held_out_loss" in line}
         self.lost = 0
@@ -297,7 +360,10 @@ class _Run:
         """Steps until the last one. Returns the signal that stopped it earlier, if one did."""
         options, recipe, dp = self.options, self.recipe, self.dp
         spent = _Spent(dp, recipe)
-        with runs.stop_signals() as stop, runs.Progress(self.console, dp.steps, recipe.steps) as progress:
+        with (
+            runs.stop_signals() as stop,
+            runs.Progress(self.console, dp.steps, recipe.steps) as progress,
+        ):
             while True:
                 done = dp.steps
                 due = done % options.eval_every == 0 or done == recipe.steps
@@ -314,8 +380,8 @@ class _Run:
                     return stop[0]
                 if self.lost >= LOST_STEPS:
                     raise UserError(
-                        f"no record had a finite loss in {self.lost} batches in a row, the last after step {done}; "
-                        "try another --out with a smaller --lr"
+                        f"no record had a finite loss in {self.lost} batches in a row, the last"
+                        f" after step {done}; try another --out with a smaller --lr"
                     )
                 made = self._step(stop)
                 if made is None:
@@ -324,8 +390,8 @@ class _Run:
                 progress.step(dp.steps, made["tokens"], made["loss"], str(spent))
 
     def _step(self, stop: list[int]) -> dict[str, Any] | None:
-        """One batch and one release; the line of the log about it. None when a signal came before the batch was done: then nothing
-        of it has been released.
+        """One batch and one release; the line of the log about it. None when a signal came before
+        the batch was done: then nothing of it has been released.
         """
         recipe, dp = self.recipe, self.dp
         number = dp.steps
@@ -333,7 +399,8 @@ class _Run:
         self.optimizer.zero_grad()
         rows = self.sampling.batch(self.batch_seed, number)
         lengths = self.corpus.lengths(rows)
-        # By length, to save padding. A sample's loss depends neither on padding nor on its neighbours, nor does the sum on the order.
+        # By length, to save padding. A sample's loss depends neither on padding nor on its
+        # neighbours, nor does the sum on the order.
         rows = rows[np.argsort(lengths, kind="stable")]
         losses = []
         for part in micro_batches(rows, recipe.micro_batch):
@@ -345,7 +412,9 @@ class _Run:
         loss = finite_mean(torch.cat(losses)) if losses else math.nan
         dropped = 0
         if losses:
-            dropped = int((~torch.stack([norms.isfinite() for norms in dp.norms().values()]).all(0)).sum())
+            dropped = int(
+                (~torch.stack([norms.isfinite() for norms in dp.norms().values()]).all(0)).sum()
+            )
             self.lost = self.lost + 1 if math.isnan(loss) else 0
         self.dropped += dropped
         rate = recipe.rate(number)
@@ -363,7 +432,9 @@ class _Run:
 
     def _losses(self, batch: Batch) -> Tensor:
         """The loss of each sample."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"):
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.recipe.dtype == "bfloat16"
+        ):
             logits = self.model(input_ids=batch["input_ids"].to(self.device)).logits
         return per_sample_loss(logits.float(), batch["labels"].to(self.device))
 
@@ -371,7 +442,10 @@ class _Run:
     def _evaluate(self, corpus: Corpus) -> float:
         """The mean loss of the first records."""
         rows = np.arange(min(self.options.eval_rows, corpus.rows))
-        losses = [self._losses(corpus.batch(part)) for part in micro_batches(rows, self.recipe.micro_batch)]
+        losses = [
+            self._losses(corpus.batch(part))
+            for part in micro_batches(rows, self.recipe.micro_batch)
+        ]
         return float(torch.cat(losses).mean())
 
     def _record(self, line: Mapping[str, Any]) -> None:
@@ -385,8 +459,16 @@ class _Run:
         tensors = {f"model.{name}": p.detach() for name, p in self.trainable}
         for name, parameter in self.trainable:
             state = self.optimizer.state[parameter]
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
-        _save_tensors(tensors, self.checkpoint, {"state": json.dumps({**self.dp.state_dict(), "dropped": self.dropped})})
+            tensors |= {
+                f"optimizer.{key}.{name}": value
+                for key, value in state.items()
+                if isinstance(value, Tensor)
+            }
+        _save_tensors(
+            tensors,
+            self.checkpoint,
+            {"state": json.dumps({**self.dp.state_dict(), "dropped": self.dropped})},
+        )
         self.saved = self.dp.steps
 
     def _read_checkpoint(self) -> None:
@@ -401,7 +483,9 @@ class _Run:
                     if kind == "optimizer":
                         key, _, name = rest.partition(".")
                         value, parameter = file.get_tensor(stored), parameters[name]
-                        self.optimizer.state[parameter][key] = value.to(parameter.device) if value.ndim else value
+                        self.optimizer.state[parameter][key] = (
+                            value.to(parameter.device) if value.ndim else value
+                        )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{self.checkpoint} is damaged ({error}); name another --out") from None
         self.dp.load_state_dict(state)
@@ -410,7 +494,9 @@ class _Run:
     # ---- after the last step ----
 
     def _finish(self) -> None:
-        """The model and what is promised of it appear in the folder; `privacy.json`, the last of it, says that it is whole."""
+        """The model and what is promised of it appear in the folder; `privacy.json`, the last of
+        it, says that it is whole.
+        """
         _sync(self.log)
         report = self._report()
         model = self.dp.unwrap()
@@ -425,19 +511,28 @@ class _Run:
         for file in sorted(partial.iterdir()):
             os.replace(file, self.out / file.name)
         partial.rmdir()
-        about = asdict(report) | {"noise_multiplier": self.known["noise_multiplier"], "target_epsilon": self.recipe.epsilon}
+        about = asdict(report) | {
+            "noise_multiplier": self.known["noise_multiplier"],
+            "target_epsilon": self.recipe.epsilon,
+        }
         if math.isinf(report.epsilon):  # for which JSON has no number
             about["epsilon"] = None
         _write(self.out / "privacy.json", json.dumps(about, indent=2).encode() + b"\n")
         self._say(str(report))
         if self.dropped:
-            self._say(f"{self.dropped} samples were left out of a step because their gradient was not finite (not to be released)")
+            self._say(
+                f"{self.dropped} samples were left out of a step because their gradient was not"
+                " finite (not to be released)"
+            )
         if self.device.type == "cuda":
             peak = f"peak GPU memory {torch.cuda.max_memory_allocated(self.device) / 1e9:.2f} GB"
         else:
             peak = f"peak memory {peak_rss_bytes() / 1e9:.2f} GB"
         what = "model" if self.recipe.lora_rank is None else "adapter"
-        self._say(f"the {what} is in {self.out}; leave {self.private} out when you release it (losses are not private); {peak}")
+        self._say(
+            f"the {what} is in {self.out}; leave {self.private} out when you release it (losses are"
+            f" not private); {peak}"
+        )
 
     def _write_model(self, model: Any, folder: Path) -> None:
         """What from_pretrained, or PEFT, loads."""
@@ -445,14 +540,18 @@ class _Run:
             copy_configuration(self.folder, folder, torch.float32)
             (folder / "privacy.json").unlink(missing_ok=True)  # of a model that this command made
             if self.untied:
-                config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False}
+                config = json.loads((folder / "config.json").read_text()) | {
+                    "tie_word_embeddings": False
+                }
                 (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             _save_tensors(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
-            shutil.copymode(folder / "config.json", folder / "model.safetensors")  # safetensors lets none but its maker read a file
+            # safetensors lets none but its maker read a file
+            shutil.copymode(folder / "config.json", folder / "model.safetensors")
         else:
             from peft import get_peft_model_state_dict
 
-            adapters = get_peft_model_state_dict(model, save_embedding_layers=False)  # True and "auto" may ask the hub
+            # True and "auto" may ask the hub
+            adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
             _save_tensors(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
             save_lora_configuration(model, folder)
             shutil.copymode(folder / "adapter_config.json", folder / "adapter_model.safetensors")
@@ -463,7 +562,8 @@ class _Run:
             notes.append("the held-out data is public, or what its losses showed is counted apart")
         if (self.folder / "privacy.json").exists():
             notes.append(
-                "the model that this run began with was itself trained privately: for records in the data of both, epsilons add up"
+                "the model that this run began with was itself trained privately: for records in"
+                " the data of both, epsilons add up"
             )
         report = self.dp.report(self.recipe.delta, self.recipe.accountant)
         return dataclasses.replace(report, assumptions=(*report.assumptions, *notes))
@@ -499,25 +599,35 @@ class _Spent:
         return {"epsilon": found} if math.isfinite(found) else {}
 
     def __str__(self) -> str:
-        return "" if self._last is None else f"epsilon {self._last[1]:.3f} after step {self._last[0]}"
+        return (
+            "" if self._last is None else f"epsilon {self._last[1]:.3f} after step {self._last[0]}"
+        )
 
 
 def _calibrated(recipe: Recipe, records: int) -> dict[str, float]:
     """The noise multiplier and the epsilon of all steps."""
     if recipe.batch_size > records:
-        raise UserError(f"--batch-size {recipe.batch_size} is more than the {records} records of --data")
+        raise UserError(
+            f"--batch-size {recipe.batch_size} is more than the {records} records of --data"
+        )
     accounting.check_delta(recipe.delta, records)
     rate, sigma = recipe.batch_size / records, recipe.noise_multiplier
     if sigma is None:
         assert recipe.epsilon is not None
-        sigma = accounting.noise_multiplier(recipe.epsilon, recipe.delta, rate, recipe.steps, recipe.accountant)
+        sigma = accounting.noise_multiplier(
+            recipe.epsilon, recipe.delta, rate, recipe.steps, recipe.accountant
+        )
     return {
         "noise_multiplier": sigma,
-        "promised": accounting.epsilon([Mechanism(sigma, rate, recipe.steps)], recipe.delta, recipe.accountant),
+        "promised": accounting.epsilon(
+            [Mechanism(sigma, rate, recipe.steps)], recipe.delta, recipe.accountant
+        ),
     }
 
 
-def _same_run(known: Mapping[str, Any], source: Mapping[str, str], recipe: Recipe, out: Path) -> None:
+def _same_run(
+    known: Mapping[str, Any], source: Mapping[str, str], recipe: Recipe, out: Path
+) -> None:
     """Refuse to go on with something else than what the run in `out` began with."""
     for key, what in (("model", "another --model"), ("data", "other --data")):
         if known[key] != source[key]:
@@ -525,15 +635,21 @@ def _same_run(known: Mapping[str, Any], source: Mapping[str, str], recipe: Recip
     before = known["settings"]
     different = [key for key, value in asdict(recipe).items() if before.get(key) != value]
     if different == ["steps"] and recipe.steps > before["steps"]:
-        spent = Mechanism(known["noise_multiplier"], recipe.batch_size / known["records"], recipe.steps)
+        spent = Mechanism(
+            known["noise_multiplier"], recipe.batch_size / known["records"], recipe.steps
+        )
         cost = accounting.epsilon([spent], recipe.delta, recipe.accountant)
         raise UserError(
-            f"the noise of the run in {out} is for {before['steps']} steps and epsilon {known['promised']:.3f}; {recipe.steps} steps "
-            f"would spend epsilon {cost:.3f}; name another --out"
+            f"the noise of the run in {out} is for {before['steps']} steps and epsilon"
+            f" {known['promised']:.3f}; {recipe.steps} steps would spend epsilon {cost:.3f}; name"
+            " another --out"
         )
     for key in different:
         option = key.replace("_", "-")
-        raise UserError(f"{out} holds a run with --{option} {before.get(key)}, not {getattr(recipe, key)}; name another --out")
+        raise UserError(
+            f"{out} holds a run with --{option} {before.get(key)}, not {getattr(recipe, key)}; name"
+            " another --out"
+        )
 
 
 def _load(folder: Path) -> Any:
@@ -541,15 +657,22 @@ def _load(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(
+            f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from None
     if found["missing_keys"]:
-        raise UserError(f"{folder} holds no weights for {sorted(found['missing_keys'])[0]}, which its config.json asks for")
+        raise UserError(
+            f"{folder} holds no weights for {sorted(found['missing_keys'])[0]}, which its"
+            " config.json asks for"
+        )
     return model.eval()
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def _digest(key: bytes) -> str:
@@ -596,7 +719,9 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     """As `_write`; OSError where the disk is full."""
     partial = path.with_name(f".{path.name}.part")
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata
+        )
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
     except SafetensorError as error:

@@ -1,12 +1,16 @@
-"""Key-value caches of a fixed size whose rows stand at different positions, for any decoder of transformers, unpatched.
+"""Key-value caches of a fixed size whose rows stand at different positions, for any decoder of
+transformers, unpatched.
 
-Legend: S slots (rows), H key-value heads, T token slots of a row, D head size, N token slots of a pool.
+Legend: S slots (rows), H key-value heads, T token slots of a row, D head size, N token slots of a
+pool.
 
-`SlotCache` is static: a row per slot, allocated once. The prompt's keys and values are *copied* into each slot (broadcast). Its last column
-is a scratch place to which idle rows write; no token needs it, as the last one of a completion is never fed back.
+`SlotCache` is static: a row per slot, allocated once. The prompt's keys and values are *copied*
+into each slot (broadcast). Its last column is a scratch place to which idle rows write; no token
+needs it, as the last one of a completion is never fed back.
 
-`PagedCache` is a pool of pages with a table per row. The prompt's whole pages are *physically shared* by the rows of its group. A layer's
-rows are gathered into one tensor while that layer attends, so that the extra is one layer's and not the model's.
+`PagedCache` is a pool of pages with a table per row. The prompt's whole pages are *physically
+shared* by the rows of its group. A layer's rows are gathered into one tensor while that layer
+attends, so that the extra is one layer's and not the model's.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +37,9 @@ class _Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing: storage is made when the prompt's shapes are known."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         return self.owner.exchange(self.index, key_states, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -56,7 +62,9 @@ class _Rows(Cache, ABC):
 
     @abstractmethod
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values [rows, H, tokens, D]; return all that the rows attend to, [rows, H, width, D]."""
+        """Store the new keys and values [rows, H, tokens, D]; return all that the rows attend to,
+        [rows, H, width, D].
+        """
 
     @abstractmethod
     def nbytes(self) -> int:
@@ -70,19 +78,25 @@ class SlotCache(_Rows):
         """Allocate.
 
         Args:
-            shapes: a prompt's keys and values, for heads, head sizes, dtype and device of each layer.
+            shapes: a prompt's keys and values, for heads, head sizes, dtype and device of each
+                layer.
             slots: S.
             tokens: T, the longest prompt and the most new tokens.
         """
         super().__init__(len(shapes))
         self.capacity = tokens
-        self.storage = [tuple(x.new_zeros(slots, x.shape[1], tokens, x.shape[3]) for x in pair) for pair in shapes]
+        self.storage = [
+            tuple(x.new_zeros(slots, x.shape[1], tokens, x.shape[3]) for x in pair)
+            for pair in shapes
+        ]
         self.writes = torch.zeros(0, dtype=torch.int64)
         self.rows: Tensor | None = None
         self._all = torch.arange(slots, device=shapes[0][0].device)
 
     def select(self, writes: Tensor, width: int, rows: Tensor | None = None) -> None:
-        """The next forward is about `rows` (all); their new tokens go to `writes` [rows, new]; they see `width` token slots."""
+        """The next forward is about `rows` (all); their new tokens go to `writes` [rows, new]; they
+        see `width` token slots.
+        """
         self.rows, self.writes, self.width = rows, writes, width
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,13 +128,17 @@ class PagedCache(_Rows):
         self.free = list(range(pages - 1, -1, -1))
         self.users = [0] * (pages + 1)
         size = (pages + 1) * page
-        self.storage = [tuple(x.new_zeros(x.shape[1], size, x.shape[3]) for x in pair) for pair in shapes]
+        self.storage = [
+            tuple(x.new_zeros(x.shape[1], size, x.shape[3]) for x in pair) for pair in shapes
+        ]
         self.scratch = pages * page
         self.reads = torch.zeros(0, 0, dtype=torch.int64)
         self.writes = torch.zeros(0, 0, dtype=torch.int64)
 
     def select(self, reads: Tensor, writes: Tensor) -> None:
-        """The next forward: places in the pool that rows read [rows, width] and to which new tokens go [rows, new]."""
+        """The next forward: places in the pool that rows read [rows, width] and to which new tokens
+        go [rows, new].
+        """
         self.reads, self.writes, self.width = reads, writes, reads.shape[1]
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +172,9 @@ class PagedCache(_Rows):
     def write(self, pages: list[int], prefix: Prefix, first: int = 0) -> None:
         """Put a prefix's tokens from number `first` on into pages."""
         tokens = prefix[0][0].shape[2] - first
-        places = torch.tensor([page * self.page + offset for page in pages for offset in range(self.page)][:tokens])
+        places = torch.tensor(
+            [page * self.page + offset for page in pages for offset in range(self.page)][:tokens]
+        )
         for pair, given in zip(self.storage, prefix, strict=True):
             for storage, tensor in zip(pair, given, strict=True):
                 storage[:, places.to(storage.device)] = tensor[0, :, first:]

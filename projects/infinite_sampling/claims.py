@@ -19,8 +19,10 @@ FIFO = "continuous, FIFO"
     id="infinite_sampling.memory",
     claim="Micro sampling groups take less than half the memory of decoding the whole group.",
     source="abstract; memory table",
-    bound="keys and values of micro groups with a quarter of the group in slots at most 50 % of the full group's; the peak beyond "
-    "the weights too",
+    bound=(
+        "keys and values of micro groups with a quarter of the group in slots at most 50 % of the"
+        " full group's; the peak beyond the weights too"
+    ),
     paper=f"-{_SAVED:.0%} of the peak with weights, Qwen3-1.7B (21.55 to 10.64 GB)",
     needs="rows of infinite_sampling/memory",
 )
@@ -28,10 +30,13 @@ def memory(memory: pd.DataFrame) -> Verdict:
     rows = memory[memory["kind"] == "modes"].set_index("mode")
     full, micro = rows.loc["full group"], rows.loc[MICRO]
     kv, peak = micro["kv_bytes"] / full["kv_bytes"], micro["peak_bytes"] / full["peak_bytes"]
-    total = (micro["peak_bytes"] + micro["weight_bytes"]) / (full["peak_bytes"] + full["weight_bytes"])
+    total = (micro["peak_bytes"] + micro["weight_bytes"]) / (
+        full["peak_bytes"] + full["weight_bytes"]
+    )
     measured = (
-        f"{human_bytes(micro['kv_bytes'])} of keys and values against {human_bytes(full['kv_bytes'])} ({kv:.0%}); peak beyond "
-        f"weights {peak:.0%}, with weights {total:.0%}; {full['model']}, group {full['group']}, {micro['slots']} slots"
+        f"{human_bytes(micro['kv_bytes'])} of keys and values against"
+        f" {human_bytes(full['kv_bytes'])} ({kv:.0%}); peak beyond weights {peak:.0%}, with weights"
+        f" {total:.0%}; {full['model']}, group {full['group']}, {micro['slots']} slots"
     )
     return Verdict("fails" if kv > 0.5 else "holds" if peak <= 0.5 else "partly", measured)
 
@@ -40,19 +45,26 @@ def memory(memory: pd.DataFrame) -> Verdict:
     id="infinite_sampling.equal_memory",
     claim="Continuous sampling and the full framework take the memory of micro groups.",
     source="abstract; evolution figure (at constant memory)",
-    bound="keys and values of micro groups, of continuous sampling with fixed slots and of the full framework within 1 % of one "
-    "another, and equal to the formula c (m (prompt + new) + prompt)",
+    bound=(
+        "keys and values of micro groups, of continuous sampling with fixed slots and of the full"
+        " framework within 1 % of one another, and equal to the formula c (m (prompt + new) +"
+        " prompt)"
+    ),
     paper="the same memory",
     needs="rows of infinite_sampling/memory",
 )
 def equal_memory(memory: pd.DataFrame) -> Verdict:
-    rows = memory[memory["kind"] == "modes"].set_index("mode").loc[[MICRO, "continuous, fixed slots", "full framework"]]
+    rows = (
+        memory[memory["kind"] == "modes"]
+        .set_index("mode")
+        .loc[[MICRO, "continuous, fixed slots", "full framework"]]
+    )
     spread = rows["kv_bytes"].max() / rows["kv_bytes"].min() - 1
     formula = (rows["kv_bytes"] / rows["formula_bytes"] - 1).abs().max()
     peaks = rows["peak_bytes"] / rows.loc[MICRO, "peak_bytes"]
     measured = (
-        f"keys and values {spread:.1%} apart, {formula:.1%} from the formula; peak of the framework "
-        f"{peaks['full framework']:.2f} of micro groups'"
+        f"keys and values {spread:.1%} apart, {formula:.1%} from the formula; peak of the framework"
+        f" {peaks['full framework']:.2f} of micro groups'"
     )
     return Verdict("fails" if spread > 0.01 else "holds" if formula == 0 else "partly", measured)
 
@@ -61,29 +73,41 @@ def equal_memory(memory: pd.DataFrame) -> Verdict:
     id="infinite_sampling.group_size",
     claim="Memory does not grow with the group.",
     source="abstract (group size decoupled from memory)",
-    bound="with fixed slots the peak beyond the weights grows by at most 5 % over the groups that do not fit into the slots; the "
-    "full group's at least by half of what the group grows",
+    bound=(
+        "with fixed slots the peak beyond the weights grows by at most 5 % over the groups that do"
+        " not fit into the slots; the full group's at least by half of what the group grows"
+    ),
     needs="rows of infinite_sampling/memory",
 )
 def group_size(memory: pd.DataFrame) -> Verdict:
     rows = memory[memory["kind"] == "groups"]
     growth = {}
     for mode, own in rows.groupby("mode"):
-        own = own[own["group"] > rows.loc[rows["mode"] == MICRO, "slots"].max()].sort_values("group")
+        own = own[own["group"] > rows.loc[rows["mode"] == MICRO, "slots"].max()].sort_values(
+            "group"
+        )
         growth[mode] = own["peak_bytes"].iloc[-1] / own["peak_bytes"].iloc[0]
         groups = own["group"].iloc[0], own["group"].iloc[-1]
     fixed = max(growth[MICRO], growth["full framework"])
-    measured = f"group {groups[0]} to {groups[1]}: peak x {fixed:.3f} with fixed slots, x {growth['full group']:.1f} with the full group"
+    measured = (
+        f"group {groups[0]} to {groups[1]}: peak x {fixed:.3f} with fixed slots, x"
+        f" {growth['full group']:.1f} with the full group"
+    )
     if fixed > 1.05:
         return Verdict("fails", measured)
-    return Verdict("holds" if growth["full group"] >= groups[1] / groups[0] / 2 else "partly", measured)
+    return Verdict(
+        "holds" if growth["full group"] >= groups[1] / groups[0] / 2 else "partly", measured
+    )
 
 
 @claim(
     id="infinite_sampling.steps",
     claim="The full framework takes far fewer decoding steps than micro groups.",
     source="evolution figure",
-    bound="mean steps with predicted lengths at most 0.75 of micro groups', over at least 8 prompts; live steps equal to the replay's",
+    bound=(
+        "mean steps with predicted lengths at most 0.75 of micro groups', over at least 8 prompts;"
+        " live steps equal to the replay's"
+    ),
     paper=f"-{_STEPS:.0%} (3250 to 1770)",
     needs="rows of infinite_sampling/schedule",
 )
@@ -94,8 +118,9 @@ def steps(schedule: pd.DataFrame) -> Verdict:
     replayed = rollouts[rollouts["replayed"].notna()]
     differ = int((replayed["steps"] != replayed["replayed"]).sum())
     measured = (
-        f"{found[MICRO].mean():.1f} to {found[FRAMEWORK].mean():.1f} steps ({share - 1:+.0%}) over {len(found)} prompts; "
-        f"{len(replayed) - differ} of {len(replayed)} live rollouts take the steps of their replay"
+        f"{found[MICRO].mean():.1f} to {found[FRAMEWORK].mean():.1f} steps ({share - 1:+.0%}) over"
+        f" {len(found)} prompts; {len(replayed) - differ} of {len(replayed)} live rollouts take the"
+        " steps of their replay"
     )
     if share >= 1 or differ:
         return Verdict("fails", measured)
@@ -104,10 +129,14 @@ def steps(schedule: pd.DataFrame) -> Verdict:
 
 @claim(
     id="infinite_sampling.near_oracle",
-    claim="Scheduling with predicted lengths is nearly that with known ones, which is nearly optimal.",
+    claim=(
+        "Scheduling with predicted lengths is nearly that with known ones, which is nearly optimal."
+    ),
     source="scheduler ablation (near-oracle, in a reviewer's words)",
-    bound="steps of the plan with known lengths at most 1.06 of the lower bound, and with predicted ones at most 1.1 of that "
-    "plan's; means over prompts",
+    bound=(
+        "steps of the plan with known lengths at most 1.06 of the lower bound, and with predicted"
+        " ones at most 1.1 of that plan's; means over prompts"
+    ),
     paper="near-oracle",
     needs="rows of infinite_sampling/schedule",
 )
@@ -116,7 +145,10 @@ def near_oracle(schedule: pd.DataFrame) -> Verdict:
     found = rollouts.pivot_table(index="prompt", columns="schedule", values="steps")
     bound = rollouts.groupby("prompt")["lower_bound"].first()
     oracle, predicted = (found[ORACLE] / bound).mean(), (found[FRAMEWORK] / found[ORACLE]).mean()
-    measured = f"known lengths {oracle:.3f} of the lower bound, predicted ones {predicted:.3f} of known ones, over {len(found)} prompts"
+    measured = (
+        f"known lengths {oracle:.3f} of the lower bound, predicted ones {predicted:.3f} of known"
+        f" ones, over {len(found)} prompts"
+    )
     if oracle <= 1.06 and predicted <= 1.1:
         return Verdict("holds", measured)
     return Verdict("partly" if oracle <= 1.06 or predicted <= 1.1 else "fails", measured)
@@ -126,22 +158,39 @@ def near_oracle(schedule: pd.DataFrame) -> Verdict:
     id="infinite_sampling.throughput",
     claim="The full framework decodes over 25 % more tokens per second than micro groups.",
     source="abstract",
-    bound="at least 1.25x micro groups' tokens per second, predictions, plans and re-ingestions in the time",
+    bound=(
+        "at least 1.25x micro groups' tokens per second, predictions, plans and re-ingestions in"
+        " the time"
+    ),
     paper=f"over {_FASTER - 1:.0%}",
     needs="rows of infinite_sampling/schedule",
 )
 def throughput(schedule: pd.DataFrame) -> Verdict:
     found = speeds(schedule).set_index("schedule").loc[FRAMEWORK]
-    measured = f"{found['speed_ratio']:.2f}x ({found['low_ratio']:.2f} to {found['high_ratio']:.2f}), {schedule['model'].iloc[0]}"
-    return Verdict("holds" if found["speed_ratio"] >= 1.25 else "partly" if found["speed_ratio"] > 1 else "fails", measured)
+    measured = (
+        f"{found['speed_ratio']:.2f}x ({found['low_ratio']:.2f} to {found['high_ratio']:.2f}),"
+        f" {schedule['model'].iloc[0]}"
+    )
+    return Verdict(
+        (
+            "holds"
+            if found["speed_ratio"] >= 1.25
+            else "partly"
+            if found["speed_ratio"] > 1
+            else "fails"
+        ),
+        measured,
+    )
 
 
 @claim(
     id="infinite_sampling.pretrained",
     claim="So it does on a pretrained model.",
     source="abstract; on SmolLM2-135M, where the paper has larger models",
-    bound="at least 1.25x micro groups' tokens per second for the prompts that are decoded live, and at most 1 / 1.25 of their steps in "
-    "the mean over all",
+    bound=(
+        "at least 1.25x micro groups' tokens per second for the prompts that are decoded live, and"
+        " at most 1 / 1.25 of their steps in the mean over all"
+    ),
     needs="rows of infinite_sampling/pretrained",
 )
 def pretrained(pretrained: pd.DataFrame) -> Verdict:
@@ -151,9 +200,10 @@ def pretrained(pretrained: pd.DataFrame) -> Verdict:
     ratio, steps = found.loc[FRAMEWORK, "speed_ratio"], found.loc[FRAMEWORK, "micro_ratio"]
     known, arrival = found.loc[ORACLE, "micro_ratio"], found.loc[FIFO, "micro_ratio"]
     measured = (
-        f"{ratio:.2f}x, FIFO {found.loc[FIFO, 'speed_ratio']:.2f}x; steps over {len(rollouts)} prompts {steps:.2f} of micro groups', FIFO "
-        f"{arrival:.2f}, known lengths {known:.2f}; {cut} of {int(rollouts['group'].sum())} completions reach the limit; "
-        f"{pretrained['model'].iloc[0]}"
+        f"{ratio:.2f}x, FIFO {found.loc[FIFO, 'speed_ratio']:.2f}x; steps over {len(rollouts)}"
+        f" prompts {steps:.2f} of micro groups', FIFO {arrival:.2f}, known lengths {known:.2f};"
+        f" {cut} of {int(rollouts['group'].sum())} completions reach the limit;"
+        f" {pretrained['model'].iloc[0]}"
     )
     if ratio >= 1.25 and steps <= 1 / 1.25:
         return Verdict("holds", measured)
@@ -164,27 +214,42 @@ def pretrained(pretrained: pd.DataFrame) -> Verdict:
     id="infinite_sampling.peers",
     claim="In the same number of rows it decodes faster than transformers does.",
     source="our addition: what one would use otherwise",
-    bound="more tokens per second than `generate` in chunks and than `generate_batch`, in as many rows",
+    bound=(
+        "more tokens per second than `generate` in chunks and than `generate_batch`, in as many"
+        " rows"
+    ),
     needs="rows of infinite_sampling/schedule",
 )
 def peers(schedule: pd.DataFrame) -> Verdict:
     rows = schedule[schedule["kind"] == "time"]
     speed = rows.groupby("schedule")["tokens_per_second"].median()
-    ratios = {name: speed[FRAMEWORK] / speed[name] for name in ("generate, chunks", "generate_batch") if name in speed}
+    ratios = {
+        name: speed[FRAMEWORK] / speed[name]
+        for name in ("generate, chunks", "generate_batch")
+        if name in speed
+    }
     if not ratios:
         return Verdict("not tested here", "no rows of a peer")
     measured = ", ".join(f"{value:.2f}x {name}" for name, value in ratios.items())
     if "generate, full group" in speed:
-        measured += f"; {speed[FRAMEWORK] / speed['generate, full group']:.2f}x generate of the full group, in four times the memory"
-    return Verdict("holds" if min(ratios.values()) > 1 else "partly" if max(ratios.values()) > 1 else "fails", measured)
+        measured += (
+            f"; {speed[FRAMEWORK] / speed['generate, full group']:.2f}x generate of the full group,"
+            " in four times the memory"
+        )
+    return Verdict(
+        "holds" if min(ratios.values()) > 1 else "partly" if max(ratios.values()) > 1 else "fails",
+        measured,
+    )
 
 
 @claim(
     id="infinite_sampling.exact",
     claim="Completions are what they would be without it, in full length.",
     source="abstract (full-length completions)",
-    bound="every schedule gives the full group's completions, token for token, in float64 and in float32 with fixed shapes, and a "
-    "forward without a cache draws them again",
+    bound=(
+        "every schedule gives the full group's completions, token for token, in float64 and in"
+        " float32 with fixed shapes, and a forward without a cache draws them again"
+    ),
     paper="no truncation",
     needs="rows of infinite_sampling/exactness",
 )
@@ -197,12 +262,15 @@ def exact(exactness: pd.DataFrame) -> Verdict:
     same, total = int(hard["same"].sum()), int(hard["completions"].sum())
     redrawn = int(drawn["redrawn"].sum())
     measured = (
-        f"{same} of {total} identical over {len(hard)} schedules and formats, {redrawn} of {int(drawn['completions'].sum())} drawn "
-        f"again; in plain float32 {int(soft['same'].sum())} of {int(soft['completions'].sum())}"
+        f"{same} of {total} identical over {len(hard)} schedules and formats, {redrawn} of"
+        f" {int(drawn['completions'].sum())} drawn again; in plain float32"
+        f" {int(soft['same'].sum())} of {int(soft['completions'].sum())}"
     )
     if drawn.empty or not hard["fixed_shape"].any():
         return Verdict("not tested here", "no rows in float64, or none with fixed shapes")
-    return Verdict("holds" if same == total and redrawn == drawn["completions"].sum() else "fails", measured)
+    return Verdict(
+        "holds" if same == total and redrawn == drawn["completions"].sum() else "fails", measured
+    )
 
 
 @claim(
@@ -215,9 +283,13 @@ def exact(exactness: pd.DataFrame) -> Verdict:
 def gradient(exactness: pd.DataFrame) -> Verdict:
     rows = exactness[(exactness["kind"] == "gradient") & (exactness["dtype"] == "float64")]
     worst = rows["relative_difference_ratio"].max()
-    single = exactness[(exactness["kind"] == "gradient") & (exactness["dtype"] == "float32")]["relative_difference_ratio"].max()
+    single = exactness[(exactness["kind"] == "gradient") & (exactness["dtype"] == "float32")][
+        "relative_difference_ratio"
+    ].max()
     averages = rows["loss_type"].nunique()
-    measured = f"{worst:.1e} over {averages} ways to average tokens" + (f", {single:.1e} in float32" if single == single else "")
+    measured = f"{worst:.1e} over {averages} ways to average tokens" + (
+        f", {single:.1e} in float32" if single == single else ""
+    )
     if worst != worst or worst > 1e-12:
         return Verdict("fails", measured)
     return Verdict("holds" if averages == 3 else "partly", measured)
@@ -225,16 +297,25 @@ def gradient(exactness: pd.DataFrame) -> Verdict:
 
 @claim(
     id="infinite_sampling.theorems",
-    claim="Continuous sampling never takes more steps than micro groups, and plans are within (1 + eps) of the optimum.",
+    claim=(
+        "Continuous sampling never takes more steps than micro groups, and plans are within (1 +"
+        " eps) of the optimum."
+    ),
     source="reconstructed: the guarantee of an FPTAS",
-    bound="no violation on 20,000 random instances, nor of plans against the best of all assignments",
+    bound=(
+        "no violation on 20,000 random instances, nor of plans against the best of all assignments"
+    ),
     needs="rows of infinite_sampling/theorems",
 )
 def theorems(theorems: pd.DataFrame) -> Verdict:
     rows = theorems[theorems["violations"].notna()]
     violations, instances = int(rows["violations"].sum()), int(rows["instances"].max())
-    measured = f"{violations} violations of {len(rows)} statements, on up to {instances:,} instances"
-    return Verdict("fails" if violations else "holds" if instances >= 20_000 else "partly", measured)
+    measured = (
+        f"{violations} violations of {len(rows)} statements, on up to {instances:,} instances"
+    )
+    return Verdict(
+        "fails" if violations else "holds" if instances >= 20_000 else "partly", measured
+    )
 
 
 @claim(
@@ -248,13 +329,19 @@ def plan_time(schedule: pd.DataFrame) -> Verdict:
     rows = schedule[(schedule["kind"] == "rollout") & (schedule["schedule"] == FRAMEWORK)]
     share = (rows["plan_seconds"] / rows["rollout_seconds"]).mean()
     predicting = (rows["predict_seconds"] / rows["rollout_seconds"]).mean()
-    measured = f"plan {share:.2%} of the rollout, predictions {predicting:.1%}, {schedule['model'].iloc[0]}"
+    measured = (
+        f"plan {share:.2%} of the rollout, predictions {predicting:.1%},"
+        f" {schedule['model'].iloc[0]}"
+    )
     return Verdict("holds" if share <= 0.01 else "partly" if share <= 0.05 else "fails", measured)
 
 
 @claim(
     id="infinite_sampling.prediction",
-    claim="Lengths can be predicted from the first tokens of a completion; from the prompt alone they cannot be told apart within a group.",
+    claim=(
+        "Lengths can be predicted from the first tokens of a completion; from the prompt alone they"
+        " cannot be told apart within a group."
+    ),
     source="figure 7; the predictor is conditioned on the first k tokens",
     bound="Kendall's tau within groups is 0 with k = 0 and above 0.5 for some k of 1 to 4",
     needs="rows of infinite_sampling/prediction",
@@ -264,9 +351,10 @@ def prediction(prediction: pd.DataFrame) -> Verdict:
     none, few = rows.loc[0], rows[(rows.index >= 1) & (rows.index <= 4)]
     best = few["group_tau_ratio"].idxmax()
     measured = (
-        f"tau within groups {none['group_tau_ratio']:.2f} with k = 0 (pooled {none['pooled_tau_ratio']:.2f}), "
-        f"{few['group_tau_ratio'].max():.2f} with "
-        f"k = {best}; error of the total {none['total_error_tokens']:.1f} to {few.loc[best, 'total_error_tokens']:.1f} tokens"
+        f"tau within groups {none['group_tau_ratio']:.2f} with k = 0 (pooled"
+        f" {none['pooled_tau_ratio']:.2f}), {few['group_tau_ratio'].max():.2f} with k = {best};"
+        f" error of the total {none['total_error_tokens']:.1f} to"
+        f" {few.loc[best, 'total_error_tokens']:.1f} tokens"
     )
     if few["group_tau_ratio"].max() <= 0.5:
         return Verdict("fails", measured)
@@ -277,27 +365,34 @@ def prediction(prediction: pd.DataFrame) -> Verdict:
     id="infinite_sampling.shortest_first",
     claim="Refilling slots shortest first is the right run-time rule.",
     source="method (SJF refill)",
-    bound="with predicted lengths: shortest first takes no more steps than the order of arrival, and within a plan no more than "
-    "longest first",
+    bound=(
+        "with predicted lengths: shortest first takes no more steps than the order of arrival, and"
+        " within a plan no more than longest first"
+    ),
     needs="rows of infinite_sampling/ablation",
 )
 def shortest_first(ablation: pd.DataFrame) -> Verdict:
     found = ablation_steps(ablation)
     best = found[[name.startswith("k = ") and name != "k = 0" for name in found.index]].mean()
     measured = (
-        f"of the lower bound, mean over k: arrival {best['fifo']:.3f}, shortest first {best['sjf_global']:.3f}, longest first "
-        f"{best['lpt_global']:.3f}; within a plan shortest first {best['plan_sjf']:.3f}, longest first {best['plan_lpt']:.3f}"
+        f"of the lower bound, mean over k: arrival {best['fifo']:.3f}, shortest first"
+        f" {best['sjf_global']:.3f}, longest first {best['lpt_global']:.3f}; within a plan shortest"
+        f" first {best['plan_sjf']:.3f}, longest first {best['plan_lpt']:.3f}"
     )
     globally, planned = best["sjf_global"] <= best["fifo"], best["plan_sjf"] <= best["plan_lpt"]
-    return Verdict("holds" if globally and planned else "partly" if globally or planned else "fails", measured)
+    return Verdict(
+        "holds" if globally and planned else "partly" if globally or planned else "fails", measured
+    )
 
 
 @claim(
     id="infinite_sampling.training",
     claim="GRPO trains with it as with the whole group.",
     source="title (stable training); the paper shows no reward curve, as reviewers noted",
-    bound="in float64 every step has the full group's rewards with micro groups and with the framework, and the reward on the "
-    "training pool rises",
+    bound=(
+        "in float64 every step has the full group's rewards with micro groups and with the"
+        " framework, and the reward on the training pool rises"
+    ),
     needs="rows of infinite_sampling/training",
 )
 def training(training: pd.DataFrame) -> Verdict:
@@ -305,13 +400,22 @@ def training(training: pd.DataFrame) -> Verdict:
     single, steps = steps[steps["dtype"] == "float32"], steps[steps["dtype"] == "float64"]
     others, single = steps[steps["mode"] != "full group"], single[single["mode"] != "full group"]
     same = int(others["same_rewards"].astype(bool).sum())
-    ends = training[(training["kind"] == "evaluation") & (training["dtype"] == "float64") & (training["mode"] == "full group")]
+    ends = training[
+        (training["kind"] == "evaluation")
+        & (training["dtype"] == "float64")
+        & (training["mode"] == "full group")
+    ]
     pool = ends[ends["prompts"] == "pool"].sort_values("step")["reward_score"]
     held = ends[ends["prompts"] == "held out"].sort_values("step")["reward_score"]
-    measured = f"{same} of {len(others)} steps with equal rewards; reward on the pool {pool.iloc[0]:.2f} to {pool.iloc[-1]:.2f}, held out "
+    measured = (
+        f"{same} of {len(others)} steps with equal rewards; reward on the pool {pool.iloc[0]:.2f}"
+        f" to {pool.iloc[-1]:.2f}, held out "
+    )
     measured += f"{held.iloc[0]:.2f} to {held.iloc[-1]:.2f}"
     if len(single):
-        measured += f"; in float32 {int(single['same_rewards'].astype(bool).sum())} of {len(single)} steps"
+        measured += (
+            f"; in float32 {int(single['same_rewards'].astype(bool).sum())} of {len(single)} steps"
+        )
     if same < len(others) or not len(others):
         return Verdict("fails", measured)
     return Verdict("holds" if pool.iloc[-1] > pool.iloc[0] else "partly", measured)
@@ -321,26 +425,39 @@ def training(training: pd.DataFrame) -> Verdict:
     id="infinite_sampling.drift",
     claim="A predictor that is fitted online keeps up with the policy.",
     source="our addition: reviewers asked what happens as the policy changes",
-    bound="in the second half of training its mean error is below that of a predictor fitted at the first step alone",
+    bound=(
+        "in the second half of training its mean error is below that of a predictor fitted at the"
+        " first step alone"
+    ),
     needs="rows of infinite_sampling/training",
 )
 def drift(training: pd.DataFrame) -> Verdict:
-    rows = training[(training["kind"] == "step") & (training["mode"] == "framework") & training["frozen_error_tokens"].notna()]
+    rows = training[
+        (training["kind"] == "step")
+        & (training["mode"] == "framework")
+        & training["frozen_error_tokens"].notna()
+    ]
     late = rows[rows["step"] >= rows["step"].max() / 2]
     online, frozen = late["online_error_tokens"].mean(), late["frozen_error_tokens"].mean()
     lengths = rows.sort_values("step")["length_tokens"]
     measured = (
-        f"error {online:.2f} tokens online, {frozen:.2f} fitted once; mean length {lengths.iloc[0]:.1f} to {lengths.iloc[-1]:.1f} tokens"
+        f"error {online:.2f} tokens online, {frozen:.2f} fitted once; mean length"
+        f" {lengths.iloc[0]:.1f} to {lengths.iloc[-1]:.1f} tokens"
     )
     return Verdict("holds" if online < frozen else "fails", measured)
 
 
 @claim(
     id="infinite_sampling.trl_rollout",
-    claim="TRL's trainer takes it for its rollout: it trains the same, and the group is no longer in memory.",
+    claim=(
+        "TRL's trainer takes it for its rollout: it trains the same, and the group is no longer in"
+        " memory."
+    ),
     source="our addition: what one would train with otherwise",
-    bound="with this rollout TRL's trainer has the rewards of this library's own steps at every step, and the peak of its rollout is at "
-    "most half of that of TRL's own",
+    bound=(
+        "with this rollout TRL's trainer has the rewards of this library's own steps at every step,"
+        " and the peak of its rollout is at most half of that of TRL's own"
+    ),
     needs="rows of infinite_sampling/training",
 )
 def trl_rollout(training: pd.DataFrame) -> Verdict:
@@ -354,8 +471,9 @@ def trl_rollout(training: pd.DataFrame) -> Verdict:
     share = ours["rollout_peak_bytes"] / own["rollout_peak_bytes"]
     peaks = [human_bytes(row["rollout_peak_bytes"]) for row in (ours, own)]
     measured = (
-        f"{ours['same_rewards']} steps with the rewards of the library's own; peak of the rollout {peaks[0]} against {peaks[1]} "
-        f"({share:.0%}); reward on the pool {ours['pool']}, with TRL's own rollout {own['pool']}"
+        f"{ours['same_rewards']} steps with the rewards of the library's own; peak of the rollout"
+        f" {peaks[0]} against {peaks[1]} ({share:.0%}); reward on the pool {ours['pool']}, with"
+        f" TRL's own rollout {own['pool']}"
     )
     same, small = ours["same"] == ours["made"], share <= 0.5
     return Verdict("holds" if same and small else "partly" if same or small else "fails", measured)
@@ -365,8 +483,10 @@ def trl_rollout(training: pd.DataFrame) -> Verdict:
     id="infinite_sampling.trl_time",
     claim="A training step takes no longer than one of TRL's trainer, in a fraction of its rows.",
     source="our addition: the paper shows no training times, as reviewers noted",
-    bound="the framework's step takes at most the time of TRL's, which decodes all completions of a step at once; partly, where the full "
-    "group's does, in as many rows",
+    bound=(
+        "the framework's step takes at most the time of TRL's, which decodes all completions of a"
+        " step at once; partly, where the full group's does, in as many rows"
+    ),
     needs="rows of infinite_sampling/training",
 )
 def trl_time(training: pd.DataFrame) -> Verdict:
@@ -375,5 +495,8 @@ def trl_time(training: pd.DataFrame) -> Verdict:
         return Verdict("not tested here", "no rows of TRL's trainer in float32")
     ratios = found.set_index("mode")["trl_ratio"]
     framework, full = ratios["framework"], ratios["full group"]
-    measured = f"{framework:.2f} of TRL's time for the framework; {full:.2f} for the full group at once; medians over steps in turns"
+    measured = (
+        f"{framework:.2f} of TRL's time for the framework; {full:.2f} for the full group at once;"
+        " medians over steps in turns"
+    )
     return Verdict("holds" if framework <= 1 else "partly" if full <= 1 else "fails", measured)

@@ -1,24 +1,29 @@
-"""The rollout engine: a group of completions per prompt, decoded in few rows of key-value cache, on any decoder of transformers.
+"""The rollout engine: a group of completions per prompt, decoded in few rows of key-value cache, on
+any decoder of transformers.
 
-Completions of prompts are *jobs*. A schedule says how many rows there are and which job takes a row that is free:
+Completions of prompts are *jobs*. A schedule says how many rows there are and which job takes a row
+that is free:
 
 | mode | rows | refill |
 | --- | --- | --- |
 | `full` | one per job | never: the whole group at once |
 | `micro` | `slots` | when all rows are done: the paper's micro sampling groups |
 | `continuous` | `slots` | at once: the paper's continuous sampling, with fixed slots |
-| `dynamic` | as many as fit `budget_tokens` of cache | when pages are free; a row without a page puts the youngest row aside |
+| `dynamic` | what fits `budget_tokens` of cache | with free pages; else the youngest row waits |
 
-With `prefix` > 0 all jobs first generate that many tokens in rounds, then a predictor says what remains of each, and the rest is decoded
-by a plan: the paper's full framework. A job that was put aside keeps its tokens and gives up its cache; taken up again, its tokens are
-fed in one forward (`reingests`), so that memory is that of micro groups. Nothing is ever cut short.
+With `prefix` > 0 all jobs first generate that many tokens in rounds, then a predictor says what
+remains of each, and the rest is decoded by a plan: the paper's full framework. A job that was put
+aside keeps its tokens and gives up its cache; taken up again, its tokens are fed in one forward
+(`reingests`), so that memory is that of micro groups. Nothing is ever cut short.
 
-One *step* is one forward of all rows with one token each. The first token of a completion takes none: it is drawn from the logits of the
-prompt's last token, which one forward per prompt gives once for its whole group.
+One *step* is one forward of all rows with one token each. The first token of a completion takes
+none: it is drawn from the logits of the prompt's last token, which one forward per prompt gives
+once for its whole group.
 
-`fixed_shape` makes every forward of a rollout one of [slots, 1] tokens that sees the whole width of the cache, tokens of a job that was put
-aside included: then float32 gives the same completions under any schedule with as many slots. Otherwise a row of another batch size may
-differ in the last bit and, seldom, tip a draw.
+`fixed_shape` makes every forward of a rollout one of [slots, 1] tokens that sees the whole width of
+the cache, tokens of a job that was put aside included: then float32 gives the same completions
+under any schedule with as many slots. Otherwise a row of another batch size may differ in the last
+bit and, seldom, tip a draw.
 """
 
 import inspect
@@ -42,7 +47,8 @@ from shared.errors import UserError
 Mode = Literal["full", "micro", "continuous", "dynamic"]
 Finish = Literal["eos", "stop", "length"]
 _WIDTH = 64  # rows see their cache in multiples of this many tokens
-_STOP_MARGIN = 8  # tokens decoded beyond the longest stop string's bytes, for what a tokenizer strips
+# tokens decoded beyond the longest stop string's bytes, for what a tokenizer strips
+_STOP_MARGIN = 8
 
 
 class Predictor(Protocol):
@@ -62,7 +68,8 @@ class Prefixes:
         prompts: each one's prompt, tokens.
         tokens: the first k tokens of each.
         jobs: (prompt, index) of each.
-        hidden: [jobs, features], the state that produced the k-th token beside that token's embedding; or None.
+        hidden: [jobs, features], the state that produced the k-th token beside that token's
+            embedding; or None.
     """
 
     prompts: list[list[int]]
@@ -80,9 +87,11 @@ class Schedule:
         slots: rows of the cache. More than there are jobs are not made.
         refill: see `scheduler.Queue`; with `dynamic` one without a plan.
         prefix: tokens generated before lengths are predicted.
-        predictor: of lengths. Without one, refills by length have nothing to go by and keep the order.
+        predictor: of lengths. Without one, refills by length have nothing to go by and keep the
+            order.
         eps: of the plan.
-        budget_tokens: of `dynamic`, tokens of cache in all; None: as many as `slots` fixed rows would have.
+        budget_tokens: of `dynamic`, tokens of cache in all; None: as many as `slots` fixed rows
+            would have.
         page: of `dynamic`, tokens in a page.
     """
 
@@ -101,12 +110,16 @@ class Schedule:
         if self.prefix and self.mode in ("full", "micro"):
             raise ValueError(f"mode {self.mode} has no prefix phase")
         if self.mode == "dynamic" and self.refill.startswith("plan_"):
-            raise ValueError("dynamic rows have no planned queues; use fifo, sjf_global or lpt_global")
+            raise ValueError(
+                "dynamic rows have no planned queues; use fifo, sjf_global or lpt_global"
+            )
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled completion: `tokens` (the end token included, if it came), their log-probabilities, and why it ended."""
+    """One sampled completion: `tokens` (the end token included, if it came), their
+    log-probabilities, and why it ended.
+    """
 
     prompt: int
     index: int
@@ -122,11 +135,14 @@ class Stats:
     Attributes:
         steps: forwards of all rows, one token each; `prefix_steps` of them before the plan.
         busy: rows with a job, summed over steps; `rows`: rows, summed over steps.
-        prefills: forwards of a prompt. reingests: forwards of tokens of jobs that had been put aside, `reingested_tokens` in all.
+        prefills: forwards of a prompt. reingests: forwards of tokens of jobs that had been put
+            aside, `reingested_tokens` in all.
         preemptions: jobs that lost their row for want of a page.
-        cache_bytes: the cache that was allocated; prompt_bytes: the most that prompts' keys and values took beside it, at any one time.
+        cache_bytes: the cache that was allocated; prompt_bytes: the most that prompts' keys and
+            values took beside it, at any one time.
         token_bytes: keys and values of a token.
-        plan: of the refill, if it has one. plan_seconds, predict_seconds, seconds: process time (CPU) of the plan, of predicting, of all.
+        plan: of the refill, if it has one. plan_seconds, predict_seconds, seconds: process time
+            (CPU) of the plan, of predicting, of all.
         spans: (row, job, first step, step after its last), job by its number in the rollout.
     """
 
@@ -196,7 +212,8 @@ class Engine:
     """Samples completions from a model.
 
     Args:
-        model: a decoder of transformers with sdpa or eager attention that looks at all earlier tokens, in eval mode.
+        model: a decoder of transformers with sdpa or eager attention that looks at all earlier
+            tokens, in eval mode.
         eos: tokens that end a completion.
         max_new_tokens: tokens of a completion at most.
         temperature: of the softmax; 0 takes the likeliest token.
@@ -232,9 +249,12 @@ class Engine:
         self.stop, self.tokenizer = tuple(stop), tokenizer
         self.device = next(model.parameters()).device
         self.context = getattr(model.config, "max_position_embeddings", None)
-        self.additive = model.config._attn_implementation == "eager"  # which adds its mask, where sdpa takes true and false
+        # which adds its mask, where sdpa takes true and false
+        self.additive = model.config._attn_implementation == "eager"
         self._keep = {"logits_to_keep": 1} if can_keep(model) else {}
-        self._stop_window = max((len(text.encode()) for text in self.stop), default=0) + _STOP_MARGIN
+        self._stop_window = (
+            max((len(text.encode()) for text in self.stop), default=0) + _STOP_MARGIN
+        )
 
     def run(
         self,
@@ -245,40 +265,59 @@ class Engine:
         on_step: Callable[[Stats], object] = lambda stats: None,
         limits: Mapping[tuple[int, int], int] | None = None,
     ) -> Rollout:
-        """Sample `group` completions of each prompt, or the (prompt, index) pairs that `group` lists.
+        """Sample `group` completions of each prompt, or the (prompt, index) pairs that `group`
+        lists.
 
         Args:
             prompts: tokens of each.
             on_completion: called with each completion as it ends.
             on_step: called after each step.
-            limits: tokens of some (prompt, index) at most, where fewer than `max_new_tokens`: forced lengths, for a model with random
+            limits: tokens of some (prompt, index) at most, where fewer than `max_new_tokens`:
+                forced lengths, for a model with random
             weights.
 
         Raises:
             UserError: an empty prompt, one too long for the model, a budget too small for a row.
         """
-        pairs = [(p, i) for p in range(len(prompts)) for i in range(group)] if isinstance(group, int) else list(group)
+        pairs = (
+            [(p, i) for p in range(len(prompts)) for i in range(group)]
+            if isinstance(group, int)
+            else list(group)
+        )
         if not pairs:
             return Rollout([], Stats())
         for number, tokens in enumerate(prompts):
             if not len(tokens):
-                raise UserError(f"prompt {number + 1} is empty; a model needs at least one token to go on from")
+                raise UserError(
+                    f"prompt {number + 1} is empty; a model needs at least one token to go on from"
+                )
             if self.context is not None and len(tokens) + self.max_new_tokens > self.context:
                 raise UserError(
-                    f"prompt {number + 1} has {len(tokens)} tokens; with {self.max_new_tokens} new ones that is more than the "
-                    f"model's context of {self.context}"
+                    f"prompt {number + 1} has {len(tokens)} tokens; with {self.max_new_tokens} new"
+                    f" ones that is more than the model's context of {self.context}"
                 )
         return _Run(self, prompts, pairs, schedule, on_completion, on_step, limits or {}).go()
 
     # ---- forwards ----
 
     def forward(self, ids: Tensor, positions: Tensor, cache: Any, width: int) -> Tensor:
-        """Logits [rows, vocabulary] of the last of the tokens `ids` [rows, new], which stand at `positions` and see what is before them."""
+        """Logits [rows, vocabulary] of the last of the tokens `ids` [rows, new], which stand at
+        `positions` and see what is before them.
+        """
         mask = torch.arange(width, device=self.device) <= positions[:, None, :, None]
         if self.additive:
             lowest = torch.finfo(self.model.dtype).min
-            mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=self.device).masked_fill_(~mask, lowest)
-        output = self.model(input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True, **self._keep)
+            mask = torch.zeros(mask.shape, dtype=self.model.dtype, device=self.device).masked_fill_(
+                ~mask, lowest
+            )
+        output = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **self._keep,
+        )
         return output.logits[:, -1]
 
     def prefill(self, tokens: Sequence[int]) -> tuple[Tensor, Prefix]:
@@ -286,12 +325,19 @@ class Engine:
         cache = DynamicCache()
         ids = torch.tensor([list(tokens)], device=self.device)
         try:
-            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **self._keep).logits[:, -1]
+            logits = self.model(
+                input_ids=ids, past_key_values=cache, use_cache=True, **self._keep
+            ).logits[:, -1]
             prefix = [(layer.keys, layer.values) for layer in cache.layers]
-            if len(prefix) != self.model.config.get_text_config().num_hidden_layers or prefix[0][0].shape[2] != len(tokens):
+            if len(prefix) != self.model.config.get_text_config().num_hidden_layers or prefix[0][
+                0
+            ].shape[2] != len(tokens):
                 raise AttributeError
         except (TypeError, AttributeError):
-            raise UserError(f"{type(self.model).__name__} fills no key-value cache; rows cannot be decoded one token at a time") from None
+            raise UserError(
+                f"{type(self.model).__name__} fills no key-value cache; rows cannot be decoded one"
+                " token at a time"
+            ) from None
         return logits, prefix
 
     def ended(self, tokens: list[int], limit: int) -> Finish | None:
@@ -306,42 +352,71 @@ class Engine:
 
 
 def can_keep(model: Any) -> bool:
-    """Whether the model can leave out logits that nobody asks for; PEFT hands on what it does not know."""
+    """Whether the model can leave out logits that nobody asks for; PEFT hands on what it does not
+    know.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what rows at different positions would get wrong. Whether there is a cache at all shows in the first forward."""
+    """Refuse what rows at different positions would get wrong. Whether there is a cache at all
+    shows in the first forward.
+    """
     config, name = model.config, type(model).__name__
     text = config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{name} is an encoder and a decoder; rollouts need a decoder alone")
     if model.training:
-        raise UserError(f"{name} is in training mode, whose dropout would change completions; call model.eval() first")
+        raise UserError(
+            f"{name} is in training mode, whose dropout would change completions; call model.eval()"
+            " first"
+        )
     kinds = set(getattr(text, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(text, "sliding_window", None)):
-        raise UserError(f"{name} has layers that do not look at all earlier tokens (a sliding window?), which rows of this cache do")
+        raise UserError(
+            f"{name} has layers that do not look at all earlier tokens (a sliding window?), which"
+            " rows of this cache do"
+        )
     if config._attn_implementation not in ("sdpa", "eager"):
-        raise UserError(f"attention '{config._attn_implementation}' takes no mask of rows at different positions; load the model with sdpa")
+        raise UserError(
+            f"attention '{config._attn_implementation}' takes no mask of rows at different"
+            " positions; load the model with sdpa"
+        )
 
 
 class _Run:
     """One rollout."""
 
     def __init__(
-        self, engine: Engine, prompts: Any, pairs: list[tuple[int, int]], schedule: Schedule, on_completion: Any, on_step: Any, limits: Any
+        self,
+        engine: Engine,
+        prompts: Any,
+        pairs: list[tuple[int, int]],
+        schedule: Schedule,
+        on_completion: Any,
+        on_step: Any,
+        limits: Any,
     ):
-        self.engine, self.schedule, self.on_completion, self.on_step = engine, schedule, on_completion, on_step
+        self.engine, self.schedule, self.on_completion, self.on_step = (
+            engine,
+            schedule,
+            on_completion,
+            on_step,
+        )
         self.prompts = [_Prompt(list(map(int, tokens)), 0) for tokens in prompts]
         self.jobs = []
         for number, (prompt, index) in enumerate(pairs):
-            uniforms = stream(engine.seed, self.prompts[prompt].tokens, index, engine.max_new_tokens).tolist()
+            uniforms = stream(
+                engine.seed, self.prompts[prompt].tokens, index, engine.max_new_tokens
+            ).tolist()
             limit = min(limits.get((prompt, index), engine.max_new_tokens), engine.max_new_tokens)
             self.jobs.append(_Job(number, prompt, index, uniforms, limit))
             self.prompts[prompt].jobs += 1
         self.stats = Stats()
-        self.longest = max(len(self.prompts[prompt].tokens) for prompt, _ in pairs) + engine.max_new_tokens
+        self.longest = (
+            max(len(self.prompts[prompt].tokens) for prompt, _ in pairs) + engine.max_new_tokens
+        )
         self.slots = len(pairs) if schedule.mode == "full" else min(schedule.slots, len(pairs))
         self.hidden: Tensor | None = None
         self.rows: _Fixed | _Paged | None = None
@@ -364,13 +439,19 @@ class _Run:
                 self.stats.predict_seconds = time.process_time() - start
             start = time.process_time()
             # Of tokens that remain, the first of all takes no step.
-            durations = predicted if schedule.prefix else [max(0.0, value - 1) for value in predicted]
+            durations = (
+                predicted if schedule.prefix else [max(0.0, value - 1) for value in predicted]
+            )
             order = Queue(durations, self.slots, schedule.refill, schedule.eps)
             self.stats.plan_seconds, self.stats.plan = time.process_time() - start, order.plan
             remaining = (
-                {job.number: round(left) for job, left in zip(jobs, predicted, strict=True)} if schedule.predictor is not None else {}
+                {job.number: round(left) for job, left in zip(jobs, predicted, strict=True)}
+                if schedule.predictor is not None
+                else {}
             )
-            self._decode(jobs, order, None, barrier=schedule.mode in ("full", "micro"), remaining=remaining)
+            self._decode(
+                jobs, order, None, barrier=schedule.mode in ("full", "micro"), remaining=remaining
+            )
         done = []
         for job in self.jobs:
             assert job.finish is not None
@@ -381,16 +462,28 @@ class _Run:
 
     # ---- the loop ----
 
-    def _decode(self, jobs: list[_Job], queue: Queue, limit: int | None, barrier: bool, remaining: dict[int, int] | None = None) -> None:
+    def _decode(
+        self,
+        jobs: list[_Job],
+        queue: Queue,
+        limit: int | None,
+        barrier: bool,
+        remaining: dict[int, int] | None = None,
+    ) -> None:
         """Decode jobs until each has ended or has `limit` tokens."""
         rows = self._storage()
-        aside: deque[_Job] = deque()  # dynamic rows only: jobs that lost their row, and at most one that found none
-        totals = {number: left + (self.schedule.prefix or 0) for number, left in (remaining or {}).items()}
+        # dynamic rows only: jobs that lost their row, and at most one that found none
+        aside: deque[_Job] = deque()
+        totals = {
+            number: left + (self.schedule.prefix or 0) for number, left in (remaining or {}).items()
+        }
         while queue.waiting or aside or rows.live:
             if not (barrier and rows.live):
                 for row in rows.vacant():
                     full = False
-                    while (job := aside.popleft() if aside else self._next(queue, jobs, row)) is not None:
+                    while (
+                        job := aside.popleft() if aside else self._next(queue, jobs, row)
+                    ) is not None:
                         self._begin(job)
                         if self._settled(job, limit):
                             self._leave(job)
@@ -415,12 +508,15 @@ class _Run:
         return None if number is None else jobs[number]
 
     def _begin(self, job: _Job) -> None:
-        """Make sure that a job's prompt has been read and its first token drawn, with those of its group."""
+        """Make sure that a job's prompt has been read and its first token drawn, with those of its
+        group.
+        """
         prompt = self._read(job.prompt)
         if not job.tokens:
             assert prompt.logits is not None
             group = [one for one in self.jobs if one.prompt == job.prompt]
-            for start in range(0, len(group), self.slots):  # a vocabulary of 150,000 in float64 is large; no more rows than steps have
+            # a vocabulary of 150,000 in float64 is large; no more rows than steps have
+            for start in range(0, len(group), self.slots):
                 part = group[start : start + self.slots]
                 hidden = None if prompt.hidden is None else prompt.hidden.expand(len(part), -1)
                 self._append(part, prompt.logits.expand(len(part), -1), hidden)
@@ -439,7 +535,11 @@ class _Run:
         if sampled:
             chosen = [row for row, _ in sampled]
             at = rows.places(chosen)
-            self._append([job for _, job in sampled], logits[at], None if self.hidden is None else self.hidden[at])
+            self._append(
+                [job for _, job in sampled],
+                logits[at],
+                None if self.hidden is None else self.hidden[at],
+            )
         for row, job in sampled:
             if self._settled(job, limit):
                 self._span(job, row)
@@ -450,9 +550,15 @@ class _Run:
     def _append(self, jobs: list[_Job], logits: Tensor, hidden: Tensor | None) -> None:
         """Draw a token for each job from its row of `logits`."""
         engine = self.engine
-        uniforms = torch.tensor([job.uniforms[len(job.tokens)] for job in jobs], dtype=torch.float64, device=engine.device)
+        uniforms = torch.tensor(
+            [job.uniforms[len(job.tokens)] for job in jobs],
+            dtype=torch.float64,
+            device=engine.device,
+        )
         tokens, logprobs = draw(logits, uniforms, engine.temperature)
-        for place, (job, token, logprob) in enumerate(zip(jobs, tokens.tolist(), logprobs.tolist(), strict=True)):
+        for place, (job, token, logprob) in enumerate(
+            zip(jobs, tokens.tolist(), logprobs.tolist(), strict=True)
+        ):
             job.tokens.append(token)
             job.logprobs.append(logprob)
             job.finish = engine.ended(job.tokens, job.limit)
@@ -493,14 +599,21 @@ class _Run:
         return prompt
 
     def known(self, jobs: list[_Job]) -> tuple[Tensor, Tensor, Tensor]:
-        """What jobs that had been put aside must be fed before they can go on, all of them in one forward: token ids, positions and whether
-        a place is padding, each [jobs, tokens]. The last token of each is left to the step.
+        """What jobs that had been put aside must be fed before they can go on, all of them in one
+        forward: token ids, positions and whether a place is padding, each [jobs, tokens]. The last
+        token of each is left to the step.
         """
         device = self.engine.device
         longest = max(len(job.tokens) for job in jobs) - 1
-        ids = torch.tensor([(job.tokens[:-1] + [0] * longest)[:longest] for job in jobs], device=device)
-        pad = torch.arange(longest, device=device) >= torch.tensor([[len(job.tokens) - 1] for job in jobs], device=device)
-        starts = torch.tensor([[len(self.prompts[job.prompt].tokens)] for job in jobs], device=device)
+        ids = torch.tensor(
+            [(job.tokens[:-1] + [0] * longest)[:longest] for job in jobs], device=device
+        )
+        pad = torch.arange(longest, device=device) >= torch.tensor(
+            [[len(job.tokens) - 1] for job in jobs], device=device
+        )
+        starts = torch.tensor(
+            [[len(self.prompts[job.prompt].tokens)] for job in jobs], device=device
+        )
         for job in jobs:
             job.fed = len(job.tokens) - 1
             self.stats.reingested_tokens += job.fed
@@ -509,8 +622,12 @@ class _Run:
 
     def note_prompts(self) -> None:
         """Keep the most bytes that prompts have taken beside the cache."""
-        held = [tensor for prompt in self.prompts for pair in prompt.prefix or () for tensor in pair]
-        self.stats.prompt_bytes = max(self.stats.prompt_bytes, sum(x.numel() * x.element_size() for x in held))
+        held = [
+            tensor for prompt in self.prompts for pair in prompt.prefix or () for tensor in pair
+        ]
+        self.stats.prompt_bytes = max(
+            self.stats.prompt_bytes, sum(x.numel() * x.element_size() for x in held)
+        )
 
     def _storage(self) -> "_Fixed | _Paged":
         if self.rows is None:
@@ -526,7 +643,9 @@ class _Run:
 
     @contextmanager
     def _hidden_states(self) -> Iterator[None]:
-        """Inside, `self.hidden` is the last hidden state of each row of the last forward, where a predictor wants it."""
+        """Inside, `self.hidden` is the last hidden state of each row of the last forward, where a
+        predictor wants it.
+        """
         if self.schedule.predictor is None or not self.schedule.predictor.needs_hidden:
             yield
             return
@@ -550,15 +669,23 @@ class _Run:
                 for job in jobs:
                     job.hidden = self._read(job.prompt).hidden[0]  # type: ignore[index]
             states = torch.stack([job.hidden for job in jobs])  # type: ignore[misc]
-            last = [job.tokens[-1] if prefix else self.prompts[job.prompt].tokens[-1] for job in jobs]
+            last = [
+                job.tokens[-1] if prefix else self.prompts[job.prompt].tokens[-1] for job in jobs
+            ]
             hidden = prefix_features(self.engine.model, states, last)
         tokens = [job.tokens[:prefix] for job in jobs]
-        return Prefixes([self.prompts[job.prompt].tokens for job in jobs], tokens, [(job.prompt, job.index) for job in jobs], hidden)
+        return Prefixes(
+            [self.prompts[job.prompt].tokens for job in jobs],
+            tokens,
+            [(job.prompt, job.index) for job in jobs],
+            hidden,
+        )
 
 
 def prefix_features(model: Any, states: Tensor, last: Sequence[int]) -> Tensor:
-    """What a hidden-state predictor sees, float32 [jobs, 2 hidden size]: the state that produced the last token of the prefix, and that
-    token's embedding. No forward of its own is needed for it.
+    """What a hidden-state predictor sees, float32 [jobs, 2 hidden size]: the state that produced
+    the last token of the prefix, and that token's embedding. No forward of its own is needed for
+    it.
     """
     embeddings = model.get_input_embeddings()(torch.tensor(list(last), device=states.device))
     return torch.cat([states.float(), embeddings.float()], -1).cpu()
@@ -573,7 +700,8 @@ class _Fixed:
         self.cache = SlotCache(shapes, self.count, self.tokens)
         self.live: dict[int, _Job] = {}
         self._returned: list[int] = []  # rows whose jobs had been put aside
-        self._holds: list[int | None] = [None] * self.count  # the prompt whose keys and values lie in each slot
+        # the prompt whose keys and values lie in each slot
+        self._holds: list[int | None] = [None] * self.count
 
     def learn(self, prompt: _Prompt) -> None:
         self.run.note_prompts()
@@ -611,7 +739,11 @@ class _Fixed:
             jobs = [self.live[row] for row in self._returned]
             ids, positions, pad = self.run.known(jobs)
             width = self._width(int(positions.max()))
-            self.cache.select(positions.masked_fill(pad, self.tokens - 1), width, torch.tensor(self._returned, device=device))
+            self.cache.select(
+                positions.masked_fill(pad, self.tokens - 1),
+                width,
+                torch.tensor(self._returned, device=device),
+            )
             self.engine.forward(ids, positions, self.cache, width)
             self._returned = []
         tokens, writes, places = [0] * self.count, [self.tokens - 1] * self.count, [0] * self.count
@@ -621,11 +753,18 @@ class _Fixed:
         width = self._width(max(places))
         self.cache.select(torch.tensor(writes, device=device)[:, None], width)
         return self.engine.forward(
-            torch.tensor(tokens, device=device)[:, None], torch.tensor(places, device=device)[:, None], self.cache, width
+            torch.tensor(tokens, device=device)[:, None],
+            torch.tensor(places, device=device)[:, None],
+            self.cache,
+            width,
         )
 
     def _width(self, last: int) -> int:
-        return self.tokens if self.engine.fixed_shape else min(self.tokens, -(-(last + 1) // _WIDTH) * _WIDTH)
+        return (
+            self.tokens
+            if self.engine.fixed_shape
+            else min(self.tokens, -(-(last + 1) // _WIDTH) * _WIDTH)
+        )
 
 
 @dataclass
@@ -636,7 +775,9 @@ class _Row:
 
 
 class _Paged:
-    """Dynamic rows in a pool of pages. The prompt's whole pages are shared; what does not fill one is copied."""
+    """Dynamic rows in a pool of pages. The prompt's whole pages are shared; what does not fill one
+    is copied.
+    """
 
     def __init__(self, run: _Run, shapes: Prefix) -> None:
         self.run, self.engine, self.page = run, run.engine, run.schedule.page
@@ -646,8 +787,8 @@ class _Paged:
         pages, least = budget // self.page, self._pages(run.longest)
         if pages < least:
             raise UserError(
-                f"a budget of {budget} tokens is too small for one row: a prompt and {self.engine.max_new_tokens} new tokens take "
-                f"{least * self.page}"
+                f"a budget of {budget} tokens is too small for one row: a prompt and"
+                f" {self.engine.max_new_tokens} new tokens take {least * self.page}"
             )
         self.cache = PagedCache(shapes, pages, self.page)
         self._rows: dict[int, _Row] = {}  # in the order in which they were admitted
@@ -677,7 +818,9 @@ class _Paged:
                 return
 
     def admit(self, row: int, job: _Job, totals: dict[int, int]) -> bool:
-        """Give a job a row if its tokens fit now, beside what live rows are predicted to need and at least a page more for each."""
+        """Give a job a row if its tokens fit now, beside what live rows are predicted to need and
+        at least a page more for each.
+        """
         prompt = self.run.prompts[job.prompt]
         assert prompt.prefix is not None
         tokens, known = len(prompt.tokens), job.tokens[:-1]
@@ -687,7 +830,11 @@ class _Paged:
         def fits() -> bool:
             now = self._pages(tokens + len(known) + 1) - (whole if prompt.pages else 0)
             ahead = max(0, self._pages(total or 0) - self._pages(tokens + len(known) + 1))
-            reserve = max(ahead + sum(map(self._ahead, self._rows.values())), len(self._rows)) if self._rows else 0
+            reserve = (
+                max(ahead + sum(map(self._ahead, self._rows.values())), len(self._rows))
+                if self._rows
+                else 0
+            )
             return now + reserve <= len(self.cache.free)
 
         if not fits() and not (self._drop_unused(prompt) and fits()):
@@ -695,7 +842,13 @@ class _Paged:
             return False
         if whole and not prompt.pages:
             prompt.pages = self._taken(whole)
-            self.cache.write(prompt.pages, [(k[:, :, : whole * self.page], v[:, :, : whole * self.page]) for k, v in prompt.prefix])
+            self.cache.write(
+                prompt.pages,
+                [
+                    (k[:, :, : whole * self.page], v[:, :, : whole * self.page])
+                    for k, v in prompt.prefix
+                ],
+            )
         own = self._taken(self._pages(tokens + len(known) + 1) - whole)
         if tokens % self.page:
             self.cache.write(own[:1], prompt.prefix, whole * self.page)
@@ -708,10 +861,14 @@ class _Paged:
         return True
 
     def make_room(self) -> list[_Job]:
-        """A page for each row whose next token needs one. Where there is none the youngest row loses its own; returns the losers' jobs."""
+        """A page for each row whose next token needs one. Where there is none the youngest row
+        loses its own; returns the losers' jobs.
+        """
         lost: list[_Job] = []
         for number in list(self._rows):
-            while number in self._rows and self._pages(self._position(self._rows[number]) + 1) > len(self._rows[number].pages):
+            while number in self._rows and self._pages(
+                self._position(self._rows[number]) + 1
+            ) > len(self._rows[number].pages):
                 page = self.cache.take()
                 if page is not None:
                     self._rows[number].pages.append(page)
@@ -743,14 +900,18 @@ class _Paged:
         self.count = len(rows)
         positions = torch.tensor([[self._position(row)] for row in rows], device=self.engine.device)
         self._select(rows, positions)
-        ids = torch.tensor([[row.job.tokens[row.job.fed]] for row in rows], device=self.engine.device)
+        ids = torch.tensor(
+            [[row.job.tokens[row.job.fed]] for row in rows], device=self.engine.device
+        )
         return self.engine.forward(ids, positions, self.cache, self.cache.width)
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self.page)
 
     def _position(self, row: _Row) -> int:
-        return len(self.run.prompts[row.job.prompt].tokens) + max(row.job.fed, len(row.job.tokens) - 1)
+        return len(self.run.prompts[row.job.prompt].tokens) + max(
+            row.job.fed, len(row.job.tokens) - 1
+        )
 
     def _ahead(self, row: _Row) -> int:
         """Pages a row is predicted to need yet."""
@@ -760,7 +921,9 @@ class _Paged:
         return [page for _ in range(pages) if (page := self.cache.take()) is not None]
 
     def _drop_unused(self, but: _Prompt | None) -> bool:
-        """Free the pages of prompts that no row is using; whether there were any. They are written again when one does."""
+        """Free the pages of prompts that no row is using; whether there were any. They are written
+        again when one does.
+        """
         used = {row.job.prompt for row in self._rows.values()}
         found = False
         for number, prompt in enumerate(self.run.prompts):
@@ -770,10 +933,17 @@ class _Paged:
         return found
 
     def _select(self, rows: list[_Row], positions: Tensor, pad: Tensor | None = None) -> None:
-        """The next forward is about these rows, whose new tokens stand at `positions` [rows, new] but for padding."""
+        """The next forward is about these rows, whose new tokens stand at `positions` [rows, new]
+        but for padding.
+        """
         longest = int(positions.max()) // self.page + 1
-        tables = torch.tensor([(row.pages + [self.cache.pages] * longest)[:longest] for row in rows], device=self.engine.device)
+        tables = torch.tensor(
+            [(row.pages + [self.cache.pages] * longest)[:longest] for row in rows],
+            device=self.engine.device,
+        )
         offsets = torch.arange(self.page, device=self.engine.device)
         reads = (tables[:, :, None] * self.page + offsets).flatten(1)
         writes = reads.gather(1, positions)
-        self.cache.select(reads, writes if pad is None else writes.masked_fill(pad, self.cache.scratch))
+        self.cache.select(
+            reads, writes if pad is None else writes.masked_fill(pad, self.cache.scratch)
+        )

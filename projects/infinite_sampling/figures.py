@@ -7,25 +7,48 @@ from matplotlib.figure import Figure
 from projects.infinite_sampling.tables import speeds
 from shared.figures import PALETTE
 
-EVOLUTION = ("micro groups", "sorted micro groups (oracle)", "continuous, FIFO", "framework (predicted)", "plan (oracle)")
+EVOLUTION = (
+    "micro groups",
+    "sorted micro groups (oracle)",
+    "continuous, FIFO",
+    "framework (predicted)",
+    "plan (oracle)",
+)
 GANTT = ("micro groups", "continuous, FIFO", "framework (predicted)")
 
 
 def evolution(schedule: pd.DataFrame) -> Figure:
-    """Decoding steps from micro groups to the full framework; the dashed line is the lower bound."""
+    """Decoding steps from micro groups to the full framework; the dashed line is the lower
+    bound.
+    """
     found = speeds(schedule).set_index("schedule")
     names = [name for name in EVOLUTION if name in found.index]
     figure, axes = plt.subplots(figsize=(7.0, 3.2))
     steps = found.loc[names, "mean_steps"]
-    colours = [PALETTE["orange"], PALETTE["amber"], PALETTE["sky"], PALETTE["blue"], PALETTE["green"]]
+    colours = [
+        PALETTE["orange"],
+        PALETTE["amber"],
+        PALETTE["sky"],
+        PALETTE["blue"],
+        PALETTE["green"],
+    ]
     bars = axes.barh(names[::-1], steps[::-1], color=colours[: len(names)][::-1])
     base = steps.iloc[0]
     axes.bar_label(
-        bars, [f"{value:.0f} ({value / base - 1:+.0%})" if value != base else f"{value:.0f}" for value in steps[::-1]], padding=4
+        bars,
+        [
+            f"{value:.0f} ({value / base - 1:+.0%})" if value != base else f"{value:.0f}"
+            for value in steps[::-1]
+        ],
+        padding=4,
     )
     bound = schedule[schedule["kind"] == "rollout"].groupby("prompt")["lower_bound"].first().mean()
     axes.axvline(bound, color=PALETTE["black"], linestyle="--", linewidth=1.2)
-    axes.set(xlabel="decoding steps, mean (dashed: lower bound)", xlim=(0, 1.25 * base), title="From micro groups to the framework")
+    axes.set(
+        xlabel="decoding steps, mean (dashed: lower bound)",
+        xlim=(0, 1.25 * base),
+        title="From micro groups to the framework",
+    )
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -34,12 +57,24 @@ def occupancy(schedule: pd.DataFrame) -> Figure:
     """Slots over time for one group; a colour is a completion, white is idle."""
     spans = schedule[schedule["kind"] == "span"]
     names = [name for name in GANTT if name in set(spans["schedule"])]
-    figure, found = plt.subplots(len(names), 1, figsize=(7.0, 1.5 * len(names) + 0.8), sharex=True, squeeze=False)
+    figure, found = plt.subplots(
+        len(names), 1, figsize=(7.0, 1.5 * len(names) + 0.8), sharex=True, squeeze=False
+    )
     colours = plt.get_cmap("tab20").colors
     for axes, name in zip(found[:, 0], names, strict=True):
         rows = spans[spans["schedule"] == name]
-        for slot, completion, first, last in rows[["slot", "completion", "first", "last"]].astype(int).to_numpy():
-            axes.barh(slot, last - first, left=first, height=0.9, color=colours[completion % 20], edgecolor="white", linewidth=0.6)
+        for slot, completion, first, last in (
+            rows[["slot", "completion", "first", "last"]].astype(int).to_numpy()
+        ):
+            axes.barh(
+                slot,
+                last - first,
+                left=first,
+                height=0.9,
+                color=colours[completion % 20],
+                edgecolor="white",
+                linewidth=0.6,
+            )
         axes.set(ylabel="slot", title=f"{name}: {int(rows['last'].max())} steps")
         axes.grid(visible=False)
         axes.invert_yaxis()
@@ -51,16 +86,32 @@ def memory(memory: pd.DataFrame) -> Figure:
     """Peak beyond the weights against the size of the group, with a fixed number of slots."""
     rows = memory[memory["kind"] == "groups"]
     figure, axes = plt.subplots()
-    looks = {"full group": ("orange", "-"), "micro groups": ("sky", "-"), "full framework": ("blue", "--")}
+    looks = {
+        "full group": ("orange", "-"),
+        "micro groups": ("sky", "-"),
+        "full framework": ("blue", "--"),
+    }
     for mode, (colour, line) in looks.items():
         own = rows[rows["mode"] == mode]
-        axes.plot(own["group"], own["peak_bytes"] / 1e6, marker="o", color=PALETTE[colour], linestyle=line, label=mode)
+        axes.plot(
+            own["group"],
+            own["peak_bytes"] / 1e6,
+            marker="o",
+            color=PALETTE[colour],
+            linestyle=line,
+            label=mode,
+        )
     ticks = sorted(rows["group"].unique())
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
     slots = int(rows.loc[rows["mode"] == "micro groups", "slots"].max())
-    axes.set(xlabel="completions in a group", ylabel="peak beyond weights, MB", ylim=(0, None), title=f"Memory with {slots} slots")
+    axes.set(
+        xlabel="completions in a group",
+        ylabel="peak beyond weights, MB",
+        ylim=(0, None),
+        title=f"Memory with {slots} slots",
+    )
     axes.legend()
     return figure
 
@@ -72,8 +123,16 @@ def prediction(prediction: pd.DataFrame) -> Figure:
     ticks = sorted(prediction["prefix"].unique())
     for name, rows in prediction.groupby("predictor", sort=False):
         places = [ticks.index(k) for k in rows["prefix"]]
-        left.plot(places, rows["group_tau_ratio"], marker="o", color=PALETTE[colours[name]], label=name)
-        left.plot(places, rows["pooled_tau_ratio"], linestyle=":", linewidth=1.4, color=PALETTE[colours[name]])
+        left.plot(
+            places, rows["group_tau_ratio"], marker="o", color=PALETTE[colours[name]], label=name
+        )
+        left.plot(
+            places,
+            rows["pooled_tau_ratio"],
+            linestyle=":",
+            linewidth=1.4,
+            color=PALETTE[colours[name]],
+        )
         right.plot(places, rows["total_error_tokens"], marker="o", color=PALETTE[colours[name]])
     for axes in (left, right):
         axes.set_xticks(range(len(ticks)), [str(k) for k in ticks])
@@ -85,14 +144,21 @@ def prediction(prediction: pd.DataFrame) -> Figure:
 
 
 def rewards(training: pd.DataFrame) -> Figure:
-    """Reward per step, and how long completions are: of this engine's rollouts, which lie on one another, and of TRL's own (float32)."""
+    """Reward per step, and how long completions are: of this engine's rollouts, which lie on one
+    another, and of TRL's own (float32).
+    """
     steps = training[training["kind"] == "step"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.7))
     looks = {
         "full group": {"color": "#bbbbbb", "linewidth": 7},
         "micro groups": {"color": PALETTE["amber"], "linewidth": 3.5},
         "framework": {"color": PALETTE["blue"], "linewidth": 1.2},
-        "TRL, this rollout": {"color": PALETTE["black"], "linestyle": "", "marker": ".", "markersize": 4},
+        "TRL, this rollout": {
+            "color": PALETTE["black"],
+            "linestyle": "",
+            "marker": ".",
+            "markersize": 4,
+        },
         "TRL": {"color": PALETTE["orange"], "linestyle": "--", "linewidth": 1.2},
     }
     for mode, look in looks.items():

@@ -1,26 +1,31 @@
-"""The GRPO step that a rollout feeds: advantages over the whole group, and a backward in micro batches that is the full batch's.
+"""The GRPO step that a rollout feeds: advantages over the whole group, and a backward in micro
+batches that is the full batch's.
 
-    J = (1/N) sum_i (1/|o_i|) sum_t [ min(rho_it A_i, clip(rho_it, 1 - eps, 1 + eps) A_i) - beta KL_it ],   rho = pi / pi_old,
-    KL_it = pi_ref / pi - log(pi_ref / pi) - 1
+    J = (1/N) sum_i (1/|o_i|) sum_t [ min(rho_it A_i, clip(rho_it, 1 - eps, 1 + eps) A_i) - beta
+    KL_it ],   rho = pi / pi_old, KL_it = pi_ref / pi - log(pi_ref / pi) - 1
 
-over the N = prompts x G completions of a step (Shao et al. 2024). The group-normalised advantage is the paper's; eps, beta, delta and the
-form of the standard deviation could not be had, and are TRL's: 0.2, 0, 1e-4 and Bessel's.
+over the N = prompts x G completions of a step (Shao et al. 2024). The group-normalised advantage is
+the paper's; eps, beta, delta and the form of the standard deviation could not be had, and are
+TRL's: 0.2, 0, 1e-4 and Bessel's.
 
-What a micro batch adds is divided by the denominator of *all* completions, known after the rollout, so that gradients add up to the full
-batch's. Advantages never see a micro group.
+What a micro batch adds is divided by the denominator of *all* completions, known after the rollout,
+so that gradients add up to the full batch's. Advantages never see a micro group.
 
-Losses, gradients and advantages are those of TRL 1.16's `GRPOTrainer` at its usual settings, where an optimizer step has a rollout of its
-own (`steps_per_generation` = `gradient_accumulation_steps`), whatever the micro batches. What differs otherwise:
+Losses, gradients and advantages are those of TRL 1.16's `GRPOTrainer` at its usual settings, where
+an optimizer step has a rollout of its own (`steps_per_generation` = `gradient_accumulation_steps`),
+whatever the micro batches. What differs otherwise:
 
-- `dapo`: where a rollout is shared out over several optimizer steps, TRL divides the sum of a step by the *mean* number of tokens of these
-  steps, tokens of the rollout x gradient_accumulation_steps / steps_per_generation; here by the step's own. TRL's loss is ours times the
-  second over the first.
-- `beta`: TRL multiplies the divergence by the ratio unless `use_bias_correction_kl=False`, which changes its gradient even where the ratio
-  is 1; here it stands alone, as above.
-- `dr_grpo`: TRL scales advantages by the group's deviation unless `scale_rewards="none"`, whatever the loss; `train` here never does so for
-  `dr_grpo`, as its authors had it.
-- TRL computes rewards, advantages and (of a wider model as well) log-probabilities in float32, and leaves of equal rewards what rounding
-  leaves, over 1e-4; here they are float64, the model's format but at least float32, and exactly 0.
+- `dapo`: where a rollout is shared out over several optimizer steps, TRL divides the sum of a step
+  by the *mean* number of tokens of these steps, tokens of the rollout x gradient_accumulation_steps
+  / steps_per_generation; here by the step's own. TRL's loss is ours times the second over the
+  first.
+- `beta`: TRL multiplies the divergence by the ratio unless `use_bias_correction_kl=False`, which
+  changes its gradient even where the ratio is 1; here it stands alone, as above.
+- `dr_grpo`: TRL scales advantages by the group's deviation unless `scale_rewards="none"`, whatever
+  the loss; `train` here never does so for `dr_grpo`, as its authors had it.
+- TRL computes rewards, advantages and (of a wider model as well) log-probabilities in float32, and
+  leaves of equal rewards what rounding leaves, over 1e-4; here they are float64, the model's format
+  but at least float32, and exactly 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +63,8 @@ def advantages(rewards: Tensor, scale: bool = True) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Completions with their prompts, padded on the right, where no token of a causal model sees the padding.
+    """Completions with their prompts, padded on the right, where no token of a causal model sees
+    the padding.
 
     Attributes:
         ids: [rows, tokens].
@@ -71,7 +77,12 @@ class Batch:
     sampled: Tensor
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], completions: Sequence[Completion], device: torch.device | str = "cpu") -> "Batch":
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Completion],
+        device: torch.device | str = "cpu",
+    ) -> "Batch":
         """From completions, which name their prompts by number."""
         rows = [list(prompts[c.prompt]) + c.tokens for c in completions]
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
@@ -86,11 +97,14 @@ class Batch:
 
 
 def token_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """Log-probability of the token after each, [rows, tokens - 1], in float32 or wider; of meaning where `batch.mask` is true."""
+    """Log-probability of the token after each, [rows, tokens - 1], in float32 or wider; of meaning
+    where `batch.mask` is true.
+    """
     logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
     pieces = max(1, _LOGITS_BYTES // (4 * logits.shape[1] * logits.shape[2]))
     found = []
-    for start in range(0, len(logits), pieces):  # the widened copy of a vocabulary of 50,000 is the largest tensor of a step
+    # the widened copy of a vocabulary of 50,000 is the largest tensor of a step
+    for start in range(0, len(logits), pieces):
         part = logits[start : start + pieces]
         part = (part if part.dtype == torch.float64 else part.float()) / temperature
         targets = batch.ids[start : start + pieces, 1:, None]
@@ -100,7 +114,9 @@ def token_logprobs(model: Any, batch: Batch, temperature: float = 1.0) -> Tensor
 
 @dataclass(frozen=True)
 class Denominators:
-    """What the sums of a step are divided by: `sequences` N, `tokens` of all completions, `limit` new tokens at most."""
+    """What the sums of a step are divided by: `sequences` N, `tokens` of all completions, `limit`
+    new tokens at most.
+    """
 
     sequences: int
     tokens: int
@@ -122,11 +138,13 @@ def loss_sum(
     """What these rows add to the loss of the step, -J.
 
     Args:
-        logprobs, old, reference: [rows, tokens] of the policy, of the one that sampled, of the reference model.
+        logprobs, old, reference: [rows, tokens] of the policy, of the one that sampled, of the
+            reference model.
         advantage: [rows].
         mask: [rows, tokens].
         of: the denominators of the whole step.
-        loss_type: `grpo` the mean over completions of means over tokens; `dapo` the mean over all tokens; `dr_grpo` the sum over N x limit.
+        loss_type: `grpo` the mean over completions of means over tokens; `dapo` the mean over all
+            tokens; `dr_grpo` the sum over N x limit.
     """
     ratio = torch.exp((logprobs - old).masked_fill(~mask, 0.0))
     gain = advantage[:, None].to(logprobs.dtype)
@@ -147,8 +165,8 @@ def loss_sum(
 
 @dataclass(frozen=True)
 class Result:
-    """Of a backward: the loss; the largest |log-probability when sampled - when trained|; the share of tokens whose ratio is clipped, so
-    that they have no gradient.
+    """Of a backward: the loss; the largest |log-probability when sampled - when trained|; the share
+    of tokens whose ratio is clipped, so that they have no gradient.
     """
 
     loss: float
@@ -177,8 +195,9 @@ def backward(
         advantage: [completions], from `advantages` over whole groups.
         limit: new tokens at most, of `dr_grpo`.
         reference: log-probabilities of a batch under the reference model; with `beta` only.
-        old: for each completion the log-probabilities of its tokens under the policy that sampled it, as training computes them
-            (`old_logprobs`); None: the policy is still that one, so that ratios are 1.
+        old: for each completion the log-probabilities of its tokens under the policy that sampled
+            it, as training computes them (`old_logprobs`); None: the policy is still that one, so
+            that ratios are 1.
     """
     of = Denominators(len(completions), sum(len(one.tokens) for one in completions), limit)
     device = next(model.parameters()).device
@@ -206,8 +225,14 @@ def backward(
         loss.backward()
         total += float(loss.detach())
         if old is None:  # later passes over the same rollout have another policy
-            mismatch = max(mismatch, float((logprobs.detach().double() - batch.sampled)[batch.mask].abs().max()))
-        ratio, gain = torch.exp(logprobs.detach() - before), advantage[start : start + len(part), None].to(device)
+            mismatch = max(
+                mismatch,
+                float((logprobs.detach().double() - batch.sampled)[batch.mask].abs().max()),
+            )
+        ratio, gain = (
+            torch.exp(logprobs.detach() - before),
+            advantage[start : start + len(part), None].to(device),
+        )
         beyond = ((ratio > 1 + eps) & (gain > 0)) | ((ratio < 1 - eps) & (gain < 0))
         clipped += float((beyond & batch.mask).sum())
     return Result(total, mismatch, clipped / of.tokens)
@@ -215,18 +240,29 @@ def backward(
 
 @torch.no_grad()
 def old_logprobs(
-    model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Completion], micro_batch: int, temperature: float = 1.0
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+    micro_batch: int,
+    temperature: float = 1.0,
 ) -> list[Tensor]:
-    """For each completion the log-probabilities of its tokens, for more than one update on a rollout."""
+    """For each completion the log-probabilities of its tokens, for more than one update on a
+    rollout.
+    """
     found: list[Tensor] = []
     device = next(model.parameters()).device
     for start in range(0, len(completions), micro_batch):
         batch = Batch.of(prompts, completions[start : start + micro_batch], device)
-        found += [row[mask] for row, mask in zip(token_logprobs(model, batch, temperature), batch.mask, strict=True)]
+        found += [
+            row[mask]
+            for row, mask in zip(token_logprobs(model, batch, temperature), batch.mask, strict=True)
+        ]
     return found
 
 
-def reference_of(model: Any, frozen: Any = None, temperature: float = 1.0) -> Callable[[Batch], Tensor]:
+def reference_of(
+    model: Any, frozen: Any = None, temperature: float = 1.0
+) -> Callable[[Batch], Tensor]:
     """Log-probabilities under the reference: `frozen`, or a PEFT model with its adapters off."""
 
     @torch.no_grad()

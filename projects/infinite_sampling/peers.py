@@ -1,6 +1,8 @@
-"""What one would use otherwise: `generate` of transformers, for the whole group or in chunks, its continuous batching; and TRL's trainer.
+"""What one would use otherwise: `generate` of transformers, for the whole group or in chunks, its
+continuous batching; and TRL's trainer.
 
-Their random numbers are one stream for a batch, so that their completions depend on the chunks; their distribution is the same.
+Their random numbers are one stream for a batch, so that their completions depend on the chunks;
+their distribution is the same.
 """
 
 import contextlib
@@ -18,9 +20,12 @@ from greenlet import getcurrent, greenlet
 from shared.errors import UserError
 
 
-def generate(model: Any, prompt: Sequence[int], group: int, rows: int, limit: int, eos: int, seed: int = 0) -> list[int]:
-    """Lengths of a group's completions by `model.generate`, `rows` at a time. The cache concatenates, and copies the prompt for each
-    row."""
+def generate(
+    model: Any, prompt: Sequence[int], group: int, rows: int, limit: int, eos: int, seed: int = 0
+) -> list[int]:
+    """Lengths of a group's completions by `model.generate`, `rows` at a time. The cache
+    concatenates, and copies the prompt for each row.
+    """
     device = next(model.parameters()).device
     torch.manual_seed(seed)
     lengths: list[int] = []
@@ -39,12 +44,17 @@ def generate(model: Any, prompt: Sequence[int], group: int, rows: int, limit: in
                 pad_token_id=eos,
             )[:, len(prompt) :]
             ended = made == eos
-            lengths += torch.where(ended.any(-1), ended.int().argmax(-1) + 1, made.shape[1]).tolist()
+            lengths += torch.where(
+                ended.any(-1), ended.int().argmax(-1) + 1, made.shape[1]
+            ).tolist()
     return lengths
 
 
-def generate_batch(model: Any, prompt: Sequence[int], group: int, rows: int, limit: int, eos: int, seed: int = 0) -> list[int]:
-    """Lengths of a group's completions by the continuous batching of transformers, in a cache of about `rows` sequences.
+def generate_batch(
+    model: Any, prompt: Sequence[int], group: int, rows: int, limit: int, eos: int, seed: int = 0
+) -> list[int]:
+    """Lengths of a group's completions by the continuous batching of transformers, in a cache of
+    about `rows` sequences.
 
     Left to itself it reserves nearly all free memory; here it gets as many blocks as the rows need.
     """
@@ -77,7 +87,12 @@ def generate_batch(model: Any, prompt: Sequence[int], group: int, rows: int, lim
     logging.disable(logging.CRITICAL)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            made = model.generate_batch([list(prompt)], generation_config=sampling, continuous_batching_config=batching, warmup=False)
+            made = model.generate_batch(
+                [list(prompt)],
+                generation_config=sampling,
+                continuous_batching_config=batching,
+                warmup=False,
+            )
     finally:
         logging.disable(level)
         model.set_attn_implementation(attention)  # it leaves its own behind
@@ -85,13 +100,15 @@ def generate_batch(model: Any, prompt: Sequence[int], group: int, rows: int, lim
 
 
 class TrlSteps:
-    """TRL's `GRPOTrainer`, a step at a time, so that it can be measured in turns with others: its own loop, in a greenlet that comes back
-    after each optimizer step.
+    """TRL's `GRPOTrainer`, a step at a time, so that it can be measured in turns with others: its
+    own loop, in a greenlet that comes back after each optimizer step.
 
-    As the library's own step: loss `grpo`, AdamW with a constant rate, float32 throughout, prompts in the order given.
+    As the library's own step: loss `grpo`, AdamW with a constant rate, float32 throughout, prompts
+    in the order given.
 
     Args:
-        model: its weights are trained in place. TRL puts a forward of its own over the model's; make no deep copies of it from then on.
+        model: its weights are trained in place. TRL puts a forward of its own over the model's;
+            make no deep copies of it from then on.
         prompts: texts, `prompts_per_step` for each of `steps` steps.
         reward: takes `prompts` and `completions`, texts, and returns numbers.
         micro_batch: completions in a backward.
@@ -122,13 +139,18 @@ class TrlSteps:
         try:
             import trl
         except ImportError:
-            raise UserError("this needs TRL: pip install -c constraints.txt -e '.[peers]'") from None
+            raise UserError(
+                "this needs TRL: pip install -c constraints.txt -e '.[peers]'"
+            ) from None
         from datasets import Dataset
         from transformers import PrinterCallback, TrainerCallback
 
         completions = prompts_per_step * group
         if completions % micro_batch:
-            raise UserError(f"TRL's micro batches are equal: {completions} completions of a step are no multiple of {micro_batch}")
+            raise UserError(
+                f"TRL's micro batches are equal: {completions} completions of a step are no"
+                f" multiple of {micro_batch}"
+            )
         self.rewards: list[float] = []  # of the last step
         self.lengths: list[int] = []
 

@@ -1,14 +1,17 @@
-"""A small policy trained in place: additions and subtractions, answered at once, in steps, or in steps with checks.
+"""A small policy trained in place: additions and subtractions, answered at once, in steps, or in
+steps with checks.
 
-Generated problems, so that the paper's situation can be had in minutes on a CPU, honestly: completions of one prompt differ in length
-by a factor of ten, since the style is drawn with the first tokens; lengths can be told from a short prefix and not from the prompt; answers
-are right often enough for groups with mixed rewards.
+Generated problems, so that the paper's situation can be had in minutes on a CPU, honestly:
+completions of one prompt differ in length by a factor of ten, since the style is drawn with the
+first tokens; lengths can be told from a short prefix and not from the prompt; answers are right
+often enough for groups with mixed rewards.
 
     9+7-3:#13                                  at once
     9+7-3:9+7=16,16-3=13#13                    in steps
     9+7-3:?9+7=16,16-7=9,16-3=13,13+3=16#13    in steps with checks
 
-The model is a Llama of 0.25 M parameters with a token per character. It is trained once per configuration and kept in the data cache.
+The model is a Llama of 0.25 M parameters with a token per character. It is trained once per
+configuration and kept in the data cache.
 """
 
 import fcntl
@@ -40,7 +43,8 @@ LIMIT = 56  # new tokens that hold any solution
 class Recipe:
     """How the policy is trained. Another recipe is another checkpoint.
 
-    Chosen for training time alone: of operands up to 19 with 0.6 M parameters, 500 steps take three times as long and leave 11 % right.
+    Chosen for training time alone: of operands up to 19 with 0.6 M parameters, 500 steps take three
+    times as long and leave 11 % right.
     """
 
     layers: int = 2
@@ -80,8 +84,9 @@ def solution(terms: Sequence[int], style: Style) -> str:
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-    """1 for a completion that ends with `#` and the right result, else 0: what `train --reward projects.infinite_sampling.policy:reward`
-    takes."""
+    """1 for a completion that ends with `#` and the right result, else 0: what `train --reward
+    projects.infinite_sampling.policy:reward` takes.
+    """
     found = []
     for prompt, text in zip(prompts, completions, strict=True):
         terms = prompt.rstrip(":").replace("-", "+-").split("+")
@@ -103,14 +108,21 @@ def tokenizer() -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate([END, *ALPHABET])}, unk_token=END))
+    made = Tokenizer(
+        models.WordLevel(
+            {letter: number for number, letter in enumerate([END, *ALPHABET])}, unk_token=END
+        )
+    )
     made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     made.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, pad_token=END)
 
 
-def load_policy(recipe: Recipe | None = None, progress: Callable[[int], Any] = range) -> tuple[Any, Any]:
-    """The model in eval mode and its tokenizer; trained first where the cache has none of this recipe.
+def load_policy(
+    recipe: Recipe | None = None, progress: Callable[[int], Any] = range
+) -> tuple[Any, Any]:
+    """The model in eval mode and its tokenizer; trained first where the cache has none of this
+    recipe.
 
     Args:
         progress: iterates over the steps of training, should there be any.
@@ -138,7 +150,11 @@ def load_policy(recipe: Recipe | None = None, progress: Callable[[int], Any] = r
 def policy_folder(recipe: Recipe) -> Path:
     """Where the policy of a recipe is kept."""
     about = json.dumps([asdict(recipe), ALPHABET, LIMIT, torch.__version__.partition("+")[0]])
-    return cache_dir() / ".trained" / f"infinite-sampling-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+    return (
+        cache_dir()
+        / ".trained"
+        / f"infinite-sampling-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+    )
 
 
 def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> Any:
@@ -161,8 +177,12 @@ def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> Any:
     )
     model = LlamaForCausalLM(config)
     codes = {letter: number for number, letter in enumerate([END, *ALPHABET])}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, total_steps=recipe.steps, pct_start=0.1
+    )
     rng = np.random.default_rng(step_seed(recipe.seed, "data"))
     model.train()
     for _ in progress(recipe.steps):
@@ -178,7 +198,9 @@ def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> Any:
             ids[row, : len(tokens)] = torch.tensor(tokens)
             labels[row, len(prompt) : len(tokens)] = ids[row, len(prompt) : len(tokens)]
         logits = model(input_ids=ids, use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        loss = cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

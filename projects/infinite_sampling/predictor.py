@@ -1,13 +1,17 @@
 """How long a completion will be, from its prompt and its first k tokens.
 
-The paper's predictor is an encoder that classifies the remaining length from prompt and prefix (BERT with a class per length, by its
-authors' public code); `BinnedTransformer` is that, small and trained in place, with classes that are bins of lengths. The follow-up of
-the same authors looks at the policy's own hidden states instead; `HiddenRidge` does. `Constant` and `Oracle` are the two ends.
+The paper's predictor is an encoder that classifies the remaining length from prompt and prefix
+(BERT with a class per length, by its authors' public code); `BinnedTransformer` is that, small and
+trained in place, with classes that are bins of lengths. The follow-up of the same authors looks at
+the policy's own hidden states instead; `HiddenRidge` does. `Constant` and `Oracle` are the two
+ends.
 
-All completions of a group share their prompt, so that with k = 0 every predictor says the same of all of them, and within a group there is
-nothing to schedule by. `evaluate` therefore reports Kendall's tau within groups beside the pooled one.
+All completions of a group share their prompt, so that with k = 0 every predictor says the same of
+all of them, and within a group there is nothing to schedule by. `evaluate` therefore reports
+Kendall's tau within groups beside the pooled one.
 
-A completion cut at its limit is *censored*: its remaining length is at least what was seen. It is not an ordinary sample of that length.
+A completion cut at its limit is *censored*: its remaining length is at least what was seen. It is
+not an ordinary sample of that length.
 """
 
 from collections import deque
@@ -24,12 +28,16 @@ from torch.nn.functional import cross_entropy
 from projects.infinite_sampling.engine import Completion, Prefixes, can_keep, prefix_features
 from shared.seeding import step_seed
 
-_WINDOW = 128  # tokens an encoder sees: the last ones, so that a long prompt loses its beginning and never the prefix
+# tokens an encoder sees: the last ones, so that a long prompt loses its beginning and never the
+# prefix
+_WINDOW = 128
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Examples to fit on: prefixes of unfinished completions, what remained of each, and whether that was cut short."""
+    """Examples to fit on: prefixes of unfinished completions, what remained of each, and whether
+    that was cut short.
+    """
 
     prefixes: Prefixes
     remaining: np.ndarray  # float64 [examples], tokens after the prefix, the end token counted
@@ -52,24 +60,34 @@ class Fitted(Protocol):
 
 
 def examples(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Completion], prefix: int, model: Any = None, batch: int = 8
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+    prefix: int,
+    model: Any = None,
+    batch: int = 8,
 ) -> Lengths:
-    """The completions longer than `prefix` as examples. With a model, also the features of `HiddenRidge`, `batch` rows at a time."""
+    """The completions longer than `prefix` as examples. With a model, also the features of
+    `HiddenRidge`, `batch` rows at a time.
+    """
     kept = [c for c in completions if len(c.tokens) > prefix]
     pairs = [(list(prompts[c.prompt]), c.tokens[:prefix]) for c in kept]
     hidden = _features(model, pairs, batch) if model is not None and kept else None
-    prefixes = Prefixes([p for p, _ in pairs], [t for _, t in pairs], [(c.prompt, c.index) for c in kept], hidden)
+    prefixes = Prefixes(
+        [p for p, _ in pairs], [t for _, t in pairs], [(c.prompt, c.index) for c in kept], hidden
+    )
     remaining = np.array([len(c.tokens) - prefix for c in kept], dtype=np.float64)
     return Lengths(prefixes, remaining, np.array([c.finish == "length" for c in kept], dtype=bool))
 
 
 @torch.no_grad()
 def _features(model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: int) -> Tensor:
-    """As the engine captures them: the state that produced the last token of the prefix beside that token's embedding (for an empty prefix,
-    the prompt's last state and token).
+    """As the engine captures them: the state that produced the last token of the prefix beside that
+    token's embedding (for an empty prefix, the prompt's last state and token).
     """
     found, seen, keeps = [], [], can_keep(model)
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
     try:
         for start in range(0, len(pairs), batch):
             part = pairs[start : start + batch]
@@ -78,7 +96,8 @@ def _features(model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: i
             for place, row in enumerate(rows):
                 ids[place, : len(row)] = torch.tensor(row)
             last = [len(row) - 1 for row in rows]
-            places = sorted(set(last)) if keeps else list(range(ids.shape[1]))  # logits of a whole prompt would be large
+            # logits of a whole prompt would be large
+            places = sorted(set(last)) if keeps else list(range(ids.shape[1]))
             wanted = {"logits_to_keep": torch.tensor(places)} if keeps else {}
             model(input_ids=ids.to(next(model.parameters()).device), use_cache=False, **wanted)
             states = seen.pop()[range(len(rows)), [places.index(place) for place in last]]
@@ -88,7 +107,7 @@ def _features(model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: i
     return torch.cat(found)
 
 
-# ---- predictors ------------------------------------------------------------------------------------------------------
+# ---- predictors ----------------------------------------------------------------------------------
 
 
 class Constant:
@@ -100,7 +119,9 @@ class Constant:
         self.value = 1.0
 
     def fit(self, lengths: Lengths) -> None:
-        """By the Kaplan-Meier estimate of the survival function, which takes censored lengths for what they are."""
+        """By the Kaplan-Meier estimate of the survival function, which takes censored lengths for
+        what they are.
+        """
         self.value = _kaplan_meier_mean(lengths.remaining, lengths.censored)
 
     def predict(self, prefixes: Prefixes) -> np.ndarray:
@@ -108,7 +129,9 @@ class Constant:
 
 
 class Oracle:
-    """Knows the length of each completion, by (prompt, index); for the limit of what prediction can bring."""
+    """Knows the length of each completion, by (prompt, index); for the limit of what prediction can
+    bring.
+    """
 
     needs_hidden = False
 
@@ -116,12 +139,18 @@ class Oracle:
         self.lengths = lengths
 
     def predict(self, prefixes: Prefixes) -> np.ndarray:
-        return np.array([self.lengths[job] - len(t) for job, t in zip(prefixes.jobs, prefixes.tokens, strict=True)], dtype=np.float64)
+        return np.array(
+            [
+                self.lengths[job] - len(t)
+                for job, t in zip(prefixes.jobs, prefixes.tokens, strict=True)
+            ],
+            dtype=np.float64,
+        )
 
 
 class HiddenRidge:
-    """Ridge regression on the policy's hidden state. Censored lengths are replaced by their expectation given that they are longer, in
-    turns with the fit (Schmee and Hahn 1979).
+    """Ridge regression on the policy's hidden state. Censored lengths are replaced by their
+    expectation given that they are longer, in turns with the fit (Schmee and Hahn 1979).
     """
 
     needs_hidden = True
@@ -154,10 +183,12 @@ class HiddenRidge:
 
 
 class BinnedTransformer:
-    """A small transformer encoder over prompt and prefix that classifies the remaining length: the paper's form.
+    """A small transformer encoder over prompt and prefix that classifies the remaining length: the
+    paper's form.
 
-    Bins are quantiles of the lengths it is fitted on. A censored example says only that its bin is its own or a later one, and its
-    likelihood is the sum of theirs. The prediction is the mean over bins; `quantile` is for those who would rather be safe.
+    Bins are quantiles of the lengths it is fitted on. A censored example says only that its bin is
+    its own or a later one, and its likelihood is the sum of theirs. The prediction is the mean over
+    bins; `quantile` is for those who would rather be safe.
 
     Args:
         vocabulary: of the policy's tokenizer.
@@ -187,11 +218,17 @@ class BinnedTransformer:
     def fit(self, lengths: Lengths) -> None:
         known = lengths.remaining[~lengths.censored]
         known = known if len(known) else lengths.remaining
-        # The first length of each bin; each distinct length is a bin of its own where there are few.
-        self.edges = np.unique(np.quantile(known, np.linspace(0, 1, self.bins + 1)[:-1], method="lower"))
+        # The first length of each bin; each distinct length is a bin of its own where there are
+        # few.
+        self.edges = np.unique(
+            np.quantile(known, np.linspace(0, 1, self.bins + 1)[:-1], method="lower")
+        )
         labels = np.clip(np.searchsorted(self.edges, lengths.remaining, side="right") - 1, 0, None)
         means = [
-            known[b] if (b := np.searchsorted(self.edges, known, side="right") - 1 == i).any() else [e] for i, e in enumerate(self.edges)
+            known[b]
+            if (b := np.searchsorted(self.edges, known, side="right") - 1 == i).any()
+            else [e]
+            for i, e in enumerate(self.edges)
         ]
         self.centres = torch.tensor([float(np.mean(m)) for m in means])
         torch_state = torch.get_rng_state()
@@ -201,7 +238,9 @@ class BinnedTransformer:
         ids = _window(lengths.prefixes)
         target, censored = torch.from_numpy(labels), torch.from_numpy(lengths.censored)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=self.steps, pct_start=0.1)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.lr, total_steps=self.steps, pct_start=0.1
+        )
         rng = np.random.default_rng(step_seed(self.seed, "batches"))
         with torch.enable_grad():
             for _ in range(self.steps):
@@ -229,7 +268,8 @@ class BinnedTransformer:
 
 
 class Online:
-    """A predictor that is fitted again on the last rollouts, since lengths drift as the policy learns.
+    """A predictor that is fitted again on the last rollouts, since lengths drift as the policy
+    learns.
 
     Args:
         of: the predictor.
@@ -237,7 +277,9 @@ class Online:
         every: rollouts between fits; the first is after the first.
     """
 
-    def __init__(self, of: Fitted, prefix: int, keep: int = 1024, every: int = 10, model: Any = None) -> None:
+    def __init__(
+        self, of: Fitted, prefix: int, keep: int = 1024, every: int = 10, model: Any = None
+    ) -> None:
         self.of, self.prefix, self.keep, self.every = of, prefix, keep, every
         self.needs_hidden = of.needs_hidden
         self._model = model
@@ -246,7 +288,9 @@ class Online:
 
     def observe(self, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]) -> None:
         """Learn of a rollout."""
-        found = examples(prompts, completions, self.prefix, self._model if self.needs_hidden else None)
+        found = examples(
+            prompts, completions, self.prefix, self._model if self.needs_hidden else None
+        )
         self._rollouts += 1
         if len(found):
             self._seen.append(found)
@@ -266,16 +310,23 @@ class _Encoder(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary + 1, width, padding_idx=vocabulary)
         self.places = nn.Embedding(_WINDOW, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = nn.Linear(width, bins)
         self.padding = vocabulary
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits [rows, bins] from token ids [rows, tokens], padded on the left with -1, so that places are counted from the end."""
+        """Logits [rows, bins] from token ids [rows, tokens], padded on the left with -1, so that
+        places are counted from the end.
+        """
         pad = ids < 0
         places = torch.arange(ids.shape[1] - 1, -1, -1)
-        states = self.encoder(self.tokens(ids.masked_fill(pad, self.padding)) + self.places(places), src_key_padding_mask=pad)
+        states = self.encoder(
+            self.tokens(ids.masked_fill(pad, self.padding)) + self.places(places),
+            src_key_padding_mask=pad,
+        )
         logits: Tensor = self.head(states[:, -1])
         return logits
 
@@ -295,7 +346,9 @@ def _bin_loss(logits: Tensor, target: Tensor, censored: Tensor) -> Tensor:
     if not censored.any():
         return exact.mean()
     earlier = torch.arange(logits.shape[-1]) < target[:, None]
-    later = torch.logsumexp(logits.masked_fill(earlier, -torch.inf), -1) - torch.logsumexp(logits, -1)
+    later = torch.logsumexp(logits.masked_fill(earlier, -torch.inf), -1) - torch.logsumexp(
+        logits, -1
+    )
     return torch.where(censored, -later, exact).mean()
 
 
@@ -317,16 +370,21 @@ def _joined(seen: Sequence[Lengths]) -> Lengths:
         [j for one in seen for j in one.prefixes.jobs],
         None if any(h is None for h in hidden) else torch.cat([h for h in hidden if h is not None]),
     )
-    return Lengths(prefixes, np.concatenate([one.remaining for one in seen]), np.concatenate([one.censored for one in seen]))
+    return Lengths(
+        prefixes,
+        np.concatenate([one.remaining for one in seen]),
+        np.concatenate([one.censored for one in seen]),
+    )
 
 
-# ---- how good --------------------------------------------------------------------------------------------------------
+# ---- how good ------------------------------------------------------------------------------------
 
 
 def evaluate(predicted: np.ndarray, lengths: Lengths) -> dict[str, float]:
-    """Errors of predictions of what remains: mean absolute error in tokens, SMAPE = mean of 2 |p - t| / (p + t), shares within 5 and 10
-    tokens, and Kendall's tau-b, over all (`pooled`) and as the mean over groups (`within`, 0 for a group whose predictions are all equal;
-    groups in which all lengths are equal have nothing to order and are left out).
+    """Errors of predictions of what remains: mean absolute error in tokens, SMAPE = mean of 2 |p -
+    t| / (p + t), shares within 5 and 10 tokens, and Kendall's tau-b, over all (`pooled`) and as the
+    mean over groups (`within`, 0 for a group whose predictions are all equal; groups in which all
+    lengths are equal have nothing to order and are left out).
     """
     true = lengths.remaining
     error = np.abs(predicted - true)

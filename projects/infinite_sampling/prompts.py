@@ -18,7 +18,9 @@ from shared.models.language import load_tokenizer
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts of a file: `texts` as the model reads them, `tokens`, and what else stood on their lines, for the reward function."""
+    """Prompts of a file: `texts` as the model reads them, `tokens`, and what else stood on their
+    lines, for the reward function.
+    """
 
     texts: list[str]
     tokens: list[list[int]]
@@ -26,10 +28,12 @@ class Prompts:
 
     @classmethod
     def read(cls, file: Path, tokenizer: Any) -> "Prompts":
-        """A `.txt` file has a prompt on each line. A `.jsonl` file has on each line an object with `prompt`, or with `messages`, a list of
-        {"role", "content"} that go through the tokenizer's chat template; other keys go to the reward function.
+        """A `.txt` file has a prompt on each line. A `.jsonl` file has on each line an object with
+        `prompt`, or with `messages`, a list of {"role", "content"} that go through the tokenizer's
+        chat template; other keys go to the reward function.
 
-        Raises UserError, with the number of the line, for a line that is none of these, and for an empty prompt.
+        Raises UserError, with the number of the line, for a line that is none of these, and for an
+        empty prompt.
         """
         texts: list[str] = []
         tokens: list[list[int]] = []
@@ -38,11 +42,22 @@ class Prompts:
             text, special = record.pop("prompt", None), True
             if (messages := record.pop("messages", None)) is not None:
                 try:
-                    text, special = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), False
+                    text, special = (
+                        tokenizer.apply_chat_template(
+                            messages, tokenize=False, add_generation_prompt=True
+                        ),
+                        False,
+                    )
                 except Exception as error:  # templates raise whatever they like
-                    raise UserError(f"{file}, line {number}: the chat template refuses it: {str(error).splitlines()[0]}") from None
+                    raise UserError(
+                        f"{file}, line {number}: the chat template refuses it:"
+                        f" {str(error).splitlines()[0]}"
+                    ) from None
             if not isinstance(text, str):
-                raise UserError(f'{file}, line {number}: needs a "prompt" or "messages" with "role" and "content"')
+                raise UserError(
+                    f'{file}, line {number}: needs a "prompt" or "messages" with "role" and'
+                    ' "content"'
+                )
             found = tokenizer(text, add_special_tokens=special)["input_ids"] if text else []
             if not found:
                 raise UserError(f"{file}, line {number}: an empty prompt")
@@ -73,7 +88,9 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except ValueError as error:
                 raise UserError(f"{file}, line {number}: not JSON ({error})") from None
             if not isinstance(record, dict):
-                raise UserError(f'{file}, line {number}: needs an object with "prompt" or "messages"')
+                raise UserError(
+                    f'{file}, line {number}: needs an object with "prompt" or "messages"'
+                )
             yield number, record
 
 
@@ -83,9 +100,13 @@ def load(folder: Path, dtype: str, device: torch.device) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(
+            f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from None
     return model.to(device).eval(), load_tokenizer(folder)
 
 
@@ -96,7 +117,9 @@ def ends(model: Any, tokenizer: Any) -> list[int]:
     return [] if named is None else list(named) if isinstance(named, list | tuple) else [named]
 
 
-def schedule_of(options: argparse.Namespace, vocabulary: int, model: Any) -> tuple[Schedule, Online | None]:
+def schedule_of(
+    options: argparse.Namespace, vocabulary: int, model: Any
+) -> tuple[Schedule, Online | None]:
     """The schedule of the options, and the predictor that it learns with."""
     if options.slots > options.group and options.mode != "dynamic":
         runs_with = f"--slots {options.slots} is more than --group {options.group}"
@@ -107,13 +130,27 @@ def schedule_of(options: argparse.Namespace, vocabulary: int, model: Any) -> tup
     prefix = 0
     if options.mode in ("continuous", "dynamic") and options.predictor != "none":
         if options.mode == "dynamic" and refill.startswith("plan_"):
-            raise UserError("--mode dynamic has no planned queues: use --refill fifo, sjf_global or lpt_global")
+            raise UserError(
+                "--mode dynamic has no planned queues: use --refill fifo, sjf_global or lpt_global"
+            )
         prefix = options.prefix
         online = Online(PREDICTORS[options.predictor](vocabulary), prefix, model=model)
         predictor = online
     else:
         refill = "fifo"
-    return Schedule(options.mode, options.slots, refill, prefix, predictor, options.eps, options.budget_tokens, options.page), online
+    return (
+        Schedule(
+            options.mode,
+            options.slots,
+            refill,
+            prefix,
+            predictor,
+            options.eps,
+            options.budget_tokens,
+            options.page,
+        ),
+        online,
+    )
 
 
 def engine_of(options: argparse.Namespace, model: Any, tokenizer: Any, seed: int) -> Engine:
@@ -153,7 +190,9 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def same_run(path: Path, about: dict[str, Any]) -> None:
-    """Write down what a run is, or refuse to go on with another one than that which the folder holds."""
+    """Write down what a run is, or refuse to go on with another one than that which the folder
+    holds.
+    """
     try:
         known = json.loads(path.read_text())
     except FileNotFoundError:
@@ -164,4 +203,7 @@ def same_run(path: Path, about: dict[str, Any]) -> None:
     for key, value in about.items():
         if known.get(key) != value:
             what = key.replace("_", "-")
-            raise UserError(f"{path.parent} holds a run with another --{what} ({known.get(key)!r}, not {value!r}); name another --out")
+            raise UserError(
+                f"{path.parent} holds a run with another --{what} ({known.get(key)!r}, not"
+                f" {value!r}); name another --out"
+            )

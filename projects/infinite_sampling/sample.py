@@ -1,6 +1,7 @@
 """`sample`: completions of the user's prompts, into `completions.jsonl` of a folder.
 
-A completion is on the disk as soon as it ends, and depends on no other, so that after a crash only those are sampled that are not there.
+A completion is on the disk as soon as it ends, and depends on no other, so that after a crash only
+those are sampled that are not there.
 """
 
 import argparse
@@ -14,7 +15,15 @@ from rich.console import Console
 
 from projects.infinite_sampling.engine import Completion, Engine, Schedule, Stats
 from projects.infinite_sampling.predictor import Online
-from projects.infinite_sampling.prompts import Prompts, engine_of, load, same_run, schedule_of, whole_lines, write
+from projects.infinite_sampling.prompts import (
+    Prompts,
+    engine_of,
+    load,
+    same_run,
+    schedule_of,
+    whole_lines,
+    write,
+)
 from shared import runs
 from shared.corpus import sha256
 from shared.models import fingerprint, local_model
@@ -28,7 +37,10 @@ def sample(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)
     data = sha256(options.prompts)
-    with runs.locked(options.out, "completions.jsonl", early=("run.json",)), runs.plain_errors(options.out):
+    with (
+        runs.locked(options.out, "completions.jsonl", early=("run.json",)),
+        runs.plain_errors(options.out),
+    ):
         about = {
             "model": fingerprint(folder),
             "prompts": data,
@@ -48,7 +60,13 @@ def sample(options: argparse.Namespace) -> int:
 
 class _Sampling:
     def __init__(
-        self, options: argparse.Namespace, prompts: Prompts, engine: Engine, schedule: Schedule, online: Online | None, tokenizer: Any
+        self,
+        options: argparse.Namespace,
+        prompts: Prompts,
+        engine: Engine,
+        schedule: Schedule,
+        online: Online | None,
+        tokenizer: Any,
     ) -> None:
         self.options, self.prompts, self.engine = options, prompts, engine
         self.schedule, self.online, self.tokenizer = schedule, online, tokenizer
@@ -59,9 +77,12 @@ class _Sampling:
         options, total = self.options, len(self.prompts.tokens) * self.options.group
         lines = whole_lines(self.path)
         done = {(line["prompt_index"], line["index"]) for line in lines}
-        write(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())  # without a line that a crash cut
+        # without a line that a crash cut
+        write(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         if done:
-            self.console.print(f"going on: {len(done)} of {total} completions are there", markup=False)
+            self.console.print(
+                f"going on: {len(done)} of {total} completions are there", markup=False
+            )
         batches = range(0, len(self.prompts.tokens), options.prompts_at_once)
         steps = busy = rows = peak = tokens = 0
         with (
@@ -76,28 +97,45 @@ class _Sampling:
 
             def stepped(stats: Stats) -> None:
                 if len(done):
-                    bar.step(len(done), 0, None, f"slots {stats.occupancy:.0%} busy, step {steps + stats.steps}")
+                    bar.step(
+                        len(done),
+                        0,
+                        None,
+                        f"slots {stats.occupancy:.0%} busy, step {steps + stats.steps}",
+                    )
                 if stop:
                     raise _Stopped
 
             for first in batches:
-                chosen = range(first, min(first + options.prompts_at_once, len(self.prompts.tokens)))
+                chosen = range(
+                    first, min(first + options.prompts_at_once, len(self.prompts.tokens))
+                )
                 jobs = [(p, i) for p in chosen for i in range(options.group) if (p, i) not in done]
                 try:
                     made = self.engine.run(self.prompts.tokens, jobs, self.schedule, ended, stepped)
                 except _Stopped:
                     self._sync()
-                    self.console.print(f"stopped with {len(done)} of {total} completions; the same command goes on", markup=False)
+                    self.console.print(
+                        f"stopped with {len(done)} of {total} completions; the same command"
+                        " goes on",
+                        markup=False,
+                    )
                     return 128 + stop[0]
                 self._sync()
                 if self.online is not None:
                     self.online.observe(self.prompts.tokens, made.completions)
                 stats = made.stats
-                steps, busy, rows, tokens = steps + stats.steps, busy + stats.busy, rows + stats.rows, tokens + stats.tokens
+                steps, busy, rows, tokens = (
+                    steps + stats.steps,
+                    busy + stats.busy,
+                    rows + stats.rows,
+                    tokens + stats.tokens,
+                )
                 peak = max(peak, stats.kv_bytes)
         self.console.print(
-            f"{len(done)} completions in {self.path}; {tokens} tokens in {steps} steps, slots {busy / rows if rows else 1:.0%} busy, "
-            f"{human_bytes(peak)} of keys and values at the most",
+            f"{len(done)} completions in {self.path}; {tokens} tokens in {steps} steps, slots"
+            f" {busy / rows if rows else 1:.0%} busy, {human_bytes(peak)} of keys and values at the"
+            " most",
             markup=False,
         )
         return 0

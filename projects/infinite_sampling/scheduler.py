@@ -1,11 +1,14 @@
-"""Which completion decodes when: plans from predicted lengths, the refill of slots, and a replay of any schedule from lengths alone.
+"""Which completion decodes when: plans from predicted lengths, the refill of slots, and a replay of
+any schedule from lengths alone.
 
-The slots of a rollout are identical machines and completions are jobs, so that the decoding steps of a rollout are the makespan of a
-schedule (P||C_max). The paper plans globally with an FPTAS and refills slots shortest first; the objective, its epsilon and the trimming
-are reconstructed here, as README.md says. An FPTAS exists for a fixed number of slots only (Pm||C_max; Horowitz and Sahni 1976): the
-problem is strongly NP-hard when the number of slots is part of the input.
+The slots of a rollout are identical machines and completions are jobs, so that the decoding steps
+of a rollout are the makespan of a schedule (P||C_max). The paper plans globally with an FPTAS and
+refills slots shortest first; the objective, its epsilon and the trimming are reconstructed here, as
+README.md says. An FPTAS exists for a fixed number of slots only (Pm||C_max; Horowitz and Sahni
+1976): the problem is strongly NP-hard when the number of slots is part of the input.
 
-A job's *duration* is its length in tokens less one: the first token is drawn from the prompt's logits and takes no step.
+A job's *duration* is its length in tokens less one: the first token is drawn from the prompt's
+logits and takes no step.
 """
 
 import heapq
@@ -21,7 +24,7 @@ Status = Literal["lpt_certified", "multifit_certified", "dp", "simple_within", "
 MAX_STATES = 5_000
 
 
-# ---- plans -----------------------------------------------------------------------------------------------------------
+# ---- plans ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,11 @@ class Plan:
         queues: for each slot its jobs, longest first.
         value: the largest load of a slot.
         lower_bound: no assignment has a smaller largest load.
-        status: `lpt_certified`, `multifit_certified` longest-first or MULTIFIT is within (1 + eps) of the lower bound; `dp` the dynamic
-            programme found it; `simple_within` the dynamic programme found nothing better than those two, the better of which therefore is
-            within (1 + eps) of the best; `capped` too many states: the better of the two, with no promise but `value / lower_bound`.
+        status: `lpt_certified`, `multifit_certified` longest-first or MULTIFIT is within (1 + eps)
+            of the lower bound; `dp` the dynamic programme found it; `simple_within` the dynamic
+            programme found nothing better than those two, the better of which therefore is within
+            (1 + eps) of the best; `capped` too many states: the better of the two, with no promise
+            but `value / lower_bound`.
         states: how many states the dynamic programme made.
     """
 
@@ -49,11 +54,17 @@ class Plan:
     def certificate(self) -> float:
         """The proven bound on value / optimum."""
         posterior = self.value / self.lower_bound if self.lower_bound else 1.0
-        return posterior if self.status not in ("dp", "simple_within") else min(1 + self.eps, posterior)
+        return (
+            posterior
+            if self.status not in ("dp", "simple_within")
+            else min(1 + self.eps, posterior)
+        )
 
 
 def lower_bound(durations: Sequence[int], slots: int) -> int:
-    """No schedule on `slots` slots is shorter: the longest job, the mean load, and the two jobs that must share a slot."""
+    """No schedule on `slots` slots is shorter: the longest job, the mean load, and the two jobs
+    that must share a slot.
+    """
     if not len(durations):
         return 0
     ordered = sorted((int(d) for d in durations), reverse=True)
@@ -62,7 +73,9 @@ def lower_bound(durations: Sequence[int], slots: int) -> int:
 
 
 def lpt(durations: Sequence[int], slots: int) -> tuple[tuple[int, ...], ...]:
-    """Longest first to the least loaded slot; ties by index. At most 4/3 - 1/(3 slots) of the best (Graham 1969)."""
+    """Longest first to the least loaded slot; ties by index. At most 4/3 - 1/(3 slots) of the best
+    (Graham 1969).
+    """
     loads = [(0, slot) for slot in range(slots)]
     queues: list[list[int]] = [[] for _ in range(slots)]
     for job in _descending(durations):
@@ -73,7 +86,9 @@ def lpt(durations: Sequence[int], slots: int) -> tuple[tuple[int, ...], ...]:
 
 
 def multifit(durations: Sequence[int], slots: int) -> tuple[tuple[int, ...], ...]:
-    """The least capacity into which first-fit decreasing packs all jobs, by bisection (Coffman, Garey, Johnson 1978)."""
+    """The least capacity into which first-fit decreasing packs all jobs, by bisection (Coffman,
+    Garey, Johnson 1978).
+    """
     order = _descending(durations)
 
     def packed(capacity: int) -> list[list[int]] | None:
@@ -104,12 +119,16 @@ def makespan(durations: Sequence[int], queues: Sequence[Sequence[int]]) -> int:
     return max((sum(int(durations[job]) for job in queue) for queue in queues), default=0)
 
 
-def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int = MAX_STATES) -> Plan:
-    """An assignment whose largest load is at most (1 + eps) of the best one's, unless its status says `capped`.
+def plan(
+    durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int = MAX_STATES
+) -> Plan:
+    """An assignment whose largest load is at most (1 + eps) of the best one's, unless its status
+    says `capped`.
 
-    The better of longest-first and MULTIFIT is certified against the lower bound where it can be. Otherwise a dynamic programme over
-    vectors of loads, job by job, longest first: loads are kept sorted (slots are identical), vectors with equal loads after rounding to
-    multiples of eps LB / n are merged, so that each job adds an error of at most eps LB / n to a load.
+    The better of longest-first and MULTIFIT is certified against the lower bound where it can be.
+    Otherwise a dynamic programme over vectors of loads, job by job, longest first: loads are kept
+    sorted (slots are identical), vectors with equal loads after rounding to multiples of eps LB / n
+    are merged, so that each job adds an error of at most eps LB / n to a load.
 
     Args:
         durations: whole numbers, at least 0.
@@ -133,7 +152,8 @@ def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int
         return Plan(first, upper, bound, cast(Status, status), eps)
     step = eps * bound / len(durations)
     order = _descending(durations)
-    layer: dict[tuple[int, ...], tuple[int, ...]] = {(0,) * slots: (0,) * slots}  # rounded loads -> loads
+    # rounded loads -> loads
+    layer: dict[tuple[int, ...], tuple[int, ...]] = {(0,) * slots: (0,) * slots}
     parents: list[dict[tuple[int, ...], tuple[tuple[int, ...], int]]] = []
     states = 0
     for job in order:
@@ -166,7 +186,8 @@ def plan(durations: Sequence[int], slots: int, eps: float = 0.1, max_states: int
     queues: list[list[int]] = [[] for _ in range(slots)]
     for job, place in zip(order, reversed(places), strict=True):
         queues[place].append(job)
-        queues.sort(key=lambda queue: sum(int(durations[j]) for j in queue))  # as the loads of a state are
+        # as the loads of a state are
+        queues.sort(key=lambda queue: sum(int(durations[j]) for j in queue))
     assert makespan(durations, queues) == value
     return Plan(tuple(map(tuple, queues)), value, bound, "dp", eps, states)
 
@@ -175,7 +196,7 @@ def _descending(durations: Sequence[int]) -> list[int]:
     return sorted(range(len(durations)), key=lambda job: (-durations[job], job))
 
 
-# ---- refill ----------------------------------------------------------------------------------------------------------
+# ---- refill --------------------------------------------------------------------------------------
 
 
 class Queue:
@@ -186,14 +207,21 @@ class Queue:
     | `fifo` | the next in order |
     | `sjf_global`, `lpt_global` | the shortest, the longest of all that wait |
     | `plan_static` | the next of its own planned queue; nothing when that is empty |
-    | `plan_sjf` | the shortest of its own queue; then the shortest of the queue with the largest load that waits (the paper's) |
-    | `plan_lpt` | the longest of its own queue; then the longest of the queue with the largest load that waits |
+    | `plan_sjf` | the shortest of its own queue, then of the longest waiting one (the paper's) |
+    | `plan_lpt` | the longest of its own queue, then of the longest waiting one |
 
-    Ties go to the lower index. Lengths are predictions; a wrong one costs steps and changes no completion.
+    The longest waiting queue is the one whose waiting jobs have the largest load.
+    Ties go to the lower index. Lengths are predictions; a wrong one costs steps and changes no
+    completion.
     """
 
     def __init__(
-        self, predicted: Sequence[float], slots: int, refill: Refill = "fifo", eps: float = 0.1, max_states: int = MAX_STATES
+        self,
+        predicted: Sequence[float],
+        slots: int,
+        refill: Refill = "fifo",
+        eps: float = 0.1,
+        max_states: int = MAX_STATES,
     ) -> None:
         if refill not in REFILLS:
             raise ValueError(f"'{refill}' is no refill; there are: {', '.join(REFILLS)}")
@@ -205,7 +233,9 @@ class Queue:
             self._queues = [list(queue) for queue in self.plan.queues]
         else:
             sign = {"fifo": 0, "sjf_global": 1, "lpt_global": -1}[refill]
-            order = sorted(range(len(self.predicted)), key=lambda job: (sign * self.predicted[job], job))
+            order = sorted(
+                range(len(self.predicted)), key=lambda job: (sign * self.predicted[job], job)
+            )
             self._queues = [order]
         self.waiting = len(self.predicted)
 
@@ -217,7 +247,9 @@ class Queue:
             job = own.pop(0) if own else None
         else:
             if not own:
-                own = max(queues, key=lambda queue: sum(self.predicted[j] for j in queue) if queue else -1)
+                own = max(
+                    queues, key=lambda queue: sum(self.predicted[j] for j in queue) if queue else -1
+                )
             sign = 1 if self.refill == "plan_sjf" else -1
             job = min(own, key=lambda j: (sign * self.predicted[j], j), default=None)
             if job is not None:
@@ -226,7 +258,7 @@ class Queue:
         return job
 
 
-# ---- replay ----------------------------------------------------------------------------------------------------------
+# ---- replay --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -236,7 +268,8 @@ class Replay:
     Attributes:
         steps: decoding steps until the last job ends.
         busy: row-steps in which a slot had a job.
-        spans: (slot, job, first step, step after its last), one for each job with a duration; for the Gantt chart.
+        spans: (slot, job, first step, step after its last), one for each job with a duration; for
+            the Gantt chart.
     """
 
     steps: int
@@ -251,9 +284,11 @@ class Replay:
 
 
 def replay(durations: Sequence[int], slots: int, queue: Queue, barrier: bool = False) -> Replay:
-    """Play a schedule by events. With `barrier`, slots are refilled only when all are free: sequential micro groups.
+    """Play a schedule by events. With `barrier`, slots are refilled only when all are free:
+    sequential micro groups.
 
-    Legitimate because completions do not depend on the schedule (`streams`): only their lengths matter here.
+    Legitimate because completions do not depend on the schedule (`streams`): only their lengths
+    matter here.
     """
     spans: list[tuple[int, int, int, int]] = []
     clock = 0
@@ -275,7 +310,12 @@ def replay(durations: Sequence[int], slots: int, queue: Queue, barrier: bool = F
                 spans.append((slot, job, now, now + int(durations[job])))
                 clock = max(clock, spans[-1][3])
                 heapq.heappush(free, (spans[-1][3], slot))
-    return Replay(clock, int(np.sum([durations[job] for _, job, _, _ in spans])), slots, tuple(s for s in spans if s[3] > s[2]))
+    return Replay(
+        clock,
+        int(np.sum([durations[job] for _, job, _, _ in spans])),
+        slots,
+        tuple(s for s in spans if s[3] > s[2]),
+    )
 
 
 def replay_framework(
@@ -286,7 +326,8 @@ def replay_framework(
     refill: Refill = "plan_sjf",
     eps: float = 0.1,
 ) -> tuple[Replay, Plan | None]:
-    """The full framework: `prefix` tokens of every job in rounds, a prediction of the rest, a plan, continuous decoding.
+    """The full framework: `prefix` tokens of every job in rounds, a prediction of the rest, a plan,
+    continuous decoding.
 
     Args:
         lengths: in tokens, the end token counted.
@@ -301,5 +342,11 @@ def replay_framework(
     left = [job for job, length in enumerate(lengths) if length > prefix]
     queue = Queue([value - (1 - done) for value in predict(left)], slots, refill, eps)  # in steps
     rest = replay([lengths[job] - prefix - (1 - done) for job in left], slots, queue)
-    shifted = [(slot, left[job], begin + start.steps, end + start.steps) for slot, job, begin, end in rest.spans]
-    return Replay(start.steps + rest.steps, start.busy + rest.busy, slots, (*start.spans, *shifted)), queue.plan
+    shifted = [
+        (slot, left[job], begin + start.steps, end + start.steps)
+        for slot, job, begin, end in rest.spans
+    ]
+    return (
+        Replay(start.steps + rest.steps, start.busy + rest.busy, slots, (*start.spans, *shifted)),
+        queue.plan,
+    )

@@ -17,6 +17,12 @@ def _pair(dataset: str, method: str, column: str = "paper_accuracy") -> float:
     return float(_TASKS.loc[(dataset, method), column])
 
 
+def _paper_share(dataset: str) -> float:
+    """The paper's seconds of task-IF over those of retraining."""
+    seconds = [_pair(dataset, method, "paper_seconds") for method in ("task-IF", "Retrain")]
+    return seconds[0] / seconds[1]
+
+
 def _gain(loo: pd.DataFrame, other: str, column: str = "loss_correlation") -> Mean | None:
     """The difference of task-IF and another method, paired by seed."""
     wide = loo.pivot_table(index="seed", columns="method", values=column)
@@ -26,15 +32,26 @@ def _gain(loo: pd.DataFrame, other: str, column: str = "loss_correlation") -> Me
 
 
 def _above(loo: pd.DataFrame, others: tuple[str, ...]) -> Verdict:
-    """`holds` when task-IF's correlation is above each other's with an interval above 0, `partly` when on average, over 5 seeds or more."""
+    """`holds` when task-IF's correlation is above each other's with an interval above 0, `partly`
+    when on average, over 5 seeds or more.
+    """
     found = {other: _gain(loo, other) for other in others}
     found = {other: gain for other, gain in found.items() if gain is not None}
     if loo["seed"].nunique() < 5 or not found:
-        return Verdict("not tested here", f"{loo['seed'].nunique()} seeds; 5 are needed, of task-IF and what it is compared with")
+        return Verdict(
+            "not tested here",
+            f"{loo['seed'].nunique()} seeds; 5 are needed, of task-IF and what it is compared with",
+        )
     own = mean_interval(loo.loc[loo["method"] == "task-IF", "loss_correlation"].tolist())
-    parts = [f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) over {other}" for other, gain in found.items()]
+    parts = [
+        f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) over {other}"
+        for other, gain in found.items()
+    ]
     measured = f"correlation {own.value:.3f}; {', '.join(parts)}"
-    sure, mean = all(gain.low > 0 for gain in found.values()), all(gain.value > 0 for gain in found.values())
+    sure, mean = (
+        all(gain.low > 0 for gain in found.values()),
+        all(gain.value > 0 for gain in found.values()),
+    )
     return Verdict("holds" if sure else "partly" if mean else "fails", measured)
 
 
@@ -42,7 +59,10 @@ def _above(loo: pd.DataFrame, others: tuple[str, ...]) -> Verdict:
     id="meta_if.derivative",
     claim="task-IF is the derivative of the bilevel solution in a task's weight.",
     source="section 5 (total Hessian)",
-    bound="relative error below 1e-4 against central differences of the re-solved problem, with the exact total Hessian",
+    bound=(
+        "relative error below 1e-4 against central differences of the re-solved problem, with the"
+        " exact total Hessian"
+    ),
     paper=UNKNOWN,
     needs="rows of meta_if/depth",
 )
@@ -50,15 +70,23 @@ def derivative(depth: pd.DataFrame) -> Verdict:
     solved = depth[depth["solver"] == "dense"].set_index("method")["relative_error"]
     others = ", ".join(f"{name} {solved[name]:.2g}" for name in solved.index if name != "task-IF")
     error = solved["task-IF"]
-    return Verdict("holds" if error < 1e-4 else "partly" if error < 0.01 else "fails", f"{error:.1e}; {others}")
+    return Verdict(
+        "holds" if error < 1e-4 else "partly" if error < 0.01 else "fails", f"{error:.1e}; {others}"
+    )
 
 
 @claim(
     id="meta_if.direct",
     claim="Total derivatives are needed: task-IF agrees with training again better than direct-IF.",
     source="main table; section 4",
-    bound="paired difference of the correlations with leaving a task out above 0, 95 % interval over at least 5 seeds; partly: on average",
-    paper=f"by accuracy: task-IF {_pair('Omniglot', 'task-IF')}, direct-IF {_pair('Omniglot', 'direct-IF')} (Omniglot)",
+    bound=(
+        "paired difference of the correlations with leaving a task out above 0, 95 % interval over"
+        " at least 5 seeds; partly: on average"
+    ),
+    paper=(
+        f"by accuracy: task-IF {_pair('Omniglot', 'task-IF')}, direct-IF"
+        f" {_pair('Omniglot', 'direct-IF')} (Omniglot)"
+    ),
     needs="rows of meta_if/loo with 5 seeds",
 )
 def direct(loo: pd.DataFrame) -> Verdict:
@@ -67,24 +95,39 @@ def direct(loo: pd.DataFrame) -> Verdict:
 
 @claim(
     id="meta_if.gamma",
-    claim="A multiple of the identity, Gamma, does in place of the third derivatives of the total Hessian.",
+    claim=(
+        "A multiple of the identity, Gamma, does in place of the third derivatives of the total"
+        " Hessian."
+    ),
     source="theorem 5.1",
-    bound="relative error of the predicted change at most 0.1 against differences of the re-solved problem; partly: at most 0.3",
+    bound=(
+        "relative error of the predicted change at most 0.1 against differences of the re-solved"
+        " problem; partly: at most 0.3"
+    ),
     paper=UNKNOWN,
     needs="rows of meta_if/depth",
 )
 def gamma(depth: pd.DataFrame) -> Verdict:
     solved = depth[depth["solver"] == "dense"].set_index("method")
     error = solved.loc["task-IF (Gamma)", "relative_error"]
-    measured = f"{error:.2f}, cosine {solved.loc['task-IF (Gamma)', 'cosine']:.3f}; exact {solved.loc['task-IF', 'relative_error']:.1e}"
+    measured = (
+        f"{error:.2f}, cosine {solved.loc['task-IF (Gamma)', 'cosine']:.3f}; exact"
+        f" {solved.loc['task-IF', 'relative_error']:.1e}"
+    )
     return Verdict("holds" if error <= 0.1 else "partly" if error <= 0.3 else "fails", measured)
 
 
 @claim(
     id="meta_if.exact",
-    claim="The exact total Hessian agrees with training again better than Gamma does (ours, not the paper's).",
+    claim=(
+        "The exact total Hessian agrees with training again better than Gamma does (ours, not the"
+        " paper's)."
+    ),
     source="this repository",
-    bound="paired difference of the correlations with leaving a task out above 0, 95 % interval over at least 5 seeds; partly: on average",
+    bound=(
+        "paired difference of the correlations with leaving a task out above 0, 95 % interval over"
+        " at least 5 seeds; partly: on average"
+    ),
     needs="rows of meta_if/loo with 5 seeds",
 )
 def exact(loo: pd.DataFrame) -> Verdict:
@@ -95,10 +138,15 @@ def exact(loo: pd.DataFrame) -> Verdict:
     id="meta_if.rivals",
     claim="task-IF agrees with training again better than EK-FAC, TRAK and TracIn.",
     source="main table",
-    bound="paired difference of the correlations with leaving a task out above 0 for each, 95 % interval over at least 5 seeds; partly: "
-    "on average",
-    paper=f"by accuracy on Omniglot: task-IF {_pair('Omniglot', 'task-IF')}, TracIn {_pair('Omniglot', 'TracIn')}, "
-    f"EK-FAC {_pair('Omniglot', 'EK-FAC')}, TRAK {_pair('Omniglot', 'TRAK')}",
+    bound=(
+        "paired difference of the correlations with leaving a task out above 0 for each, 95 %"
+        " interval over at least 5 seeds; partly: on average"
+    ),
+    paper=(
+        f"by accuracy on Omniglot: task-IF {_pair('Omniglot', 'task-IF')}, TracIn"
+        f" {_pair('Omniglot', 'TracIn')}, EK-FAC {_pair('Omniglot', 'EK-FAC')}, TRAK"
+        f" {_pair('Omniglot', 'TRAK')}"
+    ),
     needs="rows of meta_if/loo with 5 seeds",
 )
 def rivals(loo: pd.DataFrame) -> Verdict:
@@ -109,9 +157,15 @@ def rivals(loo: pd.DataFrame) -> Verdict:
     id="meta_if.edit",
     claim="Editing by task-IF is nearly as accurate as training again without the tasks.",
     source="main table, task level",
-    bound="on each dataset at most 0.02 below training again without the same tasks; partly: on average",
-    paper=f"{_pair('Omniglot', 'task-IF')} and {_pair('Omniglot', 'Retrain')} on Omniglot, "
-    f"{_pair('MINI-ImageNet', 'task-IF')} and {_pair('MINI-ImageNet', 'Retrain')} on MINI-ImageNet",
+    bound=(
+        "on each dataset at most 0.02 below training again without the same tasks; partly: on"
+        " average"
+    ),
+    paper=(
+        f"{_pair('Omniglot', 'task-IF')} and {_pair('Omniglot', 'Retrain')} on Omniglot,"
+        f" {_pair('MINI-ImageNet', 'task-IF')} and {_pair('MINI-ImageNet', 'Retrain')} on"
+        " MINI-ImageNet"
+    ),
     needs="rows of meta_if/tasks",
 )
 def edit(tasks: pd.DataFrame) -> Verdict:
@@ -121,33 +175,55 @@ def edit(tasks: pd.DataFrame) -> Verdict:
 
 def _close(names: pd.Series, edited: pd.Series, again: pd.Series) -> Verdict:
     short = (again - edited).to_numpy()
-    parts = ", ".join(f"{a:.3f} and {b:.3f} on {name}" for name, a, b in zip(names, edited, again, strict=True))
-    return Verdict("holds" if short.max() <= 0.02 else "partly" if short.mean() <= 0.02 else "fails", f"edited and again: {parts}")
+    parts = ", ".join(
+        f"{a:.3f} and {b:.3f} on {name}" for name, a, b in zip(names, edited, again, strict=True)
+    )
+    return Verdict(
+        "holds" if short.max() <= 0.02 else "partly" if short.mean() <= 0.02 else "fails",
+        f"edited and again: {parts}",
+    )
 
 
 @claim(
     id="meta_if.removal_helps",
     claim="Removing the tasks that task-IF finds harmful makes the model better.",
     source="section on harmful data",
-    bound="accuracy trained again without them above that with all tasks on each dataset; partly: on average",
+    bound=(
+        "accuracy trained again without them above that with all tasks on each dataset; partly: on"
+        " average"
+    ),
     paper=UNKNOWN,
     needs="rows of meta_if/tasks",
 )
 def removal_helps(tasks: pd.DataFrame) -> Verdict:
-    wide = tasks.pivot_table(index="source", columns="method", values="retrain_accuracy", aggfunc="first", sort=False)
+    wide = tasks.pivot_table(
+        index="source", columns="method", values="retrain_accuracy", aggfunc="first", sort=False
+    )
     gains = wide["task-IF"] - wide["all tasks"]
     clean = wide["without the spoiled tasks"] - wide["all tasks"]
-    parts = ", ".join(f"{gains[name]:+.3f} on {name} ({clean[name]:+.3f} without the spoiled ones)" for name in gains.index)
+    parts = ", ".join(
+        f"{gains[name]:+.3f} on {name} ({clean[name]:+.3f} without the spoiled ones)"
+        for name in gains.index
+    )
     return Verdict("holds" if gains.min() > 0 else "partly" if gains.mean() > 0 else "fails", parts)
 
 
 @claim(
     id="meta_if.faster",
-    claim="Ranking and editing takes a quarter of the time of training again from the start, or less.",
+    claim=(
+        "Ranking and editing takes a quarter of the time of training again from the start, or less."
+    ),
     source="main table, run time",
-    bound="processor seconds to rank and to edit over those to train from the start at most 0.25 on each dataset; partly: below 1",
-    paper=f"{_pair('Omniglot', 'task-IF', 'paper_seconds') / _pair('Omniglot', 'Retrain', 'paper_seconds'):.2f} on Omniglot, "
-    f"{_pair('MINI-ImageNet', 'task-IF', 'paper_seconds') / _pair('MINI-ImageNet', 'Retrain', 'paper_seconds'):.2f} on MINI-ImageNet",
+    bound=(
+        "processor seconds to rank and to edit over those to train from the start at most 0.25 on"
+        " each dataset; partly: below 1"
+    ),
+    paper=(
+        f"{_paper_share('Omniglot'):.2f}"
+        " on Omniglot,"
+        f" {_paper_share('MINI-ImageNet'):.2f}"
+        " on MINI-ImageNet"
+    ),
     needs="rows of meta_if/tasks",
 )
 def faster(tasks: pd.DataFrame) -> Verdict:
@@ -155,15 +231,23 @@ def faster(tasks: pd.DataFrame) -> Verdict:
     rows = tasks[(tasks["kind"] == "method") & (tasks["method"] == "task-IF")].set_index("source")
     shares = (rows["rank_seconds"] + rows["edit_seconds"]) / scratch
     parts = ", ".join(f"{share:.2f} on {name}" for name, share in shares.items())
-    return Verdict("holds" if shares.max() <= 0.25 else "partly" if shares.max() < 1 else "fails", parts)
+    return Verdict(
+        "holds" if shares.max() <= 0.25 else "partly" if shares.max() < 1 else "fails", parts
+    )
 
 
 @claim(
     id="meta_if.faster_warm",
-    claim="Predicting the removal of one task is faster than training again from the solution (ours, harder than the paper's).",
+    claim=(
+        "Predicting the removal of one task is faster than training again from the solution (ours,"
+        " harder than the paper's)."
+    ),
     source="this repository",
-    bound="editing one task out over training again without it, the faster way with the Hessian at hand, interleaved: interval below 1; "
-    "partly: scores of all tasks below training again without each",
+    bound=(
+        "editing one task out over training again without it, the faster way with the Hessian at"
+        " hand, interleaved: interval below 1; partly: scores of all tasks below training again"
+        " without each"
+    ),
     needs="rows of meta_if/cost",
 )
 def faster_warm(cost: pd.DataFrame) -> Verdict:
@@ -173,7 +257,10 @@ def faster_warm(cost: pd.DataFrame) -> Verdict:
     best = min(ways, key=lambda name: ways[name].median())
     one = ratio(times["edit one task out"].tolist(), ways[best].tolist())
     every = ratio(times["score all tasks"].tolist(), (n * ways[best]).tolist())
-    measured = f"one edit {one.value:.2f}x ({one.low:.2f} to {one.high:.2f}) of '{best}'; all {n} scores {every.value:.3f}x of {n} of these"
+    measured = (
+        f"one edit {one.value:.2f}x ({one.low:.2f} to {one.high:.2f}) of '{best}'; all {n} scores"
+        f" {every.value:.3f}x of {n} of these"
+    )
     return Verdict("holds" if one.high < 1 else "partly" if every.high < 1 else "fails", measured)
 
 
@@ -186,33 +273,59 @@ def faster_warm(cost: pd.DataFrame) -> Verdict:
 )
 def solves(cost: pd.DataFrame) -> Verdict:
     row = cost[cost["kind"] == "counts"].iloc[0]
-    right = row["inner_solves"] == 2 * row["tasks"] * row["products"] and row["inner_solves_scoring"] == 0
-    measured = f"{int(row['inner_solves'])} solves for {int(row['products'])} products and {int(row['tasks'])} tasks, "
-    return Verdict("holds" if right else "fails", measured + f"{int(row['inner_solves_scoring'])} for the scores")
+    right = (
+        row["inner_solves"] == 2 * row["tasks"] * row["products"]
+        and row["inner_solves_scoring"] == 0
+    )
+    measured = (
+        f"{int(row['inner_solves'])} solves for {int(row['products'])} products and"
+        f" {int(row['tasks'])} tasks, "
+    )
+    return Verdict(
+        "holds" if right else "fails",
+        measured + f"{int(row['inner_solves_scoring'])} for the scores",
+    )
 
 
 @claim(
     id="meta_if.instances",
-    claim="Editing by instance-IF is nearly as accurate as training again without the samples, training and validation alike.",
+    claim=(
+        "Editing by instance-IF is nearly as accurate as training again without the samples,"
+        " training and validation alike."
+    ),
     source="main table, instance level",
-    bound="on each dataset and level at most 0.02 below training again without the same samples (mean over seeds); partly: on average",
-    paper=f"{_INSTANCES.loc[('Omniglot', 'train', 'instance-IF'), 'paper_accuracy']} and "
-    f"{_INSTANCES.loc[('Omniglot', 'train', 'Retrain'), 'paper_accuracy']} (training), "
-    f"{_INSTANCES.loc[('Omniglot', 'val', 'instance-IF'), 'paper_accuracy']} and "
-    f"{_INSTANCES.loc[('Omniglot', 'val', 'Retrain'), 'paper_accuracy']} (validation) on Omniglot",
+    bound=(
+        "on each dataset and level at most 0.02 below training again without the same samples (mean"
+        " over seeds); partly: on average"
+    ),
+    paper=(
+        f"{_INSTANCES.loc[('Omniglot', 'train', 'instance-IF'), 'paper_accuracy']} and"
+        f" {_INSTANCES.loc[('Omniglot', 'train', 'Retrain'), 'paper_accuracy']} (training),"
+        f" {_INSTANCES.loc[('Omniglot', 'val', 'instance-IF'), 'paper_accuracy']} and"
+        f" {_INSTANCES.loc[('Omniglot', 'val', 'Retrain'), 'paper_accuracy']} (validation) on"
+        " Omniglot"
+    ),
     needs="rows of meta_if/instances",
 )
 def instances(instances: pd.DataFrame) -> Verdict:
-    means = instances.groupby(["source", "level"], sort=False)[["edit_accuracy", "retrain_accuracy"]].mean().reset_index()
-    return _close(means["source"] + " " + means["level"], means["edit_accuracy"], means["retrain_accuracy"])
+    means = (
+        instances.groupby(["source", "level"], sort=False)[["edit_accuracy", "retrain_accuracy"]]
+        .mean()
+        .reset_index()
+    )
+    return _close(
+        means["source"] + " " + means["level"], means["edit_accuracy"], means["retrain_accuracy"]
+    )
 
 
 @claim(
     id="meta_if.instance_loo",
     claim="Both instance-IFs predict what leaving one sample out does.",
     source="section 5 (instance level)",
-    bound="mean correlation with training again above 0.9 at both levels, lower ends of the 95 % intervals above 0.8, at least 5 seeds; "
-    "partly: means above 0.8",
+    bound=(
+        "mean correlation with training again above 0.9 at both levels, lower ends of the 95 %"
+        " intervals above 0.8, at least 5 seeds; partly: means above 0.8"
+    ),
     paper=UNKNOWN,
     needs="rows of meta_if/instances with 5 seeds of a dataset",
 )
@@ -221,10 +334,28 @@ def instance_loo(instances: pd.DataFrame) -> Verdict:
     if counts.max() < 5:
         return Verdict("not tested here", f"{counts.max()} seeds; 5 are needed")
     source = counts.idxmax()
-    found = {level: mean_interval(rows["loo_correlation"]) for level, rows in instances[instances["source"] == source].groupby("level")}
-    measured = ", ".join(f"{level} {one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for level, one in found.items()) + f" on {source}"
+    found = {
+        level: mean_interval(rows["loo_correlation"])
+        for level, rows in instances[instances["source"] == source].groupby("level")
+    }
+    measured = (
+        ", ".join(
+            f"{level} {one.value:.3f} ({one.low:.3f} to {one.high:.3f})"
+            for level, one in found.items()
+        )
+        + f" on {source}"
+    )
     good = all(one.value > 0.9 and one.low > 0.8 for one in found.values())
-    return Verdict("holds" if good else "partly" if all(one.value > 0.8 for one in found.values()) else "fails", measured)
+    return Verdict(
+        (
+            "holds"
+            if good
+            else "partly"
+            if all(one.value > 0.8 for one in found.values())
+            else "fails"
+        ),
+        measured,
+    )
 
 
 @claim(
@@ -238,21 +369,34 @@ def instance_loo(instances: pd.DataFrame) -> Verdict:
 def harmful(harmful: pd.DataFrame) -> Verdict:
     areas = _areas(harmful, "task-IF")
     measured = ", ".join(f"{area:.3f} at {share:.0%}" for share, area in areas.items())
-    return Verdict("holds" if areas.min() >= 0.7 else "partly" if areas.min() > 0.5 else "fails", measured)
+    return Verdict(
+        "holds" if areas.min() >= 0.7 else "partly" if areas.min() > 0.5 else "fails", measured
+    )
 
 
 @claim(
     id="meta_if.beats_loss",
-    claim="The influence score finds harmful tasks better than their own loss does (a baseline that the paper's reviewers asked for).",
+    claim=(
+        "The influence score finds harmful tasks better than their own loss does (a baseline that"
+        " the paper's reviewers asked for)."
+    ),
     source="public reviews",
-    bound="AUROC of task-IF above that of the validation loss at each share of spoiled tasks; partly: on average",
+    bound=(
+        "AUROC of task-IF above that of the validation loss at each share of spoiled tasks; partly:"
+        " on average"
+    ),
     needs="rows of meta_if/harmful",
 )
 def beats_loss(harmful: pd.DataFrame) -> Verdict:
     own, loss = _areas(harmful, "task-IF"), _areas(harmful, "loss value")
     gains = own - loss
-    measured = ", ".join(f"{own[share]:.3f} and {loss[share]:.3f} at {share:.0%}" for share in own.index)
-    return Verdict("holds" if gains.min() > 0 else "partly" if gains.mean() > 0 else "fails", f"task-IF and loss: {measured}")
+    measured = ", ".join(
+        f"{own[share]:.3f} and {loss[share]:.3f} at {share:.0%}" for share in own.index
+    )
+    return Verdict(
+        "holds" if gains.min() > 0 else "partly" if gains.mean() > 0 else "fails",
+        f"task-IF and loss: {measured}",
+    )
 
 
 def _areas(harmful: pd.DataFrame, method: str) -> pd.Series:
@@ -264,16 +408,29 @@ def _areas(harmful: pd.DataFrame, method: str) -> pd.Series:
     id="meta_if.series",
     claim="A Neumann series of moderate depth solves for the influence.",
     source="section 5 (Neumann series)",
-    bound="error at depth 50 or less within 0.1 of what its matrix gives when solved, for the exact matrix and for Gamma; partly: Gamma",
+    bound=(
+        "error at depth 50 or less within 0.1 of what its matrix gives when solved, for the exact"
+        " matrix and for Gamma; partly: Gamma"
+    ),
     paper="depth not available",
     needs="rows of meta_if/depth",
 )
 def series(depth: pd.DataFrame) -> Verdict:
     near, parts = {}, []
     for method in ("task-IF", "task-IF (Gamma)"):
-        rows = depth[(depth["method"] == method) & (depth["solver"] == "Neumann") & (depth["depth"] <= 50)]
+        rows = depth[
+            (depth["method"] == method) & (depth["solver"] == "Neumann") & (depth["depth"] <= 50)
+        ]
         last = rows.loc[rows["depth"].idxmax()]
-        solved = depth.loc[(depth["method"] == method) & (depth["solver"] == "dense"), "relative_error"].iloc[0]
+        solved = depth.loc[
+            (depth["method"] == method) & (depth["solver"] == "dense"), "relative_error"
+        ].iloc[0]
         near[method] = bool(np.abs(last["relative_error"] - solved) <= 0.1)
-        parts.append(f"{method} {last['relative_error']:.2f} at depth {int(last['depth'])}, {solved:.2g} solved")
-    return Verdict("holds" if all(near.values()) else "partly" if near["task-IF (Gamma)"] else "fails", "; ".join(parts))
+        parts.append(
+            f"{method} {last['relative_error']:.2f} at depth {int(last['depth'])}, {solved:.2g}"
+            " solved"
+        )
+    return Verdict(
+        "holds" if all(near.values()) else "partly" if near["task-IF (Gamma)"] else "fails",
+        "; ".join(parts),
+    )

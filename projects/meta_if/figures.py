@@ -23,23 +23,36 @@ LOOKS = {
 
 
 def harmful(harmful: pd.DataFrame) -> Figure:
-    """Share of the spoiled tasks found against the share inspected, one panel for each share that is spoiled."""
+    """Share of the spoiled tasks found against the share inspected, one panel for each share that
+    is spoiled.
+    """
     shares = sorted(harmful["spoiled_share"].unique())
-    figure, panels = plt.subplots(1, len(shares), figsize=(3.2 * len(shares) + 0.6, 4.0), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(shares), figsize=(3.2 * len(shares) + 0.6, 4.0), sharey=True, squeeze=False
+    )
     for axes, share in zip(panels[0], shares, strict=True):
         axes.plot([0, 100], [0, 100], color="#cccccc", linewidth=1, zorder=0)
         for method, look in LOOKS.items():
             curve = mean_curve(harmful, share, method)
             if len(curve):
-                axes.plot(100 * curve.index, 100 * curve, label=method if share == shares[0] else None, **look)
-        axes.set(xlabel="tasks inspected, %", title=f"{share:.0%} spoiled", xlim=(0, 100), ylim=(0, 102))
+                axes.plot(
+                    100 * curve.index,
+                    100 * curve,
+                    label=method if share == shares[0] else None,
+                    **look,
+                )
+        axes.set(
+            xlabel="tasks inspected, %", title=f"{share:.0%} spoiled", xlim=(0, 100), ylim=(0, 102)
+        )
     panels[0][0].set_ylabel("spoiled tasks found, %")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
 def loo(loo: pd.DataFrame) -> Figure:
-    """Correlation with leaving a task out, by method: each seed a point, the mean with its interval."""
+    """Correlation with leaving a task out, by method: each seed a point, the mean with its
+    interval.
+    """
     methods = list(dict.fromkeys(loo["method"]))[::-1]
     figure, axes = plt.subplots(figsize=(6.4, 0.36 * len(methods) + 1.3))
     for place, method in enumerate(methods):
@@ -51,23 +64,47 @@ def loo(loo: pd.DataFrame) -> Figure:
             axes.plot([mean.low, mean.high], [place, place], color=colour, linewidth=2)
         axes.plot([mean.value], [place], "D", color=colour, markersize=7)
     axes.set_yticks(range(len(methods)), methods)
-    axes.set(xlabel="correlation with leaving the task out", xlim=(-1.02, 1.02), title="Agreement with training again")
+    axes.set(
+        xlabel="correlation with leaving the task out",
+        xlim=(-1.02, 1.02),
+        title="Agreement with training again",
+    )
     axes.axvline(0, color="#999999", linewidth=1)
     return figure
 
 
 def depth(depth: pd.DataFrame) -> Figure:
-    """Error of the series against its depth, for the exact matrix and with Gamma; dashed, what each matrix gives when solved."""
+    """Error of the series against its depth, for the exact matrix and with Gamma; dashed, what each
+    matrix gives when solved.
+    """
     figure, axes = plt.subplots()
     series = depth[depth["solver"] == "Neumann"]
     solved = depth[depth["solver"] == "dense"].set_index("method")["relative_error"]
     for method in ("task-IF", "task-IF (Gamma)"):
         rows = series[series["method"] == method].sort_values("depth")
-        axes.plot(rows["depth"], rows["relative_error"], marker="o", color=LOOKS[method]["color"], label=f"{method}, series")
+        axes.plot(
+            rows["depth"],
+            rows["relative_error"],
+            marker="o",
+            color=LOOKS[method]["color"],
+            label=f"{method}, series",
+        )
     for method in ("task-IF (Gamma)", "Gauss-Newton (TLXML)", "direct-IF", "four terms"):
         if method in solved:
             colour = LOOKS.get(method, {"color": PALETTE["purple"]})["color"]
-            axes.axhline(solved[method], color=colour, linestyle="--", linewidth=1.3, label=f"{method}, solved")
-    axes.set(xscale="log", yscale="log", xlabel="depth of the series", ylabel="relative error", title="Error of the predicted change")
+            axes.axhline(
+                solved[method],
+                color=colour,
+                linestyle="--",
+                linewidth=1.3,
+                label=f"{method}, solved",
+            )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="depth of the series",
+        ylabel="relative error",
+        title="Error of the predicted change",
+    )
     figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -1,13 +1,17 @@
-"""The two levels of meta-learning: tasks, what adapts to a task, and the objective whose minimum the meta-parameters are.
+"""The two levels of meta-learning: tasks, what adapts to a task, and the objective whose minimum
+the meta-parameters are.
 
-Sizes: n tasks, s training and t validation samples of a task, q meta-parameters lam, p task parameters theta of each task.
+Sizes: n tasks, s training and t validation samples of a task, q meta-parameters lam, p task
+parameters theta of each task.
 
-    inner:  theta_k(lam) = argmin_theta (1/s) sum_i w_ki l_i(lam, theta) + penalty(lam, theta)         training samples of task k
-    outer:  lam* = argmin_lam (1/n) sum_k m_k L_O^k(lam, theta_k(lam)) + (l2/2) |lam|^2
-            L_O^k = (1/t) sum_i w'_ki l_i(lam, theta_k)                                                validation samples
+    inner:  theta_k(lam) = argmin_theta (1/s) sum_i w_ki l_i(lam, theta) + penalty(lam, theta)
+    training samples of task k outer:  lam* = argmin_lam (1/n) sum_k m_k L_O^k(lam, theta_k(lam)) +
+    (l2/2) |lam|^2
+            L_O^k = (1/t) sum_i w'_ki l_i(lam, theta_k)
+            validation samples
 
-Weights m, w, w' are 1; a removed task or sample has 0, and nothing is divided by n - 1. The paper has the sum over tasks and a weight
-delta: its solution is this one with l2 = delta / n.
+Weights m, w, w' are 1; a removed task or sample has 0, and nothing is divided by n - 1. The paper
+has the sum over tasks and a weight delta: its solution is this one with l2 = delta / n.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +28,15 @@ from shared.influence.objective import class_losses
 from shared.influence.params import Parameters, refuse_wrong_third_derivatives
 from shared.influence.products import Data
 
-SampleLosses = Callable[[Tensor, Tensor], Tensor]  # outputs [samples, ...], y [samples, ...] -> [samples]
+# outputs [samples, ...], y [samples, ...] -> [samples]
+SampleLosses = Callable[[Tensor, Tensor], Tensor]
 DENSE_INNER = 2500  # the inner Hessian of a task is a matrix of this size at most
 
 
 class Tasks(NamedTuple):
-    """n tasks of one shape: x_train [n, s, ...], y_train [n, s], x_val [n, t, ...], y_val [n, t]."""
+    """n tasks of one shape: x_train [n, s, ...], y_train [n, s], x_val [n, t, ...], y_val
+    [n, t].
+    """
 
     x_train: Tensor
     y_train: Tensor
@@ -41,16 +48,18 @@ class Tasks(NamedTuple):
         return Tasks(*(part[rows] for part in self))
 
 
-# ---- what adapts to a task -------------------------------------------------------------------------------------------
+# ---- what adapts to a task -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Anil:
-    """lam is a body, theta_k a linear head with an L2 penalty: the inner problem is strongly convex and Newton's method solves it.
+    """lam is a body, theta_k a linear head with an L2 penalty: the inner problem is strongly convex
+    and Newton's method solves it.
 
     Attributes:
         body: x [samples, ...] -> features [samples, d], as a function of lam.
-        features, ways: d and the number of classes; theta is [ways, d + 1], flat, its last column the biases.
+        features, ways: d and the number of classes; theta is [ways, d + 1], flat, its last column
+            the biases.
         penalty_weight: mu of (mu/2) |theta|^2.
     """
 
@@ -62,8 +71,17 @@ class Anil:
     convex: bool = True  # one minimum, wherever it is searched from
 
     @classmethod
-    def of(cls, body: nn.Module, example: Tensor, ways: int, penalty_weight: float = 0.01, dtype: torch.dtype | None = None) -> "Anil":
-        """With the sizes found from an example [samples, ...]. UserError for a body whose third derivatives torch gets wrong."""
+    def of(
+        cls,
+        body: nn.Module,
+        example: Tensor,
+        ways: int,
+        penalty_weight: float = 0.01,
+        dtype: torch.dtype | None = None,
+    ) -> "Anil":
+        """With the sizes found from an example [samples, ...]. UserError for a body whose third
+        derivatives torch gets wrong.
+        """
         refuse_wrong_third_derivatives(body)
         parameters = Parameters.of(body.eval(), dtype=dtype)
         with torch.no_grad():
@@ -71,10 +89,14 @@ class Anil:
                 found = parameters.call(parameters.flat(), example.to(parameters.dtype))
             except RuntimeError as error:
                 raise UserError(
-                    f"the body does not take inputs of shape {tuple(example.shape[1:])}: {str(error).splitlines()[0]}"
+                    f"the body does not take inputs of shape {tuple(example.shape[1:])}:"
+                    f" {str(error).splitlines()[0]}"
                 ) from None
         if found.dim() != 2:
-            raise UserError(f"the body must give one vector of features a sample, not outputs of shape {tuple(found.shape[1:])}")
+            raise UserError(
+                "the body must give one vector of features a sample, not outputs of shape"
+                f" {tuple(found.shape[1:])}"
+            )
         return cls(parameters, found.shape[1], ways, penalty_weight)
 
     @property
@@ -96,13 +118,29 @@ class Anil:
         head = theta.view(self.ways, self.features + 1)
         return features @ head[:, :-1].T + head[:, -1]
 
-    def curvature(self, losses: SampleLosses, lam: Tensor, theta: Tensor, prepared: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        """The inner Hessian [p, p]. The head is linear in theta, so it is the sum over samples of a Kronecker product."""
+    def curvature(
+        self,
+        losses: SampleLosses,
+        lam: Tensor,
+        theta: Tensor,
+        prepared: Tensor,
+        y: Tensor,
+        w: Tensor,
+    ) -> Tensor:
+        """The inner Hessian [p, p]. The head is linear in theta, so it is the sum over samples of a
+        Kronecker product.
+        """
         one_more = torch.cat([prepared, torch.ones_like(prepared[:, :1])], 1)
         z = self.finish(theta, prepared)
-        bend_SCC = vmap(hessian(lambda one, label: losses(one.unsqueeze(0), label.unsqueeze(0)).squeeze(0)))(z, y)
-        found = torch.einsum("s,scd,sf,sg->cfdg", w, bend_SCC, one_more, one_more).reshape(self.theta_size, self.theta_size)
-        return found + self.penalty_weight * torch.eye(self.theta_size, dtype=theta.dtype, device=theta.device)
+        bend_SCC = vmap(
+            hessian(lambda one, label: losses(one.unsqueeze(0), label.unsqueeze(0)).squeeze(0))
+        )(z, y)
+        found = torch.einsum("s,scd,sf,sg->cfdg", w, bend_SCC, one_more, one_more).reshape(
+            self.theta_size, self.theta_size
+        )
+        return found + self.penalty_weight * torch.eye(
+            self.theta_size, dtype=theta.dtype, device=theta.device
+        )
 
     def penalty(self, lam: Tensor, theta: Tensor) -> Tensor:
         """(mu/2) |theta|^2."""
@@ -115,8 +153,8 @@ class Anil:
 
 @dataclass(frozen=True, eq=False)
 class Imaml:
-    """theta_k is a whole network that is pulled to lam: penalty (mu/2) |theta - lam|^2 (Rajeswaran et al. 2019). L_O has no explicit lam,
-    so that the direct gradient, and with it direct-IF, is 0.
+    """theta_k is a whole network that is pulled to lam: penalty (mu/2) |theta - lam|^2 (Rajeswaran
+    et al. 2019). L_O has no explicit lam, so that the direct gradient, and with it direct-IF, is 0.
     """
 
     model: Parameters
@@ -125,7 +163,9 @@ class Imaml:
     convex: bool = False  # theta_k(lam) is the minimum that is found from lam
 
     @classmethod
-    def of(cls, model: nn.Module, penalty_weight: float = 1.0, dtype: torch.dtype | None = None) -> "Imaml":
+    def of(
+        cls, model: nn.Module, penalty_weight: float = 1.0, dtype: torch.dtype | None = None
+    ) -> "Imaml":
         """UserError for a model whose third derivatives torch gets wrong."""
         refuse_wrong_third_derivatives(model)
         return cls(Parameters.of(model.eval(), dtype=dtype), penalty_weight)
@@ -148,9 +188,19 @@ class Imaml:
         """The network's outputs at theta."""
         return self.model.call(theta, x)
 
-    def curvature(self, losses: SampleLosses, lam: Tensor, theta: Tensor, prepared: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    def curvature(
+        self,
+        losses: SampleLosses,
+        lam: Tensor,
+        theta: Tensor,
+        prepared: Tensor,
+        y: Tensor,
+        w: Tensor,
+    ) -> Tensor:
         """The inner Hessian [p, p]."""
-        return hessian(lambda one: (w * losses(self.finish(one, prepared), y)).sum() + self.penalty(lam, one))(theta)
+        return hessian(
+            lambda one: (w * losses(self.finish(one, prepared), y)).sum() + self.penalty(lam, one)
+        )(theta)
 
     def penalty(self, lam: Tensor, theta: Tensor) -> Tensor:
         """(mu/2) |theta - lam|^2."""
@@ -163,7 +213,9 @@ class Imaml:
 
 @dataclass(frozen=True, eq=False)
 class MamlUnrolled(Imaml):
-    """theta_k is the network after `steps` steps of gradient descent from lam (Finn et al. 2017): no minimum of anything."""
+    """theta_k is the network after `steps` steps of gradient descent from lam (Finn et al. 2017):
+    no minimum of anything.
+    """
 
     penalty_weight: float = 0.0
     name: str = "maml_unrolled"
@@ -174,11 +226,13 @@ class MamlUnrolled(Imaml):
 Inner = Anil | Imaml | MamlUnrolled
 
 
-# ---- the objective ---------------------------------------------------------------------------------------------------
+# ---- the objective -------------------------------------------------------------------------------
 
 
 class Adapted(NamedTuple):
-    """The solved inner problems at some lam: theta [n, p], Cholesky factors of the inner Hessians [n, p, p], largest gradient norm."""
+    """The solved inner problems at some lam: theta [n, p], Cholesky factors of the inner Hessians
+    [n, p, p], largest gradient norm.
+    """
 
     theta: Tensor
     factor: Tensor
@@ -218,18 +272,24 @@ class MetaProblem:
         return self.tasks.x_train.shape[0]
 
     def with_weights(self, **changes: Tensor | float) -> "MetaProblem":
-        """The problem with other weights (`weights`, `train_weights`, `val_weights`) or another `l2`."""
+        """The problem with other weights (`weights`, `train_weights`, `val_weights`) or another
+        `l2`.
+        """
         return replace(self, **changes)
 
     @cached_property
     def task_weights(self) -> Tensor:
         """m_k / n, [n]."""
-        ones = torch.ones(self.n, dtype=self.inner.parameters.dtype, device=self.tasks.x_train.device)
+        ones = torch.ones(
+            self.n, dtype=self.inner.parameters.dtype, device=self.tasks.x_train.device
+        )
         return (ones if self.weights is None else self.weights.to(ones)) / self.n
 
     @cached_property
     def data(self) -> Data:
-        """The tasks with their samples' weights over s and t: (x_train, y_train, w / s, x_val, y_val, w' / t)."""
+        """The tasks with their samples' weights over s and t: (x_train, y_train, w / s, x_val,
+        y_val, w' / t).
+        """
         like = self.task_weights
 
         def scaled(weights: Tensor | None, y: Tensor) -> Tensor:
@@ -237,7 +297,14 @@ class MetaProblem:
             return (ones if weights is None else weights.to(ones)) / y.shape[1]
 
         t = self.tasks
-        return (t.x_train, t.y_train, scaled(self.train_weights, t.y_train), t.x_val, t.y_val, scaled(self.val_weights, t.y_val))
+        return (
+            t.x_train,
+            t.y_train,
+            scaled(self.train_weights, t.y_train),
+            t.x_val,
+            t.y_val,
+            scaled(self.val_weights, t.y_val),
+        )
 
     def outputs(self, lam: Tensor, theta: Tensor, x: Tensor) -> Tensor:
         """The model's outputs [samples, ...] at lam and a task's parameters."""
@@ -251,7 +318,9 @@ class MetaProblem:
     def prepared_loss(self, lam: Tensor, theta: Tensor, task: Data) -> Tensor:
         """L_I of one task whose training inputs went through `inner.prepare`, a scalar."""
         prepared, y, w = task
-        return (w * self.sample_losses(self.inner.finish(theta, prepared), y)).sum() + self.inner.penalty(lam, theta)
+        return (
+            w * self.sample_losses(self.inner.finish(theta, prepared), y)
+        ).sum() + self.inner.penalty(lam, theta)
 
     def outer_loss(self, lam: Tensor, theta: Tensor, task: Data) -> Tensor:
         """L_O of one task, a scalar."""
@@ -259,11 +328,19 @@ class MetaProblem:
         return (w * self.sample_losses(self.outputs(lam, theta, x), y)).sum()
 
     def outer_losses(self, lam: Tensor, theta: Tensor) -> Tensor:
-        """L_O of every task at given task parameters [n, p]: [n]. UserError for one that is not finite."""
-        found = self.by_chunks(lambda rows: vmap(lambda th, task: self.outer_loss(lam, th, task))(theta[rows], self.part(rows)))
+        """L_O of every task at given task parameters [n, p]: [n]. UserError for one that is not
+        finite.
+        """
+        found = self.by_chunks(
+            lambda rows: vmap(lambda th, task: self.outer_loss(lam, th, task))(
+                theta[rows], self.part(rows)
+            )
+        )
         if not found.isfinite().all():
             bad = int((~found.isfinite()).nonzero()[0])
-            raise UserError(f"the validation loss of task {bad} is {float(found[bad]):g}; look at its samples")
+            raise UserError(
+                f"the validation loss of task {bad} is {float(found[bad]):g}; look at its samples"
+            )
         return found
 
     def part(self, rows: slice) -> Data:
@@ -288,15 +365,24 @@ class MetaProblem:
             start: task parameters to start from, [n, p]; by default `inner.start`.
 
         Raises:
-            UserError: a task's gradient does not fall to `inner_tol`, is not finite, or its Hessian is not positive definite where it ends.
+            UserError: a task's gradient does not fall to `inner_tol`, is not finite, or its Hessian
+                is not positive definite where it ends.
         """
         if self.inner.theta_size > DENSE_INNER:
             raise UserError(
-                f"the inner problem has {self.inner.theta_size} parameters a task, above {DENSE_INNER}: use anil, whose head is small"
+                f"the inner problem has {self.inner.theta_size} parameters a task, above"
+                f" {DENSE_INNER}: use anil, whose head is small"
             )
         with torch.no_grad():
-            pieces = [self._newton(lam, rows, None if start is None else start[rows], iterations) for rows in self.chunks()]
-        return Adapted(torch.cat([a.theta for a in pieces]), torch.cat([a.factor for a in pieces]), max(a.residual for a in pieces))
+            pieces = [
+                self._newton(lam, rows, None if start is None else start[rows], iterations)
+                for rows in self.chunks()
+            ]
+        return Adapted(
+            torch.cat([a.theta for a in pieces]),
+            torch.cat([a.factor for a in pieces]),
+            max(a.residual for a in pieces),
+        )
 
     def _newton(self, lam: Tensor, rows: slice, start: Tensor | None, iterations: int) -> Adapted:
         x, y, w, *_ = self.part(rows)
@@ -317,21 +403,31 @@ class MetaProblem:
             sizes = slope.norm(dim=1)
             if not sizes.isfinite().all():
                 bad = rows.start + int((~sizes.isfinite()).nonzero()[0])
-                raise UserError(f"the inner loss of task {bad} is not finite; look at its training samples")
+                raise UserError(
+                    f"the inner loss of task {bad} is not finite; look at its training samples"
+                )
             factor, info = torch.linalg.cholesky_ex(bend)
             if float(sizes.max()) <= self.inner_tol:
                 if int(info.max()):
                     bad = rows.start + int(info.nonzero()[0])
-                    raise UserError(f"the inner Hessian of task {bad} is not positive definite; raise the penalty of the inner problem")
+                    raise UserError(
+                        f"the inner Hessian of task {bad} is not positive definite; raise the"
+                        " penalty of the inner problem"
+                    )
                 return Adapted(theta, factor, float(sizes.max()))
             if step == iterations:
                 break
             move = torch.cholesky_solve(slope.unsqueeze(2), factor).squeeze(2)
-            for bad in info.nonzero().flatten().tolist():  # not convex here: the Hessian with its eigenvalues made positive
+            # not convex here: the Hessian with its eigenvalues made positive
+            for bad in info.nonzero().flatten().tolist():
                 values, vectors = torch.linalg.eigh(bend[bad])
-                move[bad] = vectors @ ((vectors.T @ slope[bad]) / values.abs().clamp(min=1e-3 * float(values.abs().max())))
+                move[bad] = vectors @ (
+                    (vectors.T @ slope[bad])
+                    / values.abs().clamp(min=1e-3 * float(values.abs().max()))
+                )
             scale = torch.ones(count, dtype=theta.dtype, device=theta.device)
-            slack = 1e-12 * value.abs().clamp(min=1)  # near the minimum a step lowers the loss by less than it is rounded
+            # near the minimum a step lowers the loss by less than it is rounded
+            slack = 1e-12 * value.abs().clamp(min=1)
             for _ in range(30):
                 after = losses(theta - scale.unsqueeze(1) * move, data)
                 worse = ~(after <= value + slack)
@@ -342,6 +438,7 @@ class MetaProblem:
             value = losses(theta, data)
         worst = rows.start + int(sizes.argmax())
         raise UserError(
-            f"the inner problem of task {worst} stopped at a gradient of norm {float(sizes.max()):.2g} after {iterations} Newton steps, "
-            f"not {self.inner_tol:g}; raise its penalty, or use float64"
+            f"the inner problem of task {worst} stopped at a gradient of norm"
+            f" {float(sizes.max()):.2g} after {iterations} Newton steps, not {self.inner_tol:g};"
+            " raise its penalty, or use float64"
         )

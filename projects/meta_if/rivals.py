@@ -1,7 +1,8 @@
 """What meta-IF is compared with: EK-FAC, TRAK, TracIn, gradients and losses, on tasks as samples.
 
-Each gets the total gradients of the tasks and of the metric, which is more than a user of an ordinary library would have: those would take
-the meta-parameters for all there is. All scores are in the package's convention, [n].
+Each gets the total gradients of the tasks and of the metric, which is more than a user of an
+ordinary library would have: those would take the meta-parameters for all there is. All scores are
+in the package's convention, [n].
 """
 
 from functools import partial
@@ -31,7 +32,9 @@ def objective(problem: MetaProblem, lam: Tensor) -> Objective:
     def losses(w: Tensor, data: Data) -> Tensor:
         return composed_losses(problem, w, *(data[6:] or (None, None)), data[:6])
 
-    return Objective(losses, (*problem.data, *extra), problem.l2, problem.weights, chunk=problem.chunk)
+    return Objective(
+        losses, (*problem.data, *extra), problem.l2, problem.weights, chunk=problem.chunk
+    )
 
 
 def metric(tests: MetaProblem, lam: Tensor):
@@ -50,28 +53,52 @@ def tracin(problem: MetaProblem, tests: MetaProblem, fitted: Fitted) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
-def trak(problem: MetaProblem, tests: MetaProblem, lam: Tensor, *, dimension: int, seed: int, damping: float = 0.1) -> Tensor:
-    """TRAK: the margin of a task is the f with loss = log(1 + exp(-f)), so that the task is one sample of a logistic regression."""
+def trak(
+    problem: MetaProblem,
+    tests: MetaProblem,
+    lam: Tensor,
+    *,
+    dimension: int,
+    seed: int,
+    damping: float = 0.1,
+) -> Tensor:
+    """TRAK: the margin of a task is the f with loss = log(1 + exp(-f)), so that the task is one
+    sample of a logistic regression.
+    """
     whole = objective(problem, lam)
 
     def margins(w: Tensor, data: Data) -> Tensor:
         return -torch.log(torch.expm1(whole.losses(w, data)))
 
-    return baselines.trak(margins, whole.data, [lam], metric(tests, lam), dimension=dimension, seed=seed, damping=damping)
+    return baselines.trak(
+        margins,
+        whole.data,
+        [lam],
+        metric(tests, lam),
+        dimension=dimension,
+        seed=seed,
+        damping=damping,
+    )
 
 
 def ekfac(state: Implicit, seed: int) -> EKFAC:
-    """EK-FAC of the Gauss-Newton matrix of the validation losses in the body, with the tasks' heads frozen: it knows no inner level."""
+    """EK-FAC of the Gauss-Newton matrix of the validation losses in the body, with the tasks' heads
+    frozen: it knows no inner level.
+    """
     problem = state.problem
     if not isinstance(problem.inner, Anil):
-        raise UserError("EK-FAC is offered for anil, where the meta-parameters are layers of a body")
+        raise UserError(
+            "EK-FAC is offered for anil, where the meta-parameters are layers of a body"
+        )
     x, t = problem.tasks.x_val.flatten(0, 1), problem.tasks.x_val.shape[1]
     heads = state.theta.repeat_interleave(t, 0)
     rows = torch.arange(len(x), device=x.device)
 
     def logits(lam: Tensor, x: Tensor, heads: Tensor) -> Tensor:
         features = problem.inner.body.call(lam, x)
-        return vmap(lambda theta, one: problem.inner.finish(theta, one.unsqueeze(0)).squeeze(0))(heads, features)
+        return vmap(lambda theta, one: problem.inner.finish(theta, one.unsqueeze(0)).squeeze(0))(
+            heads, features
+        )
 
     labels = draw_labels(logits(state.lam, x, heads).cpu(), generator(seed, "ekfac")).to(rows)
 
@@ -105,7 +132,14 @@ SCORES = (
 
 
 def scores(
-    name: str, state: Implicit, tests: MetaProblem, fitted: Fitted, *, seed: int, dimension: int = 16, solver: estimators.Solver = cg
+    name: str,
+    state: Implicit,
+    tests: MetaProblem,
+    fitted: Fitted,
+    *,
+    seed: int,
+    dimension: int = 16,
+    solver: estimators.Solver = cg,
 ) -> Tensor:
     """Scores of all tasks for the mean loss of test tasks by one of the methods in `SCORES`, [n].
 
@@ -120,10 +154,14 @@ def scores(
         return estimators.task_scores(state, s, name)
     if name == "task-IF (Gamma, Neumann 10)":
         slope = estimators.metric_gradient(tests, lam)
-        s, _ = estimators.adjoint(state, slope, "task-IF (Gamma)", partial(neumann, depth=10, tol=None))
+        s, _ = estimators.adjoint(
+            state, slope, "task-IF (Gamma)", partial(neumann, depth=10, tol=None)
+        )
         return estimators.task_scores(state, s)
     if name == "EK-FAC":
-        return estimators.task_scores(state, ekfac(state, seed).solve(estimators.metric_gradient(tests, lam))[0])
+        return estimators.task_scores(
+            state, ekfac(state, seed).solve(estimators.metric_gradient(tests, lam))[0]
+        )
     if name == "TRAK":
         return trak(problem, tests, lam, dimension=dimension, seed=seed)
     if name == "TracIn":

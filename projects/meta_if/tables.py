@@ -11,8 +11,9 @@ from shared.tables import Column, Table, paper_numbers
 ACCURACY = "{:.3f}"
 SECONDS = "{:.2f}"
 STAND_IN = (
-    "Omniglot, MINI-ImageNet and FC100 are in no package; Quick, Draw! sketches, CIFAR-10 and Fashion-MNIST stand in for them, so the "
-    "paper's accuracies are those of other data and other networks."
+    "Omniglot, MINI-ImageNet and FC100 are in no package; Quick, Draw! sketches, CIFAR-10 and"
+    " Fashion-MNIST stand in for them, so the paper's accuracies are those of other data and other"
+    " networks."
 )
 
 
@@ -38,28 +39,48 @@ def tasks(tasks: pd.DataFrame) -> Table:
         "retrain_seconds": Column("to train again, s", SECONDS),
     }
     frame = tasks.rename(columns={"source": "data"})
-    frame = frame.reindex(columns=[*frame.columns, *(name for name in columns if name not in frame)])
-    share = 100 * tasks["removed_tasks"].iloc[0] / tasks.attrs["config"]["tasks"] if "config" in tasks.attrs else 40
+    frame = frame.reindex(
+        columns=[*frame.columns, *(name for name in columns if name not in frame)]
+    )
+    share = (
+        100 * tasks["removed_tasks"].iloc[0] / tasks.attrs["config"]["tasks"]
+        if "config" in tasks.attrs
+        else 40
+    )
     return Table(
         title="Removing harmful tasks",
-        caption=f"{share:.0f} % of the tasks have spoiled labels; as many that a method finds most harmful for the test loss are removed, "
-        "by adding the predicted change to the meta-parameters (edited), and by training again.",
+        caption=(
+            f"{share:.0f} % of the tasks have spoiled labels; as many that a method finds most"
+            " harmful for the test loss are removed, by adding the predicted change to the"
+            " meta-parameters (edited), and by training again."
+        ),
         frame=frame,
         columns=columns,
         paper=paper_numbers("meta_if", "tasks"),
         notes=[
             STAND_IN,
-            "'Retrain' trains from the start without the tasks that task-IF finds; 'trained again' elsewhere starts from the full solution "
-            "with the Hessian there, which is not charged. Seconds are of the processor.",
-            "TRAK, TracIn and the loss give an order and no change of the parameters. All rivals get total gradients.",
-            "In the note the TRAK and TracIn cells of MINI-ImageNet are almost the same and are left out as suspect.",
+            (
+                "'Retrain' trains from the start without the tasks that task-IF finds; 'trained"
+                " again' elsewhere starts from the full solution with the Hessian there, which is"
+                " not charged. Seconds are of the processor."
+            ),
+            (
+                "TRAK, TracIn and the loss give an order and no change of the parameters. All"
+                " rivals get total gradients."
+            ),
+            (
+                "In the note the TRAK and TracIn cells of MINI-ImageNet are almost the same and are"
+                " left out as suspect."
+            ),
         ],
     )
 
 
 def instances(instances: pd.DataFrame) -> Table:
     lines = []
-    for (source, stands_for, level), rows in instances.groupby(["source", "stands_for", "level"], sort=False):
+    for (source, stands_for, level), rows in instances.groupby(
+        ["source", "stands_for", "level"], sort=False
+    ):
         lines.append(
             {
                 "data": source,
@@ -68,14 +89,23 @@ def instances(instances: pd.DataFrame) -> Table:
                 "seeds": len(rows),
                 "correlation": interval(rows["loo_correlation"]),
                 "cosine": interval(rows["loo_cosine"], "{:.3f}"),
-                **{name: rows[name].mean() for name in ("accuracy", "edit_accuracy", "retrain_accuracy", "edit_cosine")},
-                **{name: rows[name].mean() for name in ("score_seconds", "edit_seconds", "retrain_seconds")},
+                **{
+                    name: rows[name].mean()
+                    for name in ("accuracy", "edit_accuracy", "retrain_accuracy", "edit_cosine")
+                },
+                **{
+                    name: rows[name].mean()
+                    for name in ("score_seconds", "edit_seconds", "retrain_seconds")
+                },
             }
         )
     return Table(
         title="Removing samples",
-        caption="Single training and validation samples left out (correlation of the meta-test loss's change, cosine of the "
-        "meta-parameters' change), and the tenth of all samples with the lowest scores removed at once.",
+        caption=(
+            "Single training and validation samples left out (correlation of the meta-test loss's"
+            " change, cosine of the meta-parameters' change), and the tenth of all samples with the"
+            " lowest scores removed at once."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "data": "data",
@@ -118,8 +148,11 @@ def loo(loo: pd.DataFrame) -> Table:
         )
     return Table(
         title="Agreement with training again without a task",
-        caption=f"{loo['left_out_tasks'].iloc[0]} tasks left out one at a time, {loo['seed'].nunique()} seeds: change of the test loss "
-        "(correlations) and of the meta-parameters (cosine, relative error).",
+        caption=(
+            f"{loo['left_out_tasks'].iloc[0]} tasks left out one at a time, {loo['seed'].nunique()}"
+            " seeds: change of the test loss (correlations) and of the meta-parameters (cosine,"
+            " relative error)."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "method": "method",
@@ -130,9 +163,14 @@ def loo(loo: pd.DataFrame) -> Table:
             "eigenvalue": Column("smallest eigenvalue", "{:.4f}"),
         },
         notes=[
-            "Intervals: 95 %, Student's, over seeds (so they may pass 1). "
-            "Training again is deterministic, so nothing but the estimate limits the agreement.",
-            f"Meta-test accuracy {loo['start_accuracy'].mean():.3f} at the random body, {loo['accuracy'].mean():.3f} after meta-training.",
+            (
+                "Intervals: 95 %, Student's, over seeds (so they may pass 1). "
+                "Training again is deterministic, so nothing but the estimate limits the agreement."
+            ),
+            (
+                f"Meta-test accuracy {loo['start_accuracy'].mean():.3f} at the random body,"
+                f" {loo['accuracy'].mean():.3f} after meta-training."
+            ),
         ],
     )
 
@@ -154,8 +192,8 @@ def harmful(harmful: pd.DataFrame) -> Table:
         )
     return Table(
         title="Finding harmful tasks",
-        caption="Tasks whose labels were permuted within the task. Accuracy: trained again without the spoiled tasks found in the "
-        "first quarter.",
+        caption="Tasks whose labels were permuted within the task. Accuracy: trained again without"
+        " the spoiled tasks found in the first quarter.",
         frame=pd.DataFrame(lines),
         columns={
             "spoiled_share": Column("spoiled", "{:.0%}"),
@@ -165,22 +203,30 @@ def harmful(harmful: pd.DataFrame) -> Table:
             "before_accuracy": Column("accuracy before", ACCURACY),
             "accuracy": Column("accuracy after", ACCURACY),
         },
-        notes=["The paper's figure could be had only approximately: at 80 % spoiled about all found after 40 % inspected (which is "
-               "impossible: 40 % of the tasks hold at most half of 80 %), so none of it stands here."],
+        notes=["The paper's figure could be had only approximately: at 80 % spoiled about all found"
+               " after 40 % inspected (which is impossible: 40 % of the tasks hold at most half of"
+               " 80 %), so none of it stands here."],
     )  # fmt: skip
 
 
 def mean_curve(harmful: pd.DataFrame, share: float, method: str) -> pd.Series:
     """Share of the spoiled tasks found, by share inspected, mean over seeds."""
-    rows = harmful[(harmful["kind"] == "curve") & (harmful["spoiled_share"] == share) & (harmful["method"] == method)]
+    rows = harmful[
+        (harmful["kind"] == "curve")
+        & (harmful["spoiled_share"] == share)
+        & (harmful["method"] == method)
+    ]
     return rows.groupby("inspected_share")["found_share"].mean()
 
 
 def depth(depth: pd.DataFrame) -> Table:
     return Table(
         title="Curvatures, series and depth",
-        caption="Predicted change of the meta-parameters when a task's weight falls: against central differences of the re-solved problem "
-        "(infinitesimal), and against leaving the task out.",
+        caption=(
+            "Predicted change of the meta-parameters when a task's weight falls: against central"
+            " differences of the re-solved problem (infinitesimal), and against leaving the task"
+            " out."
+        ),
         frame=depth,
         columns={
             "method": "matrix",
@@ -207,13 +253,29 @@ def cost(cost: pd.DataFrame) -> Table:
     for name in times.columns:
         found = ratio(times[name].tolist(), base.tolist())
         spread = f"{found.low:.2f} to {found.high:.2f}"
-        lines.append({"variant": name, "work_seconds": times[name].median(), "over": found.value, "spread": spread})
+        lines.append(
+            {
+                "variant": name,
+                "work_seconds": times[name].median(),
+                "over": found.value,
+                "spread": spread,
+            }
+        )
         if name.startswith("train"):
-            lines.append({"variant": name.replace("one", f"each of {n} tasks"), "over": n * found.value, "spread": None})
+            lines.append(
+                {
+                    "variant": name.replace("one", f"each of {n} tasks"),
+                    "over": n * found.value,
+                    "spread": None,
+                }
+            )
     return Table(
         title="Time against training again",
-        caption=f"{n} tasks, {int(counts['meta_parameters'])} meta-parameters; in turns, processor seconds. One solve took "
-        f"{int(counts['products'])} products of {int(counts['inner_solves'] / counts['products'] / n)} inner solves a task.",
+        caption=(
+            f"{n} tasks, {int(counts['meta_parameters'])} meta-parameters; in turns, processor"
+            f" seconds. One solve took {int(counts['products'])} products of"
+            f" {int(counts['inner_solves'] / counts['products'] / n)} inner solves a task."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "variant": "what",
@@ -221,7 +283,10 @@ def cost(cost: pd.DataFrame) -> Table:
             "over": Column("over scoring all tasks", "{:.2f}x"),
             "spread": "interval",
         },
-        notes=["Rows of all tasks multiply the time of one; training again starts from the full solution."],
+        notes=[
+            "Rows of all tasks multiply the time of one; training again starts from the full"
+            " solution."
+        ],
     )
 
 

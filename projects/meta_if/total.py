@@ -1,19 +1,24 @@
-"""Total derivatives in the meta-parameters: what they are once each task's own parameters follow them.
+"""Total derivatives in the meta-parameters: what they are once each task's own parameters follow
+them.
 
-For one task, with H = d2 L_I / d theta2, C = d2 L_I / d theta d lam [p, q] and J = d theta / d lam = -H^-1 C (paper, section 4):
+For one task, with H = d2 L_I / d theta2, C = d2 L_I / d theta d lam [p, q] and J = d theta / d lam
+= -H^-1 C (paper, section 4):
 
     total gradient      D L_O = d_lam L_O - C^T q_,   q_ = H^-1 d_theta L_O
-    total Hessian       four terms [I, J]^T (d2 L_O) [I, J], and H' = sum_i (d_theta L_O)_i d2 theta_i / d lam2
+    total Hessian       four terms [I, J]^T (d2 L_O) [I, J],
+                        and H' = sum_i (d_theta L_O)_i d2 theta_i / d lam2
 
-The paper replaces H' by Gamma I with Gamma = |d_theta L_O|_1 (theorem 5.1). Here the product with the whole of it is exact, at the price
-of two inner solves and without a tensor of third derivatives (our derivation): differentiate D L_O along (v, u = J v),
+The paper replaces H' by Gamma I with Gamma = |d_theta L_O|_1 (theorem 5.1). Here the product with
+the whole of it is exact, at the price of two inner solves and without a tensor of third derivatives
+(our derivation): differentiate D L_O along (v, u = J v),
 
     psi(lam, theta) = d_theta L_I . q_ with q_ held constant
     H_tot v = dO_lam - dpsi_lam - C^T dq,   dq = H^-1 (dO_theta - dpsi_theta)
 
-where dO and dpsi are the derivatives along (v, u) of the gradients of L_O and psi. Also our derivation: a training sample z acts on the
-outer loss through P = q_ . d_theta l_z, so that D P . v = dq . d_theta l_z + the derivative of q_ . d_theta l_z along (v, u): the
-derivative of H^-1 is in dq.
+where dO and dpsi are the derivatives along (v, u) of the gradients of L_O and psi. Also our
+derivation: a training sample z acts on the outer loss through P = q_ . d_theta l_z, so that D P . v
+= dq . d_theta l_z + the derivative of q_ . d_theta l_z along (v, u): the derivative of H^-1 is in
+dq.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +36,9 @@ CURVATURES = ("exact", "four terms", "gamma", "gauss-newton", "direct")
 
 
 class _State:
-    """What both kinds of state share. `inner_solves` counts applications of H_in^-1: per task and direction."""
+    """What both kinds of state share. `inner_solves` counts applications of H_in^-1: per task and
+    direction.
+    """
 
     def __init__(self, problem: MetaProblem, lam: Tensor):
         self.problem, self.lam, self.inner_solves = problem, lam, 0
@@ -40,16 +47,21 @@ class _State:
         """The tasks' indices; UserError for one that does not exist or stands there twice."""
         beyond = [int(one) for one in rows if not 0 <= int(one) < self.problem.n]
         if beyond:
-            raise UserError(f"there is no task {beyond[0]}: the tasks are numbered 0 to {self.problem.n - 1}")
+            raise UserError(
+                f"there is no task {beyond[0]}: the tasks are numbered 0 to {self.problem.n - 1}"
+            )
         return check_removed(rows, self.problem.n)
 
     def check_samples(self, samples: Sequence[int], count: int) -> list[int]:
-        """The indices of samples of a task; UserError for one that does not exist or stands there twice."""
+        """The indices of samples of a task; UserError for one that does not exist or stands there
+        twice.
+        """
         return check_removed(samples, count)
 
 
 class Implicit(_State):
-    """Total derivatives at lam [q] where each task's parameters minimise its inner problem (`Anil`, `Imaml`).
+    """Total derivatives at lam [q] where each task's parameters minimise its inner problem (`Anil`,
+    `Imaml`).
 
     Attributes:
         theta: the tasks' parameters, [n, p].
@@ -58,14 +70,18 @@ class Implicit(_State):
 
     def __init__(self, problem: MetaProblem, lam: Tensor, adapted: Adapted | None = None):
         if isinstance(problem.inner, MamlUnrolled):
-            raise UserError("unrolled steps end at no minimum, so there is nothing implicit; use Unrolled")
+            raise UserError(
+                "unrolled steps end at no minimum, so there is nothing implicit; use Unrolled"
+            )
         super().__init__(problem, lam)
         found = adapted or problem.adapt(lam)
         self.theta, self.factor = found.theta, found.factor
         problem.outer_losses(lam, self.theta)  # refuses what is not finite
 
         def slopes(rows: slice) -> Tensor:
-            return vmap(grad(lambda th, task: problem.outer_loss(lam, th, task)))(self.theta[rows], problem.part(rows))
+            return vmap(grad(lambda th, task: problem.outer_loss(lam, th, task)))(
+                self.theta[rows], problem.part(rows)
+            )
 
         self.outer_slope = problem.by_chunks(slopes)  # d_theta L_O [n, p]
         self.adjoint = self._solve(self.outer_slope, slice(None))
@@ -79,25 +95,39 @@ class Implicit(_State):
 
     def _outer(self, lam: Tensor, theta: Tensor, rows: slice) -> Tensor:
         """L_O of each task, [rows]."""
-        return vmap(lambda th, task: self.problem.outer_loss(lam, th, task))(theta, self.problem.part(rows))
+        return vmap(lambda th, task: self.problem.outer_loss(lam, th, task))(
+            theta, self.problem.part(rows)
+        )
 
     def _inner_slope(self, lam: Tensor, theta: Tensor, rows: slice) -> Tensor:
         """d_theta L_I of each task, [rows, p]."""
-        return vmap(lambda th, task: grad(self.problem.inner_loss, argnums=1)(lam, th, task))(theta, self.problem.part(rows))
+        return vmap(lambda th, task: grad(self.problem.inner_loss, argnums=1)(lam, th, task))(
+            theta, self.problem.part(rows)
+        )
 
     def _lagrangian(self, lam: Tensor, theta: Tensor, rows: slice) -> Tensor:
-        """L_O - psi of each task, [rows]: its derivative in lam is the total gradient, that in theta is 0."""
-        return self._outer(lam, theta, rows) - (self._inner_slope(lam, theta, rows) * self.adjoint[rows]).sum(1)
+        """L_O - psi of each task, [rows]: its derivative in lam is the total gradient, that in
+        theta is 0.
+        """
+        return self._outer(lam, theta, rows) - (
+            self._inner_slope(lam, theta, rows) * self.adjoint[rows]
+        ).sum(1)
 
-    def _weighted(self, of: Callable[[Tensor, Tensor, slice], Tensor], rows: slice) -> Callable[[Tensor, Tensor], Tensor]:
-        """The tasks' share of the objective, or of its Lagrangian, as a function of lam and theta [rows, p]."""
+    def _weighted(
+        self, of: Callable[[Tensor, Tensor, slice], Tensor], rows: slice
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The tasks' share of the objective, or of its Lagrangian, as a function of lam and theta
+        [rows, p].
+        """
         weights = self.problem.task_weights[rows]
         return lambda lam, theta: (weights * of(lam, theta, rows)).sum()
 
     def _follow(self, v: Tensor, rows: slice) -> Tensor:
         """u = J v of each task, [rows, p], for v [q]: an inner solve."""
         theta = self.theta[rows]
-        return -self._solve(jvp(lambda lam: self._inner_slope(lam, theta, rows), (self.lam,), (v,))[1], rows)
+        return -self._solve(
+            jvp(lambda lam: self._inner_slope(lam, theta, rows), (self.lam,), (v,))[1], rows
+        )
 
     def _pull(self, b: Tensor, rows: slice) -> Tensor:
         """Sum over tasks of C^T b, [q], for b [rows, p]."""
@@ -115,7 +145,9 @@ class Implicit(_State):
         return total
 
     def direct_gradient(self) -> Tensor:
-        """d_lam of the outer objective with the task parameters frozen, [q]: does not vanish at the optimum."""
+        """d_lam of the outer objective with the task parameters frozen, [q]: does not vanish at the
+        optimum.
+        """
         total = self.problem.l2 * self.lam
         for rows in self.problem.chunks():
             total = total + grad(self._weighted(self._outer, rows))(self.lam, self.theta[rows])
@@ -128,7 +160,9 @@ class Implicit(_State):
         of = self._outer if direct else self._lagrangian
         for k in self.check_tasks(tasks):
             rows = slice(k, k + 1)
-            found.append(grad(lambda lam, rows=rows: of(lam, self.theta[rows], rows).sum())(self.lam))
+            found.append(
+                grad(lambda lam, rows=rows: of(lam, self.theta[rows], rows).sum())(self.lam)
+            )
         return torch.stack(found)
 
     def val_gradients(self, task: int, samples: Sequence[int]) -> Tensor:
@@ -139,20 +173,26 @@ class Implicit(_State):
         losses = self._sample_losses(x, y)
         slopes = jacrev(lambda th: losses(self.lam, th))(theta[0])
         direct = jacrev(lambda lam: losses(lam, theta[0]))(self.lam)
-        return direct - torch.stack([self._pull(self._solve(slope.unsqueeze(0), rows), rows) for slope in slopes])
+        return direct - torch.stack(
+            [self._pull(self._solve(slope.unsqueeze(0), rows), rows) for slope in slopes]
+        )
 
     def train_gradients(self, task: int, samples: Sequence[int]) -> Tensor:
-        """D P of training samples of one task, [samples, q], where P = d_theta L_O^k . H_in^-1 d_theta l(z) (unweighted).
+        """D P of training samples of one task, [samples, q], where P = d_theta L_O^k . H_in^-1
+        d_theta l(z) (unweighted).
 
-        With s_a = H_in^-1 d_theta L_O and s_b = H_in^-1 d_theta l(z) held constant, D P is the total derivative of
-        d_theta L_O . s_b + s_a . d_theta l(z) - s_a . (d2_theta L_I) s_b; the last term is the derivative of H_in^-1.
+        With s_a = H_in^-1 d_theta L_O and s_b = H_in^-1 d_theta l(z) held constant, D P is the
+        total derivative of d_theta L_O . s_b + s_a . d_theta l(z) - s_a . (d2_theta L_I) s_b; the
+        last term is the derivative of H_in^-1.
         """
         rows, theta, data = self._one(task)
         s_a = self.adjoint[rows]
         found = []
         for z in self.check_samples(samples, data[0].shape[1]):
             losses = self._sample_losses(data[0][0, [z]], data[1][0, [z]])
-            s_b = self._solve(grad(lambda th, losses=losses: losses(self.lam, th[0]).sum())(theta), rows)
+            s_b = self._solve(
+                grad(lambda th, losses=losses: losses(self.lam, th[0]).sum())(theta), rows
+            )
 
             def phi(lam: Tensor, th: Tensor, losses=losses, s_b=s_b) -> Tensor:
                 outer = jvp(lambda one: self._outer(lam, one, rows).sum(), (th,), (s_b,))[1]
@@ -165,12 +205,16 @@ class Implicit(_State):
         return torch.stack(found)
 
     def inner_effect(self, task: int, samples: Sequence[int]) -> Tensor:
-        """What deleting training samples does to the task's own parameters at fixed lam: + H_in^-1 d_theta l(z) w / s, [samples, p]."""
+        """What deleting training samples does to the task's own parameters at fixed lam: + H_in^-1
+        d_theta l(z) w / s, [samples, p].
+        """
         rows, theta, data = self._one(task)
         ids = self.check_samples(samples, data[0].shape[1])
         losses = self._sample_losses(data[0][0, ids], data[1][0, ids])
         slopes = jacrev(lambda th: losses(self.lam, th))(theta[0])
-        return torch.cat([self._solve(slope.unsqueeze(0), rows) for slope in slopes]) * data[2][0, ids].unsqueeze(1)
+        return torch.cat([self._solve(slope.unsqueeze(0), rows) for slope in slopes]) * data[2][
+            0, ids
+        ].unsqueeze(1)
 
     def _one(self, task: int) -> tuple[slice, Tensor, Data]:
         (k,) = self.check_tasks([task])
@@ -184,24 +228,34 @@ class Implicit(_State):
     # ---- all tasks or samples along one direction s [q] ----
 
     def task_dots(self, s: Tensor, direct: bool = False) -> Tensor:
-        """D L_O^k . s of every task, [n]: one forward-mode pass and no inner solve. With `direct`, d_lam L_O^k . s."""
+        """D L_O^k . s of every task, [n]: one forward-mode pass and no inner solve. With `direct`,
+        d_lam L_O^k . s.
+        """
         note("forward_mode")
         of = self._outer if direct else self._lagrangian
-        return self.problem.by_chunks(lambda rows: jvp(lambda lam: of(lam, self.theta[rows], rows), (self.lam,), (s,))[1])
+        return self.problem.by_chunks(
+            lambda rows: jvp(lambda lam: of(lam, self.theta[rows], rows), (self.lam,), (s,))[1]
+        )
 
     def val_dots(self, s: Tensor) -> Tensor:
-        """D l(z) . s of every validation sample, [n, t]: one inner solve and one forward-mode pass."""
+        """D l(z) . s of every validation sample, [n, t]: an inner solve and a forward-mode pass."""
         note("forward_mode")
 
         def of(rows: slice) -> Tensor:
             *_, x, y, _w = self.problem.part(rows)
             moved = (s, self._follow(s, rows))
-            return jvp(lambda lam, theta: self._losses(lam, theta, x, y), (self.lam, self.theta[rows]), moved)[1]
+            return jvp(
+                lambda lam, theta: self._losses(lam, theta, x, y),
+                (self.lam, self.theta[rows]),
+                moved,
+            )[1]
 
         return self.problem.by_chunks(of)
 
     def train_dots(self, s: Tensor) -> Tensor:
-        """D P . s of every training sample, [n, s]: two inner solves, whatever the number of samples."""
+        """D P . s of every training sample, [n, s]: two inner solves, whatever the number of
+        samples.
+        """
         note("forward_mode", 2)
 
         def of(rows: slice) -> Tensor:
@@ -221,7 +275,9 @@ class Implicit(_State):
     def _losses(self, lam: Tensor, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Losses of samples [rows, samples] of tasks with parameters theta [rows, p]."""
         problem = self.problem
-        return vmap(lambda th, a, b: problem.sample_losses(problem.outputs(lam, th, a), b))(theta, x, y)
+        return vmap(lambda th, a, b: problem.sample_losses(problem.outputs(lam, th, a), b))(
+            theta, x, y
+        )
 
     # ---- curvature ----
 
@@ -230,23 +286,36 @@ class Implicit(_State):
         return float((self.problem.task_weights * self.outer_slope.abs().sum(1)).sum())
 
     def product(self, v: Tensor, curvature: str = "exact") -> Tensor:
-        """A curvature matrix of the outer objective, l2 included, times v: [q] -> [q], [q, k] -> [q, k].
+        """A curvature matrix of the outer objective, l2 included, times v: [q] -> [q], [q, k] ->
+        [q, k].
 
-        `exact`: the total Hessian. `four terms`: without H'. `gamma`: four terms + Gamma I, the paper's. `gauss-newton`: the total
-        derivative of the outputs on both sides of the loss's Hessian in them (TLXML's). `direct`: task parameters frozen.
+        `exact`: the total Hessian. `four terms`: without H'. `gamma`: four terms + Gamma I, the
+        paper's. `gauss-newton`: the total derivative of the outputs on both sides of the loss's
+        Hessian in them (TLXML's). `direct`: task parameters frozen.
         """
         if curvature not in CURVATURES:
-            raise UserError(f"there is no curvature '{curvature}'; there are {', '.join(CURVATURES)}")
+            raise UserError(
+                f"there is no curvature '{curvature}'; there are {', '.join(CURVATURES)}"
+            )
         note("curvature_products", 1 if v.dim() == 1 else v.shape[1])
-        work = {"exact": self._exact, "gauss-newton": self._gauss_newton, "direct": self._direct}.get(curvature, self._four_terms)
+        work = {
+            "exact": self._exact,
+            "gauss-newton": self._gauss_newton,
+            "direct": self._direct,
+        }.get(curvature, self._four_terms)
         before = self.inner_solves
 
         def one(direction: Tensor) -> Tensor:
             self.inner_solves = before  # a vmapped group of directions runs this once
-            return sum((work(direction, rows) for rows in self.problem.chunks()), start=self.problem.l2 * direction)
+            return sum(
+                (work(direction, rows) for rows in self.problem.chunks()),
+                start=self.problem.l2 * direction,
+            )
 
         found = along(one, v)
-        self.inner_solves = before + (self.inner_solves - before) * (1 if v.dim() == 1 else v.shape[1])
+        self.inner_solves = before + (self.inner_solves - before) * (
+            1 if v.dim() == 1 else v.shape[1]
+        )
         return found + self.gamma() * v if curvature == "gamma" else found
 
     def _exact(self, v: Tensor, rows: slice) -> Tensor:
@@ -279,7 +348,9 @@ class Implicit(_State):
 
 
 class Unrolled(_State):
-    """The same for `MamlUnrolled`: theta_k(lam) is a program of explicit steps, and all derivatives are those of the program."""
+    """The same for `MamlUnrolled`: theta_k(lam) is a program of explicit steps, and all derivatives
+    are those of the program.
+    """
 
     def __init__(self, problem: MetaProblem, lam: Tensor):
         if not isinstance(problem.inner, MamlUnrolled):
@@ -295,7 +366,9 @@ class Unrolled(_State):
         return theta
 
     def _outer(self, lam: Tensor, rows: slice) -> Tensor:
-        return vmap(lambda task: self.problem.outer_loss(lam, self.adapt(lam, task), task))(self.problem.part(rows))
+        return vmap(lambda task: self.problem.outer_loss(lam, self.adapt(lam, task), task))(
+            self.problem.part(rows)
+        )
 
     def _sum(self, lam: Tensor, rows: slice) -> Tensor:
         return (self.problem.task_weights[rows] * self._outer(lam, rows)).sum()
@@ -309,12 +382,19 @@ class Unrolled(_State):
     def task_gradients(self, tasks: Sequence[int]) -> Tensor:
         """As `Implicit.task_gradients`."""
         note("per_sample_gradients")
-        return torch.stack([grad(lambda lam, k=k: self._outer(lam, slice(k, k + 1)).sum())(self.lam) for k in self.check_tasks(tasks)])
+        return torch.stack(
+            [
+                grad(lambda lam, k=k: self._outer(lam, slice(k, k + 1)).sum())(self.lam)
+                for k in self.check_tasks(tasks)
+            ]
+        )
 
     def task_dots(self, s: Tensor) -> Tensor:
         """As `Implicit.task_dots`."""
         note("forward_mode")
-        return self.problem.by_chunks(lambda rows: jvp(lambda lam: self._outer(lam, rows), (self.lam,), (s,))[1])
+        return self.problem.by_chunks(
+            lambda rows: jvp(lambda lam: self._outer(lam, rows), (self.lam,), (s,))[1]
+        )
 
     def val_dots(self, s: Tensor) -> Tensor:
         """As `Implicit.val_dots`."""
@@ -322,7 +402,9 @@ class Unrolled(_State):
 
         def losses(lam: Tensor, task: Data) -> Tensor:
             *_, x, y, _w = task
-            return self.problem.sample_losses(self.problem.outputs(lam, self.adapt(lam, task), x), y)
+            return self.problem.sample_losses(
+                self.problem.outputs(lam, self.adapt(lam, task), x), y
+            )
 
         def of(rows: slice) -> Tensor:
             data = self.problem.part(rows)
@@ -331,7 +413,9 @@ class Unrolled(_State):
         return self.problem.by_chunks(of)
 
     def train_dots(self, s: Tensor) -> Tensor:
-        """As `Implicit.train_dots`: minus the derivative of L_O in the weight of each training sample, along s."""
+        """As `Implicit.train_dots`: minus the derivative of L_O in the weight of each training
+        sample, along s.
+        """
         note("forward_mode", 2)
 
         def slopes(lam: Tensor, task: Data) -> Tensor:
@@ -343,18 +427,27 @@ class Unrolled(_State):
 
         def of(rows: slice) -> Tensor:
             data = self.problem.part(rows)
-            return -jvp(lambda lam: vmap(lambda task: slopes(lam, task))(data), (self.lam,), (s,))[1]
+            return -jvp(lambda lam: vmap(lambda task: slopes(lam, task))(data), (self.lam,), (s,))[
+                1
+            ]
 
         return self.problem.by_chunks(of)
 
     def product(self, v: Tensor, curvature: str = "exact") -> Tensor:
-        """The total Hessian, l2 included, times v: [q] -> [q], [q, k] -> [q, k]. There are no approximations of it here."""
+        """The total Hessian, l2 included, times v: [q] -> [q], [q, k] -> [q, k]. There are no
+        approximations of it here.
+        """
         if curvature != "exact":
-            raise UserError(f"for unrolled steps only the exact total Hessian is there, not '{curvature}'")
+            raise UserError(
+                f"for unrolled steps only the exact total Hessian is there, not '{curvature}'"
+            )
         note("curvature_products", 1 if v.dim() == 1 else v.shape[1])
 
         def one(direction: Tensor) -> Tensor:
-            parts = [jvp(lambda lam, rows=rows: grad(self._sum)(lam, rows), (self.lam,), (direction,))[1] for rows in self.problem.chunks()]
+            parts = [
+                jvp(lambda lam, rows=rows: grad(self._sum)(lam, rows), (self.lam,), (direction,))[1]
+                for rows in self.problem.chunks()
+            ]
             return self.problem.l2 * direction + torch.stack(parts).sum(0)
 
         return along(one, v)
@@ -365,4 +458,8 @@ State = Implicit | Unrolled
 
 def at(problem: MetaProblem, lam: Tensor) -> State:
     """The total derivatives of a problem at lam, of whichever kind its inner problem is."""
-    return Unrolled(problem, lam) if isinstance(problem.inner, MamlUnrolled) else Implicit(problem, lam)
+    return (
+        Unrolled(problem, lam)
+        if isinstance(problem.inner, MamlUnrolled)
+        else Implicit(problem, lam)
+    )

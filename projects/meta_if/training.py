@@ -1,8 +1,10 @@
-"""Meta-training, and training again without some data: plain autodiff of the composed objective, no formula of `total`.
+"""Meta-training, and training again without some data: plain autodiff of the composed objective, no
+formula of `total`.
 
-At the solution theta of an inner problem, two steps theta <- theta - A d_theta L_I(lam, theta) with the constant A = H_in^-1 are a function
-of lam whose value, first and second derivatives are those of theta(lam): the first step's error is of second order in the change of lam,
-and each further step multiplies it by another order. So autodiff of the composed objective is exact up to its Hessian.
+At the solution theta of an inner problem, two steps theta <- theta - A d_theta L_I(lam, theta) with
+the constant A = H_in^-1 are a function of lam whose value, first and second derivatives are those
+of theta(lam): the first step's error is of second order in the change of lam, and each further step
+multiplies it by another order. So autodiff of the composed objective is exact up to its Hessian.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +25,9 @@ DENSE_OUTER = 3000  # up to here the Hessian of the outer objective is formed to
 
 @dataclass(frozen=True)
 class Fitted:
-    """A meta-training: lam [q], the norm of the total gradient there, and the points of gradient descent with the rate x steps of each."""
+    """A meta-training: lam [q], the norm of the total gradient there, and the points of gradient
+    descent with the rate x steps of each.
+    """
 
     lam: Tensor
     gradient_norm: float
@@ -31,8 +35,11 @@ class Fitted:
     rates: tuple[float, ...]
 
 
-def composed_losses(problem: MetaProblem, lam: Tensor, theta: Tensor, factor: Tensor | None, data: Data) -> Tensor:
-    """L_O(lam, theta(lam)) of tasks, [n], as a function of lam near where theta [n, p] and factor [n, p, p] solve the inner problems.
+def composed_losses(
+    problem: MetaProblem, lam: Tensor, theta: Tensor, factor: Tensor | None, data: Data
+) -> Tensor:
+    """L_O(lam, theta(lam)) of tasks, [n], as a function of lam near where theta [n, p] and factor
+    [n, p, p] solve the inner problems.
 
     For unrolled steps theta and factor are not used.
     """
@@ -49,14 +56,18 @@ def composed_losses(problem: MetaProblem, lam: Tensor, theta: Tensor, factor: Te
     def implicit(th: Tensor, chol: Tensor, task: Data) -> Tensor:
         prepared = (problem.inner.prepare(lam, task[0]), *task[1:3])
         for _ in range(2):
-            th = th - torch.cholesky_solve(grad(problem.prepared_loss, argnums=1)(lam, th, prepared).unsqueeze(1), chol).squeeze(1)
+            th = th - torch.cholesky_solve(
+                grad(problem.prepared_loss, argnums=1)(lam, th, prepared).unsqueeze(1), chol
+            ).squeeze(1)
         return problem.outer_loss(lam, th, task)
 
     return vmap(implicit)(theta, factor, data)
 
 
 class Composed:
-    """The outer objective as a function of lam, with the inner problems solved at each lam; convex ones from where they were last."""
+    """The outer objective as a function of lam, with the inner problems solved at each lam; convex
+    ones from where they were last.
+    """
 
     def __init__(self, problem: MetaProblem):
         self.problem, self._last = problem, None
@@ -67,7 +78,11 @@ class Composed:
         if isinstance(self.problem.inner, MamlUnrolled):
             return None
         if self._last is None or not torch.equal(self._last[0], lam):
-            start = self._last[1].theta if self._last is not None and self.problem.inner.convex else None
+            start = (
+                self._last[1].theta
+                if self._last is not None and self.problem.inner.convex
+                else None
+            )
             self._last = (lam.detach().clone(), self.problem.adapt(lam.detach(), start))
         return self._last[1]
 
@@ -78,7 +93,9 @@ class Composed:
         def objective(other: Tensor) -> Tensor:
             total = self.problem.l2 / 2 * other.square().sum()
             for rows in self.problem.chunks():
-                th, chol = (None, None) if found is None else (found.theta[rows], found.factor[rows])
+                th, chol = (
+                    (None, None) if found is None else (found.theta[rows], found.factor[rows])
+                )
                 losses = composed_losses(self.problem, other, th, chol, self.problem.part(rows))
                 total = total + (self.problem.task_weights[rows] * losses).sum()
             return total
@@ -98,10 +115,12 @@ class Composed:
         """Its total Hessian at lam, [q, q]."""
         slope = grad(self.near(lam))
         eye = torch.eye(lam.numel(), dtype=lam.dtype, device=lam.device)
-        return vmap(lambda v: jvp(slope, (lam,), (v,))[1], in_dims=1, out_dims=1, chunk_size=chunk)(eye)
+        return vmap(lambda v: jvp(slope, (lam,), (v,))[1], in_dims=1, out_dims=1, chunk_size=chunk)(
+            eye
+        )
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def fit(
@@ -115,12 +134,14 @@ def fit(
     checkpoints: int = 5,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda items: items,
 ) -> Fitted:
-    """Meta-train from lam: gradient descent (whose points TracIn takes), L-BFGS, and Newton's method where its matrix can be formed.
+    """Meta-train from lam: gradient descent (whose points TracIn takes), L-BFGS, and Newton's
+    method where its matrix can be formed.
 
     Args:
         steps, rate: of gradient descent.
         tol: norm of the total gradient to end at.
-        checkpoints: so many points of gradient descent are kept, each for steps / checkpoints steps.
+        checkpoints: so many points of gradient descent are kept, each for steps / checkpoints
+            steps.
 
     Raises:
         UserError: the loss is not finite, or the gradient does not fall to `tol`.
@@ -132,19 +153,32 @@ def fit(
             kept.append(lam)
         lam = lam - rate * composed.gradient(lam)
         if not lam.isfinite().all():
-            raise UserError(f"the loss is not finite after {step + 1} steps of gradient descent; lower the rate, or look at the data")
+            raise UserError(
+                f"the loss is not finite after {step + 1} steps of gradient descent; lower the"
+                " rate, or look at the data"
+            )
     dense = lam.numel() <= DENSE_OUTER
-    rough = minimise(composed.value, lam, tol=1e-3 if dense else tol, iterations=iterations, polish=False)
+    rough = minimise(
+        composed.value, lam, tol=1e-3 if dense else tol, iterations=iterations, polish=False
+    )
     root = polish(composed, rough.w, tol=tol) if dense else rough
     held = steps * rate / max(1, len(kept))
     return Fitted(root.w, root.residual, tuple(kept), (held,) * len(kept))
 
 
-def polish(composed: Composed, lam: Tensor, *, tol: float = 1e-9, matrix: Tensor | None = None, iterations: int = 200) -> Root:
+def polish(
+    composed: Composed,
+    lam: Tensor,
+    *,
+    tol: float = 1e-9,
+    matrix: Tensor | None = None,
+    iterations: int = 200,
+) -> Root:
     """A minimum near lam: BFGS that starts from the Hessian.
 
-    Where a step does not lower the gradient's norm, the Hessian is formed there, made positive, and a step of descent is searched for.
-    `matrix` is a first Hessian, of another point or of other weights; what is found is a root of the gradient whatever it is.
+    Where a step does not lower the gradient's norm, the Hessian is formed there, made positive, and
+    a step of descent is searched for. `matrix` is a first Hessian, of another point or of other
+    weights; what is found is a root of the gradient whatever it is.
 
     Raises:
         UserError: the gradient does not fall to `tol`.
@@ -158,31 +192,46 @@ def polish(composed: Composed, lam: Tensor, *, tol: float = 1e-9, matrix: Tensor
         found = None if inverse is None else _straight(composed, lam, slope, inverse)
         if found is None:
             inverse = _inverse(composed.hessian(lam))
-            found = _straight(composed, lam, slope, inverse) or _downhill(composed, lam, slope, inverse)
+            found = _straight(composed, lam, slope, inverse) or _downhill(
+                composed, lam, slope, inverse
+            )
         if found is None:
             break
         inverse = _bfgs(inverse, found[0] - lam, found[1] - slope)
         lam, slope = found
-    raise UserError(f"meta-training stopped at a total gradient of norm {float(slope.norm()):.2g}, not {tol:g}; regularise more (l2)")
+    raise UserError(
+        f"meta-training stopped at a total gradient of norm {float(slope.norm()):.2g}, not {tol:g};"
+        " regularise more (l2)"
+    )
 
 
 def _inverse(matrix: Tensor) -> Tensor:
     """The inverse of a symmetric matrix with its eigenvalues made positive."""
     values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    return vectors @ ((1 / values.abs().clamp(min=1e-3 * float(values.abs().max()))).unsqueeze(1) * vectors.T)
+    return vectors @ (
+        (1 / values.abs().clamp(min=1e-3 * float(values.abs().max()))).unsqueeze(1) * vectors.T
+    )
 
 
 def _bfgs(inverse: Tensor, step: Tensor, change: Tensor) -> Tensor:
-    """The inverse Hessian after a step and the change of the gradient along it; as it was where the curvature along it is not positive."""
+    """The inverse Hessian after a step and the change of the gradient along it; as it was where the
+    curvature along it is not positive.
+    """
     bend = step @ change
     if bend <= 0:
         return inverse
     moved = inverse @ change
     outer = torch.outer(moved, step)
-    return inverse - (outer + outer.T) / bend + (1 + change @ moved / bend) * torch.outer(step, step) / bend
+    return (
+        inverse
+        - (outer + outer.T) / bend
+        + (1 + change @ moved / bend) * torch.outer(step, step) / bend
+    )
 
 
-def _straight(composed: Composed, lam: Tensor, slope: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor] | None:
+def _straight(
+    composed: Composed, lam: Tensor, slope: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor] | None:
     """The whole step and the gradient after it, where that is smaller."""
     there = lam - inverse @ slope
     try:
@@ -192,7 +241,9 @@ def _straight(composed: Composed, lam: Tensor, slope: Tensor, inverse: Tensor) -
     return (there, after) if float(after.norm()) < 0.9 * float(slope.norm()) else None
 
 
-def _downhill(composed: Composed, lam: Tensor, slope: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor] | None:
+def _downhill(
+    composed: Composed, lam: Tensor, slope: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor] | None:
     """The first of ever shorter steps that lowers the objective, and the gradient after it."""
     direction = inverse @ slope
     before, expected = float(composed.value(lam)), 1e-4 * float(slope @ direction)
@@ -207,8 +258,11 @@ def _downhill(composed: Composed, lam: Tensor, slope: Tensor, inverse: Tensor) -
     return None
 
 
-def retrain(problem: MetaProblem, fitted: Tensor, matrix: Tensor | None = None, tol: float = 1e-9) -> Callable[[MetaProblem], Root]:
-    """A function that trains the same problem with other weights, from the full solution `fitted` with the Hessian there.
+def retrain(
+    problem: MetaProblem, fitted: Tensor, matrix: Tensor | None = None, tol: float = 1e-9
+) -> Callable[[MetaProblem], Root]:
+    """A function that trains the same problem with other weights, from the full solution `fitted`
+    with the Hessian there.
 
     `matrix` is that Hessian where it is known; the trainings share it.
     """

@@ -1,4 +1,6 @@
-"""SAM-IF: what a training sample did to a model trained by sharpness-aware minimisation (arXiv 2507.04059)."""
+"""SAM-IF: what a training sample did to a model trained by sharpness-aware minimisation (arXiv
+2507.04059).
+"""
 
 from projects.sam_if.estimators import KINDS, Estimator, influence, sam_hif, sam_if
 from projects.sam_if.fixed_point import SAMProblem, fit, partition

@@ -15,23 +15,32 @@ def _wide(frame: pd.DataFrame, column: str, keys: list[str]) -> pd.DataFrame:
     return frame.pivot_table(index=keys, columns="method", values=column, sort=False)
 
 
-# ---- the estimators --------------------------------------------------------------------------------------------------
+# ---- the estimators ------------------------------------------------------------------------------
 
 
 @claim(
     id="sam_if.derivative",
-    claim="SAM-HIF is the derivative of SAM's solution in a sample's weight, with both derivatives of the perturbation.",
+    claim=(
+        "SAM-HIF is the derivative of SAM's solution in a sample's weight, with both derivatives of"
+        " the perturbation."
+    ),
     source="theorem 4.5 (reconstructed)",
-    bound="relative error to the finite difference of the solution found anew below 1e-5 at every radius, where SAM-IF misses it by more "
-    "than 1e-3",
+    bound=(
+        "relative error to the finite difference of the solution found anew below 1e-5 at every"
+        " radius, where SAM-IF misses it by more than 1e-3"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/radius",
 )
 def derivative(radius: pd.DataFrame) -> Verdict:
     moved = radius[radius["rho_scale"] > 0]
     worst = radius.loc[radius["method"] == "SAM-HIF", "derivative_error"].max()
-    others = moved.loc[moved["method"] == "SAM-IF", "derivative_error"].groupby(moved["rho_scale"]).max()
-    measured = f"largest error {worst:.1e}; SAM-IF {others.iloc[-1]:.1e} at rho {others.index[-1]:g}"
+    others = (
+        moved.loc[moved["method"] == "SAM-IF", "derivative_error"].groupby(moved["rho_scale"]).max()
+    )
+    measured = (
+        f"largest error {worst:.1e}; SAM-IF {others.iloc[-1]:.1e} at rho {others.index[-1]:g}"
+    )
     if worst >= 1e-5:
         return Verdict("fails", measured)
     return Verdict("holds" if others.iloc[-1] > 1e-3 else "partly", measured)
@@ -41,7 +50,10 @@ def derivative(radius: pd.DataFrame) -> Verdict:
     id="sam_if.no_radius",
     claim="Without a perturbation the estimators are the ordinary influence function.",
     source="definition",
-    bound="at rho 0 scores of IF and SAM-IF differ from SAM-HIF's by less than 1e-9 of the largest score",
+    bound=(
+        "at rho 0 scores of IF and SAM-IF differ from SAM-HIF's by less than 1e-9 of the largest"
+        " score"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/radius at rho 0",
 )
@@ -57,7 +69,10 @@ def no_radius(radius: pd.DataFrame) -> Verdict:
     id="sam_if.nearest",
     claim="SAM-HIF foretells the change of the parameters better than SAM-IF and IF do.",
     source="section 4 (reconstructed)",
-    bound="mean error over the samples left out is SAM-HIF's smallest in every run, over at least 5 seeds a data set",
+    bound=(
+        "mean error over the samples left out is SAM-HIF's smallest in every run, over at least 5"
+        " seeds a data set"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/agreement",
 )
@@ -82,22 +97,36 @@ def order(agreement: pd.DataFrame) -> Verdict:
     errors = _wide(agreement, "parameter_error", RUN)
     between = (errors["SAM-HIF"] < errors["SAM-IF"]) & (errors["SAM-IF"] < errors["IF"])
     missed = errors[~between].groupby("dataset").size()
-    said = "; not on " + ", ".join(f"{count} of {name}" for name, count in missed.items()) if len(missed) else ""
-    return Verdict("holds" if between.all() else "fails", f"{between.sum()} of {len(between)} runs{said}")
+    said = (
+        "; not on " + ", ".join(f"{count} of {name}" for name, count in missed.items())
+        if len(missed)
+        else ""
+    )
+    return Verdict(
+        "holds" if between.all() else "fails", f"{between.sum()} of {len(between)} runs{said}"
+    )
 
 
 @claim(
     id="sam_if.radius",
     claim="The error of ordinary influence functions grows with SAM's radius; SAM-HIF's does not.",
     source="motivation (reconstructed)",
-    bound="mean error from the smallest to the largest radius: IF's grows by half at least, SAM-HIF's by a tenth at most",
+    bound=(
+        "mean error from the smallest to the largest radius: IF's grows by half at least, SAM-HIF's"
+        " by a tenth at most"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/radius",
 )
 def radius(radius: pd.DataFrame) -> Verdict:
     means = radius.groupby(["method", "rho_scale"])["parameter_error"].mean()
-    growth = {name: means[name].iloc[-1] / means[name].iloc[0] for name in ("SAM-HIF", "SAM-IF", "IF")}
-    measured = ", ".join(f"{name} {value:.2f}x" for name, value in growth.items()) + f" at rho {means['IF'].index[-1]:g}"
+    growth = {
+        name: means[name].iloc[-1] / means[name].iloc[0] for name in ("SAM-HIF", "SAM-IF", "IF")
+    }
+    measured = (
+        ", ".join(f"{name} {value:.2f}x" for name, value in growth.items())
+        + f" at rho {means['IF'].index[-1]:g}"
+    )
     if growth["IF"] < 1.5:
         return Verdict("fails", measured)
     return Verdict("holds" if growth["SAM-HIF"] <= 1.1 else "partly", measured)
@@ -107,7 +136,9 @@ def radius(radius: pd.DataFrame) -> Verdict:
     id="sam_if.both_terms",
     claim="Both derivatives of the perturbation are needed: one alone is worse than none.",
     source="remark on equation 9 in the reviews; ablation of ours",
-    bound="in every run the error with either term left out is above that with both left out (SAM-IF)",
+    bound=(
+        "in every run the error with either term left out is above that with both left out (SAM-IF)"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/agreement",
 )
@@ -116,32 +147,50 @@ def both_terms(agreement: pd.DataFrame) -> Verdict:
     names = ["HIF, no term in r", "HIF, no term in J"]
     worse = errors[names].min(axis=1) > errors["SAM-IF"]
     means = ", ".join(f"{name} {errors[name].mean():.3f}" for name in [*names, "SAM-IF", "SAM-HIF"])
-    return Verdict("holds" if worse.all() else "fails", f"{worse.sum()} of {len(worse)} runs; mean error {means}")
+    return Verdict(
+        "holds" if worse.all() else "fails",
+        f"{worse.sum()} of {len(worse)} runs; mean error {means}",
+    )
 
 
-# ---- against training again ------------------------------------------------------------------------------------------
+# ---- against training again ----------------------------------------------------------------------
 
 
 @claim(
     id="sam_if.correlation",
-    claim="For models trained with SAM, SAM-HIF ranks samples more like training again does than ordinary influence functions do.",
+    claim=(
+        "For models trained with SAM, SAM-HIF ranks samples more like training again does than"
+        " ordinary influence functions do."
+    ),
     source="abstract; figure 3",
-    bound="difference of Pearson's correlation with leaving one out, SAM-HIF less IF: its 95 % interval over the runs lies above 0",
+    bound=(
+        "difference of Pearson's correlation with leaving one out, SAM-HIF less IF: its 95 %"
+        " interval over the runs lies above 0"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/agreement",
 )
 def correlation(agreement: pd.DataFrame) -> Verdict:
     found = _wide(agreement, "pearson_correlation", RUN)
     mean, low, high = mean_interval(found["SAM-HIF"] - found["IF"])
-    measured = f"{mean:+.4f} ({low:+.4f} to {high:+.4f}); SAM-HIF {found['SAM-HIF'].mean():.4f}, IF {found['IF'].mean():.4f}"
+    measured = (
+        f"{mean:+.4f} ({low:+.4f} to {high:+.4f}); SAM-HIF {found['SAM-HIF'].mean():.4f}, IF"
+        f" {found['IF'].mean():.4f}"
+    )
     return Verdict("holds" if low > 0 else "fails" if mean <= 0 else "partly", measured)
 
 
 @claim(
     id="sam_if.peers",
-    claim="SAM-HIF agrees with training again better than the attribution methods that know nothing of curvature or approximate it.",
+    claim=(
+        "SAM-HIF agrees with training again better than the attribution methods that know nothing"
+        " of curvature or approximate it."
+    ),
     source="figure 3",
-    bound="mean Pearson and LDS above those of TRAK, TracIn, EK-FAC and the gradient dot product on every data set",
+    bound=(
+        "mean Pearson and LDS above those of TRAK, TracIn, EK-FAC and the gradient dot product on"
+        " every data set"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/agreement",
 )
@@ -152,29 +201,42 @@ def peers(agreement: pd.DataFrame) -> Verdict:
         means = _wide(agreement, column, ["dataset"])
         won &= bool((means["SAM-HIF"] > means[others].max(axis=1)).all())
         best = means[others].mean().idxmax()
-        said.append(f"{name}: SAM-HIF {means['SAM-HIF'].mean():.3f}, next {best} {means[best].mean():.3f}")
+        said.append(
+            f"{name}: SAM-HIF {means['SAM-HIF'].mean():.3f}, next {best} {means[best].mean():.3f}"
+        )
     return Verdict("holds" if won else "fails", "; ".join(said))
 
 
 @claim(
     id="sam_if.unrolled",
-    claim="Where training has not ended, the tangent of the whole run foretells running again best.",
+    claim=(
+        "Where training has not ended, the tangent of the whole run foretells running again best."
+    ),
     source="theorem 4.6 (reconstructed, with the Hessian terms)",
     bound="mean Pearson of SAM-GIF, unrolled, above every other method's on every data set",
     paper=UNKNOWN,
     needs="rows of sam_if/trajectory",
 )
 def unrolled(trajectory: pd.DataFrame) -> Verdict:
-    means = _wide(trajectory, "pearson_correlation", ["dataset"]).drop(columns="the run with another seed")
+    means = _wide(trajectory, "pearson_correlation", ["dataset"]).drop(
+        columns="the run with another seed"
+    )
     rest = means.drop(columns="SAM-GIF, unrolled")
     best = rest.mean().idxmax()
-    measured = f"unrolled {means['SAM-GIF, unrolled'].mean():.3f}, next {best} {rest[best].mean():.3f}"
-    return Verdict("holds" if (means["SAM-GIF, unrolled"] > rest.max(axis=1)).all() else "fails", measured)
+    measured = (
+        f"unrolled {means['SAM-GIF, unrolled'].mean():.3f}, next {best} {rest[best].mean():.3f}"
+    )
+    return Verdict(
+        "holds" if (means["SAM-GIF, unrolled"] > rest.max(axis=1)).all() else "fails", measured
+    )
 
 
 @claim(
     id="sam_if.deep",
-    claim="For a deep network trained with SAM, SAM-HIF's scores foretell training on other subsets better than TracIn's and TRAK's.",
+    claim=(
+        "For a deep network trained with SAM, SAM-HIF's scores foretell training on other subsets"
+        " better than TracIn's and TRAK's."
+    ),
     source="figure 3",
     bound="LDS of SAM-HIF above those of IF, TracIn and TRAK, a ResNet-18 on images",
     paper=UNKNOWN,
@@ -184,57 +246,87 @@ def deep(resnet: pd.DataFrame) -> Verdict:
     if resnet["dataset"].iloc[0] == "blobs":
         return Verdict("not tested here", "random numbers, no images")
     scores = resnet[resnet["kind"] == "scores"].groupby("method")["lds_correlation"].mean()
-    measured = ", ".join(f"{name} {scores[name]:.3f}" for name in ("SAM-HIF", "IF", "TracIn", "TRAK"))
+    measured = ", ".join(
+        f"{name} {scores[name]:.3f}" for name in ("SAM-HIF", "IF", "TracIn", "TRAK")
+    )
     above = [scores["SAM-HIF"] > scores[name] for name in ("IF", "TracIn", "TRAK")]
     return Verdict("holds" if all(above) else "partly" if any(above[1:]) else "fails", measured)
 
 
 @claim(
     id="sam_if.gif",
-    claim="The gradients of SAM-GIF, at perturbed points, rank samples better than TracIn's at the weights themselves.",
+    claim=(
+        "The gradients of SAM-GIF, at perturbed points, rank samples better than TracIn's at the"
+        " weights themselves."
+    ),
     source="abstract; figure 3",
-    bound="difference of Pearson's correlation with running again, SAM-GIF less TracIn: its 95 % interval over the runs lies above 0",
+    bound=(
+        "difference of Pearson's correlation with running again, SAM-GIF less TracIn: its 95 %"
+        " interval over the runs lies above 0"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/trajectory",
 )
 def gif(trajectory: pd.DataFrame) -> Verdict:
     found = _wide(trajectory, "pearson_correlation", RUN)
     mean, low, high = mean_interval(found["SAM-GIF"] - found["TracIn"])
-    measured = f"{mean:+.3f} ({low:+.3f} to {high:+.3f}); SAM-GIF {found['SAM-GIF'].mean():.3f}, TracIn {found['TracIn'].mean():.3f}"
+    measured = (
+        f"{mean:+.3f} ({low:+.3f} to {high:+.3f}); SAM-GIF {found['SAM-GIF'].mean():.3f}, TracIn"
+        f" {found['TracIn'].mean():.3f}"
+    )
     return Verdict("holds" if low > 0 else "fails" if mean <= 0 else "partly", measured)
 
 
-# ---- applications ----------------------------------------------------------------------------------------------------
+# ---- applications --------------------------------------------------------------------------------
 
 
 @claim(
     id="sam_if.editing",
-    claim="A model from which SAM-HIF takes samples out is as accurate as one trained again without them.",
+    claim=(
+        "A model from which SAM-HIF takes samples out is as accurate as one trained again without"
+        " them."
+    ),
     source="table 1, figure 1",
-    bound="test accuracy within 1 point of training again with 1 % to 5 % removed, for every data set and model",
+    bound=(
+        "test accuracy within 1 point of training again with 1 % to 5 % removed, for every data set"
+        " and model"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/editing",
 )
 def editing(editing: pd.DataFrame) -> Verdict:
     few = editing[(editing["removed_share"] > 0) & (editing["removed_share"] <= 0.05)]
     found = _wide(few, "test_accuracy", ["dataset", "model", "removed_share"])
-    gap = {name: 100 * (found[name] - found["Retrain"]).abs().max() for name in ("SAM-HIF", "SAM-GIF", "SAM-IF", "IF")}
-    measured = "largest gap in points: " + ", ".join(f"{name} {value:.2f}" for name, value in gap.items())
+    gap = {
+        name: 100 * (found[name] - found["Retrain"]).abs().max()
+        for name in ("SAM-HIF", "SAM-GIF", "SAM-IF", "IF")
+    }
+    measured = "largest gap in points: " + ", ".join(
+        f"{name} {value:.2f}" for name, value in gap.items()
+    )
     return Verdict("holds" if gap["SAM-HIF"] <= 1 else "fails", measured)
 
 
 @claim(
     id="sam_if.editing_time",
-    claim="Taking samples out by SAM-HIF or SAM-GIF takes a fraction of the time of training again.",
+    claim=(
+        "Taking samples out by SAM-HIF or SAM-GIF takes a fraction of the time of training again."
+    ),
     source="abstract; table 1",
-    bound="training again (a run with batches) over the edit: SAM-HIF at least 5x and SAM-GIF above 1x, at the lower ends of the intervals",
+    bound=(
+        "training again (a run with batches) over the edit: SAM-HIF at least 5x and SAM-GIF above"
+        " 1x, at the lower ends of the intervals"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/speed",
 )
 def editing_time(speed: pd.DataFrame) -> Verdict:
     found = times_over(speed, "Retrain, batches", ["edit by SAM-HIF", "edit by SAM-GIF"])
     hif, gif = found["edit by SAM-HIF"], found["edit by SAM-GIF"]
-    measured = f"SAM-HIF {hif.value:.1f}x ({hif.low:.1f} to {hif.high:.1f}), SAM-GIF {gif.value:.2f}x ({gif.low:.2f} to {gif.high:.2f})"
+    measured = (
+        f"SAM-HIF {hif.value:.1f}x ({hif.low:.1f} to {hif.high:.1f}), SAM-GIF {gif.value:.2f}x"
+        f" ({gif.low:.2f} to {gif.high:.2f})"
+    )
     if hif.low <= 1:
         return Verdict("fails", measured)
     return Verdict("holds" if hif.low >= 5 and gif.low > 1 else "partly", measured)
@@ -242,7 +334,10 @@ def editing_time(speed: pd.DataFrame) -> Verdict:
 
 @claim(
     id="sam_if.harmful",
-    claim="Removing the samples that SAM-HIF and SAM-GIF call most harmful makes the model better than removing as many at random.",
+    claim=(
+        "Removing the samples that SAM-HIF and SAM-GIF call most harmful makes the model better"
+        " than removing as many at random."
+    ),
     source="figure 2",
     bound="mean test accuracy above chance's at every share removed, on every data set",
     paper=UNKNOWN,
@@ -250,9 +345,10 @@ def editing_time(speed: pd.DataFrame) -> Verdict:
 )
 def harmful(removal: pd.DataFrame) -> Verdict:
     found = _curves(removal)
-    better = {name: (found[name] > found["chance"]) for name in ("SAM-HIF", "SAM-GIF")}
+    better = {name: found[name] > found["chance"] for name in ("SAM-HIF", "SAM-GIF")}
     measured = ", ".join(
-        f"{name} {100 * (found[name] - found['chance']).mean():+.2f} points, above in {one.sum()} of {len(one)}"
+        f"{name} {100 * (found[name] - found['chance']).mean():+.2f} points, above in {one.sum()}"
+        f" of {len(one)}"
         for name, one in better.items()
     )
     whole = [bool(one.all()) for one in better.values()]
@@ -263,14 +359,18 @@ def harmful(removal: pd.DataFrame) -> Verdict:
     id="sam_if.harmful_best",
     claim="Both find harmful samples better than existing attribution methods.",
     source="abstract; figures 2 and 3",
-    bound="mean test accuracy over shares and data sets, SAM-HIF and SAM-GIF: above IF, TracIn, TRAK, EK-FAC, self-influence and the loss "
-    "of the sample itself",
+    bound=(
+        "mean test accuracy over shares and data sets, SAM-HIF and SAM-GIF: above IF, TracIn, TRAK,"
+        " EK-FAC, self-influence and the loss of the sample itself"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/removal",
 )
 def harmful_best(removal: pd.DataFrame) -> Verdict:
     means = 100 * _curves(removal).mean()
-    others = means[["IF", "TracIn", "TRAK", "EK-FAC", "self-influence", "loss"]].sort_values(ascending=False)
+    others = means[["IF", "TracIn", "TRAK", "EK-FAC", "self-influence", "loss"]].sort_values(
+        ascending=False
+    )
     measured = f"SAM-HIF {means['SAM-HIF']:.2f} %, SAM-GIF {means['SAM-GIF']:.2f} %; " + ", ".join(
         f"{name} {value:.2f} %" for name, value in others.items()
     )
@@ -282,14 +382,20 @@ def harmful_best(removal: pd.DataFrame) -> Verdict:
     id="sam_if.mislabelled",
     claim="The estimators find mislabelled samples.",
     source="abstract",
-    bound="mean AUROC of SAM-HIF at least 0.9 on every data set, and not below that of the sample's own loss",
+    bound=(
+        "mean AUROC of SAM-HIF at least 0.9 on every data set, and not below that of the sample's"
+        " own loss"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/removal",
 )
 def mislabelled(removal: pd.DataFrame) -> Verdict:
     found = _wide(removal[removal["kind"] == "detection"], "detection_auc", ["dataset"])
     names = ["SAM-HIF", "SAM-GIF", "IF", "self-influence", "loss"]
-    measured = "; ".join(f"{data}: " + ", ".join(f"{name} {row[name]:.3f}" for name in names) for data, row in found.iterrows())
+    measured = "; ".join(
+        f"{data}: " + ", ".join(f"{name} {row[name]:.3f}" for name in names)
+        for data, row in found.iterrows()
+    )
     if (found["SAM-HIF"] < 0.9).any():
         return Verdict("fails", measured)
     return Verdict("holds" if (found["SAM-HIF"] >= found["loss"]).all() else "partly", measured)
@@ -297,38 +403,57 @@ def mislabelled(removal: pd.DataFrame) -> Verdict:
 
 def _curves(removal: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy over the seeds by data set and share removed, a column per method."""
-    curves = removal[(removal["kind"] == "curve") & ~removal["method"].isin(["none removed", "all wrong ones removed"])]
+    curves = removal[
+        (removal["kind"] == "curve")
+        & ~removal["method"].isin(["none removed", "all wrong ones removed"])
+    ]
     return _wide(curves, "test_accuracy", ["dataset", "removed_share"])
 
 
-# ---- cost ------------------------------------------------------------------------------------------------------------
+# ---- cost ----------------------------------------------------------------------------------------
 
 
 @claim(
     id="sam_if.passes",
-    claim="All samples are scored for a query by one solve and three more passes, however many they are.",
+    claim=(
+        "All samples are scored for a query by one solve and three more passes, however many they"
+        " are."
+    ),
     source="section 4 (reconstructed: adjoint, and forward mode over all samples)",
-    bound="beyond the solve and the gradients at w and wt that it needs: at most 3 passes over the data, none of per-sample gradients",
+    bound=(
+        "beyond the solve and the gradients at w and wt that it needs: at most 3 passes over the"
+        " data, none of per-sample gradients"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/speed",
 )
 def passes(speed: pd.DataFrame) -> Verdict:
     whole = speed[(speed["kind"] == "cost") & (speed["method"] == "SAM-HIF")].iloc[0]
     solve = speed[speed["kind"] == "solve"].iloc[0]
-    beyond = whole["curvature_products"] - solve["curvature_products"] + whole["forward_mode"] + whole["gradients"] - solve["gradients"]
-    measured = (
-        f"{beyond:.0f} passes beyond a solve of {solve['products']:.0f} products of J; {whole['per_sample_gradients']:.0f} of per-sample "
-        "gradients"
+    beyond = (
+        whole["curvature_products"]
+        - solve["curvature_products"]
+        + whole["forward_mode"]
+        + whole["gradients"]
+        - solve["gradients"]
     )
-    return Verdict("holds" if beyond <= 3 and whole["per_sample_gradients"] == 0 else "fails", measured)
+    measured = (
+        f"{beyond:.0f} passes beyond a solve of {solve['products']:.0f} products of J;"
+        f" {whole['per_sample_gradients']:.0f} of per-sample gradients"
+    )
+    return Verdict(
+        "holds" if beyond <= 3 and whole["per_sample_gradients"] == 0 else "fails", measured
+    )
 
 
 @claim(
     id="sam_if.speed",
     claim="Scoring by SAM-HIF is faster than TRAK, TracIn and training again.",
     source="abstract",
-    bound="time over SAM-HIF's above 1 (lower end of the interval) for TRAK, captum's TracIn, TracIn in forward mode, and as many "
-    "trainings as samples",
+    bound=(
+        "time over SAM-HIF's above 1 (lower end of the interval) for TRAK, captum's TracIn, TracIn"
+        " in forward mode, and as many trainings as samples"
+    ),
     paper=UNKNOWN,
     needs="rows of sam_if/speed",
 )
@@ -339,8 +464,12 @@ def faster(speed: pd.DataFrame) -> Verdict:
     }
     n = int(speed["n"].iloc[0])
     low = {name: one.low * (n if name.startswith("Retrain") else 1) for name, one in found.items()}
-    value = {name: one.value * (n if name.startswith("Retrain") else 1) for name, one in found.items()}
-    measured = ", ".join(f"{name} {value[name]:,.2f}x" for name in found) + f" (training again {n} times)"
+    value = {
+        name: one.value * (n if name.startswith("Retrain") else 1) for name, one in found.items()
+    }
+    measured = (
+        ", ".join(f"{name} {value[name]:,.2f}x" for name in found) + f" (training again {n} times)"
+    )
     slower = [name for name, one in low.items() if one <= 1]
     if "Retrain, batches" in slower or len(slower) > 2:
         return Verdict("fails", measured)
@@ -349,21 +478,31 @@ def faster(speed: pd.DataFrame) -> Verdict:
 
 @claim(
     id="sam_if.dattri",
-    claim="Scoring by SAM-HIF is no slower than dattri's fastest influence function of the same accuracy.",
+    claim=(
+        "Scoring by SAM-HIF is no slower than dattri's fastest influence function of the same"
+        " accuracy."
+    ),
     source="ours",
-    bound="both in float32: time of the fastest dattri run, whose scores are within 1e-3 of exact ones or as near as SAM-HIF's, over "
-    "SAM-HIF's: interval reaches 1 or lies above",
+    bound=(
+        "both in float32: time of the fastest dattri run, whose scores are within 1e-3 of exact"
+        " ones or as near as SAM-HIF's, over SAM-HIF's: interval reaches 1 or lies above"
+    ),
     paper=None,
     needs="rows of sam_if/speed with the peers installed",
 )
 def dattri(speed: pd.DataFrame) -> Verdict:
     errors = speed[speed["kind"] == "cost"].set_index("method")["score_error"]
-    equal = [name for name in errors.index if "dattri" in name and errors[name] <= max(errors[OURS], 1e-3)]
+    equal = [
+        name
+        for name in errors.index
+        if "dattri" in name and errors[name] <= max(errors[OURS], 1e-3)
+    ]
     if not equal:
         return Verdict("not tested here", "no run of dattri is as accurate")
     found = {name: times_over(speed, name, [OURS])[OURS] for name in equal}
     name, best = min(found.items(), key=lambda item: item[1].value)
     measured = (
-        f"{name}: {best.value:.2f}x ({best.low:.2f} to {best.high:.2f}), error {errors[name]:.1e}; SAM-HIF's error {errors[OURS]:.1e}"
+        f"{name}: {best.value:.2f}x ({best.low:.2f} to {best.high:.2f}), error {errors[name]:.1e};"
+        f" SAM-HIF's error {errors[OURS]:.1e}"
     )
     return Verdict("holds" if best.high >= 1 else "fails", measured)

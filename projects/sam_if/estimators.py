@@ -4,10 +4,11 @@
 | --- | --- | --- | --- |
 | `if` | H + l2 I | grad l_k(w) | the baseline that knows nothing of SAM |
 | `sam_if` | Ht + l2 I | grad l_k(wt) | theorem 4.3: the perturbation frozen (Danskin) |
-| `sam_hif` | J | grad l_k(wt) + c Ht P grad l_k(w) | theorem 4.5: both derivatives of the perturbation |
+| `sam_hif` | J | grad l_k(wt) + c Ht P grad l_k(w) | theorem 4.5: the perturbation differentiated |
 
-Signs and scale are those of `shared.influence`: the effect of removal is + A^-1 r_k m_k / n, and a score is its product with the metric's
-gradient, so that a positive score of a loss is a helpful sample. Symbols are those of `fixed_point`.
+Signs and scale are those of `shared.influence`: the effect of removal is + A^-1 r_k m_k / n, and a
+score is its product with the metric's gradient, so that a positive score of a loss is a helpful
+sample. Symbols are those of `fixed_point`.
 """
 
 from collections.abc import Sequence
@@ -37,10 +38,12 @@ class Estimator:
 
     Attributes:
         damping: added to the matrix; for curvature that is not positive.
-        solver: "auto" is cg for the symmetric matrices and gmres for J. Any of them is refused when the true residual is above `tol`.
+        solver: "auto" is cg for the symmetric matrices and gmres for J. Any of them is refused when
+            the true residual is above `tol`.
         tol: relative residual.
-        drop_eq9_term: leave out c Ht P grad l_k(w), the last term of the paper's equation 9 as its reviews tell of it; cheaper by a
-            forward-mode pass, and far worse than leaving out both derivatives (see the ablation).
+        drop_eq9_term: leave out c Ht P grad l_k(w), the last term of the paper's equation 9 as its
+            reviews tell of it; cheaper by a forward-mode pass, and far worse than leaving out both
+            derivatives (see the ablation).
         drop_matrix_term: leave out c Ht P H; for the ablation.
     """
 
@@ -58,7 +61,7 @@ class Estimator:
         if not 0 <= self.damping < float("inf"):
             raise UserError(f"damping must be a number of at least 0, not {self.damping:g}")
 
-    # ---- the matrix --------------------------------------------------------------------------------------------------
+    # ---- the matrix ------------------------------------------------------------------------------
 
     @property
     def symmetric(self) -> bool:
@@ -69,7 +72,11 @@ class Estimator:
         """A v, without damping: [p] or [p, k]."""
         if self.kind == "if":
             return self.at.plain(v)
-        return self.at.frozen(v) if self.kind == "sam_if" or self.drop_matrix_term else self.at.jacobian(v)
+        return (
+            self.at.frozen(v)
+            if self.kind == "sam_if" or self.drop_matrix_term
+            else self.at.jacobian(v)
+        )
 
     def transposed(self, v: Tensor) -> Tensor:
         """A^T v."""
@@ -91,12 +98,14 @@ class Estimator:
                 return solvers.dense(a, b, **options)
         raise UserError(f"there is no solver '{name}'; there are cg, gmres, lsmr, dense")
 
-    # ---- scores: one solve per query ---------------------------------------------------------------------------------
+    # ---- scores: one solve per query -------------------------------------------------------------
 
     def scores(self, metric: Metric) -> Tensor:
-        """Predicted change of the metric when each sample is removed: [n], or [n, q] for a metric [q].
+        """Predicted change of the metric when each sample is removed: [n], or [n, q] for a metric
+        [q].
 
-        One solve with the transpose, then two forward-mode passes and a curvature product (one pass for the other two kinds), whatever n.
+        One solve with the transpose, then two forward-mode passes and a curvature product (one pass
+        for the other two kinds), whatever n.
         """
         return self.along(self.solve(metric_gradient(metric, self.at.w), transposed=True)[0])
 
@@ -105,9 +114,11 @@ class Estimator:
         return self.score_samples(self.carriers(s))
 
     def carriers(self, s: Tensor) -> Carriers:
-        """s . r_k as derivatives of l_k: for each batch the points and the directions in which its samples' losses are differentiated.
+        """s . r_k as derivatives of l_k: for each batch the points and the directions in which its
+        samples' losses are differentiated.
 
-        s . c Ht P grad l_k(w) is (c P Ht s) . grad l_k(w), so that all samples share one curvature product.
+        s . c Ht P grad l_k(w) is (c P Ht s) . grad l_k(w), so that all samples share one curvature
+        product.
         """
         found: Carriers = []
         for one in self.at.pieces:
@@ -118,20 +129,33 @@ class Estimator:
         return found
 
     def score_samples(self, carriers: Carriers, rows: slice | None = None) -> Tensor:
-        """Scores of a range of the samples (all by default) from `carriers`: [rows] or [rows, q]."""
+        """Scores of a range of the samples (all by default) from `carriers`: [rows] or
+        [rows, q].
+        """
         objective = self.at.problem.objective
         wanted = torch.arange(objective.n)[rows or slice(None)]
         out = self.at.w.new_zeros(len(wanted), *carriers[0][0][1].shape[1:])
         for one, own in zip(self.at.pieces, carriers, strict=True):
             places = torch.isin(wanted, one.rows.cpu()).nonzero().flatten()
             if len(places):
-                whole = len(places) == objective.n  # nothing is copied where one batch holds all samples, in order
-                part = replace(objective, data=objective.data if whole else tuple(x[wanted[places]] for x in objective.data), weights=None)
-                out[places] = sum((part.sample_dots(at, v) for at, v in own), start=torch.zeros_like(out[places]))
+                # nothing is copied where one batch holds all samples, in order
+                whole = len(places) == objective.n
+                part = replace(
+                    objective,
+                    data=(
+                        objective.data
+                        if whole
+                        else tuple(x[wanted[places]] for x in objective.data)
+                    ),
+                    weights=None,
+                )
+                out[places] = sum(
+                    (part.sample_dots(at, v) for at, v in own), start=torch.zeros_like(out[places])
+                )
         weights = objective.removal_weights(self.at.w)[wanted]
         return out * (weights if out.dim() == 1 else weights.unsqueeze(1))
 
-    # ---- changes of the parameters -----------------------------------------------------------------------------------
+    # ---- changes of the parameters ---------------------------------------------------------------
 
     def right_hand_side(self, weights: Tensor) -> Tensor:
         """sum_k weights_k r_k: [n] -> [p], several sets as columns [n, k] -> [p, k]."""
@@ -146,11 +170,15 @@ class Estimator:
         """Predicted w_without_k - w for each of the samples: columns of [p, samples]."""
         ids = check_removed(samples, self.at.problem.objective.n)
         weights = self.at.w.new_zeros(self.at.problem.objective.n, len(ids))
-        weights[ids, torch.arange(len(ids))] = self.at.problem.objective.removal_weights(self.at.w)[ids]
+        weights[ids, torch.arange(len(ids))] = self.at.problem.objective.removal_weights(self.at.w)[
+            ids
+        ]
         return self.solve(self.right_hand_side(weights))[0]
 
     def removal_effect(self, samples: Sequence[int]) -> Tensor:
-        """Predicted w_without_all_of_them - w, [p]: to first order effects add. One solve: model editing."""
+        """Predicted w_without_all_of_them - w, [p]: to first order effects add. One solve: model
+        editing.
+        """
         ids = check_removed(samples, self.at.problem.objective.n)
         weights = self.at.w.new_zeros(self.at.problem.objective.n)
         weights[ids] = self.at.problem.objective.removal_weights(self.at.w)[ids]
@@ -158,7 +186,13 @@ class Estimator:
 
 
 def estimate(
-    problem: SAMProblem, w: Tensor, metric: Metric, kind: Kind = "sam_hif", *, curvature: Curvature = "hessian", damping: float = 0.0
+    problem: SAMProblem,
+    w: Tensor,
+    metric: Metric,
+    kind: Kind = "sam_hif",
+    *,
+    curvature: Curvature = "hessian",
+    damping: float = 0.0,
 ) -> Tensor:
     """Scores of all samples for a metric in one call; see `Estimator`."""
     return Estimator(problem.at(w, curvature), kind, damping).scores(metric)

@@ -1,7 +1,8 @@
-"""Real images as small SAM problems: features, models, SAM's solution, and training again without samples.
+"""Real images as small SAM problems: features, models, SAM's solution, and training again without
+samples.
 
-CIFAR-100 and Mini-ImageNet, which the paper's readers name among its data, are in no package; MNIST, Fashion-MNIST, CIFAR-10 and the UCI
-digits stand here.
+CIFAR-100 and Mini-ImageNet, which the paper's readers name among its data, are in no package;
+MNIST, Fashion-MNIST, CIFAR-10 and the UCI digits stand here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +32,8 @@ CLASSES = 10
 class Images:
     """Training, validation and test images, labels [.], and the pictures they come from.
 
-    `x` are features [., d] in float64 or, where none were asked for, pixels [., channels, height, width] in float32.
+    `x` are features [., d] in float64 or, where none were asked for, pixels [., channels, height,
+    width] in float32.
     """
 
     x: Tensor
@@ -48,11 +50,22 @@ class Images:
         return CLASSES
 
 
-def load(name: Dataset, n: int, *, features: int | None, seed: int, validation: int = 500, test: int = 2000, device: str = "cpu") -> Images:
-    """Draw n training, then validation images from the official training part, and test images from the test part (the UCI digits and the
-    blobs have no parts: all are drawn from one). Features are the first principal components of the training images, all divided by one
-    number so that the mean square of a feature is 1; the components stay as they are when samples are removed. `features` None keeps the
-    pixels, shifted and scaled by the training images' mean and deviation in each channel.
+def load(
+    name: Dataset,
+    n: int,
+    *,
+    features: int | None,
+    seed: int,
+    validation: int = 500,
+    test: int = 2000,
+    device: str = "cpu",
+) -> Images:
+    """Draw n training, then validation images from the official training part, and test images from
+    the test part (the UCI digits and the blobs have no parts: all are drawn from one). Features are
+    the first principal components of the training images, all divided by one number so that the
+    mean square of a feature is 1; the components stay as they are when samples are removed.
+    `features` None keeps the pixels, shifted and scaled by the training images' mean and deviation
+    in each channel.
 
     "blobs" are random numbers around ten random centres: for wiring and tests, without a download.
     """
@@ -66,12 +79,20 @@ def load(name: Dataset, n: int, *, features: int | None, seed: int, validation: 
         kept = torch.randperm(len(test_pictures), generator=generator(seed, "test images"))[:test]
         test_pictures, test_labels = test_pictures[kept], test_labels[kept]
     if len(chosen) < n + validation or not len(test_labels):
-        raise UserError(f"{name} has {len(pictures)} images, fewer than {n} to train on, {validation} to validate and one to test")
+        raise UserError(
+            f"{name} has {len(pictures)} images, fewer than {n} to train on, {validation} to"
+            " validate and one to test"
+        )
     train, held = chosen[:n], chosen[n:]
-    project = _pixels(pictures[train], device) if features is None else _components(pictures[train], features, device)
+    project = (
+        _pixels(pictures[train], device)
+        if features is None
+        else _components(pictures[train], features, device)
+    )
 
     return Images(
-        project(pictures[train]), labels[train].to(device), project(pictures[held]), labels[held].to(device), project(test_pictures),
+        project(pictures[train]), labels[train].to(device), project(pictures[held]),
+        labels[held].to(device), project(test_pictures),
         test_labels.to(device), pictures[train], test_pictures,
     )  # fmt: skip
 
@@ -101,7 +122,12 @@ def _raw(name: Dataset, seed: int) -> tuple[Tensor, Tensor, Tensor | None, Tenso
         labels = draw.integers(CLASSES, size=4000)
         centres = np.random.default_rng(step_seed(0, "centres")).normal(size=(CLASSES, 64))
         values = 128 + 25 * (0.5 * centres[labels] + draw.normal(size=(4000, 64)))
-        return torch.from_numpy(values.clip(0, 255).astype(np.uint8).reshape(-1, 8, 8)), torch.from_numpy(labels), None, torch.empty(0)
+        return (
+            torch.from_numpy(values.clip(0, 255).astype(np.uint8).reshape(-1, 8, 8)),
+            torch.from_numpy(labels),
+            None,
+            torch.empty(0),
+        )
     from shared.data.loaders import images
 
     if name == "digits":
@@ -109,22 +135,36 @@ def _raw(name: Dataset, seed: int) -> tuple[Tensor, Tensor, Tensor | None, Tenso
         return torch.from_numpy(pictures * 15), torch.from_numpy(labels), None, torch.empty(0)
     if name not in get_args(Dataset):
         raise UserError(f"there are no images '{name}'; there are {', '.join(get_args(Dataset))}")
-    found = {"mnist": images.mnist, "fashion-mnist": images.fashion_mnist, "cifar10": images.cifar10}[name]()
-    train, train_labels, test, test_labels = (torch.from_numpy(np.ascontiguousarray(one)) for one in found)
+    found = {
+        "mnist": images.mnist,
+        "fashion-mnist": images.fashion_mnist,
+        "cifar10": images.cifar10,
+    }[name]()
+    train, train_labels, test, test_labels = (
+        torch.from_numpy(np.ascontiguousarray(one)) for one in found
+    )
     return train, train_labels, test, test_labels
 
 
 def network(features: int, hidden: int | None, seed: int, classes: int = CLASSES) -> nn.Module:
-    """Softmax regression (`hidden` None), or a tanh network of one hidden layer; float64, in eval mode."""
+    """Softmax regression (`hidden` None), or a tanh network of one hidden layer; float64, in eval
+    mode.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, "network") % 2**31)
         if hidden is None:
             return nn.Sequential(nn.Linear(features, classes)).double().eval()
-        return nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, classes)).double().eval()
+        return (
+            nn.Sequential(nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, classes))
+            .double()
+            .eval()
+        )
 
 
 class _GroupNorm(nn.GroupNorm):
-    """In plain operations: forward mode through torch's own fails where a tangent's layout is not that of its input (torch 2.13)."""
+    """In plain operations: forward mode through torch's own fails where a tangent's layout is not
+    that of its input (torch 2.13).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         grouped = x.reshape(x.shape[0], self.num_groups, -1)
@@ -134,9 +174,11 @@ class _GroupNorm(nn.GroupNorm):
 
 
 def resnet18(channels: int, widths: Sequence[int], seed: int, classes: int = CLASSES) -> nn.Module:
-    """ResNet-18 as it is used on images of 32 pixels: a stem of 3 x 3 without stride and pooling; float32, in eval mode.
+    """ResNet-18 as it is used on images of 32 pixels: a stem of 3 x 3 without stride and pooling;
+    float32, in eval mode.
 
-    GroupNorm stands in for BatchNorm, with which a sample's loss would depend on the other samples of its batch.
+    GroupNorm stands in for BatchNorm, with which a sample's loss would depend on the other samples
+    of its batch.
     """
     from timm.models.resnet import BasicBlock, ResNet
 
@@ -145,9 +187,20 @@ def resnet18(channels: int, widths: Sequence[int], seed: int, classes: int = CLA
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(seed, "network") % 2**31)
-        options = {"num_classes": classes, "in_chans": channels, "channels": tuple(widths), "norm_layer": norm}
-        model = ResNet(BasicBlock, (2, 2, 2, 2), **options, act_layer=lambda inplace=False, **_: nn.ReLU())  # in place has no forward mode
-        model.conv1, model.maxpool = nn.Conv2d(channels, 64, 3, padding=1, bias=False), nn.Identity()
+        options = {
+            "num_classes": classes,
+            "in_chans": channels,
+            "channels": tuple(widths),
+            "norm_layer": norm,
+        }
+        # in place has no forward mode
+        model = ResNet(
+            BasicBlock, (2, 2, 2, 2), **options, act_layer=lambda inplace=False, **_: nn.ReLU()
+        )
+        model.conv1, model.maxpool = (
+            nn.Conv2d(channels, 64, 3, padding=1, bias=False),
+            nn.Identity(),
+        )
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     return model.eval()
 
@@ -173,8 +226,12 @@ class Case:
         model: nn.Module | None = None,
         chunk: int | None = None,
     ) -> "Case":
-        """`labels` replace those of the training images (flipped ones); `model` replaces the network of `hidden` units."""
-        parameters = Parameters.of((model or network(images.x.shape[1], hidden, seed)).to(images.x.device))
+        """`labels` replace those of the training images (flipped ones); `model` replaces the
+        network of `hidden` units.
+        """
+        parameters = Parameters.of(
+            (model or network(images.x.shape[1], hidden, seed)).to(images.x.device)
+        )
         objective = Objective.of_outputs(
             lambda w, part: parameters.call(w, part[0]),
             lambda z, part: class_losses(z, part[1]),
@@ -198,10 +255,14 @@ class Case:
 
     def validation_loss(self, w: Tensor) -> Tensor:
         """Mean loss on the validation images."""
-        return cross_entropy(self.parameters.call(w, self.images.x_validation), self.images.y_validation)
+        return cross_entropy(
+            self.parameters.call(w, self.images.x_validation), self.images.y_validation
+        )
 
     def metrics(self, queries: int) -> Callable[[Tensor], Tensor]:
-        """w -> [1 + queries]: the mean loss on the test images, then the losses of the first of them."""
+        """w -> [1 + queries]: the mean loss on the test images, then the losses of the first of
+        them.
+        """
         x, y = self.images.x_test, self.images.y_test
 
         def of(w: Tensor) -> Tensor:
@@ -235,9 +296,20 @@ class Solution:
         return cls(case, root.w, retrain.factored_jacobian(case.problem.field, root.w), tol)
 
     def train(self, weights: Tensor) -> retrain.Root:
-        """The fixed point with other sample weights [n], from this one; the 1/n of the samples that stay is kept."""
-        return retrain.broyden_root(self.case.problem.weighted(weights.to(self.w)).field, self.w, self.inverse, tol=self.tol)
+        """The fixed point with other sample weights [n], from this one; the 1/n of the samples that
+        stay is kept.
+        """
+        return retrain.broyden_root(
+            self.case.problem.weighted(weights.to(self.w)).field, self.w, self.inverse, tol=self.tol
+        )
 
-    def without(self, removals: Iterable[Iterable[int]], progress: Callable = lambda items: items) -> retrain.Retrained:
+    def without(
+        self, removals: Iterable[Iterable[int]], progress: Callable = lambda items: items
+    ) -> retrain.Retrained:
         """One training per set of removed samples."""
-        return retrain.retrain(self.train, self.case.problem.objective.n, [list(one) for one in removals], progress=progress)
+        return retrain.retrain(
+            self.train,
+            self.case.problem.objective.n,
+            [list(one) for one in removals],
+            progress=progress,
+        )

@@ -1,4 +1,6 @@
-"""`score` and `train`: the reader's own model and data to a file of scores; and a small model to try it on."""
+"""`score` and `train`: the reader's own model and data to a file of scores; and a small model to
+try it on.
+"""
 
 import argparse
 import importlib
@@ -33,7 +35,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-# ---- inputs ----------------------------------------------------------------------------------------------------------
+# ---- inputs --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,26 @@ class Samples:
 
 
 def read_samples(path: Path, dtype: torch.dtype, classes: list[str] | None = None) -> Samples:
-    """A .npz file with x, y and perhaps id, or a folder with a folder of images for each class (values 0 to 1).
+    """A .npz file with x, y and perhaps id, or a folder with a folder of images for each class
+    (values 0 to 1).
 
     Args:
-        classes: the names that a folder's classes have in the training data, in order; None takes the folder's own.
+        classes: the names that a folder's classes have in the training data, in order; None takes
+            the folder's own.
 
     Raises:
-        UserError: not such a file or folder, sizes that differ, labels that are no integers from 0, or values that are not finite.
+        UserError: not such a file or folder, sizes that differ, labels that are no integers from 0,
+            or values that are not finite.
     """
     if path.is_dir():
         found = _folder(path, dtype, classes)
     else:
         found = _npz(path, dtype)
     if len(found.x) != len(found.y) or not len(found.x):
-        raise UserError(f"{path}: there are {len(found.x)} samples in x and {len(found.y)} labels in y; there must be as many, and some")
+        raise UserError(
+            f"{path}: there are {len(found.x)} samples in x and {len(found.y)} labels in y; there"
+            " must be as many, and some"
+        )
     if not found.x.isfinite().all():
         bad = int((~found.x.flatten(1).isfinite()).any(1).nonzero()[0])
         raise UserError(f"{path}: sample {bad} holds values that are not finite")
@@ -76,17 +84,28 @@ def _npz(path: Path, dtype: torch.dtype) -> Samples:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give a .npz file with x and y, or a folder with a folder of images per class") from None
+        raise UserError(
+            f"{path}: no such file; give a .npz file with x and y, or a folder with a folder of"
+            " images per class"
+        ) from None
     except (ValueError, OSError, EOFError, TypeError, AttributeError):
-        raise UserError(f"{path} is no .npz file of plain arrays; save it with numpy.savez(path, x=..., y=...)") from None
+        raise UserError(
+            f"{path} is no .npz file of plain arrays; save it with numpy.savez(path, x=..., y=...)"
+        ) from None
     absent = [name for name in ("x", "y") if name not in arrays]
     if absent:
-        raise UserError(f"{path} holds no array '{absent[0]}'; it holds {', '.join(arrays) or 'nothing'}")
+        raise UserError(
+            f"{path} holds no array '{absent[0]}'; it holds {', '.join(arrays) or 'nothing'}"
+        )
     x, y = arrays["x"], arrays["y"]
     if x.dtype.kind not in "fiub" or x.ndim < 2:
-        raise UserError(f"{path}: x must be numbers of shape [samples, ...], not {x.dtype} of shape {x.shape}")
+        raise UserError(
+            f"{path}: x must be numbers of shape [samples, ...], not {x.dtype} of shape {x.shape}"
+        )
     if y.dtype.kind not in "iu" or y.ndim != 1:
-        raise UserError(f"{path}: y must be integers of shape [samples], not {y.dtype} of shape {y.shape}")
+        raise UserError(
+            f"{path}: y must be integers of shape [samples], not {y.dtype} of shape {y.shape}"
+        )
     ids = [str(one) for one in arrays["id"].tolist()] if "id" in arrays else None
     return Samples(torch.from_numpy(x).to(dtype), torch.from_numpy(y.astype(np.int64)), ids)
 
@@ -97,22 +116,39 @@ def _folder(path: Path, dtype: torch.dtype, classes: list[str] | None) -> Sample
     names = sorted(one.name for one in path.iterdir() if one.is_dir())
     known = classes if classes is not None else names
     if unknown := [name for name in names if name not in known]:
-        raise UserError(f"{path}: the training data have no class '{unknown[0]}'; they have {', '.join(known)}")
+        raise UserError(
+            f"{path}: the training data have no class '{unknown[0]}'; they have {', '.join(known)}"
+        )
     files = [
-        (known.index(name), file) for name in names for file in sorted((path / name).iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES
+        (known.index(name), file)
+        for name in names
+        for file in sorted((path / name).iterdir())
+        if file.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not files:
-        raise UserError(f"{path} holds no images; give a folder with a folder of .png or .jpg files for each class")
+        raise UserError(
+            f"{path} holds no images; give a folder with a folder of .png or .jpg files for each"
+            " class"
+        )
     pictures = []
     for _, file in files:
         try:
             with Image.open(file) as image:
-                values = np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"), np.float64) / 255
+                values = (
+                    np.asarray(
+                        image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"),
+                        np.float64,
+                    )
+                    / 255
+                )
         except (UnidentifiedImageError, OSError):
             raise UserError(f"{file} is no image that can be read") from None
         pictures.append(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
         if pictures[-1].shape != pictures[0].shape:
-            raise UserError(f"{file} is of shape {pictures[-1].shape} and {files[0][1]} of {pictures[0].shape}; make all alike")
+            raise UserError(
+                f"{file} is of shape {pictures[-1].shape} and {files[0][1]} of {pictures[0].shape};"
+                " make all alike"
+            )
     x = torch.from_numpy(np.stack(pictures)).to(dtype)
     ids = [str(file.relative_to(path)) for _, file in files]
     return Samples(x, torch.tensor([label for label, _ in files]), ids, known)
@@ -121,8 +157,13 @@ def _folder(path: Path, dtype: torch.dtype, classes: list[str] | None) -> Sample
 def architecture(name: str, features: int, classes: int) -> nn.Sequential:
     """`softmax`, or `mlp-32-16`: tanh layers of these widths; inputs are flattened."""
     kind, *widths = name.split("-")
-    if (kind, bool(widths)) not in (("softmax", False), ("mlp", True)) or not all(one.isdigit() and int(one) for one in widths):
-        raise UserError(f"--architecture {name}: use softmax, or mlp-32 or mlp-64-32 for tanh layers of these widths")
+    if (kind, bool(widths)) not in (("softmax", False), ("mlp", True)) or not all(
+        one.isdigit() and int(one) for one in widths
+    ):
+        raise UserError(
+            f"--architecture {name}: use softmax, or mlp-32 or mlp-64-32 for tanh layers of these"
+            " widths"
+        )
     sizes = [features, *map(int, widths)]
     layers: list[nn.Module] = [nn.Flatten()]
     for before, after in pairwise(sizes):
@@ -131,18 +172,26 @@ def architecture(name: str, features: int, classes: int) -> nn.Sequential:
 
 
 def read_model(text: str, shape: str | None, data: Samples) -> nn.Module:
-    """`module:function`, a function that returns the trained model; or a .safetensors file with `--architecture`."""
+    """`module:function`, a function that returns the trained model; or a .safetensors file with
+    `--architecture`.
+    """
     if text.endswith(".safetensors"):
         if shape is None:
-            raise UserError(f"--model {text} holds weights alone; say with --architecture what they are of")
+            raise UserError(
+                f"--model {text} holds weights alone; say with --architecture what they are of"
+            )
         weights = read_weights(Path(text))
         model = architecture(shape, data.x[0].numel(), _outputs(weights, int(data.y.max()) + 1))
-        model = model.double() if any(one.dtype == torch.float64 for one in weights.values()) else model
+        model = (
+            model.double() if any(one.dtype == torch.float64 for one in weights.values()) else model
+        )
         load_weights(model, weights, text)
         return model.eval()
     module, colon, name = text.partition(":")
     if not colon:
-        raise UserError(f"--model {text}: give module:function, or a .safetensors file with --architecture")
+        raise UserError(
+            f"--model {text}: give module:function, or a .safetensors file with --architecture"
+        )
     sys.path.insert(0, "")
     try:
         made = getattr(importlib.import_module(module), name)()
@@ -153,13 +202,19 @@ def read_model(text: str, shape: str | None, data: Samples) -> nn.Module:
     finally:
         sys.path.remove("")
     if not isinstance(made, nn.Module):
-        raise UserError(f"--model {text}: the function returns a {type(made).__name__}, not a torch.nn.Module")
+        raise UserError(
+            f"--model {text}: the function returns a {type(made).__name__}, not a torch.nn.Module"
+        )
     return made.eval()
 
 
 def _outputs(weights: dict[str, Tensor], otherwise: int) -> int:
     """Classes of the weights: as many as the last layer's bias has numbers."""
-    numbers = [int(name.split(".")[0]) for name in weights if name.endswith(".bias") and name.split(".")[0].isdigit()]
+    numbers = [
+        int(name.split(".")[0])
+        for name in weights
+        if name.endswith(".bias") and name.split(".")[0].isdigit()
+    ]
     return len(weights[f"{max(numbers)}.bias"]) if numbers else otherwise
 
 
@@ -179,11 +234,13 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], name: str) -> Non
     for key in [*own, *weights]:
         if key not in own or key not in weights or own[key].shape != weights[key].shape:
             a, b = (tuple(one[key].shape) if key in one else "absent" for one in (own, weights))
-            raise UserError(f"{name} does not fit the model: {key} is {a} in the model and {b} in the file")
+            raise UserError(
+                f"{name} does not fit the model: {key} is {a} in the model and {b} in the file"
+            )
     model.load_state_dict(weights)
 
 
-# ---- score -----------------------------------------------------------------------------------------------------------
+# ---- score ---------------------------------------------------------------------------------------
 
 
 def score(options: argparse.Namespace) -> int:
@@ -207,7 +264,11 @@ def score(options: argparse.Namespace) -> int:
     )
     w = parameters.flat()
     objective.sample_losses(w)  # refuses losses that are not finite
-    batches = None if options.batch_size is None else partition(objective.n, options.batch_size, options.batch_seed)
+    batches = (
+        None
+        if options.batch_size is None
+        else partition(objective.n, options.batch_size, options.batch_seed)
+    )
     problem = SAMProblem(objective, options.rho, batches)
 
     def metric(at: Tensor) -> Tensor:
@@ -223,45 +284,81 @@ def score(options: argparse.Namespace) -> int:
         points, rates = read_checkpoints(options.checkpoints, parameters, model)
         found = gif_checkpoints(problem, points, rates, metric).cpu().numpy()
     else:
-        found = by_solving(options, problem, w, metric, {"x": data.x, "y": data.y, "query x": query.x, "query y": query.y}, console)
+        found = by_solving(
+            options,
+            problem,
+            w,
+            metric,
+            {"x": data.x, "y": data.y, "query x": query.x, "query y": query.y},
+            console,
+        )
     scoring.write_scores(options.out, found, columns)
     order = np.argsort(found, kind="stable")
     names = data.ids or [str(one) for one in range(len(found))]
-    print(f"{options.out}: {len(found)} scores of the mean loss on {len(y_query)} queries; rank 1 is the most harmful")
+    print(
+        f"{options.out}: {len(found)} scores of the mean loss on {len(y_query)} queries; rank 1 is"
+        " the most harmful"
+    )
     for title, chosen in (("most harmful", order[:5]), ("most helpful", order[::-1][:5])):
         print(f"{title}: " + ", ".join(f"{names[one]} ({found[one]:+.2e})" for one in chosen))
     return 0
 
 
 def by_solving(
-    options: argparse.Namespace, problem: SAMProblem, w: Tensor, metric, inputs: dict[str, Tensor], console: Console
+    options: argparse.Namespace,
+    problem: SAMProblem,
+    w: Tensor,
+    metric,
+    inputs: dict[str, Tensor],
+    console: Console,
 ) -> np.ndarray:
-    """IF, SAM-IF or SAM-HIF: refuse what predicts nothing, solve once, score in chunks. The solution and the chunks outlive a kill."""
+    """IF, SAM-IF or SAM-HIF: refuse what predicts nothing, solve once, score in chunks. The
+    solution and the chunks outlive a kill.
+    """
     at = problem.at(w, options.curvature)
     gradient = at.plain_gradient if options.estimator == "if" else at.residual
     norm = scoring.check_converged(gradient, options.gradient_tolerance)
-    console.print(f"the gradient's norm is {norm:.2e}; rho/|g| is {max(one.c for one in at.pieces):.3g}", markup=False)
-    estimator = Estimator(at, options.estimator, options.damping, options.solver, options.tolerance, options.drop_eq9_term)
+    console.print(
+        f"the gradient's norm is {norm:.2e}; rho/|g| is {max(one.c for one in at.pieces):.3g}",
+        markup=False,
+    )
+    estimator = Estimator(
+        at,
+        options.estimator,
+        options.damping,
+        options.solver,
+        options.tolerance,
+        options.drop_eq9_term,
+    )
     if options.estimator != "if":
         at.check_turning()
     if options.curvature == "hessian":
         require_positive(at.plain if options.estimator == "if" else at.frozen, w, options.damping)
     settings = {name: getattr(options, name) for name in SETTINGS} | {"w": w, **inputs}
-    kept = options.out.with_name(f"{options.out.name}.{scoring.inputs_key(settings)[:16]}.solution.npy")
+    kept = options.out.with_name(
+        f"{options.out.name}.{scoring.inputs_key(settings)[:16]}.solution.npy"
+    )
     if kept.exists():
         s = torch.from_numpy(np.load(kept, allow_pickle=False)).to(w)
         console.print("the system was solved before; going on from there", markup=False)
     else:
         s, info = estimator.solve(metric_gradient(metric, w), transposed=True)
         console.print(
-            f"solved by {info.solver} in {info.iterations} iterations, relative residual {info.relative_residual:.1e}", markup=False
+            f"solved by {info.solver} in {info.iterations} iterations, relative residual"
+            f" {info.relative_residual:.1e}",
+            markup=False,
         )
         buffer = io.BytesIO()
         np.save(buffer, s.cpu().numpy(), allow_pickle=False)
         atomic_write(kept, buffer.getvalue())
     carriers = estimator.carriers(s)
     found = scoring.score_in_chunks(
-        lambda rows: estimator.score_samples(carriers, rows), problem.objective.n, options.chunk, options.out, settings, console
+        lambda rows: estimator.score_samples(carriers, rows),
+        problem.objective.n,
+        options.chunk,
+        options.out,
+        settings,
+        console,
     )
     for leftover in options.out.parent.glob(f"{options.out.name}.{'[0-9a-f]' * 16}.solution.npy"):
         leftover.unlink()
@@ -269,7 +366,8 @@ def by_solving(
 
 
 SETTINGS = (
-    "estimator", "rho", "l2", "curvature", "damping", "solver", "tolerance", "drop_eq9_term", "batch_size", "batch_seed", "dtype",
+    "estimator", "rho", "l2", "curvature", "damping", "solver", "tolerance", "drop_eq9_term",
+    "batch_size", "batch_seed", "dtype",
 )  # fmt: skip
 
 
@@ -279,15 +377,23 @@ def check_outputs(parameters: Parameters, one: Tensor, y: Tensor, y_query: Tenso
         with torch.no_grad():
             logits = parameters.call(parameters.flat(), one)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"the model does not take a sample of shape {tuple(one.shape[1:])}: {' '.join(str(error).split())[:120]}") from None
+        raise UserError(
+            f"the model does not take a sample of shape {tuple(one.shape[1:])}:"
+            f" {' '.join(str(error).split())[:120]}"
+        ) from None
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UserError("the model must return logits of shape [samples, classes]")
     for labels, what in ((y, "a training label"), (y_query, "a query's label")):
         if int(labels.max()) >= logits.shape[1]:
-            raise UserError(f"{what} is {int(labels.max())}, and the model has {logits.shape[1]} classes, from 0")
+            raise UserError(
+                f"{what} is {int(labels.max())}, and the model has {logits.shape[1]} classes,"
+                " from 0"
+            )
 
 
-def read_checkpoints(given: list[str], parameters: Parameters, model: nn.Module) -> tuple[list[Tensor], list[float]]:
+def read_checkpoints(
+    given: list[str], parameters: Parameters, model: nn.Module
+) -> tuple[list[Tensor], list[float]]:
     """`FILE.safetensors:RATE` each, the last one the trained model."""
     points, rates = [], []
     for one in given or []:
@@ -297,7 +403,10 @@ def read_checkpoints(given: list[str], parameters: Parameters, model: nn.Module)
         except ValueError:
             colon = ""
         if not colon or not 0 <= rates[-1] < float("inf"):
-            raise UserError(f"--checkpoints {one}: give FILE.safetensors:RATE, the learning rate times the steps it stands for")
+            raise UserError(
+                f"--checkpoints {one}: give FILE.safetensors:RATE, the learning rate times the"
+                " steps it stands for"
+            )
         load_weights(model, read_weights(Path(file)), file)
         points.append(parameters.flat())
     if not points:
@@ -305,7 +414,7 @@ def read_checkpoints(given: list[str], parameters: Parameters, model: nn.Module)
     return points, rates
 
 
-# ---- train -----------------------------------------------------------------------------------------------------------
+# ---- train ---------------------------------------------------------------------------------------
 
 
 def train(options: argparse.Namespace) -> int:
@@ -314,12 +423,23 @@ def train(options: argparse.Namespace) -> int:
         raise UserError(f"{options.out}: name a .safetensors file in a folder that exists")
     data = read_samples(options.data, torch.float64)
     torch.manual_seed(options.seed)
-    model = architecture(options.architecture, data.x[0].numel(), int(data.y.max()) + 1).double().eval()
+    model = (
+        architecture(options.architecture, data.x[0].numel(), int(data.y.max()) + 1).double().eval()
+    )
     parameters = Parameters.of(model)
-    objective = Objective(lambda w, part: class_losses(parameters.call(w, part[0]), part[1]), (data.x, data.y), options.l2)
-    root = fit(SAMProblem(objective, options.rho), parameters.flat(), tol=options.gradient_tolerance)
+    objective = Objective(
+        lambda w, part: class_losses(parameters.call(w, part[0]), part[1]),
+        (data.x, data.y),
+        options.l2,
+    )
+    root = fit(
+        SAMProblem(objective, options.rho), parameters.flat(), tol=options.gradient_tolerance
+    )
     parameters.load(root.w)
     atomic_write(options.out, safetensors.torch.save(model.state_dict()))
     right = float((parameters.call(root.w, data.x).argmax(1) == data.y).double().mean())
-    print(f"{options.out}: trained with SAM to |F| = {root.residual:.1e}; {100 * right:.1f} % of the training labels are right")
+    print(
+        f"{options.out}: trained with SAM to |F| = {root.residual:.1e}; {100 * right:.1f} % of the"
+        " training labels are right"
+    )
     return 0

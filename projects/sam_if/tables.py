@@ -5,11 +5,16 @@ import pandas as pd
 from shared.meters import Ratio, mean_interval, ratio
 from shared.tables import Column, Table
 
-UNKNOWN = "None of the paper's numbers could be had; data, models and hyper-parameters here are ours."
-SEEDS = "Intervals: Student's, 95 %, over the seeds (which draw the images, the wrong labels and what is removed)."
+UNKNOWN = (
+    "None of the paper's numbers could be had; data, models and hyper-parameters here are ours."
+)
+SEEDS = (
+    "Intervals: Student's, 95 %, over the seeds (which draw the images, the wrong labels and what"
+    " is removed)."
+)
 TERMS = (
-    '"No term in r" leaves out c Ht P grad l_k (the last term of equation 9, which the paper is told to drop), "no term in J" leaves out '
-    "c Ht P H."
+    '"No term in r" leaves out c Ht P grad l_k (the last term of equation 9, which the paper is'
+    ' told to drop), "no term in J" leaves out c Ht P H.'
 )
 ORDER = ["SAM-HIF", "SAM-GIF", "SAM-IF", "IF", "TracIn", "TRAK"]
 
@@ -25,18 +30,30 @@ def shown_interval(values: pd.Series, digits: int = 3) -> str:
 def _by(frame: pd.DataFrame, keys: list[str], columns: dict[str, int]) -> pd.DataFrame:
     lines = []
     for key, rows in frame.groupby(keys, sort=False):
-        lines.append(dict(zip(keys, key, strict=True)) | {one: shown_interval(rows[one], digits) for one, digits in columns.items()})
+        lines.append(
+            dict(zip(keys, key, strict=True))
+            | {one: shown_interval(rows[one], digits) for one, digits in columns.items()}
+        )
     return pd.DataFrame(lines)
 
 
 def agreement(agreement: pd.DataFrame) -> Table:
-    columns = {"parameter_error": 4, "pearson_correlation": 4, "spearman_correlation": 4, "lds_correlation": 4}
+    columns = {
+        "parameter_error": 4,
+        "pearson_correlation": 4,
+        "spearman_correlation": 4,
+        "lds_correlation": 4,
+    }
     first = agreement.iloc[0]
     return Table(
         title="Scores against training again, at SAM's fixed point",
-        caption=f"Softmax regression on principal components, {first['n']} images, labels a tenth wrong, rho {first['rho_scale']:g}, "
-        f"l2 {first['l2_scale']:g}, {agreement['seed'].nunique()} seeds. Left out one at a time: error of the parameters' change, and "
-        "correlation of the change of the mean test loss; LDS over halves of the data.",
+        caption=(
+            f"Softmax regression on principal components, {first['n']} images, labels a tenth"
+            f" wrong, rho {first['rho_scale']:g}, l2 {first['l2_scale']:g},"
+            f" {agreement['seed'].nunique()} seeds. Left out one at a time: error of the"
+            " parameters' change, and correlation of the change of the mean test loss; LDS over"
+            " halves of the data."
+        ),
         frame=_by(agreement, ["dataset", "method"], columns),
         columns={
             "dataset": "data",
@@ -50,11 +67,18 @@ def agreement(agreement: pd.DataFrame) -> Table:
             UNKNOWN,
             SEEDS,
             TERMS,
-            "The truth is solved to its end and does not depend on a seed of the optimizer: its ceiling is 1.",
+            (
+                "The truth is solved to its end and does not depend on a seed of the optimizer: its"
+                " ceiling is 1."
+            ),
             "Change of the curvature from w to the perturbed point, along the true changes: "
             + ", ".join(
                 f"{name} {100 * value:.1f} %"
-                for name, value in agreement.groupby("dataset", sort=False)["curvature_change_share"].mean().items()
+                for name, value in (
+                    agreement.groupby("dataset", sort=False)["curvature_change_share"]
+                    .mean()
+                    .items()
+                )
             )
             + ". It is all that SAM-IF has before IF.",
         ],
@@ -62,12 +86,21 @@ def agreement(agreement: pd.DataFrame) -> Table:
 
 
 def trajectory(trajectory: pd.DataFrame) -> Table:
-    columns = {"parameter_error": 3, "parameter_cosine": 3, "pearson_correlation": 3, "spearman_correlation": 3, "lds_correlation": 3}
+    columns = {
+        "parameter_error": 3,
+        "parameter_cosine": 3,
+        "pearson_correlation": 3,
+        "spearman_correlation": 3,
+        "lds_correlation": 3,
+    }
     first = trajectory.iloc[0]
     return Table(
         title="Scores against running again, a network that is at no fixed point",
-        caption=f"A tanh network after a few epochs of SAM with batches and momentum, {first['n']} images, labels a tenth wrong, rho "
-        f"{first['rho_scale']:g}, {trajectory['seed'].nunique()} seeds. The truth is the same run without the sample.",
+        caption=(
+            f"A tanh network after a few epochs of SAM with batches and momentum, {first['n']}"
+            f" images, labels a tenth wrong, rho {first['rho_scale']:g},"
+            f" {trajectory['seed'].nunique()} seeds. The truth is the same run without the sample."
+        ),
         frame=_by(trajectory, ["dataset", "method"], columns),
         columns={
             "dataset": "data",
@@ -81,47 +114,71 @@ def trajectory(trajectory: pd.DataFrame) -> Table:
         notes=[
             UNKNOWN,
             SEEDS,
-            f"|F| at the end of the run is {trajectory['residual_norm'].min():.2g} to {trajectory['residual_norm'].max():.2g}, far from "
-            "the fixed point that SAM-HIF, SAM-IF and IF assume; they take damped Gauss-Newton matrices here.",
-            "The run with another seed: how well the true effects of one run foretell those of a run with another start and other batches.",
+            (
+                f"|F| at the end of the run is {trajectory['residual_norm'].min():.2g} to"
+                f" {trajectory['residual_norm'].max():.2g}, far from the fixed point that SAM-HIF,"
+                " SAM-IF and IF assume; they take damped Gauss-Newton matrices here."
+            ),
+            (
+                "The run with another seed: how well the true effects of one run foretell those of"
+                " a run with another start and other batches."
+            ),
         ],
     )
 
 
 def editing(editing: pd.DataFrame, speed: pd.DataFrame) -> Table:
     frame = editing.copy()
-    retrained = frame[frame["method"] == "Retrain"].set_index(["dataset", "model", "removed_share"])["test_accuracy"]
+    retrained = frame[frame["method"] == "Retrain"].set_index(
+        ["dataset", "model", "removed_share"]
+    )["test_accuracy"]
     keys = list(zip(frame["dataset"], frame["model"], frame["removed_share"], strict=True))
     frame["accuracy_difference"] = [
         100 * (one - retrained[key]) if key in retrained.index else float("nan")
         for one, key in zip(frame["test_accuracy"], keys, strict=True)
     ]
     gains = times_over(speed, "Retrain, batches", ["edit by SAM-HIF", "edit by SAM-GIF"])
-    said = ", ".join(f"{name} {one.value:.2g}x ({one.low:.2g} to {one.high:.2g})" for name, one in gains.items())
+    said = ", ".join(
+        f"{name} {one.value:.2g}x ({one.low:.2g} to {one.high:.2g})" for name, one in gains.items()
+    )
     ends = times_over(speed, "Retrain, from the solution", ["edit by SAM-HIF"])["edit by SAM-HIF"]
     return Table(
         title="Taking samples out of a model against training again",
-        caption="The paper's table 1 and figure 1 in structure. Random samples are taken out by one solve (or, SAM-GIF and TracIn, by the "
-        "gradients of a run), and the model is held against the one trained again without them.",
+        caption=(
+            "The paper's table 1 and figure 1 in structure. Random samples are taken out by one"
+            " solve (or, SAM-GIF and TracIn, by the gradients of a run), and the model is held"
+            " against the one trained again without them."
+        ),
         frame=frame,
         columns={
             "dataset": "data",
             "model": "model",
             "removed_share": Column("removed", "{:.0%}"),
             "method": "method",
-            "test_accuracy": Column("test accuracy", lambda value: f"{100 * value:.2f} %" if value == value else "–"),
+            "test_accuracy": Column(
+                "test accuracy", lambda value: f"{100 * value:.2f} %" if value == value else "–"
+            ),
             "accuracy_difference": Column("to Retrain, points", _or_dash("{:+.2f}")),
-            "same_class_share": Column("same class as Retrain", lambda value: f"{100 * value:.2f} %" if value == value else "–"),
+            "same_class_share": Column(
+                "same class as Retrain",
+                lambda value: f"{100 * value:.2f} %" if value == value else "–",
+            ),
             "parameter_error": Column("error of the parameters' change", _or_dash("{:.3f}")),
             "foretold_loss_difference": Column("foretold change of the loss", _or_dash("{:+.2e}")),
             "true_loss_difference": Column("true change", _or_dash("{:+.2e}")),
         },
         notes=[
             UNKNOWN,
-            f"Time of Retrain (a run with batches, softmax regression, experiment `speed`) over that of the edit: {said}; over that of the "
-            f"edit by SAM-HIF when training goes on from the solution with its Jacobian factored before: {ends.value:.2g}x "
-            f"({ends.low:.2g} to {ends.high:.2g}).",
-            "TRAK foretells the loss and changes no weights. An accuracy of one seed: differences of a tenth of a point mean nothing.",
+            (
+                "Time of Retrain (a run with batches, softmax regression, experiment `speed`) over"
+                f" that of the edit: {said}; over that of the edit by SAM-HIF when training goes on"
+                f" from the solution with its Jacobian factored before: {ends.value:.2g}x"
+                f" ({ends.low:.2g} to {ends.high:.2g})."
+            ),
+            (
+                "TRAK foretells the loss and changes no weights. An accuracy of one seed:"
+                " differences of a tenth of a point mean nothing."
+            ),
         ],
     )
 
@@ -135,21 +192,30 @@ def removal(removal: pd.DataFrame) -> Table:
     curves["percent"] = 100 * curves["test_accuracy"]
     lines = []
     for (dataset, method), rows in curves.groupby(["dataset", "method"], sort=False):
-        cells = {f"removed {100 * share:.0f} %": shown_interval(one["percent"], 2) for share, one in rows.groupby("removed_share")}
+        cells = {
+            f"removed {100 * share:.0f} %": shown_interval(one["percent"], 2)
+            for share, one in rows.groupby("removed_share")
+        }
         lines.append({"dataset": dataset, "method": method, **cells})
     frame = pd.DataFrame(lines)
     shares = [f"removed {100 * share:.0f} %" for share in sorted(curves["removed_share"].unique())]
     frame = frame[["dataset", "method", *shares]].fillna("–")
     return Table(
         title="Test accuracy after the most harmful samples are removed",
-        caption=f"The paper's figure 2 in structure. {100 * curves['flipped_share'].iloc[0]:.0f} % of the labels are wrong; softmax "
-        f"regression, trained again with SAM after each removal. Accuracy in %, mean of {curves['seed'].nunique()} seeds.",
+        caption=(
+            f"The paper's figure 2 in structure. {100 * curves['flipped_share'].iloc[0]:.0f} % of"
+            " the labels are wrong; softmax regression, trained again with SAM after each removal."
+            f" Accuracy in %, mean of {curves['seed'].nunique()} seeds."
+        ),
         frame=frame,
         columns={"dataset": "data", "method": "method", **{one: one for one in shares}},
         notes=[
             UNKNOWN,
             SEEDS,
-            "Harm: the predicted fall of the loss on clean validation images. Self-influence and the sample's own loss need none.",
+            (
+                "Harm: the predicted fall of the loss on clean validation images. Self-influence"
+                " and the sample's own loss need none."
+            ),
         ],
     )
 
@@ -158,22 +224,39 @@ def detection(removal: pd.DataFrame) -> Table:
     found = removal[removal["kind"] == "detection"]
     return Table(
         title="Finding wrong labels",
-        caption=f"{100 * found['flipped_share'].iloc[0]:.0f} % of the labels are wrong; area under the ROC curve, and the share of wrong "
-        "ones among as many of the most harmful as there are wrong ones.",
+        caption=(
+            f"{100 * found['flipped_share'].iloc[0]:.0f} % of the labels are wrong; area under the"
+            " ROC curve, and the share of wrong ones among as many of the most harmful as there"
+            " are wrong ones."
+        ),
         frame=_by(found, ["dataset", "method"], {"detection_auc": 4, "detection_precision": 3}),
-        columns={"dataset": "data", "method": "method", "detection_auc": "AUROC", "detection_precision": "precision"},
-        notes=[UNKNOWN, SEEDS, "Loss: the sample's own loss in the trained model, which costs one forward pass."],
+        columns={
+            "dataset": "data",
+            "method": "method",
+            "detection_auc": "AUROC",
+            "detection_precision": "precision",
+        },
+        notes=[
+            UNKNOWN,
+            SEEDS,
+            "Loss: the sample's own loss in the trained model, which costs one forward pass.",
+        ],
     )
 
 
 def radius(radius: pd.DataFrame) -> Table:
     columns = {"parameter_error": 4, "perturbation_ratio": 2}
     frame = _by(radius, ["rho_scale", "method"], columns)
-    frame["derivative_error"] = radius.groupby(["rho_scale", "method"], sort=False)["derivative_error"].max().to_numpy()
+    frame["derivative_error"] = (
+        radius.groupby(["rho_scale", "method"], sort=False)["derivative_error"].max().to_numpy()
+    )
     return Table(
         title="Errors against the radius",
-        caption="Softmax regression at SAM's fixed point. Error of the parameters' change against training again without a sample, and the "
-        "largest one against the finite difference of the solution found anew.",
+        caption=(
+            "Softmax regression at SAM's fixed point. Error of the parameters' change against"
+            " training again without a sample, and the largest one against the finite difference of"
+            " the solution found anew."
+        ),
         frame=frame,
         columns={
             "rho_scale": Column("rho", "{:g}"),
@@ -189,7 +272,10 @@ def radius(radius: pd.DataFrame) -> Table:
 def times_over(speed: pd.DataFrame, slow: str, fast: list[str]) -> dict[str, Ratio]:
     """The time of `slow` over that of each of `fast`, round by round."""
     timed = speed[speed["kind"] == "time"]
-    seconds = {name: rows.sort_values("repeat")["work_seconds"].to_numpy(float) for name, rows in timed.groupby("method")}
+    seconds = {
+        name: rows.sort_values("repeat")["work_seconds"].to_numpy(float)
+        for name, rows in timed.groupby("method")
+    }
     return {name: ratio(seconds[slow], seconds[name]) for name in fast}
 
 
@@ -210,12 +296,23 @@ def speed(speed: pd.DataFrame) -> Table:
             }
         )
     once = times_over(speed, "Retrain, batches", ["SAM-HIF"])["SAM-HIF"]
-    train = speed[(speed["kind"] == "time") & (speed["method"] == "Retrain, batches")]["work_seconds"].median()
-    lines.append({"method": f"training again, {n} times", "seconds": n * train, "over": f"{n * once.value:,.0f}x", "passes": "–"})
+    train = speed[(speed["kind"] == "time") & (speed["method"] == "Retrain, batches")][
+        "work_seconds"
+    ].median()
+    lines.append(
+        {
+            "method": f"training again, {n} times",
+            "seconds": n * train,
+            "over": f"{n * once.value:,.0f}x",
+            "passes": "–",
+        }
+    )
     return Table(
         title=f"Scoring {n} samples for one query",
-        caption=f"Softmax regression of {int(timed['parameters'].iloc[0])} parameters, from trained weights to {n} scores; process time "
-        "on one thread, methods in turns.",
+        caption=(
+            f"Softmax regression of {int(timed['parameters'].iloc[0])} parameters, from trained"
+            f" weights to {n} scores; process time on one thread, methods in turns."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "method": "method",
@@ -226,16 +323,31 @@ def speed(speed: pd.DataFrame) -> Table:
         },
         notes=[
             UNKNOWN,
-            "Medians over rounds; an interval holds the true median with a probability of at least 95 %.",
-            "Error: against the exact scores of the method's own kind (dense matrices in float64); dattri and captum work in float32.",
-            "Passes: gradients / curvature products / forward-mode derivatives / per-sample gradients, of this package's own methods.",
-            "SAM-GIF makes the training run twice. TracIn takes 5 saved checkpoints. One training is timed and multiplied by their number.",
+            (
+                "Medians over rounds; an interval holds the true median with a probability of at"
+                " least 95 %."
+            ),
+            (
+                "Error: against the exact scores of the method's own kind (dense matrices in"
+                " float64); dattri and captum work in float32."
+            ),
+            (
+                "Passes: gradients / curvature products / forward-mode derivatives / per-sample"
+                " gradients, of this package's own methods."
+            ),
+            (
+                "SAM-GIF makes the training run twice. TracIn takes 5 saved checkpoints. One"
+                " training is timed and multiplied by their number."
+            ),
         ],
     )
 
 
 def _passes(row: pd.Series) -> str:
-    counts = [row[one] for one in ("gradients", "curvature_products", "forward_mode", "per_sample_gradients")]
+    counts = [
+        row[one]
+        for one in ("gradients", "curvature_products", "forward_mode", "per_sample_gradients")
+    ]
     return "–" if any(one != one for one in counts) else " / ".join(f"{int(one)}" for one in counts)
 
 
@@ -245,17 +357,27 @@ def resnet(resnet: pd.DataFrame) -> Table:
     lines = []
     for method, rows in curves.groupby("method", sort=False):
         own = scores[scores["method"] == method]
-        line = {"method": method} | {one: shown_interval(own[one].astype(float)) for one in ("lds_correlation", "detection_auc")}
-        line["solve"] = f"{own['products'].mean():.0f} / {own['solve_error'].max():.1e}" if own["products"].notna().any() else "–"
+        line = {"method": method} | {
+            one: shown_interval(own[one].astype(float))
+            for one in ("lds_correlation", "detection_auc")
+        }
+        line["solve"] = (
+            f"{own['products'].mean():.0f} / {own['solve_error'].max():.1e}"
+            if own["products"].notna().any()
+            else "–"
+        )
         for share, one in rows.groupby("removed_share"):
             line[f"removed {100 * share:.0f} %"] = shown_interval(100 * one["test_accuracy"], 2)
         lines.append(line)
     frame = pd.DataFrame(lines).fillna("–")
     return Table(
         title="A ResNet-18 trained with SAM",
-        caption=f"{first['n']} images of {first['dataset']}, {100 * first['flipped_share']:.0f} % of the labels wrong, "
-        f"{first['parameters']:,} parameters. Agreement with the same run on halves of the images (LDS), finding wrong labels (AUROC), and "
-        "the test accuracy in % after the most harmful are taken out.",
+        caption=(
+            f"{first['n']} images of {first['dataset']}, {100 * first['flipped_share']:.0f} % of"
+            f" the labels wrong, {first['parameters']:,} parameters. Agreement with the same run on"
+            " halves of the images (LDS), finding wrong labels (AUROC), and the test accuracy in %"
+            " after the most harmful are taken out."
+        ),
         frame=frame,
         columns={
             "method": "method",
@@ -266,7 +388,9 @@ def resnet(resnet: pd.DataFrame) -> Table:
         },
         notes=[
             UNKNOWN,
-            f"Gauss-Newton curvature, damped by {scores['damping_scale'].dropna().iloc[0]:.2g}; products with the matrix over all queries. "
-            "GroupNorm stands in for BatchNorm.",
+            (
+                f"Gauss-Newton curvature, damped by {scores['damping_scale'].dropna().iloc[0]:.2g};"
+                " products with the matrix over all queries. GroupNorm stands in for BatchNorm."
+            ),
         ],
     )

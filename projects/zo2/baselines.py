@@ -1,4 +1,6 @@
-"""What ZO2 is compared with besides MeZO: the same offloading without its ideas, and first-order training."""
+"""What ZO2 is compared with besides MeZO: the same offloading without its ideas, and first-order
+training.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +15,11 @@ from shared.seeding import step_seed
 
 
 class NaiveOffload(ZO2):
-    """MeZO's own three passes over blocks that are away: perturb and forward, perturb and forward, restore and update.
+    """MeZO's own three passes over blocks that are away: perturb and forward, perturb and forward,
+    restore and update.
 
-    Every block goes up and down three times a step. Takes the arguments of `ZO2` (with `probe="inplace"`).
+    Every block goes up and down three times a step. Takes the arguments of `ZO2` (with
+    `probe="inplace"`).
     """
 
     _scale: float | None = None
@@ -34,7 +38,9 @@ class NaiveOffload(ZO2):
             with self._at_home(unit, write=True):
                 for name, parameter in unit.owned.items():
                     self._probe_noise.add([(parameter.data, parameter.data, 1.0)], self.eps)
-                    decay = 0.0 if any(part in name for part in self.no_decay) else self.weight_decay
+                    decay = (
+                        0.0 if any(part in name for part in self.no_decay) else self.weight_decay
+                    )
                     self._update_noise.update(parameter.data, lr, g, decay)
         result = Step(self.steps, plus, g, lr, seed)
         self.steps += 1
@@ -69,7 +75,13 @@ class NaiveOffload(ZO2):
 class FirstOrder:
     """Backpropagation with SGD or AdamW on the trainable parameters."""
 
-    def __init__(self, model: nn.Module, optimizer: Callable[..., torch.optim.Optimizer], lr: float, loss: Loss = model_loss):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        lr: float,
+        loss: Loss = model_loss,
+    ):
         self.model, self.loss = model.eval(), loss
         self.optimizer = optimizer([p for p in model.parameters() if p.requires_grad], lr=lr)
 

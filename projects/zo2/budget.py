@@ -1,8 +1,9 @@
-"""A hard limit on memory: what a run will take, computed before anything is allocated, and then enforced.
+"""A hard limit on memory: what a run will take, computed before anything is allocated, and then
+enforced.
 
-On a CPU the budget is on what the process allocates (VmData of /proc/self/status) and the kernel enforces it
-(RLIMIT_DATA): an allocation beyond it fails at once, where otherwise the machine would begin to swap. On a GPU it is
-on what torch allocates there.
+On a CPU the budget is on what the process allocates (VmData of /proc/self/status) and the kernel
+enforces it (RLIMIT_DATA): an allocation beyond it fails at once, where otherwise the machine would
+begin to swap. On a GPU it is on what torch allocates there.
 """
 
 import ctypes
@@ -21,17 +22,31 @@ from projects.zo2.units import partition
 from shared.errors import UserError
 from shared.meters import data_bytes, peak_rss_bytes
 
-_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _THREAD = 9 << 20  # the stack of a thread and what its allocator starts with
 _SLACK = 64 << 20  # scratch memory of matrix products, pieces of noise, fragments
 _MARGIN = 8 << 20  # by which the program may be larger the next time
-_LOSS_PIECE = 8 << 20  # bytes of logits that the loss looks at together; it makes about three copies of them
+# bytes of logits that the loss looks at together; it makes about three copies of them
+_LOSS_PIECE = 8 << 20
 _CHOICES = ((3, True), (2, True), (1, True), (1, False))  # slots, noise kept; the fastest first
 
 
 def parse_size(text: str) -> int:
-    """Bytes in "2GB", "1500MB" (decimal) or "1.5GiB" (binary). Raises UserError for anything else."""
+    """Bytes in "2GB", "1500MB" (decimal) or "1.5GiB" (binary). Raises UserError for
+    anything else.
+    """
     match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([KMGT]I?)?B?", text.strip(), re.IGNORECASE)
     if not match or float(match[1]) == 0:
         raise UserError(f"'{text}' is no size; write it as 2GB, 1500MB or 1.5GiB")
@@ -75,7 +90,9 @@ class Plan:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {format_size(n)}" for name, n in self.parts.items() if n >= 500_000)
+        parts = ", ".join(
+            f"{name} {format_size(n)}" for name, n in self.parts.items() if n >= 500_000
+        )
         return f"{format_size(self.total)}: {parts}"
 
 
@@ -94,8 +111,8 @@ class Workload:
 
 
 def make_plan(model: nn.Module, work: Workload, budget: int | None) -> Plan:
-    """The fastest way to run `model` (its parameters may be on the meta device) that `budget` allows; without one,
-    the fastest.
+    """The fastest way to run `model` (its parameters may be on the meta device) that `budget`
+    allows; without one, the fastest.
 
     Raises UserError, naming the smallest budget that would do, when none fits.
     """
@@ -109,18 +126,29 @@ def make_plan(model: nn.Module, work: Workload, budget: int | None) -> Plan:
     leanest = min(plans, key=lambda plan: plan.total)
     enough = -(-(leanest.total + _MARGIN) // 10**7) * 10
     advice = "" if work.storage == "disk" else " (less with --storage disk)"
-    raise UserError(f"a budget of {format_size(budget)} is too small: this run needs --memory-budget {enough}MB{advice}: {leanest}")
+    raise UserError(
+        f"a budget of {format_size(budget)} is too small: this run needs --memory-budget"
+        f" {enough}MB{advice}: {leanest}"
+    )
 
 
 def _plan(model: nn.Module, work: Workload, slots: int, cache_noise: bool) -> Plan:
     parts = partition(model)
-    size = Layout([Field(n, tuple(p.shape), p.dtype, True) for n, p in model.named_parameters()]).nbytes
+    size = Layout(
+        [Field(n, tuple(p.shape), p.dtype, True) for n, p in model.named_parameters()]
+    ).nbytes
     layouts = [Layout(_fields(unit.module)) for unit in parts.blocks]
     largest = max(layout.nbytes for layout in layouts)
     trainable = max(layout.writable_nbytes for layout in layouts)
-    resident = size - sum(Layout([Field("", tuple(p.shape), p.dtype, True) for p in u.module.parameters()]).nbytes for u in parts.blocks)
+    resident = size - sum(
+        Layout([Field("", tuple(p.shape), p.dtype, True) for p in u.module.parameters()]).nbytes
+        for u in parts.blocks
+    )
     shared = sum(p.numel() * p.element_size() for p in parts.shared)
-    units = [sum(p.numel() * p.element_size() for p in u.parameters.values() if p not in parts.shared) for u in parts.resident]
+    units = [
+        sum(p.numel() * p.element_size() for p in u.parameters.values() if p not in parts.shared)
+        for u in parts.resident
+    ]
     on_gpu = work.device.type == "cuda"
 
     taken = {"program": 0 if on_gpu else memory("VmData") + work.threads * _THREAD}
@@ -130,36 +158,51 @@ def _plan(model: nn.Module, work: Workload, slots: int, cache_noise: bool) -> Pl
         taken["resident weights"] = resident
         taken["slots"] = slots * largest
         if work.storage == "ram" and not on_gpu:
-            taken["stored blocks"] = sum(layout.stored_as(work.storage_dtype).nbytes for layout in layouts)
+            taken["stored blocks"] = sum(
+                layout.stored_as(work.storage_dtype).nbytes for layout in layouts
+            )
             # Until they are in the store the blocks lie in ordinary memory.
             taken["loading"] = max(0, size - resident - slots * largest)
         elif work.storage == "disk" and work.storage_dtype is not None and not on_gpu:
-            taken["staging"] = 2 * max(layout.stored_as(work.storage_dtype).nbytes for layout in layouts)
+            taken["staging"] = 2 * max(
+                layout.stored_as(work.storage_dtype).nbytes for layout in layouts
+            )
     taken["shared weights"] = shared * (2 if work.probe == "fresh" else 1)
     taken["noise"] = trainable if cache_noise else 0
     taken["fresh weights"] = max(trainable, *units, 0) if work.probe == "fresh" else 0
-    taken["activations"], taken["logits"] = _activations(model.config, work, next(model.parameters()).element_size())
+    taken["activations"], taken["logits"] = _activations(
+        model.config, work, next(model.parameters()).element_size()
+    )
     if on_gpu:  # a tensor's noise is drawn whole there
-        taken["noise of a tensor"] = 2 * max(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        taken["noise of a tensor"] = 2 * max(
+            p.numel() * p.element_size() for p in model.parameters() if p.requires_grad
+        )
     taken["reserve"] = _SLACK + sum(taken.values()) // 50
     return Plan(slots, cache_noise, taken)
 
 
 def _fields(block: nn.Module) -> list[Field]:
     tensors = (*block.named_parameters(), *block.named_buffers())
-    return [Field(n, tuple(t.shape), t.dtype, not isinstance(t, nn.Parameter) or t.requires_grad) for n, t in tensors]
+    return [
+        Field(n, tuple(t.shape), t.dtype, not isinstance(t, nn.Parameter) or t.requires_grad)
+        for n, t in tensors
+    ]
 
 
 def _activations(config: Any, work: Workload, itemsize: int) -> tuple[int, int]:
     """Bytes of activations and of logits.
 
-    Every forward of a step waits between the blocks with its hidden state; one at a time is inside a block. All hold
-    their logits at the end. Norms and softmax compute in four bytes whatever the dtype.
+    Every forward of a step waits between the blocks with its hidden state; one at a time is inside
+    a block. All hold their logits at the end. Norms and softmax compute in four bytes whatever the
+    dtype.
     """
     forwards, rows = 2 * work.accumulate, work.batch_size * work.length
     text = config.get_text_config()
     hidden = text.hidden_size
-    inner = max(getattr(text, name, None) or 0 for name in ("intermediate_size", "ffn_dim", "n_inner")) or 4 * hidden
+    inner = (
+        max(getattr(text, name, None) or 0 for name in ("intermediate_size", "ffn_dim", "n_inner"))
+        or 4 * hidden
+    )
     waiting = forwards * rows * hidden * itemsize * 2
     inside = rows * (8 * hidden + 4 * inner) * 4
     fused = getattr(text, "_attn_implementation", "eager") != "eager"
@@ -185,7 +228,8 @@ def limit(budget: int | None, device: torch.device) -> Iterator[None]:
         if not _out_of_memory(error):
             raise
         raise UserError(
-            f"the run needs more than the planned budget of {format_size(budget)}; run it again with a larger --memory-budget"
+            f"the run needs more than the planned budget of {format_size(budget)}; run it again"
+            " with a larger --memory-budget"
         ) from None
     finally:
         if device.type == "cuda":
@@ -202,10 +246,15 @@ def account_for(nbytes: int) -> None:
 
 
 def _set_limit(nbytes: int, hard: int) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard), hard))
+    resource.setrlimit(
+        resource.RLIMIT_DATA,
+        (nbytes if hard == resource.RLIM_INFINITY else min(nbytes, hard), hard),
+    )
 
 
 def _out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     causes = ("allocate memory", "out of memory", "start new thread", "bad_alloc")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(cause in text for cause in causes)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        cause in text for cause in causes
+    )

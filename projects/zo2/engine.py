@@ -1,9 +1,10 @@
 """ZO2 (arXiv 2503.12668): MeZO with the blocks away from the device, bit for bit.
 
-One step sends every block to the device once. While it is there, the update of the previous step is applied, the
-forwards at theta + eps z and theta - eps z both pass through it, it is restored and goes back. The projected gradient
-of a step is known only at its end, so its update is *pending* until the next visit; `flush` applies it where there is
-no next one. The model's own forward runs unmodified (see `streams.py`).
+One step sends every block to the device once. While it is there, the update of the previous step is
+applied, the forwards at theta + eps z and theta - eps z both pass through it, it is restored and
+goes back. The projected gradient of a step is known only at its end, so its update is *pending*
+until the next visit; `flush` applies it where there is no next one. The model's own forward runs
+unmodified (see `streams.py`).
 
 Works on any `nn.Module` whose blocks sit in a `ModuleList` or `Sequential`:
 
@@ -30,7 +31,17 @@ from torch import Tensor, nn
 from projects.zo2.lanes import Pager, Span, Traffic
 from projects.zo2.mezo import NO_DECAY, Loss, model_loss
 from projects.zo2.noise import Noise, Scratch, doubles_exactly
-from projects.zo2.storage import ALIGNMENT, Codec, DiskStore, Field, Layout, RamStore, SafetensorsReader, SafetensorsWriter, round_up
+from projects.zo2.storage import (
+    ALIGNMENT,
+    Codec,
+    DiskStore,
+    Field,
+    Layout,
+    RamStore,
+    SafetensorsReader,
+    SafetensorsWriter,
+    round_up,
+)
 from projects.zo2.streams import DIFFERENT_PATHS, Lockstep
 from projects.zo2.units import Unit, find_blocks, partition
 from shared.errors import UserError
@@ -39,7 +50,8 @@ from shared.seeding import step_seed
 
 @dataclass(frozen=True)
 class Step:
-    """What one step found: the loss at theta + eps z, the projected gradient, and what its update will use.
+    """What one step found: the loss at theta + eps z, the projected gradient, and what its update
+    will use.
 
     A `skipped` step had a loss that is not finite; it leaves no update.
     """
@@ -60,7 +72,10 @@ def _means(plus: list[float], minus: list[float]) -> tuple[float, float]:
     return sum(plus) / len(plus), sum(minus) / len(minus)
 
 
-_UNUSABLE = "the engine was interrupted while it changed weights, which are now of no use: load a checkpoint, or start again"
+_UNUSABLE = (
+    "the engine was interrupted while it changed weights, which are now of no use: load a"
+    " checkpoint, or start again"
+)
 
 
 def _change_weights(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,29 +103,33 @@ class ZO2:
     """Zeroth-order fine-tuning of `model` with its blocks on a host tier.
 
     Args:
-        model: its parameters may be anywhere; with `storage` a path they may be on the meta device, and the file is
-            then trained in place.
-        blocks: names of the containers whose children are offloaded; default the largest ModuleList or Sequential.
-        shared: names of modules outside the blocks that one forward calls more than once (tied weights are found
-            without it).
+        model: its parameters may be anywhere; with `storage` a path they may be on the meta device,
+            and the file is then trained in place.
+        blocks: names of the containers whose children are offloaded; default the largest ModuleList
+            or Sequential.
+        shared: names of modules outside the blocks that one forward calls more than once (tied
+            weights are found without it).
         lr: learning rate, or a function of the step number. Stored with each step's pending update.
         eps: size of the perturbation.
-        weight_decay, no_decay: the update is lr * (g z + weight_decay theta); parameters whose names contain a part of
-            `no_decay` do not decay.
+        weight_decay, no_decay: the update is lr * (g z + weight_decay theta); parameters whose
+            names contain a part of `no_decay` do not decay.
         seed: the step's seeds derive from it and the step number; `step(seed=...)` overrides.
-        probe: "inplace" perturbs and restores the weights as MeZO does (bitwise equal to it, with its rounding
-            drift); "fresh" forms the perturbed weights beside pristine ones (no drift; one more block of device
-            memory).
+        probe: "inplace" perturbs and restores the weights as MeZO does (bitwise equal to it, with
+            its rounding drift); "fresh" forms the perturbed weights beside pristine ones (no drift;
+            one more block of device memory).
         storage: "ram", a path of a safetensors file, or None to keep every block on the device.
-        storage_dtype, rounding: keep floating-point tensors of the blocks in a narrower dtype, rounded to "nearest"
-            or "stochastic"ally.
+        storage_dtype, rounding: keep floating-point tensors of the blocks in a narrower dtype,
+            rounded to "nearest" or "stochastic"ally.
         slots: how many blocks the device holds.
         overlap: move blocks while computing.
-        cache_noise: keep the noise of the visiting block in a buffer (one more block of device memory) and draw it
-            once instead of three times. Without effect in float16, where it would not be MeZO's to the last bit.
-        reuse, bucket: keep the slots for good; move a block as one copy. Off only to show what they are worth.
+        cache_noise: keep the noise of the visiting block in a buffer (one more block of device
+            memory) and draw it once instead of three times. Without effect in float16, where it
+            would not be MeZO's to the last bit.
+        reuse, bucket: keep the slots for good; move a block as one copy. Off only to show what they
+            are worth.
         drop_cache: for a file, read and write the disk itself and not the page cache.
-        device: where to compute; default the device of the first parameter (a CPU for the meta device).
+        device: where to compute; default the device of the first parameter (a CPU for the meta
+            device).
         loss: `loss(model, batch)`, a scalar; default the loss of a Hugging Face model.
         trace: record what each lane did in `spans`.
 
@@ -146,35 +165,55 @@ class ZO2:
             raise UserError(f"eps must be positive, not {eps}")
         if slots < 1:
             raise UserError(f"slots must be at least 1, not {slots}")
-        for name, value, allowed in (("probe", probe, ("inplace", "fresh")), ("rounding", rounding, ("nearest", "stochastic"))):
+        for name, value, allowed in (
+            ("probe", probe, ("inplace", "fresh")),
+            ("rounding", rounding, ("nearest", "stochastic")),
+        ):
             if value not in allowed:
                 raise UserError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
         if not (storage is None or storage == "ram" or isinstance(storage, Path)):
-            raise UserError(f"storage must be 'ram', a pathlib.Path of a safetensors file, or None, not {storage!r}")
+            raise UserError(
+                "storage must be 'ram', a pathlib.Path of a safetensors file, or None, not"
+                f" {storage!r}"
+            )
         if storage is None and storage_dtype is not None:
-            raise UserError("storage_dtype needs a storage: blocks that never leave the device are not stored")
-        self.model, self.lr, self.eps, self.weight_decay, self.no_decay = model, lr, eps, weight_decay, tuple(no_decay)
+            raise UserError(
+                "storage_dtype needs a storage: blocks that never leave the device are not stored"
+            )
+        self.model, self.lr, self.eps, self.weight_decay, self.no_decay = (
+            model,
+            lr,
+            eps,
+            weight_decay,
+            tuple(no_decay),
+        )
         self.seed, self.probe, self.loss = seed, probe, loss
         self.steps = 0
-        # Which forwards run here, and what all losses of a step come to: DistZO2 shares the first out and asks around for the second.
+        # Which forwards run here, and what all losses of a step come to: DistZO2 shares the first
+        # out and asks around for the second.
         self.sides: tuple[Literal["plus", "minus"], ...] = ("plus", "minus")
         self.agree: Callable[[list[float], list[float]], tuple[float, float]] = _means
         first = next(model.parameters(), None)
         if first is None or not any(p.requires_grad for p in model.parameters()):
             raise UserError("the model has no trainable parameter")
-        self._home = torch.device("cpu") if first.is_meta else first.device  # where `unwrap` brings the model back to
+        # where `unwrap` brings the model back to
+        self._home = torch.device("cpu") if first.is_meta else first.device
         self.device = _indexed(torch.device(device) if device is not None else self._home)
         if isinstance(storage, Path) and any(p.is_meta for p in model.parameters()):
             _adopt(model, find_blocks(model, blocks), storage, self.device)
             in_place = True
         else:
             if any(p.is_meta for p in model.parameters()):
-                raise UserError("the model is on the meta device: name the file with its weights by storage=Path(...)")
+                raise UserError(
+                    "the model is on the meta device: name the file with its weights by"
+                    " storage=Path(...)"
+                )
             in_place = False
         self._parts = partition(model, blocks, shared)
         self._units = {unit.name: unit for unit in (*self._parts.resident, *self._parts.blocks)}
         self._root = Unit("", model, self._parts.root, owned=dict(self._parts.root))
-        self._order: list[Unit] = []  # units in the order in which the last step's forward reached them
+        # units in the order in which the last step's forward reached them
+        self._order: list[Unit] = []
         self._pending: _Pending | None = None
         self._stochastic = rounding == "stochastic"
         self._training = {module: module.training for module in model.modules()}
@@ -186,14 +225,22 @@ class ZO2:
 
         self._tensors = [_block_tensors(unit) for unit in self._parts.blocks]
         self._alignment = ALIGNMENT[self.device.type]
-        fields = [[Field(n, tuple(t.shape), t.dtype, _writable(t)) for n, t in tensors.items()] for tensors in self._tensors]
+        fields = [
+            [Field(n, tuple(t.shape), t.dtype, _writable(t)) for n, t in tensors.items()]
+            for tensors in self._tensors
+        ]
         layouts = [Layout(of_block, self._alignment) for of_block in fields]
         self._pager: Pager | None = None
         if storage is not None:
-            codecs = [Codec(layout, layout.stored_as(storage_dtype), self._stochastic) for layout in layouts]
+            codecs = [
+                Codec(layout, layout.stored_as(storage_dtype), self._stochastic)
+                for layout in layouts
+            ]
             store = self._make_store(storage, codecs, in_place, drop_cache, bucket)
             largest = max(layout.nbytes for layout in layouts)
-            self._pager = Pager(store, len(layouts), largest, self.device, slots, overlap, reuse, trace)
+            self._pager = Pager(
+                store, len(layouts), largest, self.device, slots, overlap, reuse, trace
+            )
         else:
             model.to(self.device)
         self._layouts = layouts
@@ -202,42 +249,69 @@ class ZO2:
         trainable = [p for p in model.parameters() if p.requires_grad]
         scratch = Scratch(self.device, max(p.numel() for p in trainable))
         self._probe_noise, self._update_noise = Noise(scratch), Noise(scratch)
-        sizes = {u: sum(self._aligned(p) for p in u.parameters.values() if p not in self._parts.shared) for u in self._units.values()}
+        sizes = {
+            u: sum(self._aligned(p) for p in u.parameters.values() if p not in self._parts.shared)
+            for u in self._units.values()
+        }
         largest_block = max(sizes[u] for u in self._parts.blocks)
-        cache_noise = cache_noise and all(doubles_exactly(p.dtype) for u in self._parts.blocks for p in u.parameters.values())
-        self._cache = torch.empty(largest_block, dtype=torch.uint8, device=self.device) if cache_noise else None
-        self._work = torch.empty(max(sizes.values()), dtype=torch.uint8, device=self.device) if probe == "fresh" else None
+        cache_noise = cache_noise and all(
+            doubles_exactly(p.dtype) for u in self._parts.blocks for p in u.parameters.values()
+        )
+        self._cache = (
+            torch.empty(largest_block, dtype=torch.uint8, device=self.device)
+            if cache_noise
+            else None
+        )
+        self._work = (
+            torch.empty(max(sizes.values()), dtype=torch.uint8, device=self.device)
+            if probe == "fresh"
+            else None
+        )
 
         self._changing = self._unusable = False
         self._lockstep = Lockstep()
         self._mode: Literal["step", "forward"] | None = None
         self._streams = self._plus = 1
         self._visit: _Visit | None = None
-        self._twins: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}  # shared parameter: (home, plus, minus)
+        # shared parameter: (home, plus, minus)
+        self._twins: dict[nn.Parameter, tuple[Tensor, Tensor, Tensor]] = {}
         self._twin_states: dict[nn.Parameter, Tensor] = {}
         self._visited: list[Unit] = []
         self._hooks = []
         for unit in self._units.values():
-            self._hooks.append(unit.module.register_forward_pre_hook(self._entered(unit), prepend=True))
+            self._hooks.append(
+                unit.module.register_forward_pre_hook(self._entered(unit), prepend=True)
+            )
             self._hooks.append(unit.module.register_forward_hook(self._left(unit)))
             for name, child in unit.module.named_children():
-                if any(unit.block is not None or (p.requires_grad and p not in self._parts.shared) for p in child.parameters()):
-                    self._hooks.append(child.register_forward_pre_hook(self._entered_child(unit, name), prepend=True))
+                if any(
+                    unit.block is not None or (p.requires_grad and p not in self._parts.shared)
+                    for p in child.parameters()
+                ):
+                    self._hooks.append(
+                        child.register_forward_pre_hook(
+                            self._entered_child(unit, name), prepend=True
+                        )
+                    )
 
-    # ---- what a user calls -------------------------------------------------------------------------------------------
+    # ---- what a user calls -----------------------------------------------------------------------
 
     @torch.no_grad()
     def step(self, batch: Any, *, seed: int | None = None, lr: float | None = None) -> Step:
-        """One training step on `batch`, or on a list of micro-batches whose losses are averaged (the blocks still
-        travel once).
+        """One training step on `batch`, or on a list of micro-batches whose losses are averaged
+        (the blocks still travel once).
 
-        The update it finds is pending until the next step or `flush`. An exception inside the model or the loss, Ctrl-C
-        among them, leaves the weights unperturbed and nothing pending. One inside the engine itself (out of memory, a
-        file that cannot be read) may leave the weights between two values: the engine then refuses to go on until `load`.
+        The update it finds is pending until the next step or `flush`. An exception inside the model
+        or the loss, Ctrl-C among them, leaves the weights unperturbed and nothing pending. One
+        inside the engine itself (out of memory, a file that cannot be read) may leave the weights
+        between two values: the engine then refuses to go on until `load`.
         """
         self._check_wrapped()
         if isinstance(batch, list) and any(isinstance(part, Tensor) for part in batch):
-            raise UserError("a list is a list of micro-batches; a batch of several tensors must be a tuple or a dictionary")
+            raise UserError(
+                "a list is a list of micro-batches; a batch of several tensors must be a tuple or a"
+                " dictionary"
+            )
         micro_batches = batch if isinstance(batch, list) else [batch]
         if not micro_batches:
             raise UserError("a step needs at least one micro-batch")
@@ -283,7 +357,8 @@ class ZO2:
     def forward(self, run: Callable[[nn.Module], Any]) -> Any:
         """`run(model)` with the current weights; a pending update is applied first.
 
-        May run the model several times, as a generation does. Gives the same result when called twice.
+        May run the model several times, as a generation does. Gives the same result when called
+        twice.
         """
         self._check_wrapped()
         self.flush()
@@ -303,7 +378,9 @@ class ZO2:
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Apply the pending update to every parameter it has not reached. Without effect when nothing is pending."""
+        """Apply the pending update to every parameter it has not reached. Without effect when
+        nothing is pending.
+        """
         if self._pending is None:
             return
         self._update_noise.seed(self._pending.seed)
@@ -317,15 +394,18 @@ class ZO2:
 
     @torch.no_grad()
     def replay(self, steps: Sequence[Step], order: Sequence[str]) -> None:
-        """Do again what `steps` did to the weights, without data or forwards: the weights end bit for bit where the
-        run ended.
+        """Do again what `steps` did to the weights, without data or forwards: the weights end bit
+        for bit where the run ended.
 
         `order` is the run's `order`.
         """
         by_name = {"": self._root, **self._units}
         unknown = [name for name in order if name not in by_name]
         if unknown:
-            raise UserError(f"the log names '{unknown[0]}', which this model does not have: it belongs to another model")
+            raise UserError(
+                f"the log names '{unknown[0]}', which this model does not have: it belongs to"
+                " another model"
+            )
         self._order = [by_name[name] for name in order]
         for place, unit in enumerate(self._order[1:], 1):
             self._claim(unit, self._order[:place])
@@ -336,16 +416,22 @@ class ZO2:
                 self._minus()
                 self._depart()
             self._end_twins()
-            self._pending = None if step.skipped else _Pending(step.seed, step.projected_gradient, step.lr)
+            self._pending = (
+                None if step.skipped else _Pending(step.seed, step.projected_gradient, step.lr)
+            )
             self.steps = step.number + 1
 
     @property
     def order(self) -> list[str]:
-        """Names of the units in the order in which they draw their noise; empty before the first step."""
+        """Names of the units in the order in which they draw their noise; empty before the first
+        step.
+        """
         return [unit.name for unit in self._order]
 
     def parameter_order(self) -> list[str]:
-        """Names of the trainable parameters in the order in which they draw their noise; a plain MeZO that is to be equal must use it."""
+        """Names of the trainable parameters in the order in which they draw their noise; a plain
+        MeZO that is to be equal must use it.
+        """
         return [name for unit in self._order for name in unit.owned]
 
     @property
@@ -381,8 +467,9 @@ class ZO2:
         return self._pager.store.nbytes if self._pager else 0
 
     def tensors(self, flush: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """Name and current value of every parameter and saved buffer, tied ones once; a value is valid until the next is
-        asked for. Without `flush` the update of the last step may be missing.
+        """Name and current value of every parameter and saved buffer, tied ones once; a value is
+        valid until the next is asked for. Without `flush` the update of the last step may be
+        missing.
         """
         if flush:
             self.flush()
@@ -398,14 +485,18 @@ class ZO2:
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors()}
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
-        """Write the weights to a safetensors file, block by block; `path` appears when it is whole."""
+        """Write the weights to a safetensors file, block by block; `path` appears when it
+        is whole.
+        """
         with SafetensorsWriter(path, self._fields(), metadata) as writer:
             for _, tensor in self.tensors():
                 writer.write(tensor)
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
-        """Take the weights from a safetensors file that `save` wrote; a pending update is forgotten."""
+        """Take the weights from a safetensors file that `save` wrote; a pending update is
+        forgotten.
+        """
         self._pending = None
         if self._unusable:
             self._forget_visit()
@@ -413,7 +504,10 @@ class ZO2:
         wanted = {f.name for f in self._fields()}
         if file.names() != wanted:
             odd = sorted(file.names() ^ wanted)[0]
-            raise UserError(f"{path} does not fit the model: '{odd}' is only in {'the file' if odd in file else 'the model'}")
+            raise UserError(
+                f"{path} does not fit the model: '{odd}' is only in"
+                f" {'the file' if odd in file else 'the model'}"
+            )
         for index, unit in enumerate(self._parts.blocks):
             with self._at_home(unit, write=True):
                 for name, tensor in self._tensors[index].items():
@@ -423,7 +517,9 @@ class ZO2:
         self._changing = self._unusable = False
 
     def write_resident(self) -> None:
-        """Make a file that is trained in place a whole checkpoint: the blocks are in it after a flush, what stays on the device is not."""
+        """Make a file that is trained in place a whole checkpoint: the blocks are in it after a
+        flush, what stays on the device is not.
+        """
         assert self._pager is not None
         assert isinstance(self._pager.store, DiskStore)
         self.flush()
@@ -433,12 +529,17 @@ class ZO2:
         self._pager.store.sync()
 
     def unwrap(self) -> nn.Module:
-        """Apply what is pending, bring the blocks back to where the model was before, and return it."""
+        """Apply what is pending, bring the blocks back to where the model was before, and return
+        it.
+        """
         self._check_wrapped()
         self.flush()
         for index, unit in enumerate(self._parts.blocks if self._pager else ()):
             with self._at_home(unit, write=False):
-                homes = {name: tensor.data.to(self._home, copy=True) for name, tensor in self._tensors[index].items()}
+                homes = {
+                    name: tensor.data.to(self._home, copy=True)
+                    for name, tensor in self._tensors[index].items()
+                }
             for name, tensor in self._tensors[index].items():
                 tensor.data = homes[name]
         self.close()
@@ -466,7 +567,7 @@ class ZO2:
         if self._unusable:
             raise UserError(_UNUSABLE)
 
-    # ---- a visit -----------------------------------------------------------------------------------------------------
+    # ---- a visit ---------------------------------------------------------------------------------
     #
     # arrive:  the block is uploaded and bound; the pending update is applied; theta + eps z
     # minus:   theta - eps z
@@ -480,8 +581,9 @@ class ZO2:
 
     @_change_weights
     def _follow_order(self, unit: Unit | None) -> None:
-        """Before `unit` is visited, or at the end: if the last step went on with another unit, apply what is pending to
-        all that it went on with, because its noise comes in that order and this step may not reach them.
+        """Before `unit` is visited, or at the end: if the last step went on with another unit,
+        apply what is pending to all that it went on with, because its noise comes in that order and
+        this step may not reach them.
         """
         left = self._order[len(self._visited) + 1 :]
         if self._pending is None or (left[0] if left else None) is unit:
@@ -543,14 +645,24 @@ class ZO2:
             self._pending.applied.add(visit.unit.name)
         if visit.unit.block is not None:
             if self._pager is not None and self._pager.spans is not None:
-                self._pager.spans.append(Span("compute", visit.unit.block, visit.began, time.perf_counter()))
+                self._pager.spans.append(
+                    Span("compute", visit.unit.block, visit.began, time.perf_counter())
+                )
             self._unbind(visit.unit, write=self._layouts[visit.unit.block].writable_nbytes > 0)
 
     def _move(self, visit: "_Visit", phase: Literal["plus", "minus", "home"]) -> None:
-        """Take the visiting unit's own parameters to theta + eps z, theta - eps z or back to theta."""
+        """Take the visiting unit's own parameters to theta + eps z, theta - eps z or back
+        to theta.
+        """
         if phase == visit.phase:
             return
-        inplace = {("home", "plus"): 1.0, ("plus", "minus"): -2.0, ("minus", "home"): 1.0, ("plus", "home"): -1.0, ("home", "minus"): -1.0}
+        inplace = {
+            ("home", "plus"): 1.0,
+            ("plus", "minus"): -2.0,
+            ("minus", "home"): 1.0,
+            ("plus", "home"): -1.0,
+            ("home", "minus"): -1.0,
+        }
         if visit.state is not None and (self.probe == "inplace" or phase != "home"):
             self._probe_noise.restore(visit.state)
         for parameter, home, noise, work in visit.tensors:
@@ -581,10 +693,12 @@ class ZO2:
                 decay = 0.0 if any(part in name for part in self.no_decay) else self.weight_decay
                 self._update_noise.update(parameter.data, self._pending.lr, self._pending.g, decay)
 
-    # ---- parameters that several places use --------------------------------------------------------------------------
+    # ---- parameters that several places use ------------------------------------------------------
 
     def _make_twins(self, parameter: nn.Parameter) -> None:
-        """Form theta + eps z and theta - eps z of a shared parameter side by side, both from one draw."""
+        """Form theta + eps z and theta - eps z of a shared parameter side by side, both from one
+        draw.
+        """
         home = parameter.data
         self._twin_states[parameter] = self._probe_noise.state()
         plus = torch.empty_like(home)
@@ -616,7 +730,7 @@ class ZO2:
         if self._pending is not None:
             self._pending.applied.add(self._root.name)
 
-    # ---- hooks -------------------------------------------------------------------------------------------------------
+    # ---- hooks -----------------------------------------------------------------------------------
 
     def _entered(self, unit: Unit) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
@@ -625,12 +739,17 @@ class ZO2:
             elif self._mode == "step":
                 self._enter_step(unit)
             elif unit.block is not None and self._pager is not None:
-                raise UserError("the model's blocks are away: call it through engine.step, engine.evaluate or engine.forward")
+                raise UserError(
+                    "the model's blocks are away: call it through engine.step, engine.evaluate or"
+                    " engine.forward"
+                )
 
         return hook
 
     def _entered_child(self, unit: Unit, name: str) -> Callable[..., None]:
-        """Refuses a part of a unit that runs while the unit does not, as the layers of an iterated list of lists would."""
+        """Refuses a part of a unit that runs while the unit does not, as the layers of an iterated
+        list of lists would.
+        """
 
         def hook(module: nn.Module, args: Any) -> None:
             needed = self._mode == "step" or (unit.block is not None and self._pager is not None)
@@ -640,7 +759,10 @@ class ZO2:
                     if self._mode is None
                     else f"choose blocks=[...] so that '{unit.name}' is called itself"
                 )
-                raise UserError(f"'{unit.name}.{name}' runs outside '{unit.name}', whose weights are not there: {remedy}")
+                raise UserError(
+                    f"'{unit.name}.{name}' runs outside '{unit.name}', whose weights are not there:"
+                    f" {remedy}"
+                )
 
         return hook
 
@@ -651,8 +773,14 @@ class ZO2:
                     self._leave_forward()
             elif self._mode == "step":
                 if self._lockstep.active == self._streams - 1:
-                    if self._visit is not None and self._visit.phase == "plus" and self.probe == "inplace":
-                        self._minus()  # nobody runs there, but theta is to be restored by the same roundings as where somebody does
+                    if (
+                        self._visit is not None
+                        and self._visit.phase == "plus"
+                        and self.probe == "inplace"
+                    ):
+                        # nobody runs there, but theta is to be restored by the same roundings as
+                        # where somebody does
+                        self._minus()
                     self._depart()
                 self._lockstep.pause(unit.name)
                 self._show_twins()
@@ -660,14 +788,27 @@ class ZO2:
         return hook
 
     def _enter_step(self, unit: Unit) -> None:
-        # An autocast context that the loss opens turns this on; it would serve the first forward's casts of the weights to the second.
+        # An autocast context that the loss opens turns this on; it would serve the first forward's
+        # casts of the weights to the second.
         torch.set_autocast_cache_enabled(False)
         if self._lockstep.active == 0:
             if self._visit is not None:
-                raise UserError(f"'{unit.name}' runs inside '{self._visit.unit.name}': what one block computes must be a part of it")
-            if unit in self._visited and (unit.block is not None or not all(p in self._parts.shared for p in unit.parameters.values())):
-                remedy = "blocks cannot be shared across depth" if unit.block is not None else "name it in shared=[...]"
-                raise UserError(f"one forward runs '{unit.name}' twice, which would perturb it twice: {remedy}")
+                raise UserError(
+                    f"'{unit.name}' runs inside '{self._visit.unit.name}': what one block computes"
+                    " must be a part of it"
+                )
+            if unit in self._visited and (
+                unit.block is not None
+                or not all(p in self._parts.shared for p in unit.parameters.values())
+            ):
+                remedy = (
+                    "blocks cannot be shared across depth"
+                    if unit.block is not None
+                    else "name it in shared=[...]"
+                )
+                raise UserError(
+                    f"one forward runs '{unit.name}' twice, which would perturb it twice: {remedy}"
+                )
             if unit not in self._visited:
                 self._follow_order(unit)
                 self._claim(unit, [self._root, *self._visited])
@@ -694,9 +835,14 @@ class ZO2:
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        """While weights change: Ctrl-C waits until the end, and any other exception is remembered as one in their midst."""
+        """While weights change: Ctrl-C waits until the end, and any other exception is remembered
+        as one in their midst.
+        """
         interrupted: list[int] = []
-        defer = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        defer = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
         if defer:
             signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))
         self._changing = True
@@ -725,7 +871,9 @@ class ZO2:
                 self._make_away(block)
 
     def _recover(self) -> None:
-        """After an exception inside a step: take the perturbation away and finish the update that was under way."""
+        """After an exception inside a step: take the perturbation away and finish the update that
+        was under way.
+        """
         if self._visit is not None:
             self._depart()
         self._end_twins()
@@ -733,7 +881,7 @@ class ZO2:
             self.flush()
         self._pending = None
 
-    # ---- where blocks lie --------------------------------------------------------------------------------------------
+    # ---- where blocks lie ------------------------------------------------------------------------
 
     def _bind(self, unit: Unit) -> None:
         """Bring a block to the device: its tensors become views into the slot."""
@@ -741,7 +889,13 @@ class ZO2:
             return
         assert unit.block is not None
         slot = self._pager.acquire(unit.block)
-        views = dict(zip((f.name for f in self._layouts[unit.block].fields), self._layouts[unit.block].views(slot), strict=True))
+        views = dict(
+            zip(
+                (f.name for f in self._layouts[unit.block].fields),
+                self._layouts[unit.block].views(slot),
+                strict=True,
+            )
+        )
         for name, tensor in self._tensors[unit.block].items():
             tensor.data = views[name]
 
@@ -751,7 +905,9 @@ class ZO2:
         assert unit.block is not None
         generator = None
         if self._stochastic and write:
-            generator = torch.Generator(self.device).manual_seed(step_seed(self.seed, "rounding", self.steps, unit.block))
+            generator = torch.Generator(self.device).manual_seed(
+                step_seed(self.seed, "rounding", self.steps, unit.block)
+            )
         self._make_away(unit.block)
         self._pager.release(unit.block, write, generator)
 
@@ -772,7 +928,12 @@ class ZO2:
             self._unbind(unit, write)
 
     def _make_store(
-        self, storage: "Literal['ram'] | Path", codecs: list[Codec], in_place: bool, drop_cache: bool, bucket: bool
+        self,
+        storage: "Literal['ram'] | Path",
+        codecs: list[Codec],
+        in_place: bool,
+        drop_cache: bool,
+        bucket: bool,
     ) -> RamStore | DiskStore:
         if storage == "ram":
             store = RamStore(codecs, pinned=self.device.type == "cuda", bucket=bucket)
@@ -783,10 +944,15 @@ class ZO2:
         path = Path(storage)
         if not in_place:
             if path.exists():
-                raise UserError(f"{path} exists: name a new file, or build the model on the meta device to train this one in place")
+                raise UserError(
+                    f"{path} exists: name a new file, or build the model on the meta device to"
+                    " train this one in place"
+                )
             resident = self._resident_state()
             fields = [Field(n, tuple(t.shape), t.dtype, True) for n, t in resident.items()]
-            with SafetensorsWriter(path, fields + [f for c in codecs for f in c.stored.fields]) as writer:
+            with SafetensorsWriter(
+                path, fields + [f for c in codecs for f in c.stored.fields]
+            ) as writer:
                 for tensor in resident.values():
                     writer.write(tensor.data)
                 for tensors, codec in zip(self._tensors, codecs, strict=True):
@@ -800,13 +966,20 @@ class ZO2:
     def _resident_state(self) -> dict[str, Tensor]:
         """Every saved tensor outside the blocks, tied ones once."""
         away = {name for tensors in self._tensors for name in tensors}
-        distinct = {id(t): (n, t) for n, t in reversed(self.model.state_dict(keep_vars=True).items()) if n not in away}
+        distinct = {
+            id(t): (n, t)
+            for n, t in reversed(self.model.state_dict(keep_vars=True).items())
+            if n not in away
+        }
         return dict(reversed(distinct.values()))
 
     def _fields(self) -> list[Field]:
         """What `tensors` yields, without fetching it."""
         blocks = (item for tensors in self._tensors for item in tensors.items())
-        return [Field(n, tuple(t.shape), t.dtype, True) for n, t in (*self._resident_state().items(), *blocks)]
+        return [
+            Field(n, tuple(t.shape), t.dtype, True)
+            for n, t in (*self._resident_state().items(), *blocks)
+        ]
 
     def _place_resident(self) -> None:
         """Everything that does not travel goes to the device."""
@@ -821,14 +994,22 @@ class ZO2:
         return round_up(tensor.numel() * tensor.element_size(), self._alignment)
 
     def _carve(self, buffer: Tensor | None, start: int, like: Tensor) -> tuple[Tensor, int]:
-        """A view into `buffer` (bytes) at `start` with the shape and dtype of `like`, and where the next one begins."""
+        """A view into `buffer` (bytes) at `start` with the shape and dtype of `like`, and where the
+        next one begins.
+        """
         assert buffer is not None
-        view = buffer[start : start + like.numel() * like.element_size()].view(like.dtype).view(like.shape)
+        view = (
+            buffer[start : start + like.numel() * like.element_size()]
+            .view(like.dtype)
+            .view(like.shape)
+        )
         return view, start + self._aligned(like)
 
 
 class _Visit:
-    """A unit on the device: its own parameters as (parameter, home, cached noise, work copy), and where the noise stream stood."""
+    """A unit on the device: its own parameters as (parameter, home, cached noise, work copy), and
+    where the noise stream stood.
+    """
 
     def __init__(self, unit: Unit):
         self.unit = unit
@@ -839,9 +1020,14 @@ class _Visit:
 
 
 def _block_tensors(unit: Unit) -> dict[str, Tensor]:
-    """Every tensor that travels with a block: what its state dict holds, tied tensors once. Other buffers stay on the device."""
+    """Every tensor that travels with a block: what its state dict holds, tied tensors once. Other
+    buffers stay on the device.
+    """
     saved = unit.module.state_dict(prefix=f"{unit.name}.")
-    named = (*unit.module.named_parameters(prefix=unit.name), *unit.module.named_buffers(prefix=unit.name))
+    named = (
+        *unit.module.named_parameters(prefix=unit.name),
+        *unit.module.named_buffers(prefix=unit.name),
+    )
     return {name: tensor for name, tensor in named if name in saved}
 
 
@@ -849,11 +1035,14 @@ def _writable(tensor: Tensor) -> bool:
     return not isinstance(tensor, nn.Parameter) or tensor.requires_grad
 
 
-def _adopt(model: nn.Module, blocks: dict[str, nn.Module], path: Path, device: torch.device) -> None:
-    """Take a model on the meta device off it: what lies outside the blocks gets its values from `path`, the blocks
-    get placeholders.
+def _adopt(
+    model: nn.Module, blocks: dict[str, nn.Module], path: Path, device: torch.device
+) -> None:
+    """Take a model on the meta device off it: what lies outside the blocks gets its values from
+    `path`, the blocks get placeholders.
 
-    The Parameters are made anew, because torch does not let `.data` leave the meta device; tied ones stay tied.
+    The Parameters are made anew, because torch does not let `.data` leave the meta device; tied
+    ones stay tied.
     """
     inside = {id(m) for block in blocks.values() for m in block.modules()}
     made: dict[int, nn.Parameter] = {}
@@ -869,17 +1058,25 @@ def _adopt(model: nn.Module, blocks: dict[str, nn.Module], path: Path, device: t
                 elif name in file:
                     value = file.read(name).to(device, parameter.dtype)
                 else:
-                    raise UserError(f"{path} holds no tensor '{name}'; it is not a checkpoint of this model")
+                    raise UserError(
+                        f"{path} holds no tensor '{name}'; it is not a checkpoint of this model"
+                    )
                 made[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
             module._parameters[key] = made[id(parameter)]
 
 
 def _placeholder(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the same shape and dtype that takes one element of memory; NaN, so that nobody computes with it unnoticed."""
+    """A tensor of the same shape and dtype that takes one element of memory; NaN, so that nobody
+    computes with it unnoticed.
+    """
     fill = float("nan") if tensor.dtype.is_floating_point else 0
     return torch.full((), fill, dtype=tensor.dtype, device=device).expand(tensor.shape)
 
 
 def _indexed(device: torch.device) -> torch.device:
     """The same device with its number, which some of torch's functions want."""
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if device.type == "cuda" and device.index is None
+        else device
+    )

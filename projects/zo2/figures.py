@@ -16,7 +16,18 @@ LABELS = {
     "zo2-lean": "ZO2, 1 slot",
 }
 COLOURS = dict(
-    zip(LABELS, (PALETTE["purple"], PALETTE["amber"], PALETTE["orange"], PALETTE["sky"], PALETTE["blue"], PALETTE["green"]), strict=True)
+    zip(
+        LABELS,
+        (
+            PALETTE["purple"],
+            PALETTE["amber"],
+            PALETTE["orange"],
+            PALETTE["sky"],
+            PALETTE["blue"],
+            PALETTE["green"],
+        ),
+        strict=True,
+    )
 )
 
 
@@ -28,8 +39,20 @@ def memory_law(memory: pd.DataFrame) -> Figure:
     shown = shown[shown["counter"] == counter]
     for method, rows in shown.groupby("method", sort=False):
         rows = rows.sort_values("layers")
-        axes.plot(rows["layers"], rows["peak_bytes"] / 1e9, marker="o", label=LABELS[str(method)], color=COLOURS[str(method)])
-    axes.set(yscale="log", xscale="log", xlabel="blocks", ylabel="peak device memory in GB", title="Peak device memory against depth")
+        axes.plot(
+            rows["layers"],
+            rows["peak_bytes"] / 1e9,
+            marker="o",
+            label=LABELS[str(method)],
+            color=COLOURS[str(method)],
+        )
+    axes.set(
+        yscale="log",
+        xscale="log",
+        xlabel="blocks",
+        ylabel="peak device memory in GB",
+        title="Peak device memory against depth",
+    )
     depths = sorted(shown["layers"].unique())
     axes.set_xticks(depths, [str(d) for d in depths])
     axes.minorticks_off()
@@ -44,19 +67,47 @@ def memory_law(memory: pd.DataFrame) -> Figure:
 
 
 def offloading_cost(sensitivity: pd.DataFrame) -> Figure:
-    """Step time from a cold disk over resident step time, against tokens per step, with the predicted limit."""
+    """Step time from a cold disk over resident step time, against tokens per step, with the
+    predicted limit.
+    """
     found = cost_of_offloading(sensitivity)
     figure, axes = plt.subplots()
-    spread = [found["overlap_ratio"] - found["overlap_low_ratio"], found["overlap_high_ratio"] - found["overlap_ratio"]]
-    axes.plot(found["tokens"], found["sync_ratio"], marker="s", color=PALETTE["orange"], label="without overlap")
-    axes.errorbar(found["tokens"], found["overlap_ratio"], spread, marker="o", capsize=3, color=PALETTE["blue"], label="with overlap")
+    spread = [
+        found["overlap_ratio"] - found["overlap_low_ratio"],
+        found["overlap_high_ratio"] - found["overlap_ratio"],
+    ]
     axes.plot(
-        found["tokens"], found["predicted_ratio"], linestyle="--", color=PALETTE["black"], linewidth=1.3, label="predicted with overlap"
+        found["tokens"],
+        found["sync_ratio"],
+        marker="s",
+        color=PALETTE["orange"],
+        label="without overlap",
+    )
+    axes.errorbar(
+        found["tokens"],
+        found["overlap_ratio"],
+        spread,
+        marker="o",
+        capsize=3,
+        color=PALETTE["blue"],
+        label="with overlap",
+    )
+    axes.plot(
+        found["tokens"],
+        found["predicted_ratio"],
+        linestyle="--",
+        color=PALETTE["black"],
+        linewidth=1.3,
+        label="predicted with overlap",
     )
     axes.axhline(1.0, color="#999999", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(found["tokens"]), [str(t) for t in found["tokens"]])
-    axes.set(xlabel="tokens per step", ylabel="step time over resident", title="Offloading to a cold disk")
+    axes.set(
+        xlabel="tokens per step",
+        ylabel="step time over resident",
+        title="Offloading to a cold disk",
+    )
     axes.legend()
     return figure
 
@@ -67,14 +118,31 @@ def lanes(schedule: pd.DataFrame) -> Figure:
     figure, all_axes = plt.subplots(len(variants), 1, sharex=True, figsize=(6.0, 3.9))
     order = ["upload", "compute", "offload"]
     shades = (PALETTE["blue"], PALETTE["sky"])
-    readable = 0.03 * (schedule["end_seconds"].max() - schedule["start_seconds"].min())  # a bar that has room for a number
+    # a bar that has room for a number
+    readable = 0.03 * (schedule["end_seconds"].max() - schedule["start_seconds"].min())
     for axes, variant in zip(all_axes, variants, strict=True):
         for span in schedule[schedule["variant"] == variant].itertuples():
             row = order.index(span.lane)
             start, end = span.start_seconds, span.end_seconds
-            axes.barh(row, end - start, left=start, height=0.75, color=shades[span.block % 2], edgecolor="white", linewidth=0.5)
+            axes.barh(
+                row,
+                end - start,
+                left=start,
+                height=0.75,
+                color=shades[span.block % 2],
+                edgecolor="white",
+                linewidth=0.5,
+            )
             if end - start > readable:
-                axes.text((start + end) / 2, row, str(span.block), ha="center", va="center", fontsize=8, color="white")
+                axes.text(
+                    (start + end) / 2,
+                    row,
+                    str(span.block),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white",
+                )
         axes.set_yticks(range(len(order)), order)
         axes.invert_yaxis()
         axes.set_title(variant)
@@ -95,6 +163,10 @@ def loss_curves(accuracy: pd.DataFrame) -> Figure:
     for method, look in looks.items():
         rows = steps[steps["method"] == method].sort_values("step")
         axes.plot(rows["step"], rows["train_loss"], label=method, **look)
-    axes.set(xlabel="step", ylabel="training loss of the batch", title="Training loss with the same batches")
+    axes.set(
+        xlabel="step",
+        ylabel="training loss of the batch",
+        title="Training loss with the same batches",
+    )
     figure.legend(loc="outside lower center", ncols=3)
     return figure

@@ -1,13 +1,16 @@
 """`finetune` and `replay`: what the command line does.
 
-What a run leaves in its folder is enough to go on after a crash at any moment, with at most the step under way lost:
+What a run leaves in its folder is enough to go on after a crash at any moment, with at most the
+step under way lost:
 
-- `steps.jsonl`, the log (see `steplog.py`), whose every line is on the disk before the next step begins;
-- `checkpoint/weights.safetensors`, replaced as a whole, which remembers after how many steps it was written;
+- `steps.jsonl`, the log (see `steplog.py`), whose every line is on the disk before the next step
+  begins;
+- `checkpoint/weights.safetensors`, replaced as a whole, which remembers after how many steps it was
+  written;
 - `data/`, the tokens; `working.safetensors`, the file that `--storage disk` trains in place.
 
-Going on means: weights of the checkpoint, then the log's steps since. The working file is of no use then (a crash may
-have left it between two steps) and is made anew.
+Going on means: weights of the checkpoint, then the log's steps since. The working file is of no use
+then (a crash may have left it between two steps) and is made anew.
 """
 
 import argparse
@@ -32,7 +35,14 @@ from projects.zo2.steplog import replay as replay_log
 from shared import runs
 from shared.corpus import IGNORED, Batch, Corpus, sha256
 from shared.errors import UserError
-from shared.models import add_lora, copy_configuration, empty_causal_lm, fingerprint, local_model, save_lora_configuration
+from shared.models import (
+    add_lora,
+    copy_configuration,
+    empty_causal_lm,
+    fingerprint,
+    local_model,
+    save_lora_configuration,
+)
 from shared.models.language import load_tokenizer
 
 LOST_STEPS = 20  # so many losses in a row that are not finite end a run
@@ -40,10 +50,11 @@ LOST_STEPS = 20  # so many losses in a row that are not finite end a run
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that decide which weights a run ends with. They stand in the log; a run goes on only with the same ones.
+    """The settings that decide which weights a run ends with. They stand in the log; a run goes on
+    only with the same ones.
 
-    `flush_every` is None unless blocks are stored in another dtype: only then does it matter when an update reaches
-    the store.
+    `flush_every` is None unless blocks are stored in another dtype: only then does it matter when
+    an update reaches the store.
     """
 
     lr: float
@@ -90,7 +101,9 @@ class Recipe:
         try:
             return cls(**log.header["settings"])
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path}, line 1: {error}; the log is damaged or of another version") from None
+            raise UserError(
+                f"{path}, line 1: {error}; the log is damaged or of another version"
+            ) from None
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step in a run of `steps`."""
@@ -106,7 +119,9 @@ class Recipe:
 
 
 def loss_sum(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """Sum of the next-token losses, and how many there are. Looks at few logits at a time: they are a model's largest tensor."""
+    """Sum of the next-token losses, and how many there are. Looks at few logits at a time: they are
+    a model's largest tensor.
+    """
     logits = model(input_ids=batch["input_ids"]).logits
     labels = batch["labels"][:, 1:]
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
@@ -114,7 +129,12 @@ def loss_sum(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     for sequence, targets in zip(logits, labels, strict=True):
         for start in range(0, len(targets), rows):
             piece = targets[start : start + rows]
-            losses = cross_entropy(sequence[start : start + len(piece)].float(), piece, ignore_index=IGNORED, reduction="none")
+            losses = cross_entropy(
+                sequence[start : start + len(piece)].float(),
+                piece,
+                ignore_index=IGNORED,
+                reduction="none",
+            )
             total += losses.double().sum()
     return total, int((labels != IGNORED).sum())
 
@@ -125,7 +145,7 @@ def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
     return total / max(1, count)
 
 
-# ---- finetune --------------------------------------------------------------------------------------------------------
+# ---- finetune ------------------------------------------------------------------------------------
 
 
 def finetune(options: argparse.Namespace) -> int:
@@ -136,7 +156,10 @@ def finetune(options: argparse.Namespace) -> int:
     recipe = Recipe.of(options)
     storage = options.storage or ("ram" if size is None or device.type == "cuda" else "disk")
     if storage == "none" and recipe.storage_dtype:
-        raise UserError("--storage-dtype needs --storage ram or disk: blocks that never leave the device are not stored")
+        raise UserError(
+            "--storage-dtype needs --storage ram or disk: blocks that never leave the device are"
+            " not stored"
+        )
     if size is not None:  # the tokenizer's threads would keep an unpredictable share of it
         budget.return_freed_memory()
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -153,13 +176,22 @@ class _Run:
     """One call of `finetune`."""
 
     def __init__(
-        self, options: argparse.Namespace, recipe: Recipe, folder: Path, out: Path, device: torch.device, storage: str, size: int | None
+        self,
+        options: argparse.Namespace,
+        recipe: Recipe,
+        folder: Path,
+        out: Path,
+        device: torch.device,
+        storage: str,
+        size: int | None,
     ):
         self.options, self.recipe, self.folder, self.out = options, recipe, folder, out
         self.device, self.storage, self.size = device, storage, size
         self.console = Console(highlight=False, soft_wrap=True)
         self.checkpoint = out / "checkpoint" / "weights.safetensors"
-        self.final = out / ("model.safetensors" if recipe.lora_rank is None else "adapter_model.safetensors")
+        self.final = out / (
+            "model.safetensors" if recipe.lora_rank is None else "adapter_model.safetensors"
+        )
         self.working = out / "working.safetensors"
         self.peak = 0
 
@@ -175,7 +207,9 @@ class _Run:
         if known is not None:
             same_run(known.header, header, self.out)
             if len(known.steps) > options.steps:
-                raise UserError(f"{self.out} has made {len(known.steps)} steps already; --steps may only grow")
+                raise UserError(
+                    f"{self.out} has made {len(known.steps)} steps already; --steps may only grow"
+                )
             if weights.saved_steps(self.final) == options.steps:
                 self._tidy()
                 self._say(f"{self.out} has been trained for {options.steps} steps already")
@@ -185,7 +219,9 @@ class _Run:
         corpus = Corpus.build(options.data, tokenizer, recipe.sequence_length, self.out / "data")
         held_out = None
         if options.eval_data:
-            held_out = Corpus.build(options.eval_data, tokenizer, recipe.sequence_length, self.out / "eval-data")
+            held_out = Corpus.build(
+                options.eval_data, tokenizer, recipe.sequence_length, self.out / "eval-data"
+            )
         model, prefix = empty_model(self.folder, recipe, str(options.model))
         longest = max(c.length for c in (corpus, held_out) if c is not None)
         work = budget.Workload(
@@ -201,13 +237,31 @@ class _Run:
         plan = budget.make_plan(model, work, self.size)
         where = {"ram": "in memory", "disk": "on disk", "none": "on the device"}[self.storage]
         slots = "" if self.storage == "none" else f", {plan.slots} visiting at a time"
-        self._say(f"data: {corpus.rows} rows of up to {corpus.length} tokens, {corpus.tokens} in all")
-        self._say(f"plan: blocks {where}{slots}, noise {'kept' if plan.cache_noise else 'redrawn'}; {plan}")
+        self._say(
+            f"data: {corpus.rows} rows of up to {corpus.length} tokens, {corpus.tokens} in all"
+        )
+        self._say(
+            f"plan: blocks {where}{slots}, noise {'kept' if plan.cache_noise else 'redrawn'};"
+            f" {plan}"
+        )
 
         with ExitStack() as stack:
             stack.enter_context(budget.limit(self.size, self.device))
-            start = max((self.checkpoint, self.final), key=lambda file: weights.saved_steps(file) or 0)
-            engine = build_engine(model, prefix, self.folder, recipe, start, self.storage, self.working, self.device, plan, self._loss)
+            start = max(
+                (self.checkpoint, self.final), key=lambda file: weights.saved_steps(file) or 0
+            )
+            engine = build_engine(
+                model,
+                prefix,
+                self.folder,
+                recipe,
+                start,
+                self.storage,
+                self.working,
+                self.device,
+                plan,
+                self._loss,
+            )
             stack.callback(engine.close)
             if self.storage == "ram" and self.size is not None and self.device.type == "cpu":
                 budget.account_for(engine.host_nbytes)
@@ -215,13 +269,17 @@ class _Run:
             stack.callback(log.close)
             if engine.steps > len(log.log.steps):
                 raise UserError(
-                    f"{start} is of step {engine.steps}, {path} ends at step {len(log.log.steps)}: one of them is not this run's"
+                    f"{start} is of step {engine.steps}, {path} ends at step {len(log.log.steps)}:"
+                    " one of them is not this run's"
                 )
             self._go_on(engine, log)
             stopped = self._train(engine, log, corpus, held_out)
             done = engine.steps
             if stopped:
-                self._say(f"stopped after step {done} of {options.steps}; the same command goes on from there")
+                self._say(
+                    f"stopped after step {done} of {options.steps}; the same command goes on from"
+                    " there"
+                )
                 return 128 + stopped
             self._finish(engine, log)
         self._tidy()
@@ -232,10 +290,14 @@ class _Run:
         if not log.log.steps:
             return
         missing = len(log.log.steps) - engine.steps
-        self._say(f"going on after step {len(log.log.steps)}: {missing} steps are replayed from the log")
+        self._say(
+            f"going on after step {len(log.log.steps)}: {missing} steps are replayed from the log"
+        )
         replay_log(engine, log.log)
 
-    def _train(self, engine: ZO2, log: StepLog, corpus: Corpus, held_out: Corpus | None) -> int | None:
+    def _train(
+        self, engine: ZO2, log: StepLog, corpus: Corpus, held_out: Corpus | None
+    ) -> int | None:
         """Steps until the last one. Returns the signal that stopped it earlier, if one did."""
         options, recipe = self.options, self.recipe
         lost = 0
@@ -243,27 +305,48 @@ class _Run:
             if not step.skipped:
                 break
             lost += 1
-        with runs.stop_signals() as stop, runs.Progress(self.console, engine.steps, options.steps) as progress:
+        with (
+            runs.stop_signals() as stop,
+            runs.Progress(self.console, engine.steps, options.steps) as progress,
+        ):
             while True:
                 done = engine.steps
-                if held_out is not None and done not in log.log.evaluations and (done % options.eval_every == 0 or done == options.steps):
+                if (
+                    held_out is not None
+                    and done not in log.log.evaluations
+                    and (done % options.eval_every == 0 or done == options.steps)
+                ):
                     log.flush()
-                    log.evaluation(_evaluate(engine, held_out, options.eval_rows, recipe.batch_size))
+                    log.evaluation(
+                        _evaluate(engine, held_out, options.eval_rows, recipe.batch_size)
+                    )
                     progress.line(f"step {done}: held-out loss {log.log.evaluations[done]:.4f}")
                 if done == options.steps:
                     return None
-                if done and done % options.checkpoint_every == 0 and weights.saved_steps(self.checkpoint) != done:
+                if (
+                    done
+                    and done % options.checkpoint_every == 0
+                    and weights.saved_steps(self.checkpoint) != done
+                ):
                     log.flush()
                     self.checkpoint.parent.mkdir(exist_ok=True)
-                    weights.save_weights(engine, self.checkpoint, done, recipe.lora_rank is not None)
+                    weights.save_weights(
+                        engine, self.checkpoint, done, recipe.lora_rank is not None
+                    )
                 if stop:
                     return stop[0]
                 if lost >= LOST_STEPS:
                     raise UserError(
-                        f"the loss was not finite in {lost} steps in a row (the last was {done - 1}); try another --out with a smaller --lr"
+                        f"the loss was not finite in {lost} steps in a row (the last was"
+                        f" {done - 1}); try another --out with a smaller --lr"
                     )
-                batches = corpus.step_batches(recipe.seed, done, recipe.batch_size, recipe.accumulate)
-                batches = [{key: tensor.to(self.device) for key, tensor in batch.items()} for batch in batches]
+                batches = corpus.step_batches(
+                    recipe.seed, done, recipe.batch_size, recipe.accumulate
+                )
+                batches = [
+                    {key: tensor.to(self.device) for key, tensor in batch.items()}
+                    for batch in batches
+                ]
                 step = engine.step(batches, lr=recipe.rate(done, options.steps))
                 log.step(step, engine.order)
                 lost = lost + 1 if step.skipped else 0
@@ -280,13 +363,25 @@ class _Run:
         self._sample()
         traffic = engine.traffic
         moved = (
-            f"; moved {budget.format_size(traffic.bytes_up)} up, {budget.format_size(traffic.bytes_down)} down" if traffic.bytes_up else ""
+            f"; moved {budget.format_size(traffic.bytes_up)} up,"
+            f" {budget.format_size(traffic.bytes_down)} down"
+            if traffic.bytes_up
+            else ""
         )
         if self.device.type == "cuda":
-            peak = f"peak GPU memory {budget.format_size(torch.cuda.max_memory_allocated(self.device))}"
+            peak = (
+                "peak GPU memory"
+                f" {budget.format_size(torch.cuda.max_memory_allocated(self.device))}"
+            )
         else:
-            peak = f"peak memory {budget.format_size(self.peak)} allocated, {budget.format_size(budget.memory('VmHWM'))} resident"
-        self._say(f"the {'model' if self.recipe.lora_rank is None else 'adapter'} is in {self.out}; {peak}{moved}")
+            peak = (
+                f"peak memory {budget.format_size(self.peak)} allocated,"
+                f" {budget.format_size(budget.memory('VmHWM'))} resident"
+            )
+        self._say(
+            f"the {'model' if self.recipe.lora_rank is None else 'adapter'} is in {self.out};"
+            f" {peak}{moved}"
+        )
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         loss = mean_loss(model, batch)
@@ -312,7 +407,9 @@ def _evaluate(engine: ZO2, corpus: Corpus, rows: int, batch_size: int) -> float:
         total, count = 0.0, 0
         for start in range(0, min(rows, corpus.rows), batch_size):
             batch = corpus.batch(range(start, min(start + batch_size, rows, corpus.rows)))
-            losses, tokens = loss_sum(model, {key: tensor.to(engine.device) for key, tensor in batch.items()})
+            losses, tokens = loss_sum(
+                model, {key: tensor.to(engine.device) for key, tensor in batch.items()}
+            )
             total, count = total + losses.item(), count + tokens
         return total / max(1, count)
 
@@ -321,17 +418,27 @@ def _evaluate(engine: ZO2, corpus: Corpus, rows: int, batch_size: int) -> float:
 
 def same_run(known: dict[str, Any], now: dict[str, Any], out: Path) -> None:
     """Refuse to go on with something else than what the run in `out` began with."""
-    for part, key, what in (("model", "fingerprint", "another --model"), ("data", "sha256", "other --data")):
+    for part, key, what in (
+        ("model", "fingerprint", "another --model"),
+        ("data", "sha256", "other --data"),
+    ):
         if known.get(part, {}).get(key) != now[part][key]:
             raise UserError(f"{out} holds a run with {what}; name another --out")
     before = known.get("settings", {})
     for key, value in now["settings"].items():
         if before.get(key) != value:
-            option = "checkpoint-every and --eval-every" if key == "flush_every" else key.replace("_", "-")
-            raise UserError(f"{out} holds a run with --{option} {before.get(key)}, not {value}; name another --out")
+            option = (
+                "checkpoint-every and --eval-every"
+                if key == "flush_every"
+                else key.replace("_", "-")
+            )
+            raise UserError(
+                f"{out} holds a run with --{option} {before.get(key)}, not {value}; name another"
+                " --out"
+            )
 
 
-# ---- replay ----------------------------------------------------------------------------------------------------------
+# ---- replay --------------------------------------------------------------------------------------
 
 
 def replay(options: argparse.Namespace) -> int:
@@ -343,7 +450,10 @@ def replay(options: argparse.Namespace) -> int:
     recipe = Recipe.read(log, options.log)
     folder = local_model(options.model)
     if fingerprint(folder) != log.header.get("model", {}).get("fingerprint"):
-        raise UserError(f"{options.model} is not the model that this run began with ({log.header.get('model', {}).get('name')})")
+        raise UserError(
+            f"{options.model} is not the model that this run began with"
+            f" ({log.header.get('model', {}).get('name')})"
+        )
     out: Path = options.out
     lora = recipe.lora_rank is not None
     final = out / ("adapter_model.safetensors" if lora else "model.safetensors")
@@ -353,7 +463,18 @@ def replay(options: argparse.Namespace) -> int:
             raise UserError(f"{out} holds a model already; name another --out")
         model, prefix = empty_model(folder, recipe, str(options.model))
         working = out / "working.safetensors"
-        engine = build_engine(model, prefix, folder, recipe, None, options.storage, working, runs.device(recipe.device), None, mean_loss)
+        engine = build_engine(
+            model,
+            prefix,
+            folder,
+            recipe,
+            None,
+            options.storage,
+            working,
+            runs.device(recipe.device),
+            None,
+            mean_loss,
+        )
         try:
             with runs.Progress(console, 0, len(log.steps)) as progress:
                 replay_log(engine, log, lambda done: show(progress, log.steps[done - 1], 0))
@@ -365,11 +486,14 @@ def replay(options: argparse.Namespace) -> int:
         finally:
             engine.close()
             working.unlink(missing_ok=True)
-    console.print(f"the {'adapter' if lora else 'model'} after {len(log.steps)} steps is in {out}", markup=False)
+    console.print(
+        f"the {'adapter' if lora else 'model'} after {len(log.steps)} steps is in {out}",
+        markup=False,
+    )
     return 0
 
 
-# ---- what both need --------------------------------------------------------------------------------------------------
+# ---- what both need ------------------------------------------------------------------------------
 
 
 def show(progress: runs.Progress, step: Step, tokens: int) -> None:
@@ -384,7 +508,9 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 def empty_model(folder: Path, recipe: Recipe, name: str) -> tuple[Any, str]:
-    """The model on the meta device, with adapters if the recipe has them, and the prefix of its body."""
+    """The model on the meta device, with adapters if the recipe has them, and the prefix of its
+    body.
+    """
     model = empty_causal_lm(folder, getattr(torch, recipe.dtype))
     prefix = model.base_model_prefix
     if recipe.lora_rank is not None:
@@ -407,14 +533,17 @@ def build_engine(
     loss: Any,
     write: bool = True,
 ) -> ZO2:
-    """The engine at the weights of the checkpoint `start`, or at the base model's where there is none.
+    """The engine at the weights of the checkpoint `start`, or at the base model's where there is
+    none.
 
     `write` is False where another process has written the working file.
     """
     steps = weights.saved_steps(start) if start is not None else None
     begun = start if steps is not None else None
     if recipe.lora_rank is not None:
-        source = weights.adapter_source(weights.folder_source(folder, prefix), model, recipe.seed, begun)
+        source = weights.adapter_source(
+            weights.folder_source(folder, prefix), model, recipe.seed, begun
+        )
     elif begun is not None:
         source = weights.file_source(begun)
     else:

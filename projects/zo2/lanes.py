@@ -1,15 +1,17 @@
-"""Moving blocks between the host tier and the device while the device computes (paper: the scheduler and the reusable
-memory).
+"""Moving blocks between the host tier and the device while the device computes (paper: the
+scheduler and the reusable memory).
 
-Three lanes: upload, compute (the calling thread) and offload. Blocks live on the device in a fixed number of slots
-that are allocated once; a block's parameters are views into the slot it visits. With three slots one block computes
-while the next uploads and the last one drains; with one, everything takes turns. What waits for what:
+Three lanes: upload, compute (the calling thread) and offload. Blocks live on the device in a fixed
+number of slots that are allocated once; a block's parameters are views into the slot it visits.
+With three slots one block computes while the next uploads and the last one drains; with one,
+everything takes turns. What waits for what:
 
-- the upload of a block waits until its slot has drained and until the block's own last write has reached the store;
+- the upload of a block waits until its slot has drained and until the block's own last write has
+  reached the store;
 - compute waits for the upload; the offload waits for the compute.
 
-On a GPU each lane has a CUDA stream, and a lane's task ends when its stream has finished, so that the rules above
-hold there as they stand.
+On a GPU each lane has a CUDA stream, and a lane's task ends when its stream has finished, so that
+the rules above hold there as they stand.
 """
 
 import time
@@ -36,7 +38,9 @@ class Span:
 
 @dataclass
 class Traffic:
-    """What has moved since the pager was made. `waited` is how long the compute lane stood still for an upload, in seconds."""
+    """What has moved since the pager was made. `waited` is how long the compute lane stood still
+    for an upload, in seconds.
+    """
 
     bytes_up: int = 0
     bytes_down: int = 0
@@ -46,7 +50,9 @@ class Traffic:
 
 
 class Lane:
-    """Runs tasks one after the other: in a thread of its own, or at once in the caller's when `overlap` is off."""
+    """Runs tasks one after the other: in a thread of its own, or at once in the caller's when
+    `overlap` is off.
+    """
 
     def __init__(self, name: str, device: torch.device, overlap: bool):
         self.name = name
@@ -63,7 +69,8 @@ class Lane:
         done: Future[None] = Future()
         try:
             self._run(task)
-        except BaseException as error:  # as in a thread: it is raised to whoever needs what the task was to do
+        except BaseException as error:
+            # as in a thread: it is raised to whoever needs what the task was to do
             done.set_exception(error)
         else:
             done.set_result(None)
@@ -83,7 +90,9 @@ class Lane:
 
 
 class _Slot:
-    """A block-sized buffer on the device. `block` is its tenant, `ready` its upload, `drained` its last offload."""
+    """A block-sized buffer on the device. `block` is its tenant, `ready` its upload, `drained` its
+    last offload.
+    """
 
     def __init__(self) -> None:
         self.buffer: Tensor | None = None
@@ -96,8 +105,8 @@ class _Slot:
 class Pager:
     """Keeps the blocks of `store` moving through `slots` device buffers of `nbytes` each.
 
-    `reuse` keeps the buffers for good; without it each upload allocates one and each offload frees it, as the
-    published code does.
+    `reuse` keeps the buffers for good; without it each upload allocates one and each offload frees
+    it, as the published code does.
     """
 
     def __init__(
@@ -111,11 +120,20 @@ class Pager:
         reuse: bool,
         trace: bool,
     ):
-        self.store, self.blocks, self.nbytes, self.device, self.reuse = store, blocks, nbytes, device, reuse
+        self.store, self.blocks, self.nbytes, self.device, self.reuse = (
+            store,
+            blocks,
+            nbytes,
+            device,
+            reuse,
+        )
         self.traffic = Traffic()
         self.spans: list[Span] | None = [] if trace else None
         self.pointers: set[int] = set()  # of every buffer that has held a block
-        self._upload, self._offload = Lane("upload", device, overlap), Lane("offload", device, overlap)
+        self._upload, self._offload = (
+            Lane("upload", device, overlap),
+            Lane("offload", device, overlap),
+        )
         self._slots = [_Slot() for _ in range(slots)]
         self._written: dict[int, Future[None]] = {}
         self._ahead = max(1, slots - 2) if overlap else 0
@@ -126,7 +144,8 @@ class Pager:
         self._complete: Callable[[int, Tensor], None] | None = None
 
     def exchange_through(self, complete: Callable[[int, Tensor], None], nbytes: int) -> None:
-        """From now on an upload brings a part of a block, and `complete(block, buffer)`, on a fourth lane, the rest of it.
+        """From now on an upload brings a part of a block, and `complete(block, buffer)`, on a
+        fourth lane, the rest of it.
 
         `nbytes` is what that needs of a buffer. Call it while no block is in use.
         """
@@ -156,7 +175,11 @@ class Pager:
         assert slot is not None
         assert slot.in_use
         slot.in_use, slot.block = False, None
-        computed = torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+        computed = (
+            torch.cuda.current_stream(self.device).record_event()
+            if self.device.type == "cuda"
+            else None
+        )
 
         def offload() -> None:
             if computed is not None:
@@ -166,14 +189,17 @@ class Pager:
                 self.traffic.bytes_down += self.store.write(block, slot.buffer, generator)
             self.traffic.offloads[block] += 1
             if not self.reuse:
-                if computed is not None:  # the memory must not be given out again while it is still being read
+                # the memory must not be given out again while it is still being read
+                if computed is not None:
                     torch.cuda.current_stream(self.device).synchronize()
                 slot.buffer = None
 
         if write:
             slot.drained = self._written[block] = self._offload.submit(offload)
         else:
-            slot.drained = self._offload.submit(computed.synchronize) if computed is not None else None
+            slot.drained = (
+                self._offload.submit(computed.synchronize) if computed is not None else None
+            )
         self._prefetch(block)
 
     def settle(self) -> None:
@@ -191,7 +217,9 @@ class Pager:
                 slot.block = None
 
     def abandon(self) -> None:
-        """Forget every block on the device, in use or not, without writing it, and whatever a lane has failed at."""
+        """Forget every block on the device, in use or not, without writing it, and whatever a lane
+        has failed at.
+        """
         for slot in self._slots:
             for future in (slot.ready, slot.drained):
                 if future is not None:
@@ -212,12 +240,19 @@ class Pager:
     def _prefetch(self, block: int) -> None:
         for step in range(1, self._ahead + 1):
             upcoming = (block + step) % self.blocks
-            if self._slot_of(upcoming) is None and self._start_upload(upcoming, evict=False) is None:
+            if (
+                self._slot_of(upcoming) is None
+                and self._start_upload(upcoming, evict=False) is None
+            ):
                 return
 
     def _start_upload(self, block: int, evict: bool = True) -> _Slot | None:
-        """Put `block` in a free slot; a slot whose tenant was prefetched in vain is free only if `evict`."""
-        free = [s for s in self._slots if s.block is None] or [s for s in self._slots if evict and not s.in_use]
+        """Put `block` in a free slot; a slot whose tenant was prefetched in vain is free only if
+        `evict`.
+        """
+        free = [s for s in self._slots if s.block is None] or [
+            s for s in self._slots if evict and not s.in_use
+        ]
         if not free:
             return None
         slot = min(free, key=lambda s: s.drained is not None and not s.drained.done())

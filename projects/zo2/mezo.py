@@ -1,6 +1,8 @@
-"""MeZO-SGD (Malladi et al., arXiv 2305.17333), as published: the reference that ZO2 must equal to the last bit.
+"""MeZO-SGD (Malladi et al., arXiv 2305.17333), as published: the reference that ZO2 must equal to
+the last bit.
 
-Every parameter is in memory, z is drawn anew four times a step, and nothing is clever. It shares no code with the engine.
+Every parameter is in memory, z is drawn anew four times a step, and nothing is clever. It shares no
+code with the engine.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
-NO_DECAY = ("bias", "layer_norm", "layernorm", "ln")  # parts of the names of parameters that weight decay leaves alone
+# parts of the names of parameters that weight decay leaves alone
+NO_DECAY = ("bias", "layer_norm", "layernorm", "ln")
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -20,10 +23,11 @@ def model_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 class MeZO:
-    """Zeroth-order SGD on the trainable ones of `parameters` (default: all of the model's, in registration order).
+    """Zeroth-order SGD on the trainable ones of `parameters` (default: all of the model's, in
+    registration order).
 
-    The noise of a step is drawn in the order of `parameters`. `loss(model, batch)` returns a scalar. `lr` may be a
-    function of the step number.
+    The noise of a step is drawn in the order of `parameters`. `loss(model, batch)` returns a
+    scalar. `lr` may be a function of the step number.
     """
 
     def __init__(
@@ -39,20 +43,34 @@ class MeZO:
     ):
         named = model.named_parameters() if parameters is None else parameters
         self.parameters = [(name, p) for name, p in named if p.requires_grad]
-        self.model, self.lr, self.eps, self.weight_decay, self.no_decay, self.loss = model, lr, eps, weight_decay, no_decay, loss
+        self.model, self.lr, self.eps, self.weight_decay, self.no_decay, self.loss = (
+            model,
+            lr,
+            eps,
+            weight_decay,
+            no_decay,
+            loss,
+        )
         self.steps = 0
 
     def perturb(self, seed: int, scale: float) -> None:
         """theta = theta + scale * z * eps, with the z of `seed`."""
         generators = self._generators(seed)
         for _, theta in self.parameters:
-            z = torch.normal(0.0, 1.0, theta.shape, generator=generators[theta.device], device=theta.device, dtype=theta.dtype)
+            z = torch.normal(
+                0.0,
+                1.0,
+                theta.shape,
+                generator=generators[theta.device],
+                device=theta.device,
+                dtype=theta.dtype,
+            )
             theta.data = theta.data + scale * z * self.eps
 
     @torch.no_grad()
     def step(self, batch: Any, seed: int) -> tuple[float, float]:
-        """One step on `batch` (a list: its micro-batches, averaged); returns the loss at theta + eps z and the
-        projected gradient.
+        """One step on `batch` (a list: its micro-batches, averaged); returns the loss at theta +
+        eps z and the projected gradient.
 
         A loss that is not finite leaves the parameters without an update.
         """
@@ -69,7 +87,14 @@ class MeZO:
         if g - g == 0:  # neither NaN nor infinite
             generators = self._generators(seed)
             for name, theta in self.parameters:
-                z = torch.normal(0.0, 1.0, theta.shape, generator=generators[theta.device], device=theta.device, dtype=theta.dtype)
+                z = torch.normal(
+                    0.0,
+                    1.0,
+                    theta.shape,
+                    generator=generators[theta.device],
+                    device=theta.device,
+                    dtype=theta.dtype,
+                )
                 if self.weight_decay and not any(part in name for part in self.no_decay):
                     theta.data = theta.data - lr * (g * z + self.weight_decay * theta.data)
                 else:

@@ -1,16 +1,18 @@
 """Gaussian directions that are never stored, and the arithmetic of MeZO on them.
 
-z ~ N(0, I) is drawn again from its seed whenever it is needed. Two properties make the block-wise walk of ZO2 equal
-to MeZO to the last bit:
+z ~ N(0, I) is drawn again from its seed whenever it is needed. Two properties make the block-wise
+walk of ZO2 equal to MeZO to the last bit:
 
-- a generator that walks the tensors in the same order draws the same numbers, wherever the walk pauses;
-- every expression keeps MeZO's rounding: noise is `(scale * z) * eps` in the tensor's own dtype (scales are +-1 and
-  +-2, exact in binary, so `scale * (z * eps)` is the same except where z * eps is subnormal: in float16), the update
-  is `theta - lr * g * z`, and with weight decay `theta - lr * (g * z + decay * theta)`.
+- a generator that walks the tensors in the same order draws the same numbers, wherever the walk
+  pauses;
+- every expression keeps MeZO's rounding: noise is `(scale * z) * eps` in the tensor's own dtype
+  (scales are +-1 and +-2, exact in binary, so `scale * (z * eps)` is the same except where z * eps
+  is subnormal: in float16), the update is `theta - lr * g * z`, and with weight decay `theta - lr *
+  (g * z + decay * theta)`.
 
-On a CPU z is drawn in cache-sized pieces. The Gaussian stream of torch's CPU generator can be cut at multiples of 16
-elements when both sides keep at least 16, so the pieces do not change a bit. A CUDA generator cannot be cut, there a
-tensor is drawn whole.
+On a CPU z is drawn in cache-sized pieces. The Gaussian stream of torch's CPU generator can be cut
+at multiples of 16 elements when both sides keep at least 16, so the pieces do not change a bit. A
+CUDA generator cannot be cut, there a tensor is drawn whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +20,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-PIECE = 1 << 16  # elements drawn at a time on a CPU: 256 KiB of float32, inside a second-level cache
+# elements drawn at a time on a CPU: 256 KiB of float32, inside a second-level cache
+PIECE = 1 << 16
 
-Addition = tuple[Tensor, Tensor, float]  # (target, source, scale): target = source + scale * z * eps
+# (target, source, scale): target = source + scale * z * eps
+Addition = tuple[Tensor, Tensor, float]
 
 
 def pieces(numel: int, piece: int = PIECE) -> Iterator[slice]:
@@ -34,16 +38,18 @@ def pieces(numel: int, piece: int = PIECE) -> Iterator[slice]:
 
 
 def doubles_exactly(dtype: torch.dtype) -> bool:
-    """Whether 2 * (z * eps) is (2 * z) * eps to the last bit: not in float16, where z * eps is often subnormal."""
+    """Whether 2 * (z * eps) is (2 * z) * eps to the last bit: not in float16, where z * eps is
+    often subnormal.
+    """
     return dtype != torch.float16
 
 
 class Scratch:
-    """Memory for one piece of noise (and one more for weight decay), shared by the streams, which are never used at
-    the same time.
+    """Memory for one piece of noise (and one more for weight decay), shared by the streams, which
+    are never used at the same time.
 
-    `longest` is the element count of the largest tensor they will meet: the size of a piece on CUDA, where a tensor
-    is drawn whole.
+    `longest` is the element count of the largest tensor they will meet: the size of a piece on
+    CUDA, where a tensor is drawn whole.
     """
 
     def __init__(self, device: torch.device, longest: int):
@@ -87,7 +93,9 @@ class Noise:
             self._z(tensor, piece)
 
     def add(self, additions: Sequence[Addition], eps: float) -> None:
-        """For each (target, source, scale) in turn: target = source + scale * z * eps, all with the same z (one draw)."""
+        """For each (target, source, scale) in turn: target = source + scale * z * eps, all with the
+        same z (one draw).
+        """
         first = additions[0][0]
         for piece in self._pieces(*(tensor for addition in additions for tensor in addition[:2])):
             z = self._z(first, piece)
@@ -101,7 +109,9 @@ class Noise:
                 torch.add(_part(source, piece), noise, alpha=alpha, out=_part(target, piece))
 
     def update(self, theta: Tensor, lr: float, g: float, decay: float) -> None:
-        """theta = theta - lr * g * z, or theta - lr * (g * z + decay * theta) when `decay` is not zero."""
+        """theta = theta - lr * g * z, or theta - lr * (g * z + decay * theta) when `decay` is not
+        zero.
+        """
         for piece in self._pieces(theta):
             z, part = self._z(theta, piece), _part(theta, piece)
             if decay == 0:
@@ -114,15 +124,23 @@ class Noise:
         if all(tensor.is_contiguous() for tensor in tensors):
             yield from pieces(tensors[0].numel(), self._scratch.piece)
         else:
-            yield None  # z follows the logical order of the elements, which a flat view of these tensors would not
+            # z follows the logical order of the elements, which a flat view of these tensors would
+            # not
+            yield None
 
     def _z(self, tensor: Tensor, piece: slice | None) -> Tensor:
         if piece is None:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).normal_(generator=self.generator)
-        return self._scratch.row(tensor.dtype)[: piece.stop - piece.start].normal_(generator=self.generator)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).normal_(
+                generator=self.generator
+            )
+        return self._scratch.row(tensor.dtype)[: piece.stop - piece.start].normal_(
+            generator=self.generator
+        )
 
     def _like(self, z: Tensor) -> Tensor:
-        """Memory of the shape of `z`, which `_z` returned: a second piece, or new where z was drawn whole."""
+        """Memory of the shape of `z`, which `_z` returned: a second piece, or new where z was drawn
+        whole.
+        """
         row = self._scratch.row(z.dtype, 1)
         return row[: z.numel()].view_as(z) if z.numel() <= row.numel() else torch.empty_like(z)
 

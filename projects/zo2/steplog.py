@@ -1,9 +1,11 @@
-"""The log of a run: one JSON object per line, a few dozen bytes per step, from which the trained weights can be rebuilt.
+"""The log of a run: one JSON object per line, a few dozen bytes per step, from which the trained
+weights can be rebuilt.
 
-The first line is a header (which model, which data, which settings). Then one line per step (seed, projected gradient,
-learning rate, loss; the first step also names the order in which the units draw their noise), one per flush (in
-low-bit storage an update that is applied early is rounded at another place, so a replay must flush where the run did)
-and one per evaluation. Every line is on the disk before the run goes on; a crash can tear only the last one.
+The first line is a header (which model, which data, which settings). Then one line per step (seed,
+projected gradient, learning rate, loss; the first step also names the order in which the units draw
+their noise), one per flush (in low-bit storage an update that is applied early is rounded at
+another place, so a replay must flush where the run did) and one per evaluation. Every line is on
+the disk before the run goes on; a crash can tear only the last one.
 """
 
 import json
@@ -26,8 +28,9 @@ SCHEMA = 1
 class Log:
     """What a log holds.
 
-    `flushes` has the numbers of steps after which everything pending was applied, `evaluations` the held-out loss
-    after a number of steps. `nbytes` is where the good lines end: after it there may be a torn one.
+    `flushes` has the numbers of steps after which everything pending was applied, `evaluations` the
+    held-out loss after a number of steps. `nbytes` is where the good lines end: after it there may
+    be a torn one.
     """
 
     header: dict[str, Any]
@@ -41,8 +44,8 @@ class Log:
 def read_log(path: Path) -> Log | None:
     """Read a log. None when it has no whole first line: the run died before it began.
 
-    One torn last line is left out. Raises UserError when the file is missing, and with the number of the line when
-    anything else is wrong.
+    One torn last line is left out. Raises UserError when the file is missing, and with the number
+    of the line when anything else is wrong.
     """
     try:
         data = path.read_bytes()
@@ -60,7 +63,9 @@ def read_log(path: Path) -> Log | None:
         except ValueError:
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number}: not a JSON object; the log is damaged") from None
+            raise UserError(
+                f"{path}, line {number}: not a JSON object; the log is damaged"
+            ) from None
         try:
             if log is None:
                 log = Log(_header(record))
@@ -88,11 +93,18 @@ def _take(log: Log, record: dict[str, Any]) -> None:
                 raise ValueError(f"step {record['step']} where step {len(log.steps)} should be")
             if not log.steps:
                 log.order = [str(name) for name in record["order"]]
-            values = {key: math.nan if record[key] is None else float(record[key]) for key in ("loss", "projected_gradient")}
-            log.steps.append(Step(record["step"], lr=float(record["lr"]), seed=int(record["seed"]), **values))
+            values = {
+                key: math.nan if record[key] is None else float(record[key])
+                for key in ("loss", "projected_gradient")
+            }
+            log.steps.append(
+                Step(record["step"], lr=float(record["lr"]), seed=int(record["seed"]), **values)
+            )
         case "flush" | "evaluation" as event:
             if record["step"] != len(log.steps):
-                raise ValueError(f"{event} after {record['step']} steps where {len(log.steps)} were made")
+                raise ValueError(
+                    f"{event} after {record['step']} steps where {len(log.steps)} were made"
+                )
             if event == "flush":
                 log.flushes.add(record["step"])
             else:
@@ -105,8 +117,8 @@ class StepLog:
     """Appends to a log. Each line is flushed to the disk before the call returns.
 
     Args:
-        path: made with `header` when it does not exist or has no whole line; otherwise continued, without its torn
-            last line.
+        path: made with `header` when it does not exist or has no whole line; otherwise continued,
+            without its torn last line.
         header: the settings of the run; `SCHEMA` is added.
 
     `log` holds what has been written so far.
@@ -124,7 +136,12 @@ class StepLog:
 
     def step(self, step: "Step", order: Sequence[str]) -> None:
         """Log one step of an engine whose `order` is given."""
-        record = {"event": "step", "step": step.number, "seed": step.seed, "projected_gradient": _number(step.projected_gradient)}
+        record = {
+            "event": "step",
+            "step": step.number,
+            "seed": step.seed,
+            "projected_gradient": _number(step.projected_gradient),
+        }
         record |= {"lr": step.lr, "loss": _number(step.loss)}
         if not self.log.steps:
             record["order"] = list(order)
@@ -132,7 +149,9 @@ class StepLog:
         _take(self.log, record)
 
     def flush(self) -> None:
-        """Log that everything pending is applied now. Called before it is done, so that a crash in between replays it."""
+        """Log that everything pending is applied now. Called before it is done, so that a crash in
+        between replays it.
+        """
         if len(self.log.steps) not in self.log.flushes:
             record = {"event": "flush", "step": len(self.log.steps)}
             self._append(record)
@@ -157,9 +176,11 @@ class StepLog:
 
 
 def replay(engine: "ZO2", log: Log, progress: Any = None) -> None:
-    """Do to `engine`, which stands after `engine.steps` of the logged steps, what the log did from there on.
+    """Do to `engine`, which stands after `engine.steps` of the logged steps, what the log did from
+    there on.
 
-    Bit for bit, in every storage; without data or forwards. `progress(number of steps made)` is called after each.
+    Bit for bit, in every storage; without data or forwards. `progress(number of steps made)` is
+    called after each.
     """
     if engine.steps in log.flushes:
         engine.flush()

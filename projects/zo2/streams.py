@@ -1,12 +1,12 @@
 """Several forwards of one unmodified model, in lockstep.
 
-ZO2 needs the forwards at theta + eps z and at theta - eps z to pass through each block while it is on the device.
-Rewriting the forward of every architecture would do; instead each forward runs as a coroutine (a greenlet) of its own
-and pauses after every unit, so that the model's own code between the units runs as it stands, for any architecture.
-All run in the calling thread.
+ZO2 needs the forwards at theta + eps z and at theta - eps z to pass through each block while it is
+on the device. Rewriting the forward of every architecture would do; instead each forward runs as a
+coroutine (a greenlet) of its own and pauses after every unit, so that the model's own code between
+the units runs as it stands, for any architecture. All run in the calling thread.
 
-What torch keeps per thread (gradient mode, autocast) would leak from one forward into another at a pause, so it is
-saved and restored.
+What torch keeps per thread (gradient mode, autocast) would leak from one forward into another at a
+pause, so it is saved and restored.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,15 @@ from greenlet import getcurrent, greenlet
 
 from shared.errors import UserError
 
-DIFFERENT_PATHS = "the perturbed forwards took different paths through the model; its control flow depends on the data"
+DIFFERENT_PATHS = (
+    "the perturbed forwards took different paths through the model; its control flow depends on the"
+    " data"
+)
 
 
 class Lockstep:
-    """Runs closures side by side; each must call `pause(label)` the same number of times with the same labels.
+    """Runs closures side by side; each must call `pause(label)` the same number of times with the
+    same labels.
 
     `active` is the index of the closure that is running.
     """
@@ -33,8 +37,12 @@ class Lockstep:
 
     def pause(self, label: str) -> None:
         """End this closure's turn. Called from inside a closure."""
-        if torch.is_inference_mode_enabled() != self._inference:  # it cannot be switched at a pause, and would stay on afterwards
-            raise UserError("the loss must not enter torch.inference_mode; a step computes without gradients anyway")
+        # it cannot be switched at a pause, and would stay on afterwards
+        if torch.is_inference_mode_enabled() != self._inference:
+            raise UserError(
+                "the loss must not enter torch.inference_mode; a step computes without gradients"
+                " anyway"
+            )
         parent = getcurrent().parent
         assert parent is not None
         parent.switch(label)
@@ -42,13 +50,14 @@ class Lockstep:
     def run(self, closures: Sequence[Callable[[], Any]]) -> list[Any]:
         """Run all closures to their ends, a turn each round, and return their results.
 
-        An exception in one of them unwinds the others and propagates. Raises UserError when the closures pause at
-        different labels.
+        An exception in one of them unwinds the others and propagates. Raises UserError when the
+        closures pause at different labels.
         """
         self._inference = torch.is_inference_mode_enabled()
         coroutines = [greenlet(closure) for closure in closures]
         for coroutine in coroutines:
-            coroutine.gr_context = copy_context()  # a coroutine of its own would see none of the caller's context variables
+            # a coroutine of its own would see none of the caller's context variables
+            coroutine.gr_context = copy_context()
         contexts = [_torch_context() for _ in closures]
         outside = contexts[0]
         try:
@@ -77,7 +86,10 @@ _DEVICES = ("cpu", "cuda")
 
 
 def _torch_context() -> tuple[Any, ...]:
-    autocast = tuple((device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in _DEVICES)
+    autocast = tuple(
+        (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        for device in _DEVICES
+    )
     return torch.is_grad_enabled(), torch.is_autocast_cache_enabled(), autocast
 
 

@@ -16,17 +16,26 @@ METHODS = {
 
 
 def equality(equality: pd.DataFrame) -> Table:
-    summed = {"differing_losses": "sum", "differing_gradients": "sum", "differing_bits": "sum", "largest_difference": "max"}
+    summed = {
+        "differing_losses": "sum",
+        "differing_gradients": "sum",
+        "differing_bits": "sum",
+        "largest_difference": "max",
+    }
     grouped = equality.groupby(["kind", "variant"], sort=False)
-    frame = grouped.agg({"model": "count", "parameters": "sum", **summed}).rename(columns={"model": "models"}).reset_index()
+    frame = (
+        grouped.agg({"model": "count", "parameters": "sum", **summed})
+        .rename(columns={"model": "models"})
+        .reset_index()
+    )
     models = ", ".join(dict.fromkeys(equality["model"]))
     return Table(
         title="Bits in which ZO2 differs from MeZO",
         caption=(
-            f"After {equality['steps'].iloc[0]} steps and a flush, summed over the models ({models}): losses, projected gradients and "
-            "parameter bits that are not those of plain MeZO with the same noise. The learning rate changes at every "
-            "step and weight decay is "
-            "on. Random weights: equality is a property of the arithmetic."
+            f"After {equality['steps'].iloc[0]} steps and a flush, summed over the models"
+            f" ({models}): losses, projected gradients and parameter bits that are not those of"
+            " plain MeZO with the same noise. The learning rate changes at every step and weight"
+            " decay is on. Random weights: equality is a property of the arithmetic."
         ),
         frame=frame.sort_values("kind", ascending=False, kind="stable"),
         columns={
@@ -40,8 +49,14 @@ def equality(equality: pd.DataFrame) -> Table:
             "largest_difference": Column("largest difference", "{:.1e}"),
         },
         notes=[
-            "'Known fault': what public implementations do, done here on purpose, to show the difference it makes.",
-            "The authors' tests compare printed losses and find them equal; no table of the paper's on this could be had.",
+            (
+                "'Known fault': what public implementations do, done here on purpose, to show the"
+                " difference it makes."
+            ),
+            (
+                "The authors' tests compare printed losses and find them equal; no table of the"
+                " paper's on this could be had."
+            ),
         ],
     )
 
@@ -49,7 +64,9 @@ def equality(equality: pd.DataFrame) -> Table:
 def memory(memory: pd.DataFrame) -> Table:
     keys = ["model", "layers", "counter"]
     measured = memory[memory["peak_bytes"].notna()]
-    frame = measured.pivot_table(index=keys, columns="method", values="peak_bytes", aggfunc="first").rename(columns=METHODS)
+    frame = measured.pivot_table(
+        index=keys, columns="method", values="peak_bytes", aggfunc="first"
+    ).rename(columns=METHODS)
     frame = frame[[name for name in METHODS.values() if name in frame.columns]]
     if "mezo_bytes" in frame.columns:
         frame["saving_share"] = 1 - frame["zo2_bytes"] / frame["mezo_bytes"]
@@ -70,16 +87,26 @@ def memory(memory: pd.DataFrame) -> Table:
     return Table(
         title="Peak device memory against depth",
         caption=(
-            "Highest number of bytes alive on the device during a step, OPT shapes with untied embeddings, batch 1, "
-            f"{memory['tokens'].iloc[0]} tokens, "
-            f"{memory['dtype'].iloc[0]}. Random weights: memory does not depend on them."
+            "Highest number of bytes alive on the device during a step, OPT shapes with untied"
+            f" embeddings, batch 1, {memory['tokens'].iloc[0]} tokens, {memory['dtype'].iloc[0]}."
+            " Random weights: memory does not depend on them."
         ),
         frame=frame.reset_index().sort_values("layers", kind="stable"),
-        columns={name: heading for name, heading in headings.items() if name in frame.columns or name in keys},
+        columns={
+            name: heading
+            for name, heading in headings.items()
+            if name in frame.columns or name in keys
+        },
         paper=paper_numbers("zo2", "memory"),
         notes=[
-            "The counter 'allocator' counts torch's allocations one by one; the offloaded blocks lie outside it, in the last column.",
-            "MeZO draws the noise of a whole tensor; ZO2 draws it in pieces. 'Nothing offloaded' shows what that alone saves.",
+            (
+                "The counter 'allocator' counts torch's allocations one by one; the offloaded"
+                " blocks lie outside it, in the last column."
+            ),
+            (
+                "MeZO draws the noise of a whole tensor; ZO2 draws it in pieces. 'Nothing"
+                " offloaded' shows what that alone saves."
+            ),
         ],
     )
 
@@ -92,9 +119,9 @@ def limit(limit: pd.DataFrame) -> Table:
     return Table(
         title="A pretrained model under a memory limit",
         caption=(
-            f"{limit['model'].iloc[0]} on Wikipedia text, {limit['tokens'].iloc[0]} tokens a step, float32. Each line "
-            "is a process of its own; the "
-            "limit holds for all its private writable memory (RLIMIT_DATA), Python and torch included."
+            f"{limit['model'].iloc[0]} on Wikipedia text, {limit['tokens'].iloc[0]} tokens a step,"
+            " float32. Each line is a process of its own; the limit holds for all its private"
+            " writable memory (RLIMIT_DATA), Python and torch included."
         ),
         frame=frame,
         columns={
@@ -105,15 +132,24 @@ def limit(limit: pd.DataFrame) -> Table:
             "last_loss": Column("last loss", "{:.6f}"),
             "outcome": "outcome",
         },
-        notes=["All draw the same noise. 'Nothing offloaded' is ZO2's own arithmetic with every block on the device, a leaner MeZO."],
+        notes=[
+            "All draw the same noise. 'Nothing offloaded' is ZO2's own arithmetic with every block"
+            " on the device, a leaner MeZO."
+        ],
     )
 
 
-def timings(frame: pd.DataFrame, baseline: str, by: list[str], variant: str = "variant") -> pd.DataFrame:
-    """Median step time per (by, variant), and its ratio to `baseline`'s with a 95 % interval over the rounds."""
+def timings(
+    frame: pd.DataFrame, baseline: str, by: list[str], variant: str = "variant"
+) -> pd.DataFrame:
+    """Median step time per (by, variant), and its ratio to `baseline`'s with a 95 % interval over
+    the rounds.
+    """
     found = []
     for key, group in frame.groupby(by, sort=False):
-        reference = group[group[variant] == baseline].sort_values("repeat")["step_seconds"].to_numpy()
+        reference = (
+            group[group[variant] == baseline].sort_values("repeat")["step_seconds"].to_numpy()
+        )
         for name, rounds in group.groupby(variant, sort=False):
             seconds = rounds.sort_values("repeat")["step_seconds"].to_numpy()
             against = ratio(seconds, reference)
@@ -135,7 +171,10 @@ def timings(frame: pd.DataFrame, baseline: str, by: list[str], variant: str = "v
     return pd.DataFrame(found)
 
 
-INTERVALS = "Intervals are order statistics of the paired ratios; with six rounds or more they hold the true median with 95 % or more."
+INTERVALS = (
+    "Intervals are order statistics of the paired ratios; with six rounds or more they hold the"
+    " true median with 95 % or more."
+)
 
 
 def throughput(throughput: pd.DataFrame) -> Table:
@@ -147,8 +186,8 @@ def throughput(throughput: pd.DataFrame) -> Table:
     return Table(
         title="Throughput with and without offloading",
         caption=(
-            f"Median over {throughput['repeat'].nunique()} rounds in which each variant made one step in turn, one thread of compute. "
-            f"Ratios are to '{baseline}' in the same round."
+            f"Median over {throughput['repeat'].nunique()} rounds in which each variant made one"
+            f" step in turn, one thread of compute. Ratios are to '{baseline}' in the same round."
         ),
         frame=frame,
         columns={
@@ -164,10 +203,14 @@ def throughput(throughput: pd.DataFrame) -> Table:
         },
         notes=[
             INTERVALS,
-            "'Cold' writes through to the disk and drops the page cache, so that each read is a real one; 'warm' "
-            "leaves both to the system.",
-            "Tokens count once, though each goes through two forwards. Absolute times depend on the machine and its "
-            "load; the ratios are paired.",
+            (
+                "'Cold' writes through to the disk and drops the page cache, so that each read is a"
+                " real one; 'warm' leaves both to the system."
+            ),
+            (
+                "Tokens count once, though each goes through two forwards. Absolute times depend on"
+                " the machine and its load; the ratios are paired."
+            ),
         ],
     )
 
@@ -176,7 +219,10 @@ def sensitivity(sensitivity: pd.DataFrame) -> Table:
     frame = cost_of_offloading(sensitivity)
     return Table(
         title="Cost of offloading against tokens per step",
-        caption="Step time from a cold disk over step time with everything on the device; small OPT shape with random weights.",
+        caption=(
+            "Step time from a cold disk over step time with everything on the device; small OPT"
+            " shape with random weights."
+        ),
         frame=frame,
         columns={
             "batch_size": "batch",
@@ -189,8 +235,11 @@ def sensitivity(sensitivity: pd.DataFrame) -> Table:
             "lane_ratio": "longest lane over compute",
         },
         notes=[
-            "Predicted: what the resident step takes, or the longest lane plus what is outside the blocks, whichever is longer. "
-            "It takes the lanes for independent; on a CPU they share memory bandwidth and cores with the compute.",
+            (
+                "Predicted: what the resident step takes, or the longest lane plus what is outside"
+                " the blocks, whichever is longer. It takes the lanes for independent; on a CPU"
+                " they share memory bandwidth and cores with the compute."
+            ),
             INTERVALS,
         ],
     )
@@ -199,10 +248,18 @@ def sensitivity(sensitivity: pd.DataFrame) -> Table:
 def cost_of_offloading(sensitivity: pd.DataFrame) -> pd.DataFrame:
     """Per number of tokens: measured ratios with and without overlap, and the predicted one."""
     found = []
-    for (batch, sequence, tokens), group in sensitivity.groupby(["batch_size", "sequence", "tokens"], sort=True):
-        seconds = {name: rounds.sort_values("repeat")["step_seconds"].to_numpy() for name, rounds in group.groupby("variant")}
+    for (batch, sequence, tokens), group in sensitivity.groupby(
+        ["batch_size", "sequence", "tokens"], sort=True
+    ):
+        seconds = {
+            name: rounds.sort_values("repeat")["step_seconds"].to_numpy()
+            for name, rounds in group.groupby("variant")
+        }
         lanes = group.iloc[0]
-        overlap, sync = ratio(seconds["overlap"], seconds["resident"]), ratio(seconds["no overlap"], seconds["resident"])
+        overlap, sync = (
+            ratio(seconds["overlap"], seconds["resident"]),
+            ratio(seconds["no overlap"], seconds["resident"]),
+        )
         resident = float(pd.Series(seconds["resident"]).median())
         transfers = max(lanes["upload_lane_seconds"], lanes["offload_lane_seconds"])
         outside = max(0.0, resident - lanes["compute_lane_seconds"])
@@ -225,14 +282,21 @@ def cost_of_offloading(sensitivity: pd.DataFrame) -> pd.DataFrame:
 
 def ablation(ablation: pd.DataFrame) -> Table:
     frame = timings(ablation, "full", ["tier"])
-    extra = ablation.groupby(["tier", "variant"], sort=False)[["buffers", "differing_losses"]].last().reset_index()
+    extra = (
+        ablation.groupby(["tier", "variant"], sort=False)[["buffers", "differing_losses"]]
+        .last()
+        .reset_index()
+    )
     frame = frame.merge(extra, on=["tier", "variant"])
     full = frame[frame["variant"] == "full"].set_index("tier")
     frame["up_ratio"] = frame["bytes_up"] / frame["tier"].map(full["bytes_up"])
     frame["down_ratio"] = frame["bytes_down"] / frame["tier"].map(full["bytes_down"])
     return Table(
         title="What each part is worth",
-        caption="Each line takes one part of ZO2 away. Times are paired with 'full' round by round; small Llama shape with random weights.",
+        caption=(
+            "Each line takes one part of ZO2 away. Times are paired with 'full' round by round;"
+            " small Llama shape with random weights."
+        ),
         frame=frame,
         columns={
             "tier": "blocks rest in",
@@ -246,7 +310,10 @@ def ablation(ablation: pd.DataFrame) -> Table:
         },
         notes=[
             INTERVALS,
-            "Without reused slots every visit allocates a buffer of its own; how many addresses that makes is up to the allocator.",
+            (
+                "Without reused slots every visit allocates a buffer of its own; how many addresses"
+                " that makes is up to the allocator."
+            ),
         ],
     )
 
@@ -255,9 +322,9 @@ def lowbit(lowbit: pd.DataFrame) -> Table:
     return Table(
         title="Low-bit storage of the blocks",
         caption=(
-            f"MiniLM on fine-food reviews, {lowbit['steps'].iloc[0]} steps, pristine probes. 'Survives': share of the "
-            "stored values that the first update "
-            "changed, and the cosine of that change with the update."
+            f"MiniLM on fine-food reviews, {lowbit['steps'].iloc[0]} steps, pristine probes."
+            " 'Survives': share of the stored values that the first update changed, and the cosine"
+            " of that change with the update."
         ),
         frame=lowbit,
         columns={
@@ -271,8 +338,8 @@ def lowbit(lowbit: pd.DataFrame) -> Table:
             "test_accuracy": "test accuracy",
         },
         notes=[
-            "Where nothing survives (a cosine of –), the model does not train at all: the update is smaller than half "
-            "a step of the stored format."
+            "Where nothing survives (a cosine of –), the model does not train at all: the update is"
+            " smaller than half a step of the stored format."
         ],
     )
 
@@ -281,9 +348,9 @@ def accuracy(accuracy: pd.DataFrame) -> Table:
     return Table(
         title="Fine-tuning quality",
         caption=(
-            f"After {int(accuracy['step'].max())} steps on held-out examples. The claim is that MeZO and ZO2 are the "
-            "same, so the digest of all weights is "
-            "part of the table. One seed, one learning rate, nothing tuned on the test split."
+            f"After {int(accuracy['step'].max())} steps on held-out examples. The claim is that"
+            " MeZO and ZO2 are the same, so the digest of all weights is part of the table. One"
+            " seed, one learning rate, nothing tuned on the test split."
         ),
         frame=accuracy[accuracy["kind"] == "end"],
         columns={
@@ -292,7 +359,10 @@ def accuracy(accuracy: pd.DataFrame) -> Table:
             "test_accuracy": "test accuracy",
             "weights_sha256": "digest of the weights",
         },
-        notes=["First-order training of the same number of steps is shown for scale; it needs gradients, activations and optimizer state."],
+        notes=[
+            "First-order training of the same number of steps is shown for scale; it needs"
+            " gradients, activations and optimizer state."
+        ],
     )
 
 
@@ -310,13 +380,18 @@ def peers(peers: pd.DataFrame) -> Table:
     memory = forwards.get_group("in memory")["forward_seconds"].to_numpy()
     for name, rounds in forwards:
         against = ratio(rounds["forward_seconds"].to_numpy(), memory)
-        trains = f"{int(rounds['trainable_tensors'].iloc[0])} of {int(rounds['tensors'].iloc[0])} tensors trainable"
+        trains = (
+            f"{int(rounds['trainable_tensors'].iloc[0])} of {int(rounds['tensors'].iloc[0])}"
+            " tensors trainable"
+        )
         lines.append(
             {
                 "peer": name,
                 "what": "forward, blocks on disk",
-                "result": f"{against.value:.2f}x in memory ({against.low:.2f} to {against.high:.2f}); {trains}; "
-                f"loss {'equal' if rounds['equal_loss'].all() else 'different'}",
+                "result": (
+                    f"{against.value:.2f}x in memory ({against.low:.2f} to {against.high:.2f});"
+                    f" {trains}; loss {'equal' if rounds['equal_loss'].all() else 'different'}"
+                ),
             }
         )
     return Table(
@@ -324,8 +399,8 @@ def peers(peers: pd.DataFrame) -> Table:
         caption="What installable packages do on the same inputs, in the same run.",
         frame=pd.DataFrame(lines),
         notes=[
-            "mezo 0.0.1 updates tensors of more than 100,000 elements row by row: unless a row is a multiple of 16 "
-            "long, not along its probe."
+            "mezo 0.0.1 updates tensors of more than 100,000 elements row by row: unless a row is a"
+            " multiple of 16 long, not along its probe."
         ],
     )
 

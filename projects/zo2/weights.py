@@ -1,7 +1,9 @@
-"""A model's tensors on their way between files: one at a time, so that no model is ever in memory as a whole.
+"""A model's tensors on their way between files: one at a time, so that no model is ever in memory
+as a whole.
 
-A model is built on the meta device (`shared.models.empty_causal_lm`) and gets its values from a folder of safetensors
-files, or from a checkpoint of a run. With LoRA the base stays as it is and only the adapters are saved.
+A model is built on the meta device (`shared.models.empty_causal_lm`) and gets its values from a
+folder of safetensors files, or from a checkpoint of a run. With LoRA the base stays as it is and
+only the adapters are saved.
 """
 
 import json
@@ -25,8 +27,8 @@ _PEFT_PREFIX = "base_model.model."
 
 
 def folder_source(folder: Path, prefix: str) -> Source:
-    """The tensors of a model folder. `prefix` is the model's own for its body ("model", "transformer"): some
-    checkpoints leave it out.
+    """The tensors of a model folder. `prefix` is the model's own for its body ("model",
+    "transformer"): some checkpoints leave it out.
     """
     readers = [SafetensorsReader(path) for path in weight_files(folder)]
 
@@ -36,7 +38,9 @@ def folder_source(folder: Path, prefix: str) -> Source:
             for reader in readers:
                 if name in reader:
                     return reader.read(name)
-        raise UserError(f"{folder} holds no tensor '{plain[0]}'; its weights do not fit its config.json")
+        raise UserError(
+            f"{folder} holds no tensor '{plain[0]}'; its weights do not fit its config.json"
+        )
 
     return read
 
@@ -55,7 +59,9 @@ def file_source(path: Path) -> Source:
 
 
 def adapter_source(base: Source, model: nn.Module, seed: int, saved: Path | None) -> Source:
-    """`base`, and the adapters from the file `saved`, or as LoRA begins: B = 0 and A uniform, each drawn from its own seed."""
+    """`base`, and the adapters from the file `saved`, or as LoRA begins: B = 0 and A uniform, each
+    drawn from its own seed.
+    """
     reader = SafetensorsReader(saved) if saved is not None else None
     shapes = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -67,7 +73,8 @@ def adapter_source(base: Source, model: nn.Module, seed: int, saved: Path | None
             return reader.read(_adapter_name(name))
         value = torch.zeros(shapes[name].shape)
         if "lora_A" in name:
-            bound = 1 / math.sqrt(value.shape[1])  # what PEFT's kaiming_uniform_(a=sqrt(5)) comes to
+            # what PEFT's kaiming_uniform_(a=sqrt(5)) comes to
+            bound = 1 / math.sqrt(value.shape[1])
             value.uniform_(-bound, bound, generator=generator(seed, "lora", name))
         return value
 
@@ -86,15 +93,29 @@ def _aliases(model: nn.Module) -> Iterator[tuple[nn.Parameter, list[str]]]:
     yield from names.values()
 
 
-def write_working_file(model: nn.Module, source: Source, path: Path, storage_dtype: torch.dtype | None) -> None:
-    """The file that is trained in place: all parameters, the blocks' buffers too, blocks held as `storage_dtype`."""
+def write_working_file(
+    model: nn.Module, source: Source, path: Path, storage_dtype: torch.dtype | None
+) -> None:
+    """The file that is trained in place: all parameters, the blocks' buffers too, blocks held as
+    `storage_dtype`.
+    """
     blocks = find_blocks(model, None)
-    inside = {id(tensor) for block in blocks.values() for tensor in (*block.parameters(), *block.buffers())}
+    inside = {
+        id(tensor)
+        for block in blocks.values()
+        for tensor in (*block.parameters(), *block.buffers())
+    }
     parameters = [(parameter, names) for parameter, names in _aliases(model)]
-    buffers = [(n, b) for prefix, block in blocks.items() for n, b in block.named_buffers(prefix=prefix)]
+    buffers = [
+        (n, b) for prefix, block in blocks.items() for n, b in block.named_buffers(prefix=prefix)
+    ]
 
     def stored(tensor: Tensor) -> torch.dtype:
-        return storage_dtype if storage_dtype is not None and id(tensor) in inside and tensor.is_floating_point() else tensor.dtype
+        return (
+            storage_dtype
+            if storage_dtype is not None and id(tensor) in inside and tensor.is_floating_point()
+            else tensor.dtype
+        )
 
     fields = [Field(names[0], tuple(p.shape), stored(p), True) for p, names in parameters]
     fields += [Field(name, tuple(b.shape), stored(b), True) for name, b in buffers]
@@ -107,7 +128,11 @@ def write_working_file(model: nn.Module, source: Source, path: Path, storage_dty
 
 def fill(model: nn.Module, source: Source) -> None:
     """Take a model off the meta device. Tied parameters stay tied."""
-    made = {id(p): nn.Parameter(_fitting(source, p, names).to(p.dtype), p.requires_grad) for p, names in _aliases(model) if p.is_meta}
+    made = {
+        id(p): nn.Parameter(_fitting(source, p, names).to(p.dtype), p.requires_grad)
+        for p, names in _aliases(model)
+        if p.is_meta
+    }
     for module in model.modules():
         for key, parameter in module._parameters.items():
             if id(parameter) in made:
@@ -117,18 +142,29 @@ def fill(model: nn.Module, source: Source) -> None:
 def _fitting(source: Source, parameter: nn.Parameter, names: list[str]) -> Tensor:
     value = source(names)
     if value.shape != parameter.shape:
-        raise UserError(f"the weights' '{names[0]}' is {list(value.shape)}, its config.json says {list(parameter.shape)}")
+        raise UserError(
+            f"the weights' '{names[0]}' is {list(value.shape)}, its config.json says"
+            f" {list(parameter.shape)}"
+        )
     return value
 
 
 def save_weights(engine: ZO2, path: Path, steps: int, lora: bool) -> None:
-    """All weights, or only the adapters under the names that PEFT loads. The file appears when it is whole and remembers `steps`."""
+    """All weights, or only the adapters under the names that PEFT loads. The file appears when it
+    is whole and remembers `steps`.
+    """
     metadata = {"steps": str(steps)}
     if not lora:
         engine.save(path, metadata)
         return
-    adapters = {_adapter_name(name): tensor.cpu().clone() for name, tensor in engine.tensors() if "lora_" in name}
-    with SafetensorsWriter(path, [Field(n, tuple(t.shape), t.dtype, True) for n, t in adapters.items()], metadata) as writer:
+    adapters = {
+        _adapter_name(name): tensor.cpu().clone()
+        for name, tensor in engine.tensors()
+        if "lora_" in name
+    }
+    with SafetensorsWriter(
+        path, [Field(n, tuple(t.shape), t.dtype, True) for n, t in adapters.items()], metadata
+    ) as writer:
         for tensor in adapters.values():
             writer.write(tensor)
 

@@ -1,4 +1,6 @@
-"""Unpacking: wheels, sdists, npm tarballs and Debian packages, members chosen by name, and no way out of the target folder."""
+"""Unpacking: wheels, sdists, npm tarballs and Debian packages, members chosen by name, and no way
+out of the target folder.
+"""
 
 import shutil
 import stat
@@ -19,10 +21,11 @@ Wanted = Callable[[str], bool]
 def unpack(file: Path, archive: Archive, target: Path, wanted: Wanted) -> None:
     """Extract the wanted members of `file` below `target`.
 
-    `archive.strip` is taken off the members' names before `wanted` is asked. Only plain files are extracted.
+    `archive.strip` is taken off the members' names before `wanted` is asked. Only plain files are
+    extracted.
 
-    Raises UserError when the archive is damaged, or when any member, wanted or not, has a path that leads out of the archive, or a
-    wanted one is not a plain file.
+    Raises UserError when the archive is damaged, or when any member, wanted or not, has a path that
+    leads out of the archive, or a wanted one is not a plain file.
     """
     try:
         if zipfile.is_zipfile(file):
@@ -57,7 +60,8 @@ def _untar(tar: tarfile.TarFile, strip: str, target: Path, wanted: Wanted) -> No
         name = _stripped(member.name, strip)
         if name is None or member.isdir() or not wanted(name):
             continue
-        tarfile.data_filter(member, str(target))  # refuses what Python itself holds to be unsafe in an archive of data
+        # refuses what Python itself holds to be unsafe in an archive of data
+        tarfile.data_filter(member, str(target))
         if not member.isreg():
             raise UserError(f"{member.name} is not a plain file: refused")
         source = tar.extractfile(member)
@@ -92,8 +96,8 @@ def _write(source: IO[bytes], destination: Path) -> None:
 def _seek_data_member(stream: IO[bytes]) -> None:
     """Move to the start of data.tar.* in a Debian package.
 
-    That is an `ar` archive: 8 magic bytes, then for each member a header of 60 bytes (name in 0:16, size in decimal in 48:58) and its
-    bytes, padded to an even length.
+    That is an `ar` archive: 8 magic bytes, then for each member a header of 60 bytes (name in 0:16,
+    size in decimal in 48:58) and its bytes, padded to an even length.
     """
     if stream.read(8) != b"!<arch>\n":
         raise UserError("not a Debian package")

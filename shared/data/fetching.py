@@ -1,8 +1,10 @@
 """Fetching an entry: find the bytes, check them, put them in place as a whole.
 
-Nothing under an entry's name is ever half-written: all is prepared in `.tmp/<name>/`, checked against the catalogue, stamped, and renamed
-into place. A kill at any moment leaves at most something in `.tmp/`, which the next call for the same entry removes. Downloads are kept
-in `.downloads/`, which may be deleted at any time. A lock per entry and per download lets several processes fetch at once.
+Nothing under an entry's name is ever half-written: all is prepared in `.tmp/<name>/`, checked
+against the catalogue, stamped, and renamed into place. A kill at any moment leaves at most
+something in `.tmp/`, which the next call for the same entry removes. Downloads are kept in
+`.downloads/`, which may be deleted at any time. A lock per entry and per download lets several
+processes fetch at once.
 """
 
 import contextlib
@@ -28,12 +30,15 @@ Report = Callable[[int], None]  # called with the number of bytes there so far
 
 
 def fetch(name: str, source: Path | None = None) -> Path:
-    """Make the entry complete in the cache and return its folder. An entry that is complete and uncorrupted is left alone.
+    """Make the entry complete in the cache and return its folder. An entry that is complete and
+    uncorrupted is left alone.
 
-    `source` is a copy of the user's own, instead of the providers: an archive file that the catalogue names (by its sha256, the name
-    does not matter), a folder of several such archives, or a folder that holds the entry's files.
+    `source` is a copy of the user's own, instead of the providers: an archive file that the
+    catalogue names (by its sha256, the name does not matter), a folder of several such archives, or
+    a folder that holds the entry's files.
 
-    Raises UserError, in one line, when no provider can give the right bytes, or the disk is full; the cache is then as it was before.
+    Raises UserError, in one line, when no provider can give the right bytes, or the disk is full;
+    the cache is then as it was before.
     """
     fields = entry(name)
     with _user_errors(name), _locked(cache_dir() / ".locks" / name), _scratch(name) as work:
@@ -69,7 +74,9 @@ def _from_providers(name: str, fields: Entry, work: Path, report: Report) -> Non
             else:
                 before = 0
                 for archive in provider.archives:
-                    file = _downloaded(provider, archive, lambda size, before=before: report(before + size))  # type: ignore[misc]
+                    file = _downloaded(
+                        provider, archive, lambda size, before=before: report(before + size)
+                    )  # type: ignore[misc]
                     archives.unpack(file, archive, target, fields.wants)
                     before += archive.size
                 used = provider.archives
@@ -78,10 +85,19 @@ def _from_providers(name: str, fields: Entry, work: Path, report: Report) -> Non
         except UserError as error:
             reasons.append(f"{provider}: {error}")
             shutil.rmtree(target, ignore_errors=True)
-    raise UserError(f"{name} could not be fetched ({'; '.join(reasons)}); or bring your own copy: `repro data fetch {name} --from PATH`")
+    raise UserError(
+        f"{name} could not be fetched ({'; '.join(reasons)}); or bring your own copy: `repro data"
+        f" fetch {name} --from PATH`"
+    )
 
 
-def _from_client(provider: DebianIndex | Hub | Torchvision, fields: Entry, scratch: Path, target: Path, report: Report) -> None:
+def _from_client(
+    provider: DebianIndex | Hub | Torchvision,
+    fields: Entry,
+    scratch: Path,
+    target: Path,
+    report: Report,
+) -> None:
     def watch() -> None:
         report(_folder_size(scratch))
 
@@ -101,8 +117,16 @@ def _from_source(name: str, fields: Entry, work: Path, source: Path, report: Rep
     source = source.expanduser().resolve()
     if not source.exists():
         raise UserError(f"{source} does not exist")
-    candidates = [source] if source.is_file() else [file for file in sorted(source.iterdir()) if file.is_file()]
-    sizes = {archive.size for provider in fields.providers for archive in getattr(provider, "archives", [])}
+    candidates = (
+        [source]
+        if source.is_file()
+        else [file for file in sorted(source.iterdir()) if file.is_file()]
+    )
+    sizes = {
+        archive.size
+        for provider in fields.providers
+        for archive in getattr(provider, "archives", [])
+    }
     by_hash = {cache.sha256(file): file for file in candidates if file.stat().st_size in sizes}
     target = work / "new"
     target.mkdir()
@@ -115,8 +139,15 @@ def _from_source(name: str, fields: Entry, work: Path, source: Path, report: Rep
             report(_folder_size(target))
             return
     if source.is_file():
-        known = [f"{archive.file} (sha256 {archive.sha256})" for p in fields.providers for archive in getattr(p, "archives", [])]
-        raise UserError(f"{source} is not the right archive for {name}: wanted is {' or '.join(known) or 'a folder with the files'}")
+        known = [
+            f"{archive.file} (sha256 {archive.sha256})"
+            for p in fields.providers
+            for archive in getattr(p, "archives", [])
+        ]
+        raise UserError(
+            f"{source} is not the right archive for {name}: wanted is"
+            f" {' or '.join(known) or 'a folder with the files'}"
+        )
     _copy(source, fields, target)
     try:
         _complete(name, fields, target, str(source), [])
@@ -138,7 +169,10 @@ def _downloaded(provider: clients.Registry, archive: Archive, report: Report) ->
             clients.download(provider, archive, scratch, lambda: report(_folder_size(scratch)))
             found = scratch / archive.file
             if not found.is_file():
-                raise UserError(f"the registry gave {', '.join(f.name for f in scratch.iterdir())}, not {archive.file}")
+                raise UserError(
+                    f"the registry gave {', '.join(f.name for f in scratch.iterdir())}, not"
+                    f" {archive.file}"
+                )
             if (digest := cache.sha256(found)) != archive.sha256:
                 raise UserError(f"wrong sha256 for {archive.file}: {digest}, not {archive.sha256}")
             found.replace(file)
@@ -148,7 +182,10 @@ def _downloaded(provider: clients.Registry, archive: Archive, report: Report) ->
 
 def _complete(name: str, fields: Entry, target: Path, source: str, used: list[Archive]) -> None:
     """Check the extracted files against the catalogue and write the stamp, last of all."""
-    files = cache.describe(target, sorted(str(file.relative_to(target)) for file in target.rglob("*") if file.is_file()))
+    files = cache.describe(
+        target,
+        sorted(str(file.relative_to(target)) for file in target.rglob("*") if file.is_file()),
+    )
     cache.check(name, fields, files)
     record: cache.Stamp = {
         "content": cache.content_digest(files),
@@ -179,7 +216,8 @@ def _package_folder(provider: Python) -> Path:
 
 def _folder_size(folder: Path) -> int:
     size = 0
-    for parent, _, files in os.walk(folder):  # clients rename and delete while this looks: os.walk minds neither
+    # clients rename and delete while this looks: os.walk minds neither
+    for parent, _, files in os.walk(folder):
         for file in files:
             with contextlib.suppress(OSError):
                 size += os.lstat(os.path.join(parent, file)).st_size
@@ -188,7 +226,9 @@ def _folder_size(folder: Path) -> int:
 
 @contextlib.contextmanager
 def _scratch(key: str) -> Iterator[Path]:
-    """An empty folder, gone afterwards. The caller holds the lock of `key`, so what lies in its place is a killed process's."""
+    """An empty folder, gone afterwards. The caller holds the lock of `key`, so what lies in its
+    place is a killed process's.
+    """
     place = cache_dir() / ".tmp" / key
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True, exist_ok=True)
@@ -217,7 +257,10 @@ def _user_errors(name: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             size = entry(name).download_bytes
             need = f" ({name} downloads {size / 1e6:.0f} MB and unpacks to more)" if size else ""
-            raise UserError(f"no space left in {cache_dir()}{need}: free some, or set REPRO_CACHE to a folder elsewhere") from error
+            raise UserError(
+                f"no space left in {cache_dir()}{need}: free some, or set REPRO_CACHE to a folder"
+                " elsewhere"
+            ) from error
         raise UserError(f"{name} could not be fetched into {cache_dir()}: {error}") from error
 
 

@@ -1,8 +1,10 @@
-"""EK-FAC: the second moment of per-sample gradients in a Kronecker-factored eigenbasis (George et al. 2018).
+"""EK-FAC: the second moment of per-sample gradients in a Kronecker-factored eigenbasis (George et
+al. 2018).
 
-Per layer with per-sample weight gradients G = sum_t g_t a_t^T (a: inputs, g: gradients of the outputs, t: positions):
-A = E[a a^T] and S = E[g g^T] have eigenbases U_A and U_S, and Lambda = E[(U_S^T G U_A)^2] replaces the product of their eigenvalues.
-The layers' blocks are (U_S (x) U_A) diag(Lambda) (U_S (x) U_A)^T; between layers there is nothing.
+Per layer with per-sample weight gradients G = sum_t g_t a_t^T (a: inputs, g: gradients of the
+outputs, t: positions): A = E[a a^T] and S = E[g g^T] have eigenbases U_A and U_S, and Lambda =
+E[(U_S^T G U_A)^2] replaces the product of their eigenvalues. The layers' blocks are (U_S (x) U_A)
+diag(Lambda) (U_S (x) U_A)^T; between layers there is nothing.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,9 @@ from shared.influence.solvers import Info, Solved, relative_residual
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One layer: where its weight and bias lie in w, and its factors. O outputs, I inputs (one more with a bias)."""
+    """One layer: where its weight and bias lie in w, and its factors. O outputs, I inputs (one more
+    with a bias).
+    """
 
     weight: slice
     bias: slice | None
@@ -53,7 +57,9 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class EKFAC:
-    """The approximation K + damping I of E[grad l grad l^T], block by block. Make it with `EKFAC.fit`."""
+    """The approximation K + damping I of E[grad l grad l^T], block by block. Make it with
+    `EKFAC.fit`.
+    """
 
     blocks: tuple[Block, ...]
     size: int
@@ -72,13 +78,15 @@ class EKFAC:
         """Two passes over the data: the factors, then Lambda in their eigenbases.
 
         Args:
-            losses: (w, data) -> [samples], through `parameters.call`. With labels drawn from the model (`draw_labels`) the result
-                approximates the Fisher matrix, for cross-entropy the Gauss-Newton matrix; with the data's labels, the empirical Fisher.
+            losses: (w, data) -> [samples], through `parameters.call`. With labels drawn from the
+                model (`draw_labels`) the result approximates the Fisher matrix, for cross-entropy
+                the Gauss-Newton matrix; with the data's labels, the empirical Fisher.
             damping: added to Lambda; by default a tenth of each layer's mean Lambda.
             l2: weight of a regulariser, added besides.
 
         Raises:
-            UserError: a selected parameter is not of a Linear or an ungrouped Conv2d with zero padding, or of one that is used twice.
+            UserError: a selected parameter is not of a Linear or an ungrouped Conv2d with zero
+                padding, or of one that is used twice.
         """
         layers = _layers(parameters)
         recorded = Recorder(parameters, layers, losses)
@@ -88,9 +96,18 @@ class EKFAC:
             for name, (a_NTI, g_NTO) in recorded(w, piece).items():
                 a, g = a_NTI.flatten(0, 1), g_NTO.flatten(0, 1)
                 now = (a.T @ a, g.T @ g)
-                moments[name] = (moments[name][0] + now[0], moments[name][1] + now[1]) if name in moments else now
-        bases = {name: (torch.linalg.eigh(a)[1], torch.linalg.eigh(s)[1]) for name, (a, s) in moments.items()}
-        lambdas = {name: w.new_zeros(u_s.shape[0], u_a.shape[0]) for name, (u_a, u_s) in bases.items()}
+                moments[name] = (
+                    (moments[name][0] + now[0], moments[name][1] + now[1])
+                    if name in moments
+                    else now
+                )
+        bases = {
+            name: (torch.linalg.eigh(a)[1], torch.linalg.eigh(s)[1])
+            for name, (a, s) in moments.items()
+        }
+        lambdas = {
+            name: w.new_zeros(u_s.shape[0], u_a.shape[0]) for name, (u_a, u_s) in bases.items()
+        }
         for piece in chunks(data, chunk):
             for name, (a_NTI, g_NTO) in recorded(w, piece).items():
                 u_a, u_s = bases[name]
@@ -103,7 +120,16 @@ class EKFAC:
             if float(lambda_OI.min()) + added <= 0:
                 raise UserError(f"EK-FAC of {name} is singular; use a damping above 0")
             bias = where.get(_join(name, "bias"))
-            blocks.append(Block(where[_join(name, "weight")], bias, bases[name][1], bases[name][0], lambda_OI, added))
+            blocks.append(
+                Block(
+                    where[_join(name, "weight")],
+                    bias,
+                    bases[name][1],
+                    bases[name][0],
+                    lambda_OI,
+                    added,
+                )
+            )
         return cls(tuple(blocks), parameters.size)
 
     def product(self, v: Tensor) -> Tensor:
@@ -115,7 +141,9 @@ class EKFAC:
         return self._apply(v, lambda block: 1 / (block.lambda_OI + block.damping))
 
     def solve(self, b: Tensor) -> Solved:
-        """As the solvers: (x, Info); the residual is that of EK-FAC's own matrix, not of the Hessian it stands for."""
+        """As the solvers: (x, Info); the residual is that of EK-FAC's own matrix, not of the
+        Hessian it stands for.
+        """
         x = self.inverse(b)
         return x, Info("ekfac", relative_residual(self.product, x, b), 1, 1)
 
@@ -128,11 +156,13 @@ class EKFAC:
 
 
 def draw_labels(logits: Tensor, seed: torch.Generator) -> Tensor:
-    """A class per row drawn from softmax(logits [n, c]): [n]. With them the second moment of gradients is the Fisher matrix."""
+    """A class per row drawn from softmax(logits [n, c]): [n]. With them the second moment of
+    gradients is the Fisher matrix.
+    """
     return torch.multinomial(logits.detach().softmax(1), 1, generator=seed).squeeze(1)
 
 
-# ---- layers ----------------------------------------------------------------------------------------------------------
+# ---- layers --------------------------------------------------------------------------------------
 
 
 def _linear(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,11 +175,16 @@ def _conv2d(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, 
     """A convolution is a Linear on the patches of its input."""
     assert isinstance(layer, nn.Conv2d)
     assert not isinstance(layer.padding, str)
-    patches = functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    patches = functional.unfold(
+        inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+    )
     return patches.transpose(1, 2), outputs.flatten(2).transpose(1, 2)
 
 
-RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]] = {nn.Linear: _linear, nn.Conv2d: _conv2d}
+RULES: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+}
 
 
 def _layers(parameters: Parameters) -> dict[str, nn.Module]:
@@ -159,19 +194,31 @@ def _layers(parameters: Parameters) -> dict[str, nn.Module]:
     for name in parameters.names:
         owner, _, kind = name.rpartition(".")
         layer = modules[owner]
-        covered = type(layer) in RULES and kind in ("weight", "bias") and _join(owner, "weight") in parameters.names
+        covered = (
+            type(layer) in RULES
+            and kind in ("weight", "bias")
+            and _join(owner, "weight") in parameters.names
+        )
         if isinstance(layer, nn.Conv2d):
-            covered = covered and layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+            covered = (
+                covered
+                and layer.groups == 1
+                and layer.padding_mode == "zeros"
+                and not isinstance(layer.padding, str)
+            )
         if not covered:
             raise UserError(
-                f"EK-FAC covers Linear and ungrouped Conv2d layers, not parameter {name} of a {type(layer).__name__}; select without it"
+                f"EK-FAC covers Linear and ungrouped Conv2d layers, not parameter {name} of a"
+                f" {type(layer).__name__}; select without it"
             )
         found[owner] = layer
     return found
 
 
 class Recorder:
-    """Calls the losses with hooks on the layers: per layer, inputs (a 1 appended for a bias) and gradients of the outputs."""
+    """Calls the losses with hooks on the layers: per layer, inputs (a 1 appended for a bias) and
+    gradients of the outputs.
+    """
 
     def __init__(self, parameters: Parameters, layers: dict[str, nn.Module], losses: Losses):
         self.parameters, self.layers, self.losses = parameters, layers, losses
@@ -183,7 +230,10 @@ class Recorder:
         def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
                 if name in seen:
-                    raise UserError(f"EK-FAC needs layers that are used once; {name} is used again in one forward pass")
+                    raise UserError(
+                        f"EK-FAC needs layers that are used once; {name} is used again in one"
+                        " forward pass"
+                    )
                 seen[name] = (inputs[0].detach(), output)
 
             return keep
@@ -196,7 +246,9 @@ class Recorder:
                 handle.remove()
         unused = [name for name in self.layers if name not in seen]
         if unused:
-            raise UserError(f"the losses do not use layer {unused[0]}; select parameters without it")
+            raise UserError(
+                f"the losses do not use layer {unused[0]}; select parameters without it"
+            )
         grads = torch.autograd.grad(total, [output for _, output in seen.values()])
         found = {}
         for (name, (inputs, _)), g in zip(seen.items(), grads, strict=True):

@@ -1,6 +1,8 @@
-"""How well scores agree with the truth. Correlations and areas are SciPy's and scikit-learn's; the protocols are here.
+"""How well scores agree with the truth. Correlations and areas are SciPy's and scikit-learn's; the
+protocols are here.
 
-Scores follow the package's convention: the predicted change of a metric when a sample is removed. `harm` is minus the score of a loss.
+Scores follow the package's convention: the predicted change of a metric when a sample is removed.
+`harm` is minus the score of a loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from shared.seeding import step_seed
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
 
-# ---- correlation -----------------------------------------------------------------------------------------------------
+# ---- correlation ---------------------------------------------------------------------------------
 
 
 def pearson(predicted: ArrayLike, true: ArrayLike) -> float:
@@ -33,7 +35,8 @@ def spearman(predicted: ArrayLike, true: ArrayLike) -> float:
 
 
 def subset_predictions(scores: ArrayLike, kept: ArrayLike) -> np.ndarray:
-    """The change of the metric that additive scores predict for training on subsets: the sum over what is left out.
+    """The change of the metric that additive scores predict for training on subsets: the sum over
+    what is left out.
 
     Args:
         scores: [n] or, for several queries, [n, q].
@@ -44,12 +47,15 @@ def subset_predictions(scores: ArrayLike, kept: ArrayLike) -> np.ndarray:
     """
     mask, values = np.asarray(kept, dtype=bool), np.asarray(scores, dtype=np.float64)
     if mask.shape[1:] != values.shape[:1]:
-        raise UserError(f"scores of {values.shape[0]} samples do not go with subsets of {mask.shape[1]}")
+        raise UserError(
+            f"scores of {values.shape[0]} samples do not go with subsets of {mask.shape[1]}"
+        )
     return (~mask).astype(np.float64) @ values
 
 
 def lds(scores: ArrayLike, kept: ArrayLike, outcomes: ArrayLike) -> float:
-    """Linear datamodelling score (Park et al. 2023): the rank correlation of predicted and true metric over subsets, mean over queries.
+    """Linear datamodelling score (Park et al. 2023): the rank correlation of predicted and true
+    metric over subsets, mean over queries.
 
     Args:
         scores: [n] or [n, q].
@@ -59,23 +65,30 @@ def lds(scores: ArrayLike, kept: ArrayLike, outcomes: ArrayLike) -> float:
     predicted = np.atleast_2d(subset_predictions(scores, kept).T)
     true = np.atleast_2d(np.asarray(outcomes, dtype=np.float64).T)
     if predicted.shape != true.shape:
-        raise UserError(f"scores predict {predicted.T.shape} outcomes and {true.T.shape} are given; they must be of the same queries")
+        raise UserError(
+            f"scores predict {predicted.T.shape} outcomes and {true.T.shape} are given; they must"
+            " be of the same queries"
+        )
     return float(np.mean([spearman(a, b) for a, b in zip(predicted, true, strict=True)]))
 
 
 def noise_ceiling(first: ArrayLike, second: ArrayLike, statistic: Statistic = pearson) -> float:
-    """The agreement of the truth with itself: the true effects under two seeds of the optimiser, [m] each.
+    """The agreement of the truth with itself: the true effects under two seeds of the optimiser,
+    [m] each.
 
-    No predictor that is blind to the seed can be expected to agree with one of them much better than this.
+    No predictor that is blind to the seed can be expected to agree with one of them much better
+    than this.
     """
     return statistic(np.asarray(first), np.asarray(second))
 
 
-# ---- parameters ------------------------------------------------------------------------------------------------------
+# ---- parameters ----------------------------------------------------------------------------------
 
 
 def cosine(predicted: ArrayLike, true: ArrayLike) -> np.ndarray:
-    """Cosine of predicted and true changes of the parameters, [..., p] -> [...]; 0 where one of them is 0."""
+    """Cosine of predicted and true changes of the parameters, [..., p] -> [...]; 0 where one of
+    them is 0.
+    """
     a, b = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
     sizes = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.asarray((a * b).sum(-1) / np.where(sizes == 0, 1, sizes))
@@ -87,7 +100,7 @@ def relative_error(predicted: ArrayLike, true: ArrayLike) -> np.ndarray:
     return np.asarray(np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1))
 
 
-# ---- detection -------------------------------------------------------------------------------------------------------
+# ---- detection -----------------------------------------------------------------------------------
 
 
 def auroc(harm: ArrayLike, corrupted: ArrayLike) -> float:
@@ -101,7 +114,9 @@ def average_precision(harm: ArrayLike, corrupted: ArrayLike) -> float:
 
 
 def precision_at(harm: ArrayLike, corrupted: ArrayLike, k: int) -> float:
-    """The share of corrupted samples among the k most harmful; of equally harmful ones the first are taken."""
+    """The share of corrupted samples among the k most harmful; of equally harmful ones the first
+    are taken.
+    """
     mask = np.asarray(corrupted, dtype=bool)
     if not 0 < k <= mask.size:
         raise UserError(f"precision at {k} needs 1 to {mask.size} samples")
@@ -109,7 +124,9 @@ def precision_at(harm: ArrayLike, corrupted: ArrayLike, k: int) -> float:
 
 
 def found_share(harm: ArrayLike, corrupted: ArrayLike, inspected: Sequence[float]) -> list[float]:
-    """The share of all corrupted samples found by inspecting these shares of the data, the most harmful first."""
+    """The share of all corrupted samples found by inspecting these shares of the data, the most
+    harmful first.
+    """
     mask = _both_kinds(corrupted)
     found = np.concatenate([[0], np.cumsum(mask[most_harmful(harm)])]) / mask.sum()
     return [float(found[round(share * mask.size)]) for share in inspected]
@@ -120,13 +137,17 @@ def most_harmful(harm: ArrayLike) -> np.ndarray:
     return np.argsort(-np.asarray(harm, dtype=np.float64), kind="stable")
 
 
-def removal_curve(harm: ArrayLike, shares: Sequence[float], outcome: Callable[[list[int]], float]) -> list[float]:
-    """The metric after training without the most harmful shares of the data; `outcome` trains again without the samples it is given."""
+def removal_curve(
+    harm: ArrayLike, shares: Sequence[float], outcome: Callable[[list[int]], float]
+) -> list[float]:
+    """The metric after training without the most harmful shares of the data; `outcome` trains again
+    without the samples it is given.
+    """
     order = most_harmful(harm)
     return [outcome(order[: round(share * order.size)].tolist()) for share in shares]
 
 
-# ---- uncertainty -----------------------------------------------------------------------------------------------------
+# ---- uncertainty ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -139,7 +160,13 @@ class Interval:
 
 
 def bootstrap(
-    predicted: ArrayLike, true: ArrayLike, statistic: Statistic = pearson, *, seed: int, count: int = 1000, level: float = 0.95
+    predicted: ArrayLike,
+    true: ArrayLike,
+    statistic: Statistic = pearson,
+    *,
+    seed: int,
+    count: int = 1000,
+    level: float = 0.95,
 ) -> Interval:
     """A percentile bootstrap interval of a statistic over the m removals."""
     a, b = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
@@ -156,19 +183,31 @@ def paired_bootstrap(
     count: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """The interval of statistic(first, true) - statistic(second, true), both on the same resampled removals."""
+    """The interval of statistic(first, true) - statistic(second, true), both on the same resampled
+    removals.
+    """
     a, b, c = (np.asarray(one, dtype=np.float64) for one in (first, second, true))
-    return _interval(lambda rows: statistic(a[rows], c[rows]) - statistic(b[rows], c[rows]), c.shape[0], seed, count, level)
+    return _interval(
+        lambda rows: statistic(a[rows], c[rows]) - statistic(b[rows], c[rows]),
+        c.shape[0],
+        seed,
+        count,
+        level,
+    )
 
 
-def _interval(value: Callable[[np.ndarray], float], size: int, seed: int, count: int, level: float) -> Interval:
+def _interval(
+    value: Callable[[np.ndarray], float], size: int, seed: int, count: int, level: float
+) -> Interval:
     whole = value(np.arange(size))
     draw = np.random.default_rng(step_seed(seed, "bootstrap"))
     values: list[float] = []
     while len(values) < count:
         try:
             values.append(value(draw.integers(size, size=size)))
-        except UserError:  # a resample may be one pair again and again, or hold no corrupted sample; the whole is known to be none of these
+        except UserError:
+            # a resample may be one pair again and again, or hold no corrupted sample; the whole is
+            # known to be none of these
             continue
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(whole), float(low), float(high))
@@ -177,11 +216,17 @@ def _interval(value: Callable[[np.ndarray], float], size: int, seed: int, count:
 def _pair(predicted: ArrayLike, true: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or a.size < 2:
-        raise UserError(f"a correlation needs two lists of the same length, at least 2, not {a.shape} and {b.shape}")
+        raise UserError(
+            f"a correlation needs two lists of the same length, at least 2, not {a.shape} and"
+            f" {b.shape}"
+        )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise UserError("a correlation needs finite numbers")
     if np.ptp(a) == 0 or np.ptp(b) == 0:
-        raise UserError(f"the {'predicted' if np.ptp(a) == 0 else 'true'} values are all equal: there is no correlation")
+        raise UserError(
+            f"the {'predicted' if np.ptp(a) == 0 else 'true'} values are all equal: there is no"
+            " correlation"
+        )
     return a, b
 
 

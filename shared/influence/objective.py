@@ -1,6 +1,8 @@
-"""What a model was trained on: L(w) = (1/n) sum_i m_i l_i(w) + (l2/2) |w - centre|^2, gone through in chunks.
+"""What a model was trained on: L(w) = (1/n) sum_i m_i l_i(w) + (l2/2) |w - centre|^2, gone through
+in chunks.
 
-A sample is whatever the losses make of a row of the data: an image, a task, a whole batch whose pairs depend on one another.
+A sample is whatever the losses make of a row of the data: an image, a task, a whole batch whose
+pairs depend on one another.
 """
 
 from collections.abc import Callable
@@ -22,8 +24,8 @@ Operator = Callable[[Tensor], Tensor]  # a matrix as its product: [p] -> [p] and
 def class_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """The cross-entropy of each sample: logits [..., classes] and labels [...] -> [...].
 
-    The same numbers as torch's, and curvature products through it take two thirds of the time: the derivative of torch's backward takes the
-    exponentials anew, that of logsumexp's keeps them.
+    The same numbers as torch's, and curvature products through it take two thirds of the time: the
+    derivative of torch's backward takes the exponentials anew, that of logsumexp's keeps them.
     """
     return logits.logsumexp(-1) - logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
@@ -39,7 +41,8 @@ class Objective:
         weights: m [n]; None means 1 everywhere. A removed sample has 0, and n stays n.
         centre: where the regulariser pulls to, [p]; None means 0.
         chunk: samples handled at once; None means all.
-        outputs, output_losses: the losses in two steps, for Gauss-Newton products (`Objective.of_outputs` sets all three).
+        outputs, output_losses: the losses in two steps, for Gauss-Newton products
+            (`Objective.of_outputs` sets all three).
     """
 
     losses: Losses
@@ -54,11 +57,17 @@ class Objective:
     def __post_init__(self) -> None:
         sizes = {part.shape[0] for part in self.data}
         if len(sizes) != 1:
-            raise UserError(f"the data's tensors hold {', '.join(map(str, sorted(sizes)))} samples; they must hold the same number")
+            raise UserError(
+                f"the data's tensors hold {', '.join(map(str, sorted(sizes)))} samples; they must"
+                " hold the same number"
+            )
         if sizes == {0}:
             raise UserError("the data hold no samples")
         if self.weights is not None and self.weights.shape != (self.n,):
-            raise UserError(f"there are {self.n} samples and weights of shape {tuple(self.weights.shape)}; give one weight per sample")
+            raise UserError(
+                f"there are {self.n} samples and weights of shape {tuple(self.weights.shape)}; give"
+                " one weight per sample"
+            )
 
     @classmethod
     def of_outputs(
@@ -71,7 +80,9 @@ class Objective:
         centre: Tensor | None = None,
         chunk: int | None = None,
     ) -> "Objective":
-        """An objective whose losses are output_losses(outputs(w, data), data), so that it has Gauss-Newton products too."""
+        """An objective whose losses are output_losses(outputs(w, data), data), so that it has
+        Gauss-Newton products too.
+        """
 
         def losses(w: Tensor, part: Data) -> Tensor:
             return output_losses(outputs(w, part), part)
@@ -94,13 +105,19 @@ class Objective:
             found = torch.cat([self.losses(w, piece) for piece in chunks(self.data, self.chunk)])
         bad = (~found.isfinite()).nonzero().flatten().tolist()
         if bad:
-            raise UserError(f"the loss of sample {bad[0]} is {found[bad[0]]:g} ({len(bad)} of {self.n} are not finite); look at the data")
+            raise UserError(
+                f"the loss of sample {bad[0]} is {found[bad[0]]:g} ({len(bad)} of {self.n} are not"
+                " finite); look at the data"
+            )
         return found
 
     def gradient(self, w: Tensor) -> Tensor:
         """grad L(w), [p]."""
         note("gradients")
-        total = sum((grad(partial(self._part, piece))(w) for piece in self._pieces()), start=torch.zeros_like(w))
+        total = sum(
+            (grad(partial(self._part, piece))(w) for piece in self._pieces()),
+            start=torch.zeros_like(w),
+        )
         return total + self.l2 * self._away(w)
 
     def hvp(self, w: Tensor, v: Tensor) -> Tensor:
@@ -112,7 +129,9 @@ class Objective:
         return total
 
     def ggn_vp(self, w: Tensor, v: Tensor) -> Tensor:
-        """Gauss-Newton matrix of L at w, regulariser included, times v: [p] -> [p], [p, k] -> [p, k]."""
+        """Gauss-Newton matrix of L at w, regulariser included, times v: [p] -> [p], [p, k] -> [p,
+        k].
+        """
         note("curvature_products", 1 if v.dim() == 1 else v.shape[1])
         total = self.l2 * v
         for outputs, loss in self._steps():
@@ -120,7 +139,9 @@ class Objective:
         return total
 
     def hessian(self, w: Tensor) -> Operator:
-        """The Hessian at w as an operator, for the solvers. Its graph is kept between products, unless the data go in chunks."""
+        """The Hessian at w as an operator, for the solvers. Its graph is kept between products,
+        unless the data go in chunks.
+        """
         if self.chunk is not None:
             return lambda v: self.hvp(w, v)
         (piece,) = self._pieces()
@@ -143,21 +164,37 @@ class Objective:
     def _steps(self) -> list[tuple[products.Function, products.Function]]:
         """For each piece of the data its outputs as a function of w, and their weighted loss."""
         if self.outputs is None or self.output_losses is None:
-            raise UserError("Gauss-Newton products need the losses in two steps; make the objective with Objective.of_outputs")
+            raise UserError(
+                "Gauss-Newton products need the losses in two steps; make the objective with"
+                " Objective.of_outputs"
+            )
         outputs, output_losses = self.outputs, self.output_losses
 
         def of(data: Data, weights: Tensor | None) -> tuple[products.Function, products.Function]:
-            return lambda at: outputs(at, data), lambda at: self._mean(output_losses(at, data), weights)
+            return lambda at: outputs(at, data), lambda at: self._mean(
+                output_losses(at, data), weights
+            )
 
         return [of(data, weights) for data, weights in self._pieces()]
 
     def sampled_hessians(self, w: Tensor, batch: int, seed: int) -> Callable[[int], Operator]:
-        """step -> the Hessian of L on a batch drawn for that step, without bias: what LiSSA takes."""
+        """step -> the Hessian of L on a batch drawn for that step, without bias: what LiSSA
+        takes.
+        """
 
         def at_step(step: int) -> Operator:
-            rows = torch.randint(self.n, (batch,), generator=generator(seed, "lissa", step)).to(self.data[0].device)
+            rows = torch.randint(self.n, (batch,), generator=generator(seed, "lissa", step)).to(
+                self.data[0].device
+            )
             weights = None if self.weights is None else self.weights[rows]
-            part = Objective(self.losses, tuple(one[rows] for one in self.data), self.l2, weights, self.centre, self.chunk)
+            part = Objective(
+                self.losses,
+                tuple(one[rows] for one in self.data),
+                self.l2,
+                weights,
+                self.centre,
+                self.chunk,
+            )
             return part.hessian(w)
 
         return at_step
@@ -168,11 +205,15 @@ class Objective:
         return products.per_sample_gradients(self.losses, w, data, self.chunk)
 
     def sample_dots(self, w: Tensor, directions: Tensor) -> Tensor:
-        """grad l_i(w) . v, unweighted, of every sample by forward mode: [n] for [p], [n, k] for [p, k]."""
+        """grad l_i(w) . v, unweighted, of every sample by forward mode: [n] for [p], [n, k] for [p,
+        k].
+        """
         return products.per_sample_dots(self.losses, w, self.data, directions, self.chunk)
 
     def removal_weights(self, w: Tensor) -> Tensor:
-        """What removing sample i takes from the coefficient of l_i, m_i / n: [n], of the dtype of w."""
+        """What removing sample i takes from the coefficient of l_i, m_i / n: [n], of the dtype of
+        w.
+        """
         weights = w.new_ones(self.n) if self.weights is None else self.weights.to(w)
         return weights / self.n
 

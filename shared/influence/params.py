@@ -21,25 +21,33 @@ from shared.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """Some of a model's parameters as one vector w [p], in the order of `names`. Make it with `Parameters.of`."""
+    """Some of a model's parameters as one vector w [p], in the order of `names`. Make it with
+    `Parameters.of`.
+    """
 
     model: nn.Module
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     dtype: torch.dtype
-    fixed: dict[str, Tensor] = field(repr=False)  # the other parameters and the buffers, as they were when this was made
+    # the other parameters and the buffers, as they were when this was made
+    fixed: dict[str, Tensor] = field(repr=False)
 
     @classmethod
-    def of(cls, model: nn.Module, select: str | Sequence[str] = "*", dtype: torch.dtype | None = None) -> "Parameters":
+    def of(
+        cls, model: nn.Module, select: str | Sequence[str] = "*", dtype: torch.dtype | None = None
+    ) -> "Parameters":
         """Choose parameters by name.
 
         Args:
-            select: one or more patterns as of a shell; one that begins with "!" takes names out again: "head.*", ("*", "!lm_head.weight").
-            dtype: what to compute in, e.g. torch.float64; the model itself stays as it is. By default that of the chosen parameters.
+            select: one or more patterns as of a shell; one that begins with "!" takes names out
+                again: "head.*", ("*", "!lm_head.weight").
+            dtype: what to compute in, e.g. torch.float64; the model itself stays as it is. By
+                default that of the chosen parameters.
 
         Raises:
-            UserError: nothing is chosen, both names of a tied parameter are, the chosen are of several types, or the model is in a mode
-                whose derivatives are random or wrong (see `refuse_train_mode`).
+            UserError: nothing is chosen, both names of a tied parameter are, the chosen are of
+                several types, or the model is in a mode whose derivatives are random or wrong (see
+                `refuse_train_mode`).
         """
         refuse_train_mode(model)
         select = (select,) if isinstance(select, str) else select
@@ -47,22 +55,34 @@ class Parameters:
         chosen = {name: value for name, value in named.items() if _matches(name, select)}
         if not chosen:
             known = ", ".join(list(named)[:5]) or "it has none"
-            raise UserError(f"no parameter is called {' or '.join(select)}; the model's are {known}{' ...' if len(named) > 5 else ''}")
+            raise UserError(
+                f"no parameter is called {' or '.join(select)}; the model's are"
+                f" {known}{' ...' if len(named) > 5 else ''}"
+            )
         first: dict[int, str] = {}
         for name, value in chosen.items():
             if id(value) in first:
-                raise UserError(f"parameters {first[id(value)]} and {name} are one tensor; select one, e.g. add the pattern '!{name}'")
+                raise UserError(
+                    f"parameters {first[id(value)]} and {name} are one tensor; select one, e.g. add"
+                    f" the pattern '!{name}'"
+                )
             first[id(value)] = name
         kinds = {value.dtype for value in chosen.values()}
         if dtype is None and len(kinds) > 1:
-            raise UserError(f"the selected parameters are of types {', '.join(sorted(map(str, kinds)))}; name one as dtype")
+            raise UserError(
+                f"the selected parameters are of types {', '.join(sorted(map(str, kinds)))}; name"
+                " one as dtype"
+            )
         dtype = dtype or kinds.pop()
         fixed: dict[str, Tensor] = {}
-        for name, other in [*model.named_parameters(), *model.named_buffers()]:  # tied ones once: functional_call wants it so
+        # tied ones once: functional_call wants it so
+        for name, other in [*model.named_parameters(), *model.named_buffers()]:
             if id(other) not in first:
                 kept = other.detach().clone()
                 fixed[name] = kept.to(dtype) if kept.is_floating_point() else kept
-        return cls(model, tuple(chosen), tuple(value.shape for value in chosen.values()), dtype, fixed)
+        return cls(
+            model, tuple(chosen), tuple(value.shape for value in chosen.values()), dtype, fixed
+        )
 
     @property
     def size(self) -> int:
@@ -83,12 +103,19 @@ class Parameters:
     def unflatten(self, w: Tensor) -> dict[str, Tensor]:
         """The parameters by name, as views of w [p]."""
         if w.shape != (self.size,):
-            raise UserError(f"a vector of {self.size} parameters is needed, not one of shape {tuple(w.shape)}")
+            raise UserError(
+                f"a vector of {self.size} parameters is needed, not one of shape {tuple(w.shape)}"
+            )
         parts = w.split([shape.numel() for shape in self.shapes])
-        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+        return {
+            name: part.view(shape)
+            for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
 
     def call(self, w: Tensor, *inputs: Any, **options: Any) -> Any:
-        """The model's output at w [p], everything else fixed. A pure function: it may be differentiated, vmapped and so on."""
+        """The model's output at w [p], everything else fixed. A pure function: it may be
+        differentiated, vmapped and so on.
+        """
         refuse_train_mode(self.model)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no forward mode
             return functional_call(self.model, {**self.fixed, **self.unflatten(w)}, inputs, options)
@@ -102,12 +129,21 @@ class Parameters:
 
 
 def refuse_train_mode(model: nn.Module) -> None:
-    """Raise UserError for a module whose output depends on chance or on the rest of the batch, or that changes when it is called."""
+    """Raise UserError for a module whose output depends on chance or on the rest of the batch, or
+    that changes when it is called.
+    """
     for name, module in model.named_modules():
         what = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise UserError(f"{what} normalises by statistics of its batch: call model.eval(), or use GroupNorm or LayerNorm")
-        if isinstance(module, _InstanceNorm) and module.training and module.running_mean is not None:
+            raise UserError(
+                f"{what} normalises by statistics of its batch: call model.eval(), or use GroupNorm"
+                " or LayerNorm"
+            )
+        if (
+            isinstance(module, _InstanceNorm)
+            and module.training
+            and module.running_mean is not None
+        ):
             raise UserError(f"{what} updates its running statistics: call model.eval()")
         rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
         if module.training and isinstance(rate, float) and rate > 0:
@@ -115,20 +151,28 @@ def refuse_train_mode(model: nn.Module) -> None:
 
 
 def refuse_wrong_third_derivatives(model: nn.Module) -> None:
-    """Raise UserError for a module of whose kernel torch computes third derivatives wrongly without a word; for who takes a derivative of
-    a Hessian product.
+    """Raise UserError for a module of whose kernel torch computes third derivatives wrongly without
+    a word; for who takes a derivative of a Hessian product.
 
-    Found in torch 2.13, forward and reverse, against finite differences: LayerNorm, and InstanceNorm and batch norm where they take the
-    statistics of their input. First and second derivatives are right, as is all of GroupNorm, RMSNorm and batch norm in eval mode.
-    The functions of torch.nn.functional have the same fault and cannot be seen here.
+    Found in torch 2.13, forward and reverse, against finite differences: LayerNorm, and
+    InstanceNorm and batch norm where they take the statistics of their input. First and second
+    derivatives are right, as is all of GroupNorm, RMSNorm and batch norm in eval mode. The
+    functions of torch.nn.functional have the same fault and cannot be seen here.
     """
     for name, module in model.named_modules():
-        own_statistics = isinstance(module, _NormBase) and (module.training or module.running_mean is None)
+        own_statistics = isinstance(module, _NormBase) and (
+            module.training or module.running_mean is None
+        )
         if own_statistics or isinstance(module, nn.LayerNorm):
             kind = type(module).__name__
-            raise UserError(f"{name or 'the model'} ({kind}): torch's third derivatives of {kind} are wrong; use GroupNorm or RMSNorm")
+            raise UserError(
+                f"{name or 'the model'} ({kind}): torch's third derivatives of {kind} are wrong;"
+                " use GroupNorm or RMSNorm"
+            )
 
 
 def _matches(name: str, select: Sequence[str]) -> bool:
     taken = any(fnmatchcase(name, pattern) for pattern in select if not pattern.startswith("!"))
-    return taken and not any(fnmatchcase(name, pattern[1:]) for pattern in select if pattern.startswith("!"))
+    return taken and not any(
+        fnmatchcase(name, pattern[1:]) for pattern in select if pattern.startswith("!")
+    )

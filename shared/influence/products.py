@@ -1,7 +1,9 @@
-"""Products with derivatives, without the derivatives: gradients, Hessians, Gauss-Newton matrices, per-sample directional derivatives.
+"""Products with derivatives, without the derivatives: gradients, Hessians, Gauss-Newton matrices,
+per-sample directional derivatives.
 
-Sizes: p parameters, n samples, k directions. A direction is [p]; several are the columns of [p, k], and results have the same layout.
-`data` is a tuple of tensors whose first dimension is the samples; `losses(w, data)` is [n]. Chunks of data bound the memory.
+Sizes: p parameters, n samples, k directions. A direction is [p]; several are the columns of [p, k],
+and results have the same layout. `data` is a tuple of tensors whose first dimension is the samples;
+`losses(w, data)` is [n]. Chunks of data bound the memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,12 +21,14 @@ Function = Callable[[Tensor], Tensor]
 DIRECTIONS = 64  # directions that one vmap takes at once
 
 
-# ---- a count of what was done ----------------------------------------------------------------------------------------
+# ---- a count of what was done --------------------------------------------------------------------
 
 
 @dataclass
 class Passes:
-    """How often the data were gone through, by kind of work. Chunks of one pass are one pass; k directions are k passes."""
+    """How often the data were gone through, by kind of work. Chunks of one pass are one pass; k
+    directions are k passes.
+    """
 
     gradients: int = 0
     curvature_products: int = 0
@@ -37,7 +41,9 @@ _counting: ContextVar[tuple[Passes, ...]] = ContextVar("_counting", default=())
 
 @contextmanager
 def count_passes() -> Iterator[Passes]:
-    """Count the passes made inside by the functions of this module and of `objective`. May be nested."""
+    """Count the passes made inside by the functions of this module and of `objective`. May be
+    nested.
+    """
     passes = Passes()
     token = _counting.set((*_counting.get(), passes))
     try:
@@ -52,7 +58,7 @@ def note(kind: str, passes: int = 1) -> None:
         setattr(counter, kind, getattr(counter, kind) + passes)
 
 
-# ---- one function of w -----------------------------------------------------------------------------------------------
+# ---- one function of w ---------------------------------------------------------------------------
 
 
 def gradient(f: Function, w: Tensor) -> Tensor:
@@ -62,7 +68,9 @@ def gradient(f: Function, w: Tensor) -> Tensor:
 
 
 def along(product: Function, v: Tensor) -> Tensor:
-    """Apply a product with one direction, [p] -> [...], to v [p] or, by vmap, to the columns of v [p, k] -> [..., k]."""
+    """Apply a product with one direction, [p] -> [...], to v [p] or, by vmap, to the columns of v
+    [p, k] -> [..., k].
+    """
     if v.dim() == 1:
         return product(v)
     if v.shape[1] == 0:
@@ -87,10 +95,12 @@ def hessian(f: Function, w: Tensor) -> Tensor:
 
 
 def ggn_vp(outputs: Function, output_loss: Function, w: Tensor, v: Tensor) -> Tensor:
-    """Generalised Gauss-Newton matrix J^T H_out J of output_loss(outputs(w)), times v: [p] -> [p], [p, k] -> [p, k].
+    """Generalised Gauss-Newton matrix J^T H_out J of output_loss(outputs(w)), times v: [p] -> [p],
+    [p, k] -> [p, k].
 
-    J is the Jacobian of `outputs` (any shape) and H_out the Hessian of the scalar `output_loss` in the outputs; positive semi-definite
-    where `output_loss` is convex, whatever the model (Schraudolph 2002).
+    J is the Jacobian of `outputs` (any shape) and H_out the Hessian of the scalar `output_loss` in
+    the outputs; positive semi-definite where `output_loss` is convex, whatever the model
+    (Schraudolph 2002).
     """
     note("curvature_products", _columns(v))
     return plain_ggn_vp(outputs, output_loss, w, v)
@@ -109,23 +119,28 @@ def plain_ggn_vp(outputs: Function, output_loss: Function, w: Tensor, v: Tensor)
 
 
 def prepared_hvp(f: Function, w: Tensor) -> Function:
-    """v -> `plain_hvp(f, w, v)` for many v: the gradient's graph is made once and kept, a backward through it is a product.
+    """v -> `plain_hvp(f, w, v)` for many v: the gradient's graph is made once and kept, a backward
+    through it is a product.
 
-    Some four times as fast as making it anew, for the memory of the graph over all that f goes through.
+    Some four times as fast as making it anew, for the memory of the graph over all that f goes
+    through.
     """
     _, pull, *_ = vjp(grad(f), w)
     return lambda v: along(lambda one: pull(one)[0], v)
 
 
 def prepared_ggn_vp(outputs: Function, output_loss: Function, w: Tensor) -> Function:
-    """v -> `plain_ggn_vp(outputs, output_loss, w, v)` for many v, from graphs that are made once and kept."""
+    """v -> `plain_ggn_vp(outputs, output_loss, w, v)` for many v, from graphs that are made once
+    and kept.
+    """
     at, pull, *_ = vjp(outputs, w)
-    _, push, *_ = vjp(lambda bent: pull(bent)[0], torch.zeros_like(at))  # linear, so that its transpose is the Jacobian
+    # linear, so that its transpose is the Jacobian
+    _, push, *_ = vjp(lambda bent: pull(bent)[0], torch.zeros_like(at))
     _, bend, *_ = vjp(grad(output_loss), at)
     return lambda v: along(lambda one: pull(bend(push(one)[0])[0])[0], v)
 
 
-# ---- all samples at once ---------------------------------------------------------------------------------------------
+# ---- all samples at once -------------------------------------------------------------------------
 
 
 def chunks(data: Data, chunk: int | None) -> Iterator[Data]:
@@ -136,22 +151,30 @@ def chunks(data: Data, chunk: int | None) -> Iterator[Data]:
         yield tuple(part[start : start + size] for part in data)
 
 
-def per_sample_gradients(losses: Losses, w: Tensor, data: Data, chunk: int | None = None, matrix: Tensor | None = None) -> Tensor:
-    """Row i is grad l_i(w): [n, p], or with a `matrix` [p, d] its product with that, [n, d]; gradients of one chunk exist at a time."""
+def per_sample_gradients(
+    losses: Losses, w: Tensor, data: Data, chunk: int | None = None, matrix: Tensor | None = None
+) -> Tensor:
+    """Row i is grad l_i(w): [n, p], or with a `matrix` [p, d] its product with that, [n, d];
+    gradients of one chunk exist at a time.
+    """
     note("per_sample_gradients")
 
     def one(sample: Data) -> Tensor:
-        return grad(lambda at: losses(at, tuple(part.unsqueeze(0) for part in sample)).squeeze(0))(w)
+        return grad(lambda at: losses(at, tuple(part.unsqueeze(0) for part in sample)).squeeze(0))(
+            w
+        )
 
     pieces = (vmap(one)(piece) for piece in chunks(data, chunk))
     return torch.cat([piece if matrix is None else piece @ matrix for piece in pieces])
 
 
-def per_sample_dots(losses: Losses, w: Tensor, data: Data, directions: Tensor, chunk: int | None = None) -> Tensor:
+def per_sample_dots(
+    losses: Losses, w: Tensor, data: Data, directions: Tensor, chunk: int | None = None
+) -> Tensor:
     """grad l_i(w) . v for every sample i: [n] for a direction [p], [n, k] for [p, k].
 
-    One forward-mode pass over the data per direction: the derivative of the vector of losses along v. No gradient of a sample is made, and
-    the losses of a chunk may depend on one another.
+    One forward-mode pass over the data per direction: the derivative of the vector of losses along
+    v. No gradient of a sample is made, and the losses of a chunk may depend on one another.
     """
     note("forward_mode", _columns(directions))
 

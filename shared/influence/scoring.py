@@ -1,6 +1,8 @@
-"""What the commands that score a user's data share: refusals before the work, chunks that survive a kill, a file of scores.
+"""What the commands that score a user's data share: refusals before the work, chunks that survive a
+kill, a file of scores.
 
-Retraining, indefinite Hessians and solvers that do not converge are refused where they are (`retrain`, `solvers`).
+Retraining, indefinite Hessians and solvers that do not converge are refused where they are
+(`retrain`, `solvers`).
 """
 
 import hashlib
@@ -31,23 +33,31 @@ class Stopped(Exception):
     """A signal came; what was scored is kept, and the same call goes on from there."""
 
     def __init__(self, signal: int, done: int, n: int):
-        super().__init__(f"stopped after {done} of {n} samples; the same command goes on from there")
+        super().__init__(
+            f"stopped after {done} of {n} samples; the same command goes on from there"
+        )
         self.signal = signal
 
 
-# ---- before ----------------------------------------------------------------------------------------------------------
+# ---- before --------------------------------------------------------------------------------------
 
 
 def check_converged(gradient: Tensor, tol: float) -> float:
-    """The norm of the objective's gradient [p] where the model is said to be trained; UserError when it is above `tol`.
+    """The norm of the objective's gradient [p] where the model is said to be trained; UserError
+    when it is above `tol`.
 
     A score is the derivative of an optimum: away from one it predicts nothing.
     """
     norm = float(gradient.norm())
     if not math.isfinite(norm):
-        raise UserError(f"the gradient of the objective is {norm}; look at the model's weights and the data")
+        raise UserError(
+            f"the gradient of the objective is {norm}; look at the model's weights and the data"
+        )
     if norm > tol:
-        raise UserError(f"the model is not trained to a minimum: the gradient's norm is {norm:.2g}, above {tol:g}; train on, or allow more")
+        raise UserError(
+            f"the model is not trained to a minimum: the gradient's norm is {norm:.2g}, above"
+            f" {tol:g}; train on, or allow more"
+        )
     return norm
 
 
@@ -58,24 +68,37 @@ def check_ids(ids: Sequence[object], n: int) -> None:
     seen: dict[object, int] = {}
     for row, one in enumerate(ids):
         if one in seen:
-            raise UserError(f"samples {seen[one]} and {row} have the same id '{one}'; ids must differ")
+            raise UserError(
+                f"samples {seen[one]} and {row} have the same id '{one}'; ids must differ"
+            )
         seen[one] = row
 
 
 def check_queries(train: Sequence[Tensor], query: Sequence[Tensor]) -> None:
-    """UserError unless the queries are tensors like the training data's: as many, of the same shapes and types, and some."""
+    """UserError unless the queries are tensors like the training data's: as many, of the same
+    shapes and types, and some.
+    """
     if len(train) != len(query):
-        raise UserError(f"a query has {len(query)} tensors and a training sample {len(train)}; they must be of one kind")
+        raise UserError(
+            f"a query has {len(query)} tensors and a training sample {len(train)}; they must be of"
+            " one kind"
+        )
     for number, (a, b) in enumerate(zip(train, query, strict=True)):
         if a.shape[1:] != b.shape[1:]:
-            raise UserError(f"a query's tensor {number} has the shape {tuple(b.shape[1:])}, a training sample's {tuple(a.shape[1:])}")
+            raise UserError(
+                f"a query's tensor {number} has the shape {tuple(b.shape[1:])}, a training sample's"
+                f" {tuple(a.shape[1:])}"
+            )
         if a.dtype != b.dtype:
-            raise UserError(f"the queries' tensor {number} is of {b.dtype}, the training samples' of {a.dtype}; convert one")
+            raise UserError(
+                f"the queries' tensor {number} is of {b.dtype}, the training samples' of {a.dtype};"
+                " convert one"
+            )
     if not query or query[0].shape[0] == 0:
         raise UserError("there are no queries to score for")
 
 
-# ---- chunks ----------------------------------------------------------------------------------------------------------
+# ---- chunks --------------------------------------------------------------------------------------
 
 
 def inputs_key(inputs: Mapping[str, Any]) -> str:
@@ -94,14 +117,20 @@ def inputs_key(inputs: Mapping[str, Any]) -> str:
 
 
 def score_in_chunks(
-    score: Callable[[slice], ArrayLike], n: int, chunk: int, out: Path, inputs: Mapping[str, Any], console: Console
+    score: Callable[[slice], ArrayLike],
+    n: int,
+    chunk: int,
+    out: Path,
+    inputs: Mapping[str, Any],
+    console: Console,
 ) -> np.ndarray:
-    """Score n samples chunk by chunk; finished chunks outlive a kill, and the next call with the same inputs does the rest.
+    """Score n samples chunk by chunk; finished chunks outlive a kill, and the next call with the
+    same inputs does the rest.
 
     Args:
         score: a range of samples -> their scores, [samples] or [samples, q].
-        out: where the scores will be written. Finished chunks lie beside it, in a folder named after it and the hash of the inputs;
-            `write_scores` removes it.
+        out: where the scores will be written. Finished chunks lie beside it, in a folder named
+            after it and the hash of the inputs; `write_scores` removes it.
         inputs: all that the scores depend on, for `inputs_key`; the chunk size is added.
         console: for progress.
 
@@ -124,7 +153,10 @@ def score_in_chunks(
             assert values.shape[0] == rows.stop - rows.start
             if not np.isfinite(values).all():
                 bad = rows.start + int(np.argwhere(~np.isfinite(values))[0][0])
-                raise UserError(f"the score of sample {bad} is not finite; look at the sample, or use more damping")
+                raise UserError(
+                    f"the score of sample {bad} is not finite; look at the sample, or use more"
+                    " damping"
+                )
             atomic_write(files[number], _npy(values))
             done += 1
             progress.step(done, 0, None)
@@ -148,35 +180,50 @@ def _read(file: Path) -> np.ndarray:
         raise UserError(f"{file} holds no scores; delete it and run again") from None
 
 
-# ---- after -----------------------------------------------------------------------------------------------------------
+# ---- after ---------------------------------------------------------------------------------------
 
 
-def score_table(scores: ArrayLike, columns: Mapping[str, Sequence[object]] | None = None) -> "pandas.DataFrame":
-    """Scores [n] with the sample's index and its rank; `columns` (ids, labels ...) stand after them.
+def score_table(
+    scores: ArrayLike, columns: Mapping[str, Sequence[object]] | None = None
+) -> "pandas.DataFrame":
+    """Scores [n] with the sample's index and its rank; `columns` (ids, labels ...) stand after
+    them.
 
-    Rank 1 is the lowest score: for a metric that is a loss, the most harmful sample. Equal scores rank in the order of the samples.
+    Rank 1 is the lowest score: for a metric that is a loss, the most harmful sample. Equal scores
+    rank in the order of the samples.
 
     Raises:
-        UserError: scores are not one finite number per sample, or a column is taken or of another length.
+        UserError: scores are not one finite number per sample, or a column is taken or of another
+            length.
     """
     import pandas
 
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
-        raise UserError("a table of scores takes one finite number per sample; reduce those of several queries to one first")
+        raise UserError(
+            "a table of scores takes one finite number per sample; reduce those of several queries"
+            " to one first"
+        )
     rank = np.empty(values.size, dtype=np.int64)
     rank[np.argsort(values, kind="stable")] = np.arange(1, values.size + 1)
     own = {"index": np.arange(values.size), "score": values, "rank": rank}
     for name, column in (columns or {}).items():
         if name in COLUMNS:
-            raise UserError(f"a column of yours is called '{name}', as one of the scores' own ({', '.join(COLUMNS)}); rename it")
+            raise UserError(
+                f"a column of yours is called '{name}', as one of the scores' own"
+                f" ({', '.join(COLUMNS)}); rename it"
+            )
         if len(column) != values.size:
             raise UserError(f"column '{name}' has {len(column)} values for {values.size} samples")
-    return pandas.DataFrame({**own, **{name: list(column) for name, column in (columns or {}).items()}})
+    return pandas.DataFrame(
+        {**own, **{name: list(column) for name, column in (columns or {}).items()}}
+    )
 
 
 def check_out(out: Path) -> None:
-    """UserError unless scores can be written there: a name that ends in .csv or .parquet, in a folder that exists."""
+    """UserError unless scores can be written there: a name that ends in .csv or .parquet, in a
+    folder that exists.
+    """
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"{out}: scores are written as .csv or .parquet; name the file so")
     if not out.parent.is_dir():
@@ -185,8 +232,12 @@ def check_out(out: Path) -> None:
         raise UserError(f"{out} is a folder; name a file")
 
 
-def write_scores(out: Path, scores: ArrayLike, columns: Mapping[str, Sequence[object]] | None = None) -> None:
-    """Write `score_table` to a .csv or .parquet file in one step, and remove the chunks that lie beside it."""
+def write_scores(
+    out: Path, scores: ArrayLike, columns: Mapping[str, Sequence[object]] | None = None
+) -> None:
+    """Write `score_table` to a .csv or .parquet file in one step, and remove the chunks that lie
+    beside it.
+    """
     check_out(out)
     table = score_table(scores, columns)
     buffer = io.BytesIO()

@@ -1,14 +1,16 @@
-"""x with A x = b, from products with A: b is [p] or, several right-hand sides, [p, k], and x is like it.
+"""x with A x = b, from products with A: b is [p] or, several right-hand sides, [p, k], and x is
+like it.
 
-Every solver returns (x, Info) with the true relative residual |A x - b| / |b|, computed anew from x. One that does not reach its
-tolerance raises UserError; `tol=None` says that a truncated result is wanted, whose residual is then for the caller to report.
+Every solver returns (x, Info) with the true relative residual |A x - b| / |b|, computed anew from
+x. One that does not reach its tolerance raises UserError; `tol=None` says that a truncated result
+is wanted, whose residual is then for the caller to report.
 
 | solver | for |
 | --- | --- |
 | `dense` | any A, small p: the oracle |
 | `cg` | symmetric positive definite |
 | `gmres` `lsmr` | not symmetric |
-| `neumann` `lissa` | a series that converges where the spectral radius of I - A / scale is below 1 |
+| `neumann` `lissa` | a series; converges where the spectral radius of I - A / scale is below 1 |
 | `woodbury` | damping I + G^T G / n with few rows in G |
 | `galerkin` | A within a subspace: random (`random_basis`) or per layer (`logra_basis`) |
 | `identity` | A = I: the gradient dot product |
@@ -39,7 +41,8 @@ class Info:
     Attributes:
         relative_residual: |A x - b| / |b|, of the worst right-hand side, from x itself.
         iterations: of the method; the most over the right-hand sides.
-        products: with A (or its transpose), counted per vector; the one that checks the residual is among them.
+        products: with A (or its transpose), counted per vector; the one that checks the residual is
+            among them.
     """
 
     solver: str
@@ -64,46 +67,78 @@ class _Counted:
 
 
 def relative_residual(operator: Operator, x: Tensor, b: Tensor) -> float:
-    """|A x - b| / |b| of the worst column; a column b = 0 counts |A x| itself. NaN where x is not finite."""
+    """|A x - b| / |b| of the worst column; a column b = 0 counts |A x| itself. NaN where x is not
+    finite.
+    """
     if b.numel() == 0:
         return 0.0
     scale = b.norm(dim=0)
-    return float(((operator(x) - b).norm(dim=0) / torch.where(scale == 0, torch.ones_like(scale), scale)).max())
+    return float(
+        (
+            (operator(x) - b).norm(dim=0) / torch.where(scale == 0, torch.ones_like(scale), scale)
+        ).max()
+    )
 
 
-def _checked(solver: str, operator: _Counted, x: Tensor, b: Tensor, iterations: int, tol: float | None, advice: str) -> Solved:
+def _checked(
+    solver: str,
+    operator: _Counted,
+    x: Tensor,
+    b: Tensor,
+    iterations: int,
+    tol: float | None,
+    advice: str,
+) -> Solved:
     residual = relative_residual(operator, x, b)
     if not math.isfinite(residual) or (tol is not None and residual > tol):
         wanted = "a finite number" if tol is None else f"{tol:g}"
-        raise UserError(f"{solver} stopped at a relative residual of {residual:.2g} after {iterations} iterations, not {wanted}; {advice}")
+        raise UserError(
+            f"{solver} stopped at a relative residual of {residual:.2g} after {iterations}"
+            f" iterations, not {wanted}; {advice}"
+        )
     return x, Info(solver, residual, iterations, operator.count)
 
 
-# ---- exact -----------------------------------------------------------------------------------------------------------
+# ---- exact ---------------------------------------------------------------------------------------
 
 
 def matrix_of(operator: Operator, like: Tensor) -> Tensor:
-    """The matrix [p, p] of an operator, by p products, in the dtype of `like` [p] or [p, k]. UserError when it would be too large."""
+    """The matrix [p, p] of an operator, by p products, in the dtype of `like` [p] or [p, k].
+    UserError when it would be too large.
+    """
     size = like.shape[0]
     if size**2 * like.element_size() > DENSE_BYTES:
-        raise UserError(f"a dense matrix of {size} x {size} needs {size**2 * like.element_size() / 1e9:.1f} GB; use cg, gmres or ekfac")
+        raise UserError(
+            f"a dense matrix of {size} x {size} needs {size**2 * like.element_size() / 1e9:.1f} GB;"
+            " use cg, gmres or ekfac"
+        )
     return operator(torch.eye(size, dtype=like.dtype, device=like.device))
 
 
-def dense(operator: Operator | Tensor, b: Tensor, *, damping: float = 0.0, tol: float | None = 1e-6) -> Solved:
-    """LU of the whole matrix, which need not be symmetric. Give it the matrix [p, p] itself or its operator."""
+def dense(
+    operator: Operator | Tensor, b: Tensor, *, damping: float = 0.0, tol: float | None = 1e-6
+) -> Solved:
+    """LU of the whole matrix, which need not be symmetric. Give it the matrix [p, p] itself or its
+    operator.
+    """
     matrix = operator if isinstance(operator, Tensor) else matrix_of(operator, b)
     count = _Counted(matrix.matmul, damping)
     count.count = 0 if isinstance(operator, Tensor) else matrix.shape[0]
-    damped = matrix + damping * torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device) if damping else matrix
+    damped = (
+        matrix + damping * torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+        if damping
+        else matrix
+    )
     columns = b if b.dim() == 2 else b.unsqueeze(1)
     x, info = torch.linalg.solve_ex(damped, columns)
     if int(info):
         raise UserError("the matrix is singular; add damping")
-    return _checked("dense", count, x.view_as(b), b, 1, tol, "the matrix is close to singular: add damping")
+    return _checked(
+        "dense", count, x.view_as(b), b, 1, tol, "the matrix is close to singular: add damping"
+    )
 
 
-# ---- Krylov ----------------------------------------------------------------------------------------------------------
+# ---- Krylov --------------------------------------------------------------------------------------
 
 
 def cg(
@@ -115,11 +150,13 @@ def cg(
     iterations: int | None = None,
     preconditioner: Operator | None = None,
 ) -> Solved:
-    """Conjugate gradients for a symmetric positive definite A + damping I; all right-hand sides in one batched product an iteration.
+    """Conjugate gradients for a symmetric positive definite A + damping I; all right-hand sides in
+    one batched product an iteration.
 
     Args:
         iterations: at most; by default 10 p, since rounding delays the end.
-        preconditioner: v -> an approximation of A^-1 v, symmetric positive definite (`EKFAC.inverse`).
+        preconditioner: v -> an approximation of A^-1 v, symmetric positive definite
+            (`EKFAC.inverse`).
 
     Raises:
         UserError: negative curvature was met, or the tolerance was not.
@@ -139,7 +176,8 @@ def cg(
             r_PK = b_PK - product(x_PK)
             if not (r_PK.norm(dim=0) > aim * size_K).any():
                 break
-            z_PK = preconditioner(r_PK) if preconditioner else r_PK  # the update had drifted: start again from here
+            # the update had drifted: start again from here
+            z_PK = preconditioner(r_PK) if preconditioner else r_PK
             d_PK, rz_K = z_PK.clone(), (r_PK * z_PK).sum(0)
             step += 1
             continue
@@ -147,7 +185,10 @@ def cg(
         bend_K = (d_PK * ad_PK).sum(0)
         if (active_K & (bend_K <= 0)).any():
             worst = float((bend_K / d_PK.square().sum(0))[active_K].min())
-            raise UserError(f"cg met negative curvature ({worst:.2g}): the matrix is not positive definite; add damping above {-worst:.2g}")
+            raise UserError(
+                f"cg met negative curvature ({worst:.2g}): the matrix is not positive definite; add"
+                f" damping above {-worst:.2g}"
+            )
         alpha_K = torch.where(active_K, rz_K / bend_K, torch.zeros_like(rz_K))
         x_PK = x_PK + alpha_K * d_PK
         r_PK = r_PK - alpha_K * ad_PK
@@ -156,13 +197,29 @@ def cg(
         beta_K = torch.where(active_K, next_K / rz_K, torch.zeros_like(rz_K))
         d_PK, rz_K = torch.where(active_K, z_PK + beta_K * d_PK, d_PK), next_K
         step += 1
-    return _checked("cg", product, x_PK.view_as(b), b, step, tol, "add damping, allow more iterations, or use float64")
+    return _checked(
+        "cg",
+        product,
+        x_PK.view_as(b),
+        b,
+        step,
+        tol,
+        "add damping, allow more iterations, or use float64",
+    )
 
 
 def gmres(
-    operator: Operator, b: Tensor, *, damping: float = 0.0, tol: float | None = 1e-6, iterations: int | None = None, restart: int = 100
+    operator: Operator,
+    b: Tensor,
+    *,
+    damping: float = 0.0,
+    tol: float | None = 1e-6,
+    iterations: int | None = None,
+    restart: int = 100,
 ) -> Solved:
-    """GMRES (SciPy's) for any A; one right-hand side after the other. `iterations` are products at most per side, by default 10 p."""
+    """GMRES (SciPy's) for any A; one right-hand side after the other. `iterations` are products at
+    most per side, by default 10 p.
+    """
     product = _Counted(operator, damping)
     size = b.shape[0]
     limit = 10 * size if iterations is None else iterations
@@ -183,7 +240,9 @@ def gmres(
         return found, len(seen)
 
     x, steps = _by_columns(solve, b)
-    return _checked("gmres", product, x, b, steps, tol, "add damping, allow more iterations, or use float64")
+    return _checked(
+        "gmres", product, x, b, steps, tol, "add damping, allow more iterations, or use float64"
+    )
 
 
 def lsmr(
@@ -195,7 +254,8 @@ def lsmr(
     tol: float | None = 1e-6,
     iterations: int | None = None,
 ) -> Solved:
-    """LSMR (SciPy's) for any A, of which it needs v -> A^T v as well; slower than GMRES, and needs no memory of past directions.
+    """LSMR (SciPy's) for any A, of which it needs v -> A^T v as well; slower than GMRES, and needs
+    no memory of past directions.
 
     `iterations` are at most per right-hand side, by default 20 p.
     """
@@ -204,15 +264,21 @@ def lsmr(
     def solve(column: np.ndarray) -> tuple[np.ndarray, int]:
         aim = (tol or 0.0) / 2
         limit = 20 * b.shape[0] if iterations is None else iterations
-        found, _, steps, *_ = linalg.lsmr(_scipy(product, b, adjoint), column, atol=0.0, btol=aim, conlim=0.0, maxiter=limit)
+        found, _, steps, *_ = linalg.lsmr(
+            _scipy(product, b, adjoint), column, atol=0.0, btol=aim, conlim=0.0, maxiter=limit
+        )
         return found, steps
 
     x, steps = _by_columns(solve, b)
     product.count += adjoint.count
-    return _checked("lsmr", product, x, b, steps, tol, "add damping, allow more iterations, or use gmres")
+    return _checked(
+        "lsmr", product, x, b, steps, tol, "add damping, allow more iterations, or use gmres"
+    )
 
 
-def _scipy(product: Operator, like: Tensor, transpose: Operator | None = None) -> linalg.LinearOperator:
+def _scipy(
+    product: Operator, like: Tensor, transpose: Operator | None = None
+) -> linalg.LinearOperator:
     """The operator for SciPy, which works in float64 on the CPU."""
 
     def wrapped(operator: Operator) -> Callable[[np.ndarray], np.ndarray]:
@@ -223,21 +289,32 @@ def _scipy(product: Operator, like: Tensor, transpose: Operator | None = None) -
     return linalg.LinearOperator((size, size), matvec=wrapped(product), dtype=np.float64, **adjoint)
 
 
-def _by_columns(solve: Callable[[np.ndarray], tuple[np.ndarray, int]], b: Tensor) -> tuple[Tensor, int]:
+def _by_columns(
+    solve: Callable[[np.ndarray], tuple[np.ndarray, int]], b: Tensor
+) -> tuple[Tensor, int]:
     columns = (b if b.dim() == 2 else b.unsqueeze(1)).double().cpu().numpy()
     found = [solve(column) for column in columns.T.copy()]
     if not found:
         return torch.zeros_like(b), 0
-    return torch.from_numpy(np.stack([x for x, _ in found], 1)).to(b).view_as(b), max(steps for _, steps in found)
+    return torch.from_numpy(np.stack([x for x, _ in found], 1)).to(b).view_as(b), max(
+        steps for _, steps in found
+    )
 
 
-# ---- series ----------------------------------------------------------------------------------------------------------
+# ---- series --------------------------------------------------------------------------------------
 
 
 def neumann(
-    operator: Operator, b: Tensor, *, scale: float | None = None, depth: int = 1000, damping: float = 0.0, tol: float | None = 1e-6
+    operator: Operator,
+    b: Tensor,
+    *,
+    scale: float | None = None,
+    depth: int = 1000,
+    damping: float = 0.0,
+    tol: float | None = 1e-6,
 ) -> Solved:
-    """(1/s) sum_{j <= depth} (I - A/s)^j b, which tends to A^-1 b where the spectral radius of I - A/s is below 1.
+    """(1/s) sum_{j <= depth} (I - A/s)^j b, which tends to A^-1 b where the spectral radius of I -
+    A/s is below 1.
 
     Args:
         scale: s; by default 1.05 times the largest eigenvalue in size, by power iteration.
@@ -252,8 +329,8 @@ def neumann(
     radius = spectral_radius(lambda v: v - product(v) / s, b)
     if radius >= 1:
         raise UserError(
-            f"the Neumann series diverges: |I - A/{s:.3g}| has the spectral radius {radius:.4g}; take a larger scale, and damping if A has"
-            " eigenvalues below 0"
+            f"the Neumann series diverges: |I - A/{s:.3g}| has the spectral radius {radius:.4g};"
+            " take a larger scale, and damping if A has eigenvalues below 0"
         )
     x = term = b / s
     for _ in range(depth):
@@ -273,7 +350,8 @@ def lissa(
     damping: float = 0.0,
     tol: float | None = 0.1,
 ) -> Solved:
-    """The Neumann series with another sample of A in every step, averaged over repeats (Agarwal et al. 2017, LiSSA).
+    """The Neumann series with another sample of A in every step, averaged over repeats (Agarwal et
+    al. 2017, LiSSA).
 
     Args:
         operator: the whole A, for the residual alone.
@@ -290,19 +368,30 @@ def lissa(
             x = b / scale + x - product(x) / scale
             whole.count += product.count
         total = total + x / repeats
-    return _checked("lissa", whole, total, b, depth * repeats, tol, "allow more depth, a larger scale, more repeats or larger batches")
+    return _checked(
+        "lissa",
+        whole,
+        total,
+        b,
+        depth * repeats,
+        tol,
+        "allow more depth, a larger scale, more repeats or larger batches",
+    )
 
 
-# ---- low rank --------------------------------------------------------------------------------------------------------
+# ---- low rank ------------------------------------------------------------------------------------
 
 
 def woodbury(rows: Tensor, b: Tensor, *, damping: float, tol: float | None = 1e-6) -> Solved:
-    """(damping I + G^T G / n)^-1 b through the n x n Gram matrix of the rows G [n, p]: exact, and cheap where n is below p.
+    """(damping I + G^T G / n)^-1 b through the n x n Gram matrix of the rows G [n, p]: exact, and
+    cheap where n is below p.
 
     With per-sample gradients as rows this is the damped empirical Fisher matrix.
     """
     if damping <= 0:
-        raise UserError(f"woodbury needs a damping above 0, not {damping:g}: without it the matrix is singular")
+        raise UserError(
+            f"woodbury needs a damping above 0, not {damping:g}: without it the matrix is singular"
+        )
     n = rows.shape[0]
     gram_NN = rows @ rows.T
     gram_NN.diagonal().add_(n * damping)
@@ -313,10 +402,14 @@ def woodbury(rows: Tensor, b: Tensor, *, damping: float, tol: float | None = 1e-
     return _checked("woodbury", product, x, b, 1, tol, "use more damping, or float64")
 
 
-def galerkin(operator: Operator, b: Tensor, basis: Tensor, *, damping: float = 0.0, tol: float | None = None) -> Solved:
-    """Q (Q^T (A + damping I) Q)^-1 Q^T b within the span of the orthonormal columns Q [p, d]; exact where that holds the solution.
+def galerkin(
+    operator: Operator, b: Tensor, basis: Tensor, *, damping: float = 0.0, tol: float | None = None
+) -> Solved:
+    """Q (Q^T (A + damping I) Q)^-1 Q^T b within the span of the orthonormal columns Q [p, d]; exact
+    where that holds the solution.
 
-    The residual in Info is that of the whole system, which is not small for a b that sticks out of the subspace.
+    The residual in Info is that of the whole system, which is not small for a b that sticks out of
+    the subspace.
     """
     product = _Counted(operator, damping)
     inner = basis.T @ product(basis)
@@ -325,18 +418,25 @@ def galerkin(operator: Operator, b: Tensor, basis: Tensor, *, damping: float = 0
 
 
 def random_basis(size: int, dimension: int, seed: int, like: Tensor) -> Tensor:
-    """Orthonormal columns that span a uniformly random subspace, [p, d], in the dtype and on the device of `like`."""
+    """Orthonormal columns that span a uniformly random subspace, [p, d], in the dtype and on the
+    device of `like`.
+    """
     if not 0 < dimension <= size:
-        raise UserError(f"a random subspace of {size} parameters has a dimension from 1 to {size}, not {dimension}")
+        raise UserError(
+            f"a random subspace of {size} parameters has a dimension from 1 to {size}, not"
+            f" {dimension}"
+        )
     normal = torch.randn(size, dimension, generator=generator(seed, "basis"), dtype=torch.float64)
     return torch.linalg.qr(normal)[0].to(like)
 
 
 def logra_basis(parameters: Parameters, rank: int, seed: int, like: Tensor) -> Tensor:
-    """A random subspace per parameter, Q_out (x) Q_in for a weight [out, in...]: at most rank^2 columns each (Choe et al. 2024, LoGra).
+    """A random subspace per parameter, Q_out (x) Q_in for a weight [out, in...]: at most rank^2
+    columns each (Choe et al. 2024, LoGra).
 
-    Projecting a gradient S^T A on it is projecting the activations A and the back-propagated S by `rank` directions each. A bias or
-    another vector gets up to `rank` columns of its own. Returns [p, d] with orthonormal columns.
+    Projecting a gradient S^T A on it is projecting the activations A and the back-propagated S by
+    `rank` directions each. A bias or another vector gets up to `rank` columns of its own. Returns
+    [p, d] with orthonormal columns.
     """
     blocks = []
     for number, shape in enumerate(parameters.shapes):
@@ -352,13 +452,15 @@ def identity(b: Tensor) -> Solved:
     return b, Info("identity", 0.0, 0, 0)
 
 
-# ---- spectra ---------------------------------------------------------------------------------------------------------
+# ---- spectra -------------------------------------------------------------------------------------
 
 
 def spectral_radius(operator: Operator, like: Tensor, iterations: int = 50) -> float:
-    """The largest |eigenvalue|, by power iteration from a fixed start: from below, and close where the spectrum is spread.
+    """The largest |eigenvalue|, by power iteration from a fixed start: from below, and close where
+    the spectrum is spread.
 
-    It is the mean growth over the later half, so that a complex pair of eigenvalues does not make it swing.
+    It is the mean growth over the later half, so that a complex pair of eigenvalues does not make
+    it swing.
     """
     v = torch.randn(like.shape[0], generator=generator(0, "power"), dtype=torch.float64).to(like)
     v = v / v.norm()
@@ -374,7 +476,8 @@ def spectral_radius(operator: Operator, like: Tensor, iterations: int = 50) -> f
 
 
 def smallest_eigenvalue(operator: Operator, like: Tensor) -> float:
-    """The smallest eigenvalue of a symmetric operator: exact up to 500 parameters, by Lanczos to three digits beyond.
+    """The smallest eigenvalue of a symmetric operator: exact up to 500 parameters, by Lanczos to
+    three digits beyond.
 
     Raises:
         UserError: Lanczos did not converge.
@@ -382,12 +485,21 @@ def smallest_eigenvalue(operator: Operator, like: Tensor) -> float:
     size = like.shape[0]
     if size <= 500:
         return float(torch.linalg.eigvalsh(matrix_of(operator, like))[0])
-    options: dict[str, Any] = {"which": "SA", "return_eigenvectors": False, "tol": 1e-3, "maxiter": 20 * size}
-    start = torch.randn(size, generator=generator(0, "lanczos"), dtype=torch.float64).numpy()  # SciPy's own start is drawn anew each time
+    options: dict[str, Any] = {
+        "which": "SA",
+        "return_eigenvectors": False,
+        "tol": 1e-3,
+        "maxiter": 20 * size,
+    }
+    # SciPy's own start is drawn anew each time
+    start = torch.randn(size, generator=generator(0, "lanczos"), dtype=torch.float64).numpy()
     try:
         return float(linalg.eigsh(_scipy(operator, like), k=1, v0=start, **options)[0])
     except linalg.ArpackNoConvergence:
-        raise UserError("the smallest eigenvalue was not found; use the Gauss-Newton matrix, which has none below 0") from None
+        raise UserError(
+            "the smallest eigenvalue was not found; use the Gauss-Newton matrix, which has none"
+            " below 0"
+        ) from None
 
 
 def require_positive(operator: Operator, like: Tensor, damping: float = 0.0) -> float:
@@ -396,7 +508,7 @@ def require_positive(operator: Operator, like: Tensor, damping: float = 0.0) -> 
     if smallest <= 0:
         needed = damping - smallest
         raise UserError(
-            f"the Hessian is indefinite: its smallest eigenvalue is {smallest - damping:.3g} with damping {damping:g}; "
-            f"use damping above {needed:.3g}, or the Gauss-Newton matrix"
+            f"the Hessian is indefinite: its smallest eigenvalue is {smallest - damping:.3g} with"
+            f" damping {damping:g}; use damping above {needed:.3g}, or the Gauss-Newton matrix"
         )
     return smallest

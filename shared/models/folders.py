@@ -1,4 +1,6 @@
-"""A model folder, as save_pretrained writes it: its weights files, what tells it apart, its configuration."""
+"""A model folder, as save_pretrained writes it: its weights files, what tells it apart, its
+configuration.
+"""
 
 import hashlib
 import json
@@ -12,19 +14,28 @@ from shared.errors import UserError
 
 _SAMPLES = 64  # pieces of a weights file that the fingerprint looks at
 _SAMPLE_NBYTES = 1 << 16
-_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # configuration and tokenizer files of a model folder
+# configuration and tokenizer files of a model folder
+_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder. Raises UserError when there are none or one is missing."""
+    """The safetensors files of a model folder. Raises UserError when there are none or one is
+    missing.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = [
+            folder / name
+            for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        ]
     else:
         files = [folder / "model.safetensors"]
     for file in files:
         if not file.is_file():
-            raise UserError(f"{file} does not exist; a model folder needs safetensors weights (save_pretrained writes them)")
+            raise UserError(
+                f"{file} does not exist; a model folder needs safetensors weights (save_pretrained"
+                " writes them)"
+            )
     return files
 
 
@@ -44,9 +55,16 @@ def fingerprint(folder: Path) -> str:
 
 
 def copy_configuration(folder: Path, out: Path, dtype: torch.dtype) -> None:
-    """Everything of a model folder but the weights: configuration, generation defaults, tokenizer."""
+    """Everything of a model folder but the weights: configuration, generation defaults,
+    tokenizer.
+    """
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.suffix in _COPIED and not file.name.endswith(".index.json") and file.name != "config.json":
+        if (
+            file.is_file()
+            and file.suffix in _COPIED
+            and not file.name.endswith(".index.json")
+            and file.name != "config.json"
+        ):
             shutil.copyfile(file, out / file.name)
     config = json.loads((folder / "config.json").read_text())
     config.pop("torch_dtype", None)

@@ -1,6 +1,7 @@
 """Pretrained language models and sentence encoders.
 
-A model is named by an entry of the data catalogue ("smollm2-135m"), by a folder, or by a hub id whose files are in the user's hub cache.
+A model is named by an entry of the data catalogue ("smollm2-135m"), by a folder, or by a hub id
+whose files are in the user's hub cache.
 """
 
 import contextlib
@@ -19,9 +20,11 @@ from shared import data
 from shared.errors import UserError
 from shared.paths import cache_dir
 
-transformers_logging.disable_progress_bar()  # several lines for a load of a second; experiments show their own
+# several lines for a load of a second; experiments show their own
+transformers_logging.disable_progress_bar()
 
-PACKAGED = ("smollm2-135m",)  # causal language models of the catalogue; they come as GGUF and are converted once
+# causal language models of the catalogue; they come as GGUF and are converted once
+PACKAGED = ("smollm2-135m",)
 
 
 def local_model(name_or_path: str | Path) -> Path:
@@ -33,7 +36,9 @@ def local_model(name_or_path: str | Path) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{path} holds no config.json; a model folder is what save_pretrained writes")
+            raise UserError(
+                f"{path} holds no config.json; a model folder is what save_pretrained writes"
+            )
         return path
     name = str(name_or_path)
     if name in PACKAGED:
@@ -45,12 +50,15 @@ def local_model(name_or_path: str | Path) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         raise UserError(
-            f"no model '{name}': it is no folder, not one of {', '.join(PACKAGED)}, and not in the hub cache: hf download {name}"
+            f"no model '{name}': it is no folder, not one of {', '.join(PACKAGED)}, and not in the"
+            f" hub cache: hf download {name}"
         ) from None
 
 
 def load_causal_lm(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """A causal language model in eval mode, and its tokenizer. Raises UserError as `local_model` does."""
+    """A causal language model in eval mode, and its tokenizer. Raises UserError as `local_model`
+    does.
+    """
     from transformers import AutoModelForCausalLM
 
     folder = local_model(name_or_path)
@@ -69,19 +77,24 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def empty_causal_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The architecture of a model folder with its parameters on the meta device (no memory), buffers real, tied weights tied."""
+    """The architecture of a model folder with its parameters on the meta device (no memory),
+    buffers real, tied weights tied.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()  # registering parameters on the meta device has made new objects of tied ones
+    # registering parameters on the meta device has made new objects of tied ones
+    model.tie_weights()
     return model.eval()
 
 
 class SentenceEncoder(torch.nn.Module):
-    """all-MiniLM-L6-v2: mean-pooled, normalised embeddings of sentences. `model` and `tokenizer` are transformers' own."""
+    """all-MiniLM-L6-v2: mean-pooled, normalised embeddings of sentences. `model` and `tokenizer`
+    are transformers' own.
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
@@ -89,7 +102,9 @@ class SentenceEncoder(torch.nn.Module):
 
     def tokens(self, sentences: list[str], max_tokens: int = 128) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, each [sentences, tokens], padded to the longest."""
-        batch = self.tokenizer(sentences, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        batch = self.tokenizer(
+            sentences, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+        )
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -100,7 +115,9 @@ class SentenceEncoder(torch.nn.Module):
 
 
 def load_sentence_encoder() -> SentenceEncoder:
-    """all-MiniLM-L6-v2 (22.7 M parameters, 384 dimensions), in eval mode. Raises UserError when it has not been fetched."""
+    """all-MiniLM-L6-v2 (22.7 M parameters, 384 dimensions), in eval mode. Raises UserError when it
+    has not been fetched.
+    """
     from transformers import AutoModel
 
     config = next(data.path("minilm-l6").rglob("config.json"))
@@ -109,7 +126,9 @@ def load_sentence_encoder() -> SentenceEncoder:
 
 
 def _converted(name: str) -> Path:
-    """The catalogue's GGUF file as a folder of safetensors, made once (half a minute) and kept in the cache."""
+    """The catalogue's GGUF file as a folder of safetensors, made once (half a minute) and kept in
+    the cache.
+    """
     source = data.path(name)
     stamp = data.stamp(name).stat()
     folder = cache_dir() / ".converted" / f"{name}-{stamp.st_size}"
@@ -118,10 +137,14 @@ def _converted(name: str) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = next(source.rglob("*.gguf"))
-    with contextlib.redirect_stderr(io.StringIO()):  # its bar is not one of those that transformers lets one turn off
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # its bar is not one of those that transformers lets one turn off
+    with contextlib.redirect_stderr(io.StringIO()):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # What the GGUF loader returns remembers its quantisation and refuses to be saved; a fresh model of its architecture does not.
+    # What the GGUF loader returns remembers its quantisation and refuses to be saved; a fresh model
+    # of its architecture does not.
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -134,7 +157,8 @@ def _converted(name: str) -> Path:
         tokenizer.save_pretrained(temporary)
         os.replace(temporary, folder)
     except OSError:
-        if not (folder / "model.safetensors").is_file():  # another process may have been first, with the same result
+        # another process may have been first, with the same result
+        if not (folder / "model.safetensors").is_file():
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

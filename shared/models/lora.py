@@ -7,20 +7,36 @@ from typing import Any
 from shared.errors import UserError
 
 
-def add_lora(model: Any, rank: int, alpha: int, targets: list[str] | None, base_name: str, *, empty: bool = False) -> Any:
+def add_lora(
+    model: Any,
+    rank: int,
+    alpha: int,
+    targets: list[str] | None,
+    base_name: str,
+    *,
+    empty: bool = False,
+) -> Any:
     """`model` with LoRA adapters and everything else frozen.
 
     Args:
-        targets: the modules to adapt, by the ends of their names; None: all linear layers but the head.
-        base_name: the folder that the model came from. PEFT puts that folder's path into the adapter's configuration whatever
-            this says, and warns where the two differ.
-        empty: put the adapters on the meta device; otherwise they begin as PEFT begins them, drawn from torch's global generator.
+        targets: the modules to adapt, by the ends of their names; None: all linear layers but the
+            head.
+        base_name: the folder that the model came from. PEFT puts that folder's path into the
+            adapter's configuration whatever this says, and warns where the two differ.
+        empty: put the adapters on the meta device; otherwise they begin as PEFT begins them, drawn
+            from torch's global generator.
 
     Raises UserError, which speaks of `--lora-targets`, when a target does not exist.
     """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets or "all-linear", task_type="CAUSAL_LM", lora_dropout=0.0)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=targets or "all-linear",
+        task_type="CAUSAL_LM",
+        lora_dropout=0.0,
+    )
     config.base_model_name_or_path = base_name
     try:
         with warnings.catch_warnings():

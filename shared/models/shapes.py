@@ -1,4 +1,5 @@
-"""Language models with random weights, at any size: for what does not depend on the weights (memory, speed, bytes).
+"""Language models with random weights, at any size: for what does not depend on the weights
+(memory, speed, bytes).
 
 Say so beside every number they are used for.
 """
@@ -23,12 +24,25 @@ OPT_SHAPES = {
 
 
 def causal_lm_config(
-    family: Family, layers: int, hidden: int, heads: int, vocabulary: int | None = None, positions: int = 2048, tied: bool = False
+    family: Family,
+    layers: int,
+    hidden: int,
+    heads: int,
+    vocabulary: int | None = None,
+    positions: int = 2048,
+    tied: bool = False,
 ) -> Any:
-    """A transformers configuration. The vocabulary defaults to the family's own; the inner size is the family's usual multiple."""
+    """A transformers configuration. The vocabulary defaults to the family's own; the inner size is
+    the family's usual multiple.
+    """
     from transformers import GPT2Config, LlamaConfig, OPTConfig, Qwen3Config
 
-    common: dict[str, Any] = {"num_hidden_layers": layers, "num_attention_heads": heads, "tie_word_embeddings": tied, "use_cache": False}
+    common: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "tie_word_embeddings": tied,
+        "use_cache": False,
+    }
     if family == "opt":
         sizes: dict[str, Any] = {
             "hidden_size": hidden,
@@ -38,17 +52,37 @@ def causal_lm_config(
         }
         return OPTConfig(vocab_size=vocabulary or 50272, **sizes, **common)
     if family == "gpt2":
-        shape: dict[str, Any] = {"n_embd": hidden, "n_layer": layers, "n_head": heads, "n_positions": positions}
-        return GPT2Config(vocab_size=vocabulary or 50257, tie_word_embeddings=tied, use_cache=False, **shape)
+        shape: dict[str, Any] = {
+            "n_embd": hidden,
+            "n_layer": layers,
+            "n_head": heads,
+            "n_positions": positions,
+        }
+        return GPT2Config(
+            vocab_size=vocabulary or 50257, tie_word_embeddings=tied, use_cache=False, **shape
+        )
     inner = 8 * hidden // 3
-    gated: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": inner // 64 * 64 or inner, "max_position_embeddings": positions}
+    gated: dict[str, Any] = {
+        "hidden_size": hidden,
+        "intermediate_size": inner // 64 * 64 or inner,
+        "max_position_embeddings": positions,
+    }
     if family == "llama":
         return LlamaConfig(vocab_size=vocabulary or 32000, **gated, **common)
-    return Qwen3Config(vocab_size=vocabulary or 151936, head_dim=hidden // heads, num_key_value_heads=max(1, heads // 2), **gated, **common)
+    return Qwen3Config(
+        vocab_size=vocabulary or 151936,
+        head_dim=hidden // heads,
+        num_key_value_heads=max(1, heads // 2),
+        **gated,
+        **common,
+    )
 
 
-def random_causal_lm(config: Any, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """A model of `config` in eval mode, its matrices uniform with standard deviation 0.02, norm gains 1 and biases 0.
+def random_causal_lm(
+    config: Any, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Any:
+    """A model of `config` in eval mode, its matrices uniform with standard deviation 0.02, norm
+    gains 1 and biases 0.
 
     Uniform, because drawing Gaussians takes longer than what a memory table measures.
     """

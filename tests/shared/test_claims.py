@@ -19,7 +19,11 @@ def test_the_ledger(toy, tmp_path):
     assert json.loads((tmp_path / "smoke/toy/claims.json").read_text()) == ledger
     assert all(set(entry) == KEYS for entry in ledger)
     squares, card, _ = ledger
-    assert (squares["verdict"], squares["measured"], squares["needs"]) == ("holds", "0 wrong rows", None)
+    assert (squares["verdict"], squares["measured"], squares["needs"]) == (
+        "holds",
+        "0 wrong rows",
+        None,
+    )
     assert (card["verdict"], card["needs"]) == ("not tested here", "a GPU: --config scale=gpu")
     assert card["measured"] == "no rows of card at scale smoke"
     assert card["paper"] is None
@@ -50,7 +54,9 @@ def test_every_text_of_a_claim_is_given(key):
         claim(**{**GOOD, key: " "})
 
 
-MANIFEST = "name: one\ndisplay: One\ntitle: T\nexperiments:\n  e: {title: A, minutes: 1, memory_gb: 1}\n"
+MANIFEST = (
+    "name: one\ndisplay: One\ntitle: T\nexperiments:\n  e: {title: A, minutes: 1, memory_gb: 1}\n"
+)
 TEXT = """
 from shared.claims import Verdict, claim
 @claim(id="one.a", claim="c", source="s", bound="b", needs="n")
@@ -62,7 +68,10 @@ def a(e):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (TEXT + TEXT.split("claim\n", 1)[1].replace("def a", "def b"), "'one.a' must start with 'one.' and be used once"),
+        (
+            TEXT + TEXT.split("claim\n", 1)[1].replace("def a", "def b"),
+            "'one.a' must start with 'one.' and be used once",
+        ),
         (TEXT.replace("one.a", "two.a"), "must start with 'one.'"),
         (TEXT.replace("def a(e)", "def a(f)"), "unknown experiment 'f'"),
     ],
@@ -125,9 +134,19 @@ def papers_with_claims():
 
 @pytest.mark.parametrize("paper", papers_with_claims())
 def test_every_paper_shows_that_its_claims_can_fail(paper):
-    """tests/projects/<paper>/test_claims.py calls require_falsifiable("<paper>", ...), which looks at every claim there is."""
+    """tests/projects/<paper>/test_claims.py calls require_falsifiable("<paper>", ...), which looks
+    at every claim there is.
+    """
     file = paths.ROOT / "tests" / "projects" / paper / "test_claims.py"
     assert file.is_file(), f"{file} is missing; see docs/adding-a-paper.md, section 5"
-    calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
-    named = [node for node in calls if getattr(node.func, "id", getattr(node.func, "attr", "")) == "require_falsifiable"]
+    calls = [
+        node
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
+    named = [
+        node
+        for node in calls
+        if getattr(node.func, "id", getattr(node.func, "attr", "")) == "require_falsifiable"
+    ]
     assert any(node.args and getattr(node.args[0], "value", None) == paper for node in named)

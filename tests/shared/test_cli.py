@@ -11,11 +11,17 @@ from shared import cli, experiment
 
 
 def subcommands():
-    (action,) = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    (action,) = [
+        action
+        for action in cli._parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
     return action.choices
 
 
-@pytest.mark.parametrize("name", ["list", "run", "table", "figure", "claims", "report", "compare", "data", "doctor"])
+@pytest.mark.parametrize(
+    "name", ["list", "run", "table", "figure", "claims", "report", "compare", "data", "doctor"]
+)
 def test_every_subcommand_has_help_with_an_example(name):
     text = subcommands()[name].format_help()
     assert f"repro {name}" in text
@@ -64,7 +70,10 @@ def test_table_figure_claims_report(toy, tmp_path, capsys):
         (["list", "toi"], "unknown paper 'toi'; did you mean toy?"),
         (["table", "toi"], "unknown paper"),
         (["table", "toy/both_"], "did you mean both?"),
-        (["table", "toy/squares"], "squares.json is missing; make it again: repro run toy/squares --scale cpu"),
+        (
+            ["table", "toy/squares"],
+            "squares.json is missing; make it again: repro run toy/squares --scale cpu",
+        ),
         (["table", "toy", "--scale", "big"], "unknown scale 'big'"),
         (["figure", "toy/x"], "unknown figure of toy 'x'; there are: squares"),
         (["claims", "toi"], "unknown paper"),
@@ -87,7 +96,9 @@ def test_a_stop_by_the_user_is_130(toy, tmp_path, monkeypatch, capsys):
 
 def test_a_closed_pipe_is_no_error(toy_repo):
     command = f"{sys.executable} -m shared.cli list | true"
-    done = subprocess.run(["bash", "-c", command], cwd=toy_repo.root, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=toy_repo.root, capture_output=True, text=True
+    )
     assert done.stderr == ""
 
 

@@ -57,8 +57,14 @@ def test_equal_runs_have_no_differences(runs):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda content: content["rows"][1].update(square=5), "square (1 of 4 rows; most in row 2, 20 % apart)"),
-        (lambda content: content["rows"][1].update(scaled_ratio=0.4 + 1e-16), "scaled_ratio (1 of 4 rows; most in row 2"),
+        (
+            lambda content: content["rows"][1].update(square=5),
+            "square (1 of 4 rows; most in row 2, 20 % apart)",
+        ),
+        (
+            lambda content: content["rows"][1].update(scaled_ratio=0.4 + 1e-16),
+            "scaled_ratio (1 of 4 rows; most in row 2",
+        ),
         (lambda content: content["rows"][0].update(mode="rough"), "mode (1 of 4 rows"),
         (lambda content: content["rows"][0].update(number=True), "number (1 of 4 rows"),
         (lambda content: content["rows"][0].pop("mode"), "mode (1 of 4 rows"),
@@ -105,7 +111,9 @@ def test_floats_and_digests_are_exact_only_on_the_same_machine(runs, capsys, cha
         edit(runs[0], "rows/squares.json", change)
     found = [one.what.split()[:2] for one in differences(*runs, tolerance=0.25)]
     status = cli.main(["compare", *map(str, runs)])
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("made elsewhere")]
+    said = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("made elsewhere")
+    ]
     if change is None:
         assert [what for what, _ in found] == ["array", "scaled_ratio", "weights_sha256"]
         assert (status, said) == (1, [])
@@ -145,7 +153,11 @@ def test_the_help_tells_of_other_machines(capsys):
 
 def test_timings_are_told_beyond_the_tolerance_and_never_fail(runs):
     for folder, seconds in zip(runs, (1.0, 1.2), strict=True):
-        edit(folder, "rows/clock.json", lambda content, seconds=seconds: content["rows"][0].update(step_seconds=seconds))
+        edit(
+            folder,
+            "rows/clock.json",
+            lambda content, seconds=seconds: content["rows"][0].update(step_seconds=seconds),
+        )
     assert differences(*runs, tolerance=0.25) == []
     (found,) = differences(*runs, tolerance=0.1)
     assert not found.drift
@@ -156,19 +168,25 @@ def test_a_missing_file_is_named(runs, capsys):
     (runs[0] / "toy/rows/clock.json").unlink()
     assert cli.main(["compare", *map(str, runs)]) == 1
     assert "toy/rows/clock.json" in capsys.readouterr().out
-    assert cli.main(["compare", *map(str, reversed(runs))]) == 0  # the reference may lack what is new
+    # the reference may lack what is new
+    assert cli.main(["compare", *map(str, reversed(runs))]) == 0
     assert "toy/rows/clock.json" in capsys.readouterr().out
 
 
 def test_verdicts_must_be_equal_but_those_on_timings(runs):
     def verdict(name, word):
-        return lambda content: next(entry for entry in content if entry["id"] == name).update(verdict=word)
+        return lambda content: next(entry for entry in content if entry["id"] == name).update(
+            verdict=word
+        )
 
     edit(runs[0], "claims.json", verdict("toy.clock", "partly"))
     (found,) = differences(*runs, tolerance=0.25)
     assert (found.what, found.drift) == ("toy.clock", False)
     edit(runs[0], "claims.json", verdict("toy.squares", "partly"))
-    assert sorted((one.what, one.drift) for one in differences(*runs, tolerance=0.25)) == [("toy.clock", False), ("toy.squares", True)]
+    assert sorted((one.what, one.drift) for one in differences(*runs, tolerance=0.25)) == [
+        ("toy.clock", False),
+        ("toy.squares", True),
+    ]
 
 
 def test_wrong_folders_and_files_are_one_line(runs, tmp_path, refused):

@@ -1,4 +1,6 @@
-"""The user's text as rows of tokens: what a row holds, where the loss is, which rows a step takes."""
+"""The user's text as rows of tokens: what a row holds, where the loss is, which rows a step
+takes.
+"""
 
 import json
 from collections.abc import Callable
@@ -16,7 +18,9 @@ Rows = Callable[..., list[tuple[str, str]]]
 
 
 def write(file: Path, lines: list[Any] | str) -> Path:
-    file.write_text(lines if isinstance(lines, str) else "".join(json.dumps(line) + "\n" for line in lines))
+    file.write_text(
+        lines if isinstance(lines, str) else "".join(json.dumps(line) + "\n" for line in lines)
+    )
     return file
 
 
@@ -28,64 +32,127 @@ def rows(tmp_path: Path, save_tokenizer: Callable[[Path], Any]) -> Rows:
     def text(ids: torch.Tensor) -> str:
         return tokenizer.decode(ids.tolist()).replace("<end>", "|")
 
-    def built(lines: list[Any] | str, length: int, suffix: str = ".jsonl", **options: Any) -> list[tuple[str, str]]:
-        corpus = Corpus.build(write(tmp_path / f"data{suffix}", lines), tokenizer, length, tmp_path / "corpus", **options)
+    def built(
+        lines: list[Any] | str, length: int, suffix: str = ".jsonl", **options: Any
+    ) -> list[tuple[str, str]]:
+        corpus = Corpus.build(
+            write(tmp_path / f"data{suffix}", lines),
+            tokenizer,
+            length,
+            tmp_path / "corpus",
+            **options,
+        )
         batches = [corpus.batch([row]) for row in range(corpus.rows)]
         lengths = [batch["input_ids"].numel() for batch in batches]
         assert corpus.tokens == sum(lengths)
         assert corpus.lengths(np.arange(corpus.rows)[::-1]).tolist() == lengths[::-1]
-        return [(text(batch["input_ids"][0]), text(batch["labels"][batch["labels"] != IGNORED])) for batch in batches]
+        return [
+            (text(batch["input_ids"][0]), text(batch["labels"][batch["labels"] != IGNORED]))
+            for batch in batches
+        ]
 
     return built
 
 
 TEXTS = [{"text": "abcd"}, {"text": "efgh"}, {"text": "ij"}]
-PROMPTS = [{"prompt": "abc", "completion": "de"}, {"prompt": "abcdefgh", "completion": "xy"}, {"prompt": "a", "completion": "uvwxyz"}]
+PROMPTS = [
+    {"prompt": "abc", "completion": "de"},
+    {"prompt": "abcdefgh", "completion": "xy"},
+    {"prompt": "a", "completion": "uvwxyz"},
+]
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 def test_texts_are_packed(rows: Rows) -> None:
     assert rows(TEXTS, 6) == [("abcd|e", "bcd|e"), ("fgh|ij", "gh|ij")]
     assert rows([{"text": "ab"}], 6) == [("ab|", "b|")]
-    assert rows("one\ntwo\n\n\nthree\n", 20, ".txt") == [("one\ntwo\n\n|\nthree\n|", "ne\ntwo\n\n|\nthree\n|")]
+    assert rows("one\ntwo\n\n\nthree\n", 20, ".txt") == [
+        ("one\ntwo\n\n|\nthree\n|", "ne\ntwo\n\n|\nthree\n|")
+    ]
 
 
 @pytest.mark.parametrize("pack", [True, False])
 def test_the_loss_is_on_the_completion(rows: Rows, pack: bool) -> None:
-    assert rows(PROMPTS, 6, pack=pack) == [("abcde|", "de|"), ("fghxy|", "xy|"), ("auvwxy", "uvwxy")]
+    assert rows(PROMPTS, 6, pack=pack) == [
+        ("abcde|", "de|"),
+        ("fghxy|", "xy|"),
+        ("auvwxy", "uvwxy"),
+    ]
     whole = "<user>q|<assistant>a|"
-    assert rows([{"messages": CHAT}, {"messages": CHAT[:1]}], 64, pack=pack) == [(whole, "a|"), ("<user>q|", "user>q|")]
+    assert rows([{"messages": CHAT}, {"messages": CHAT[:1]}], 64, pack=pack) == [
+        (whole, "a|"),
+        ("<user>q|", "user>q|"),
+    ]
 
 
 def test_unpacked_each_record_is_a_row_of_its_own_in_the_order_of_the_file(rows: Rows) -> None:
     # 5 tokens with the end, 4 (which just fit with it), 7 and 8 (which lose their ends), 2
     lines = [{"text": text} for text in ("abcd", "efg", "hijklm", "nopqrst", "u")]
-    assert rows(lines, 5, pack=False) == [("abcd|", "bcd|"), ("efg|", "fg|"), ("hijkl", "ijkl"), ("nopqr", "opqr"), ("u|", "|")]
-    mixed = [{"text": "ab"}, {"prompt": "p", "completion": "cd"}, {"text": "ef"}, {"messages": CHAT[:1]}, {"text": "gh"}]
-    assert [row for row, _ in rows(mixed, 64, pack=False)] == ["ab|", "pcd|", "ef|", "<user>q|", "gh|"]
-    assert [row for row, _ in rows("one\ntwo\n\n\nthree\n", 20, ".txt", pack=False)] == ["one\ntwo\n\n|", "\nthree\n|"]
+    assert rows(lines, 5, pack=False) == [
+        ("abcd|", "bcd|"),
+        ("efg|", "fg|"),
+        ("hijkl", "ijkl"),
+        ("nopqr", "opqr"),
+        ("u|", "|"),
+    ]
+    mixed = [
+        {"text": "ab"},
+        {"prompt": "p", "completion": "cd"},
+        {"text": "ef"},
+        {"messages": CHAT[:1]},
+        {"text": "gh"},
+    ]
+    assert [row for row, _ in rows(mixed, 64, pack=False)] == [
+        "ab|",
+        "pcd|",
+        "ef|",
+        "<user>q|",
+        "gh|",
+    ]
+    assert [row for row, _ in rows("one\ntwo\n\n\nthree\n", 20, ".txt", pack=False)] == [
+        "one\ntwo\n\n|",
+        "\nthree\n|",
+    ]
 
 
 def test_unpacked_a_row_depends_on_its_record_alone(rows: Rows) -> None:
-    """More records than the tokenizer gets at a time; taking one away takes its row away and leaves the others as they are."""
+    """More records than the tokenizer gets at a time; taking one away takes its row away and leaves
+    the others as they are.
+    """
     lines = [{"text": f"record {i} " + "x" * (i % 7)} for i in range(600)]
     every = rows(lines, 12, pack=False)
     assert [row for row, _ in every] == [f"{line['text']}|"[:12] for line in lines]
     assert rows(lines[:300] + lines[301:], 12, pack=False) == every[:300] + every[301:]
 
 
-def test_unpacked_a_text_with_nothing_to_predict_is_left_out(tmp_path: Path, save_tokenizer: Callable[[Path], Any]) -> None:
+def test_unpacked_a_text_with_nothing_to_predict_is_left_out(
+    tmp_path: Path, save_tokenizer: Callable[[Path], Any]
+) -> None:
     tokenizer = save_tokenizer(tmp_path / "tokenizer")
     tokenizer.eos_token = None  # "b" is then a single token
     file = write(tmp_path / "data.jsonl", [{"text": "aa"}, {"text": "b"}, {"text": "cc"}])
     corpus = Corpus.build(file, tokenizer, 8, tmp_path / "corpus", pack=False)
-    assert [tokenizer.decode(corpus.batch([row])["input_ids"][0].tolist()) for row in range(corpus.rows)] == ["aa", "cc"]
+    assert [
+        tokenizer.decode(corpus.batch([row])["input_ids"][0].tolist()) for row in range(corpus.rows)
+    ] == ["aa", "cc"]
     with pytest.raises(UserError, match="holds no text"):
-        Corpus.build(write(tmp_path / "data.jsonl", [{"text": "b"}]), tokenizer, 8, tmp_path / "corpus", pack=False)
+        Corpus.build(
+            write(tmp_path / "data.jsonl", [{"text": "b"}]),
+            tokenizer,
+            8,
+            tmp_path / "corpus",
+            pack=False,
+        )
 
 
-def test_a_folder_is_opened_again_only_if_it_was_made_in_the_same_way(tmp_path: Path, save_tokenizer: Callable[[Path], Any]) -> None:
-    tokenizer, file, folder = save_tokenizer(tmp_path / "tokenizer"), write(tmp_path / "data.jsonl", TEXTS), tmp_path / "corpus"
+def test_a_folder_is_opened_again_only_if_it_was_made_in_the_same_way(
+    tmp_path: Path, save_tokenizer: Callable[[Path], Any]
+) -> None:
+    tokenizer, file, folder = (
+        save_tokenizer(tmp_path / "tokenizer"),
+        write(tmp_path / "data.jsonl", TEXTS),
+        tmp_path / "corpus",
+    )
 
     def made(length: int = 6, pack: bool = True) -> tuple[int, int]:
         corpus = Corpus.build(file, tokenizer, length, folder, pack=pack)
@@ -103,8 +170,13 @@ def test_a_folder_is_opened_again_only_if_it_was_made_in_the_same_way(tmp_path: 
     assert [f.name for f in tmp_path.iterdir() if f.name.endswith(".part")] == []
 
 
-def test_rows_are_padded_and_every_pass_takes_each_once(tmp_path: Path, save_tokenizer: Callable[[Path], Any]) -> None:
-    file = write(tmp_path / "data.jsonl", [{"prompt": "p", "completion": "x" * (1 + i % 3)} for i in range(10)])
+def test_rows_are_padded_and_every_pass_takes_each_once(
+    tmp_path: Path, save_tokenizer: Callable[[Path], Any]
+) -> None:
+    file = write(
+        tmp_path / "data.jsonl",
+        [{"prompt": "p", "completion": "x" * (1 + i % 3)} for i in range(10)],
+    )
     built = Corpus.build(file, save_tokenizer(tmp_path / "tokenizer"), 8, tmp_path / "corpus")
     batch = built.batch([0, 2])
     assert batch["input_ids"].shape == (2, 5)
@@ -139,11 +211,19 @@ LINES = {
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("case", LINES)
-def test_a_bad_line_is_named(tmp_path: Path, save_tokenizer: Callable[[Path], Any], case: str, pack: bool) -> None:
+def test_a_bad_line_is_named(
+    tmp_path: Path, save_tokenizer: Callable[[Path], Any], case: str, pack: bool
+) -> None:
     content, message = LINES[case]
     (tmp_path / "bad.jsonl").write_bytes(content)
     with pytest.raises(UserError) as caught:
-        Corpus.build(tmp_path / "bad.jsonl", save_tokenizer(tmp_path / "tokenizer"), 8, tmp_path / "corpus", pack=pack)
+        Corpus.build(
+            tmp_path / "bad.jsonl",
+            save_tokenizer(tmp_path / "tokenizer"),
+            8,
+            tmp_path / "corpus",
+            pack=pack,
+        )
     assert str(caught.value).startswith(str(tmp_path / "bad.jsonl"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

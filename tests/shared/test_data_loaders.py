@@ -1,4 +1,6 @@
-"""Each entry of the catalogue, loaded once and held against what is known of it. Needs the entry in the cache; never fetches."""
+"""Each entry of the catalogue, loaded once and held against what is known of it. Needs the entry in
+the cache; never fetches.
+"""
 
 from collections.abc import Callable
 
@@ -35,7 +37,9 @@ def test_every_entry_has_a_check() -> None:
     assert set(CHECKS) == set(catalogue.catalogue())
 
 
-def test_every_loader_names_the_command_when_the_data_is_missing(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_loader_names_the_command_when_the_data_is_missing(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
     arguments = {"vader_ground_truth": ["tweets"], "font_glyphs": ["A"]}
     for name in loaders.__all__:
@@ -66,14 +70,23 @@ def _() -> None:
 def _() -> None:
     import torch
 
-    state = torch.load(data.path("efficientnet-lite0") / "efficientnet-lite0-57934424.pth", weights_only=True)
+    state = torch.load(
+        data.path("efficientnet-lite0") / "efficientnet-lite0-57934424.pth", weights_only=True
+    )
     assert len(state) == 296
-    assert [tuple(tensor.shape) for tensor in state.values() if 1000 in tensor.shape] == [(1000, 1280), (1000,)]
+    assert [tuple(tensor.shape) for tensor in state.values() if 1000 in tensor.shape] == [
+        (1000, 1280),
+        (1000,),
+    ]
 
 
 @known("mezo-pypi")
 def _() -> None:
-    assert {file.name for file in (data.path("mezo-pypi") / "mezo").iterdir()} == {"__init__.py", "distributed.py", "mezo.py"}
+    assert {file.name for file in (data.path("mezo-pypi") / "mezo").iterdir()} == {
+        "__init__.py",
+        "distributed.py",
+        "mezo.py",
+    }
 
 
 @known("tok-gpt2")
@@ -89,7 +102,10 @@ def _() -> None:
     articles = loaders.wiki100()
     assert len(articles) == 101
     assert sum(map(len, articles.values())) == 4_753_272
-    assert "a Latin name used to refer to the inhabitants of then-known northern Africa" in articles["Africa"]
+    assert (
+        "a Latin name used to refer to the inhabitants of then-known northern Africa"
+        in articles["Africa"]
+    )
 
 
 @known("fine-food")
@@ -109,7 +125,12 @@ def _() -> None:
 
 @known("vader-gt")
 def _() -> None:
-    sizes = {"tweets": 4200, "amazonReviewSnippets": 3708, "movieReviewSnippets": 10_605, "nytEditorialSnippets": 5190}
+    sizes = {
+        "tweets": 4200,
+        "amazonReviewSnippets": 3708,
+        "movieReviewSnippets": 10_605,
+        "nytEditorialSnippets": 5190,
+    }
     for part, size in sizes.items():
         table = loaders.vader_ground_truth(part)
         assert len(table) == size
@@ -141,7 +162,9 @@ def _() -> None:
     assert 39_000_000 < table["text"].str.len().sum() < 40_500_000
 
 
-def check_labelled(images: loaders.Labelled, shape: tuple[int, ...], train: int, first: list[int]) -> None:
+def check_labelled(
+    images: loaders.Labelled, shape: tuple[int, ...], train: int, first: list[int]
+) -> None:
     assert images.train_images.shape == (train, *shape)
     assert images.test_images.shape == (10_000, *shape)
     assert images.train_images.dtype == images.test_images.dtype == np.uint8
@@ -152,8 +175,20 @@ def check_labelled(images: loaders.Labelled, shape: tuple[int, ...], train: int,
 def _() -> None:
     images = loaders.mnist()
     check_labelled(images, (28, 28), 60_000, [5, 0, 4, 1, 9])
-    assert np.bincount(images.train_labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert images.train_images.mean() / 255 == pytest.approx(0.1307, abs=1e-4)  # the usual normalisation constants
+    assert np.bincount(images.train_labels).tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
+    # the usual normalisation constants
+    assert images.train_images.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
     assert images.train_images.std() / 255 == pytest.approx(0.3081, abs=1e-4)
 
 
@@ -172,7 +207,8 @@ def _() -> None:
     assert set(np.bincount(images.train_labels)) == {5000}
     assert set(np.bincount(images.test_labels)) == {1000}
     means = images.train_images.mean(axis=(0, 1, 2)) / 255
-    np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=1e-4)  # red, green, blue, in that order
+    # red, green, blue, in that order
+    np.testing.assert_allclose(means, [0.4914, 0.4822, 0.4465], atol=1e-4)
 
 
 @known("digits")
@@ -219,7 +255,8 @@ def _() -> None:
 
 @known("fonts")
 def _() -> None:
-    images, present, names = loaders.font_glyphs("A\u0410\u0416 8", size=28)  # Latin A, Cyrillic A, Cyrillic Zhe, a space, 8
+    # Latin A, Cyrillic A, Cyrillic Zhe, a space, 8
+    images, present, names = loaders.font_glyphs("A\u0410\u0416 8", size=28)
     assert images.shape == (250, 5, 28, 28)
     assert len(set(names)) == 250
     assert present.sum(axis=0).tolist() == [250, 170, 170, 0, 250]
@@ -239,13 +276,24 @@ def _() -> None:
 
 
 def warped_error(frames: loaders.RenderedFrames, a: int, b: int) -> float:
-    """Mean difference, in [0, 1], between frame a and what frame b shows at the same points of the object."""
-    focal, center_x, center_y = frames.intrinsics[0, 0], frames.intrinsics[0, 2], frames.intrinsics[1, 2]
+    """Mean difference, in [0, 1], between frame a and what frame b shows at the same points of the
+    object.
+    """
+    focal, center_x, center_y = (
+        frames.intrinsics[0, 0],
+        frames.intrinsics[0, 2],
+        frames.intrinsics[1, 2],
+    )
     row, column = np.nonzero(np.isfinite(frames.depth_m[a]))
     z = frames.depth_m[a][row, column]
-    points = np.stack([(column - center_x) / focal * z, (row - center_y) / focal * z, z, np.ones_like(z)])
+    points = np.stack(
+        [(column - center_x) / focal * z, (row - center_y) / focal * z, z, np.ones_like(z)]
+    )
     x, y, z, _ = frames.camera_from_object[b] @ np.linalg.inv(frames.camera_from_object[a]) @ points
-    column_b, row_b = (np.rint(axis / z * focal + center).astype(int) for axis, center in ((x, center_x), (y, center_y)))
+    column_b, row_b = (
+        np.rint(axis / z * focal + center).astype(int)
+        for axis, center in ((x, center_x), (y, center_y))
+    )
     inside = (column_b >= 0) & (column_b < 640) & (row_b >= 0) & (row_b < 480)
     seen = frames.images[b][row_b[inside], column_b[inside]].astype(float)
     return float(np.abs(frames.images[a][row, column][inside] - seen).mean() / 255)
@@ -283,7 +331,9 @@ def stereo_error(pair: loaders.Stereo, scale: float) -> float:
 def _() -> None:
     pair = loaders.motorcycle()
     assert pair.left.shape == pair.right.shape == (500, 741, 3)
-    assert (np.nanmin(pair.disparity_px), np.nanmax(pair.disparity_px)) == pytest.approx((7.19, 59.91), abs=0.01)
+    assert (np.nanmin(pair.disparity_px), np.nanmax(pair.disparity_px)) == pytest.approx(
+        (7.19, 59.91), abs=0.01
+    )
     assert stereo_error(pair, 1) < 0.4 * min(stereo_error(pair, 0), stereo_error(pair, 2))
 
 
@@ -340,7 +390,10 @@ def _() -> None:
     graph = loaders.cora()
     assert (graph.features.shape, graph.edges.shape) == ((2708, 1433), (5429, 2))
     assert np.bincount(graph.labels).tolist() == [818, 180, 217, 426, 351, 418, 298]
-    assert (graph.labels[graph.edges[:, 0]] == graph.labels[graph.edges[:, 1]]).mean() == pytest.approx(0.81, abs=0.01)  # homophily
+    # homophily
+    assert (
+        graph.labels[graph.edges[:, 0]] == graph.labels[graph.edges[:, 1]]
+    ).mean() == pytest.approx(0.81, abs=0.01)
 
 
 @known("letter")

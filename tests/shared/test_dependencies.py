@@ -22,7 +22,9 @@ def tree(tmp_path):
         "shared/late.py": "",
         "projects/__init__.py": "",
         "projects/a/__init__.py": "",
-        "projects/a/x.py": "from shared import used\nfrom shared.package import name\nfrom . import y",
+        "projects/a/x.py": (
+            "from shared import used\nfrom shared.package import name\nfrom . import y"
+        ),
         "projects/a/y.py": "import projects.a.x",
         "projects/a/z.py": "",
     }
@@ -69,11 +71,15 @@ def imported_modules(file):
 
 def test_shared_never_imports_projects():
     for file in (paths.ROOT / "shared").rglob("*.py"):
-        assert not [name for name in imported_modules(file) if name.split(".")[0] == "projects"], file
+        assert not [name for name in imported_modules(file) if name.split(".")[0] == "projects"], (
+            file
+        )
 
 
 def test_a_paper_imports_another_only_where_it_builds_on_it():
     for file in (paths.ROOT / "projects").rglob("*.py"):
         paper = file.relative_to(paths.ROOT / "projects").parts[0]
-        others = {name.split(".")[1] for name in imported_modules(file) if name.startswith("projects.")} - {paper}
+        others = {
+            name.split(".")[1] for name in imported_modules(file) if name.startswith("projects.")
+        } - {paper}
         assert others <= ALLOWED.get(paper, set()), f"{file} imports {others}"

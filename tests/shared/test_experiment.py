@@ -19,7 +19,12 @@ def test_a_run_writes_rows_with_their_origin(toy, tmp_path):
     content = rows.read_rows(path)
     assert path == tmp_path / "cpu" / "toy" / "rows" / "squares.json"
     assert [row["square"] for row in content.rows] == [1, 4, 9, 16]
-    assert content.config == {"seed": 7, "numbers": [1, 2, 3, 4], "factor_scale": 0.1, "mode": "exact"}
+    assert content.config == {
+        "seed": 7,
+        "numbers": [1, 2, 3, 4],
+        "factor_scale": 0.1,
+        "mode": "exact",
+    }
     assert content.seed == 7
     assert content.provenance["overridden"] == ["seed"]
     assert content.provenance["scale"] == "cpu"
@@ -31,12 +36,25 @@ def test_an_experiment_has_the_threads_of_its_scale(write_paper, tmp_path):
     torch = pytest.importorskip("torch")
     code = "import shared.experiment, torch\nclass Config(shared.experiment.Config): pass\n"
     code += "def run(config, run): run.row(threads=torch.get_num_threads())"
-    known = "name: one\ndisplay: One\ntitle: T\nexperiments:\n  first: {title: A, minutes: 1, memory_gb: 1, at: {gpu: {threads: 2}}}\n"
-    write_paper("one", {"paper.yaml": known, "experiments/first.py": code, "scales/cpu.yaml": "first:", "scales/gpu.yaml": "first:"})
+    known = (
+        "name: one\ndisplay: One\ntitle: T\nexperiments:\n  first: {title: A, minutes: 1,"
+        " memory_gb: 1, at: {gpu: {threads: 2}}}\n"
+    )
+    write_paper(
+        "one",
+        {
+            "paper.yaml": known,
+            "experiments/first.py": code,
+            "scales/cpu.yaml": "first:",
+            "scales/gpu.yaml": "first:",
+        },
+    )
     before = torch.get_num_threads()
     try:
         for scale, threads in (("cpu", 1), ("gpu", 2)):
-            assert rows.read_rows(run_experiment("one", "first", scale, None, tmp_path / "results")).rows == [{"threads": threads}]
+            assert rows.read_rows(
+                run_experiment("one", "first", scale, None, tmp_path / "results")
+            ).rows == [{"threads": threads}]
     finally:
         torch.set_num_threads(before)
 
@@ -45,16 +63,31 @@ def test_an_experiment_has_the_threads_of_its_scale(write_paper, tmp_path):
     ("arguments", "said"),
     [
         (("toy/squares", "--set", "nmbers=[1]"), "unknown key 'nmbers'; did you mean numbers?"),
-        (("toy/squares", "--set", "numbers=three"), "'numbers' = 'three': input should be a valid array"),
-        (("toy/squares", "--set", "numbers=[1, a]"), "'numbers.1' = 'a': input should be a valid integer"),
+        (
+            ("toy/squares", "--set", "numbers=three"),
+            "'numbers' = 'three': input should be a valid array",
+        ),
+        (
+            ("toy/squares", "--set", "numbers=[1, a]"),
+            "'numbers.1' = 'a': input should be a valid integer",
+        ),
         (("toy/squares", "--set", "numbers=[1.5]"), "'numbers.0' = 1.5"),
         (("toy/squares", "--set", "numbers=[true]"), "'numbers.0' = True"),
         (("toy/squares", "--set", "numbers=[]"), "at least 1 item"),
-        (("toy/squares", "--set", "factor_scale=0"), "'factor_scale' = 0: input should be greater than 0"),
+        (
+            ("toy/squares", "--set", "factor_scale=0"),
+            "'factor_scale' = 0: input should be greater than 0",
+        ),
         (("toy/squares", "--set", "factor_scale=.nan"), "finite number"),
-        (("toy/squares", "--set", "factor_scale='2'"), "'factor_scale' = '2': input should be a valid number"),
+        (
+            ("toy/squares", "--set", "factor_scale='2'"),
+            "'factor_scale' = '2': input should be a valid number",
+        ),
         (("toy/squares", "--set", "mode=fast"), "input should be 'exact' or 'rough'"),
-        (("toy/squares", "--set", "seed=-1"), "'seed' = -1: input should be greater than or equal to 0"),
+        (
+            ("toy/squares", "--set", "seed=-1"),
+            "'seed' = -1: input should be greater than or equal to 0",
+        ),
         (("toy/squares", "--set", "seed"), "--set takes KEY=VALUE"),
         (("toy/squares", "--set", "seed=[1"), "not valid YAML"),
         (("toy/squares", "--scale", "cpv"), "unknown scale 'cpv'; did you mean cpu?"),
@@ -70,7 +103,18 @@ def test_what_is_wrong_is_one_line_and_status_2(toy, tmp_path, refused, argument
 
 
 def test_set_replaces_values_of_the_scale(toy, tmp_path, capsys):
-    arguments = ["run", "toy/squares", "--scale", "smoke", "--set", "numbers=[5]", "--set", "factor_scale=1e-2", "--results", str(tmp_path)]
+    arguments = [
+        "run",
+        "toy/squares",
+        "--scale",
+        "smoke",
+        "--set",
+        "numbers=[5]",
+        "--set",
+        "factor_scale=1e-2",
+        "--results",
+        str(tmp_path),
+    ]
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
     assert rows.read_rows(rows.rows_path(tmp_path, "smoke", "toy", "squares")).rows == [
@@ -82,9 +126,15 @@ def test_set_replaces_values_of_the_scale(toy, tmp_path, capsys):
 
 def test_an_experiment_without_rows_is_a_fault(write_paper, tmp_path):
     files = {
-        "paper.yaml": "name: one\ndisplay: One\ntitle: T\nexperiments:\n  e: {title: A, minutes: 1, memory_gb: 1}\n",
+        "paper.yaml": (
+            "name: one\ndisplay: One\ntitle: T\nexperiments:\n  e: {title: A, minutes: 1,"
+            " memory_gb: 1}\n"
+        ),
         "scales/cpu.yaml": "e:",
-        "experiments/e.py": "from shared import experiment\nclass Config(experiment.Config): pass\ndef run(config, run): pass\n",
+        "experiments/e.py": (
+            "from shared import experiment\nclass Config(experiment.Config): pass\ndef run(config,"
+            " run): pass\n"
+        ),
     }
     write_paper("one", files)
     with pytest.raises(UserError, match="emitted no rows"):
@@ -111,7 +161,9 @@ def test_a_full_disk_is_one_line_and_status_2(toy, small_disk, refused):
     cli.main(["run", "toy/squares", "--results", str(small_disk)])
     path = rows.rows_path(small_disk, "cpu", "toy", "squares")
     before = path.read_bytes()
-    assert "no space left" in refused("run", "toy/squares", "--results", small_disk, "--set", f"numbers={list(range(5000))}")
+    assert "no space left" in refused(
+        "run", "toy/squares", "--results", small_disk, "--set", f"numbers={list(range(5000))}"
+    )
     assert path.read_bytes() == before
 
 
@@ -175,7 +227,11 @@ def test_on_a_terminal_bars_may_be_nested(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("REPRO_PLAIN_PROGRESS", raising=False)
     run = Run()
-    pairs = [(outer, inner) for outer in run.progress("ab", "outer") for inner in run.progress(2, "inner")]
+    pairs = [
+        (outer, inner)
+        for outer in run.progress("ab", "outer")
+        for inner in run.progress(2, "inner")
+    ]
     run.log("a line [with] brackets")
     run.close()
     assert pairs == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]

@@ -8,7 +8,10 @@ import pytest
 from shared import manifest, paths
 from shared.errors import UserError
 
-GOOD = "name: one\ndisplay: One\ntitle: T\nexperiments:\n  first: {title: A, minutes: 1, memory_gb: 1, data: [b, a]}\n"
+GOOD = (
+    "name: one\ndisplay: One\ntitle: T\nexperiments:\n  first: {title: A, minutes: 1, memory_gb: 1,"
+    " data: [b, a]}\n"
+)
 
 
 def refuse(call, *arguments):
@@ -38,8 +41,16 @@ def test_a_scale_without_a_file_runs_nothing(toy):
         (manifest.manifest, ("toi",), "unknown paper 'toi'; did you mean toy?"),
         (manifest.manifest, ("zzz",), "unknown paper 'zzz'; there are: toy"),
         (manifest.scale_config, ("toy", "cpuu"), "unknown scale 'cpuu'; did you mean cpu?"),
-        (manifest.check_experiment, ("toy", "sqares"), "unknown experiment of toy 'sqares'; did you mean squares?"),
-        (manifest.bound_function, ("toy", "tables", "bth"), "unknown table of toy 'bth'; did you mean both?"),
+        (
+            manifest.check_experiment,
+            ("toy", "sqares"),
+            "unknown experiment of toy 'sqares'; did you mean squares?",
+        ),
+        (
+            manifest.bound_function,
+            ("toy", "tables", "bth"),
+            "unknown table of toy 'bth'; did you mean both?",
+        ),
     ],
 )
 def test_an_unknown_name_is_told_with_near_ones(toy, call, arguments, said):
@@ -67,7 +78,10 @@ def test_a_wrong_manifest_is_one_line_that_names_the_file(write_paper, text, sai
     assert "paper.yaml" in message
 
 
-@pytest.mark.parametrize(("entry", "said"), [("frist: {}", "did you mean first?"), ("first: 3", "must map keys to values")])
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [("frist: {}", "did you mean first?"), ("first: 3", "must map keys to values")],
+)
 def test_a_wrong_scale_file_is_one_line(write_paper, entry, said):
     write_paper("one", {"paper.yaml": GOOD, "scales/cpu.yaml": entry})
     assert said in refuse(manifest.scale_config, "one", "cpu")
@@ -75,7 +89,13 @@ def test_a_wrong_scale_file_is_one_line(write_paper, entry, said):
 
 def test_data_needed_is_what_the_experiments_of_the_scale_need(write_paper):
     write_paper("one", {"paper.yaml": GOOD, "scales/cpu.yaml": "first:"})
-    write_paper("two", {"paper.yaml": GOOD.replace("name: one", "name: two").replace("[b, a]", "[c]"), "scales/cpu.yaml": "first:"})
+    write_paper(
+        "two",
+        {
+            "paper.yaml": GOOD.replace("name: one", "name: two").replace("[b, a]", "[c]"),
+            "scales/cpu.yaml": "first:",
+        },
+    )
     assert manifest.data_needed("one", "cpu") == ["a", "b"]
     assert manifest.data_needed(None, "cpu") == ["a", "b", "c"]
     assert manifest.data_needed(None, "gpu") == []
@@ -92,7 +112,9 @@ def test_what_an_experiment_needs_depends_on_the_scale(write_paper):
     assert (there.title, there.minutes) == ("A", 1)
     assert manifest.data_needed("one", "cpu") == ["a", "b"]
     assert manifest.data_needed("one", "gpu") == []
-    assert refuse(manifest.needs, "one", "first", "gpuu") == "unknown scale 'gpuu'; did you mean gpu?"
+    assert (
+        refuse(manifest.needs, "one", "first", "gpuu") == "unknown scale 'gpuu'; did you mean gpu?"
+    )
     assert "did you mean first?" in refuse(manifest.needs, "one", "frist", "gpu")
 
 
@@ -100,7 +122,10 @@ def test_what_an_experiment_needs_depends_on_the_scale(write_paper):
     ("text", "said"),
     [
         (AT.replace("at: {gpu", "at: {gpuu"), "unknown scale 'gpuu'; did you mean gpu?"),
-        (AT.replace("memory_gb: 64", "memory: 64"), "at gpu: unknown key 'memory'; did you mean memory_gb?"),
+        (
+            AT.replace("memory_gb: 64", "memory: 64"),
+            "at gpu: unknown key 'memory'; did you mean memory_gb?",
+        ),
         (AT.replace("memory_gb: 64", "title: B"), "at gpu: unknown key 'title'"),
         (AT.replace("memory_gb: 64", "memory_gb: -1"), "at gpu: 'memory_gb' = -1"),
     ],
@@ -113,8 +138,15 @@ def test_a_wrong_need_of_a_scale_is_one_line(write_paper, text, said):
 def test_zo2_asks_for_a_gpu_where_its_scales_say_cuda():
     for scale in paths.SCALES:
         for name, entry in manifest.scale_config("zo2", scale).items():
-            assert manifest.needs("zo2", name, scale).gpu == (entry.get("device") == "cuda"), (name, scale)
-    assert {name for name in manifest.scale_config("zo2", "gpu") if manifest.needs("zo2", name, "gpu").gpu} >= {"memory", "throughput"}
+            assert manifest.needs("zo2", name, scale).gpu == (entry.get("device") == "cuda"), (
+                name,
+                scale,
+            )
+    assert {
+        name
+        for name in manifest.scale_config("zo2", "gpu")
+        if manifest.needs("zo2", name, "gpu").gpu
+    } >= {"memory", "throughput"}
     assert manifest.data_needed("zo2", "gpu") == []
     assert manifest.data_needed(None, "gpu") == []
 
@@ -138,11 +170,24 @@ def test_ready_are_the_tables_whose_experiments_all_run(toy):
 
 
 def test_exponents_are_numbers():
-    assert manifest.parse_yaml("[1e-3, -2E5, 1.5e-2, 12, e3, 1e]") == [0.001, -200000.0, 0.015, 12, "e3", "1e"]
+    assert manifest.parse_yaml("[1e-3, -2E5, 1.5e-2, 12, e3, 1e]") == [
+        0.001,
+        -200000.0,
+        0.015,
+        12,
+        "e3",
+        "1e",
+    ]
 
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, shared.manifest, shared.dependencies, shared.cli; print({'torch', 'pandas', 'numpy', 'matplotlib'} & set(sys.modules))"
+        "import sys, shared.manifest, shared.dependencies, shared.cli; print({'torch', 'pandas',"
+        " 'numpy', 'matplotlib'} & set(sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )

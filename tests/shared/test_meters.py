@@ -32,7 +32,7 @@ def _bytes(count):
     return torch.empty(count, dtype=torch.uint8)
 
 
-# ---- live bytes ------------------------------------------------------------------------------------------------------
+# ---- live bytes ----------------------------------------------------------------------------------
 
 
 def test_the_peak_is_the_sum_of_what_lives_at_once():
@@ -85,7 +85,8 @@ def test_each_phase_has_a_peak_of_its_own():
         del c
         with meter.phase("load"):
             d = _bytes(700)
-    assert meter.peak_bytes("load") == 100 + 300 + 700  # more than the 1100 of the first time is not, less is not either
+    # more than the 1100 of the first time is not, less is not either
+    assert meter.peak_bytes("load") == 100 + 300 + 700
     assert meter.peak_bytes("work") == 400
     assert meter.peak_bytes("rest") == 400, "what stands at the start of a phase counts"
     assert meter.peak_bytes() == 5400
@@ -115,7 +116,9 @@ def test_an_unknown_phase_is_an_error():
 def test_the_same_work_gives_the_same_number_every_time():
     def work():
         gc.collect()
-        model = torch.nn.Sequential(torch.nn.Linear(33, 65), torch.nn.ReLU(), torch.nn.Linear(65, 7))
+        model = torch.nn.Sequential(
+            torch.nn.Linear(33, 65), torch.nn.ReLU(), torch.nn.Linear(65, 7)
+        )
         with live_bytes() as meter:
             model(torch.ones(9, 33)).sum().backward()
         return meter.peak_bytes()
@@ -133,12 +136,14 @@ def test_a_thousand_phases():
     assert meter.peak_bytes("p") == 999
 
 
-# ---- a GPU's memory --------------------------------------------------------------------------------------------------
+# ---- a GPU's memory ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def card(monkeypatch):
-    """A GPU that is not there: the calls that were made of it, in order, and the bytes that NVML says are in use."""
+    """A GPU that is not there: the calls that were made of it, in order, and the bytes that NVML
+    says are in use.
+    """
     calls, used = [], {"now": 700}
 
     def says(name, value=None):
@@ -148,7 +153,11 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, says(name))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", says("max_memory_allocated", 500))
-    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda index: (calls.append(("nvml", index)), used["now"])[1])
+    monkeypatch.setattr(
+        torch.cuda,
+        "device_memory_used",
+        lambda index: (calls.append(("nvml", index)), used["now"])[1],
+    )
     return calls, used
 
 
@@ -156,10 +165,17 @@ def test_the_counters_of_a_gpu(card):
     calls, used = card
     with cuda_peak_bytes("cuda") as peaks:
         used["now"] = 900
-    assert peaks() == {"nvml": 900, "cuda_allocator": 500}, "the last sample is taken after the work"
+    assert peaks() == {
+        "nvml": 900,
+        "cuda_allocator": 500,
+    }, "the last sample is taken after the work"
     names = [name for name, *_ in calls]
-    assert names.index("empty_cache") < names.index("nvml"), "what torch kept from before is not this work's"
-    assert {index for name, *rest in calls for index in rest} == {3}, "an index that torch maps, whichever thread asks"
+    assert names.index("empty_cache") < names.index("nvml"), (
+        "what torch kept from before is not this work's"
+    )
+    assert {index for name, *rest in calls for index in rest} == {3}, (
+        "an index that torch maps, whichever thread asks"
+    )
 
 
 def test_the_counter_of_a_gpu_sees_what_is_gone_again(card):
@@ -173,7 +189,9 @@ def test_the_counter_of_a_gpu_sees_what_is_gone_again(card):
     assert peaks()["nvml"] == 2000
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("nvidia-ml-py"), RuntimeError("no permission")])
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("nvidia-ml-py"), RuntimeError("no permission")]
+)
 def test_without_nvml_there_is_no_such_counter(card, monkeypatch, error):
     asked = []
 
@@ -197,7 +215,7 @@ def test_the_counters_of_a_real_gpu():
     assert peaks().get("nvml", 256 * KIB * KIB) >= 256 * KIB * KIB
 
 
-# ---- processes -------------------------------------------------------------------------------------------------------
+# ---- processes -----------------------------------------------------------------------------------
 
 
 def test_the_process_knows_its_memory():
@@ -205,7 +223,8 @@ def test_the_process_knows_its_memory():
     gc.disable()  # or what earlier tests left may go in between
     try:
         before = data_bytes()
-        held = np.ones(1024 * KIB * KIB, dtype=np.uint8)  # more than a heap has free after all other tests
+        # more than a heap has free after all other tests
+        held = np.ones(1024 * KIB * KIB, dtype=np.uint8)
         assert data_bytes() - before >= 1023 * KIB * KIB
         assert peak_rss_bytes() >= held.nbytes
     finally:
@@ -248,13 +267,16 @@ def test_a_process_beyond_its_limit_fails(module):
 
 
 def test_the_limit_holds_for_torch(module):
-    source = "import sys, torch\nx = torch.ones(int(sys.argv[1]), dtype=torch.uint8)\nsys.stdout.write(str(torch.get_num_threads()))"
+    source = (
+        "import sys, torch\nx = torch.ones(int(sys.argv[1]),"
+        " dtype=torch.uint8)\nsys.stdout.write(str(torch.get_num_threads()))"
+    )
     done = run_limited(module(source), [str(3 * 2**30)], 2 * 2**30)
     assert done.status != 0
     assert "memory" in done.error.lower()
 
 
-# ---- time ------------------------------------------------------------------------------------------------------------
+# ---- time ----------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -278,7 +300,11 @@ class Clock:
 
 def test_variants_run_in_turns_and_warm_up_is_not_recorded():
     clock = Clock()
-    timings = interleave({"a": clock.work("a", [9, 1, 2, 3]), "b": clock.work("b", [8, 4, 5, 6])}, repeats=3, clock=clock)
+    timings = interleave(
+        {"a": clock.work("a", [9, 1, 2, 3]), "b": clock.work("b", [8, 4, 5, 6])},
+        repeats=3,
+        clock=clock,
+    )
     assert "".join(clock.ran) == "ab" * 4
     assert timings["a"].seconds == (1, 2, 3)
     assert timings["b"].seconds == (4, 5, 6)
@@ -303,7 +329,9 @@ def test_the_number_of_warm_ups_can_be_chosen(warmup):
         shown.append(total)
         return iter(range(total))
 
-    timings = interleave({"a": clock.work("a", [1])}, repeats=2, warmup=warmup, clock=clock, progress=progress)
+    timings = interleave(
+        {"a": clock.work("a", [1])}, repeats=2, warmup=warmup, clock=clock, progress=progress
+    )
     assert len(clock.ran) == warmup + 2
     assert shown == [warmup + 2]
     assert timings["a"].seconds == (1, 1)
@@ -354,7 +382,7 @@ def test_timings_of_different_lengths_are_refused(top, bottom):
         ratio(top, bottom)
 
 
-# ---- FLOPs -----------------------------------------------------------------------------------------------------------
+# ---- FLOPs ---------------------------------------------------------------------------------------
 
 
 def test_a_matrix_product_takes_two_operations_for_each_multiply_add():
@@ -363,7 +391,10 @@ def test_a_matrix_product_takes_two_operations_for_each_multiply_add():
 
 def test_a_convolution_counts_and_the_rest_does_not():
     image, kernel = torch.ones(1, 2, 8, 8), torch.ones(4, 2, 3, 3)
-    assert count_flops(lambda: torch.relu(torch.nn.functional.conv2d(image, kernel)) + 1) == 2 * 4 * 2 * 9 * 6 * 6
+    assert (
+        count_flops(lambda: torch.relu(torch.nn.functional.conv2d(image, kernel)) + 1)
+        == 2 * 4 * 2 * 9 * 6 * 6
+    )
 
 
 def test_a_backward_pass_takes_twice_the_forward():
@@ -373,6 +404,11 @@ def test_a_backward_pass_takes_twice_the_forward():
 
 
 def test_meters_print_nothing():
-    code = "import shared.meters as m, torch\nwith m.live_bytes() as meter: torch.ones(2, 2) @ torch.ones(2, 2)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    code = (
+        "import shared.meters as m, torch\nwith m.live_bytes() as meter: torch.ones(2, 2) @"
+        " torch.ones(2, 2)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert (done.stdout, done.stderr) == ("", "")

@@ -44,10 +44,14 @@ def _count(module):
 @pytest.mark.parametrize(("layers", "hidden", "heads"), [(1, 24, 4), (3, 40, 5)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_opt_block_has_12_h2_plus_13_h_parameters(layers, hidden, heads, tied):
-    model = random_causal_lm(causal_lm_config("opt", layers, hidden, heads, vocabulary=101, positions=30, tied=tied))
+    model = random_causal_lm(
+        causal_lm_config("opt", layers, hidden, heads, vocabulary=101, positions=30, tied=tied)
+    )
     block = 12 * hidden**2 + 13 * hidden
     assert [_count(b) for b in model.model.decoder.layers] == [block] * layers
-    assert _count(model) == layers * block + (101 + 32) * hidden + 2 * hidden + (0 if tied else 101 * hidden)
+    assert _count(model) == layers * block + (101 + 32) * hidden + 2 * hidden + (
+        0 if tied else 101 * hidden
+    )
 
 
 @pytest.mark.parametrize("name", OPT_SHAPES)
@@ -59,7 +63,9 @@ def test_the_shapes_of_opt_have_the_sizes_in_their_names(name):
 
 
 def test_a_gpt2_block_has_12_h2_plus_13_h_parameters():
-    model = random_causal_lm(causal_lm_config("gpt2", 2, 36, 4, vocabulary=101, positions=30, tied=True))
+    model = random_causal_lm(
+        causal_lm_config("gpt2", 2, 36, 4, vocabulary=101, positions=30, tied=True)
+    )
     assert [_count(b) for b in model.transformer.h] == [12 * 36**2 + 13 * 36] * 2
     assert _count(model) == 2 * (12 * 36**2 + 13 * 36) + (101 + 30) * 36 + 2 * 36
 
@@ -83,7 +89,10 @@ def test_a_qwen3_block_has_half_the_key_and_value_heads():
 
 
 def test_vocabularies_default_to_the_familys_own():
-    sizes = {family: causal_lm_config(family, 1, 8, 2).vocab_size for family in ("opt", "gpt2", "llama", "qwen3")}
+    sizes = {
+        family: causal_lm_config(family, 1, 8, 2).vocab_size
+        for family in ("opt", "gpt2", "llama", "qwen3")
+    }
     assert sizes == {"opt": 50272, "gpt2": 50257, "llama": 32000, "qwen3": 151936}
 
 
@@ -107,11 +116,15 @@ def test_random_models_are_whole_tied_as_asked_and_the_same_for_a_seed(family, t
             assert parameter.unique().tolist() == [0.0 if name.endswith("bias") else 1.0], name
     ids = torch.arange(10).view(2, 5)
     loss = model(input_ids=ids, labels=ids).loss
-    assert loss.item() == pytest.approx(torch.log(torch.tensor(101.0)).item(), abs=0.3), "it knows nothing"
+    assert loss.item() == pytest.approx(torch.log(torch.tensor(101.0)).item(), abs=0.3), (
+        "it knows nothing"
+    )
 
 
 def test_random_models_can_be_in_half_precision():
-    model = random_causal_lm(causal_lm_config("opt", 1, 24, 4, vocabulary=101, positions=32), dtype=torch.bfloat16)
+    model = random_causal_lm(
+        causal_lm_config("opt", 1, 24, 4, vocabulary=101, positions=32), dtype=torch.bfloat16
+    )
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
@@ -129,7 +142,9 @@ def test_an_empty_model_has_its_ties_and_no_memory(tied, tmp_path):
     assert all(p.is_meta for p in empty.parameters())
     assert not any(b.is_meta for b in empty.buffers())
     assert (empty.lm_head.weight is empty.model.embed_tokens.weight) == tied
-    assert {n: p.shape for n, p in empty.named_parameters()} == {n: p.shape for n, p in made.named_parameters()}
+    assert {n: p.shape for n, p in empty.named_parameters()} == {
+        n: p.shape for n, p in made.named_parameters()
+    }
 
 
 def test_a_folder_is_a_model_if_it_has_a_config(tmp_path):
@@ -147,7 +162,7 @@ def test_what_is_not_there_is_refused_with_what_would_bring_it(name):
     assert "\n" not in str(caught.value)
 
 
-# ---- packaged models -------------------------------------------------------------------------------------------------
+# ---- packaged models -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -168,11 +183,15 @@ def test_smollm2_knows_the_capital_of_france():
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not model.training
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}], add_generation_prompt=True, tokenize=False
+        [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}],
+        add_generation_prompt=True,
+        tokenize=False,
     )
     ids = tokenizer(prompt, return_tensors="pt")
     with torch.no_grad():
-        answer = model.generate(**ids, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        answer = model.generate(
+            **ids, max_new_tokens=16, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
     assert "Paris" in tokenizer.decode(answer[0, ids["input_ids"].shape[1] :])
 
 
@@ -181,7 +200,12 @@ def test_smollm2_knows_the_capital_of_france():
 @pytest.mark.usefixtures("cached")
 def test_minilm_puts_like_beside_like():
     encoder = load_sentence_encoder()
-    sentences = ["A man is eating pasta.", "Someone eats noodles.", "The stock market fell sharply.", "x"]
+    sentences = [
+        "A man is eating pasta.",
+        "Someone eats noodles.",
+        "The stock market fell sharply.",
+        "x",
+    ]
     with torch.no_grad():
         vectors = encoder(**encoder.tokens(sentences))
         alone = encoder(**encoder.tokens(sentences[:1]))
@@ -209,14 +233,16 @@ def test_efficientnet_gives_a_thousand_finite_numbers():
     assert not torch.equal(logits[0], logits[1])
 
 
-# ---- model folders and adapters ----------------------------------------------------------------------------------------
+# ---- model folders and adapters ------------------------------------------------------------------
 
 
 @pytest.fixture
 def small(tmp_path, save_tokenizer):
     """The folder of a model in two weights files, with a tokenizer."""
     folder = tmp_path / "small"
-    random_causal_lm(causal_lm_config("llama", 2, 64, 2, vocabulary=260, positions=64)).save_pretrained(folder, max_shard_size="200KB")
+    random_causal_lm(
+        causal_lm_config("llama", 2, 64, 2, vocabulary=260, positions=64)
+    ).save_pretrained(folder, max_shard_size="200KB")
     save_tokenizer(folder)
     return folder
 
@@ -260,7 +286,9 @@ def test_everything_but_the_weights_is_copied(small, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     copy_configuration(small, out, torch.bfloat16)
-    assert {f.name for f in out.iterdir()} == {f.name for f in small.iterdir() if "safetensors" not in f.name}
+    assert {f.name for f in out.iterdir()} == {
+        f.name for f in small.iterdir() if "safetensors" not in f.name
+    }
     given, copied = (json.loads((folder / "config.json").read_text()) for folder in (small, out))
     assert copied == given | {"dtype": "bfloat16"}
     assert (out / "tokenizer.json").read_bytes() == (small / "tokenizer.json").read_bytes()
@@ -282,7 +310,9 @@ def test_adapters_are_added_and_all_else_is_frozen(small, empty):
         assert all(p.any() for name, p in trained.items() if "lora_A" in name)
 
 
-def test_adapters_go_everywhere_but_into_the_head_unless_told_and_only_where_there_is_a_module(small):
+def test_adapters_go_everywhere_but_into_the_head_unless_told_and_only_where_there_is_a_module(
+    small,
+):
     adapted = add_lora(load_causal_lm(small)[0], 2, 4, None, str(small))
     assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == 2 * 7
     with pytest.raises(UserError, match=r"^--lora-targets: .*q_poj") as caught:
@@ -299,7 +329,12 @@ def test_peft_loads_adapters_by_the_configuration_saved(small, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").unlink()
     save_lora_configuration(adapted, tmp_path / "adapter")
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert (saved["r"], saved["lora_alpha"], saved["base_model_name_or_path"], saved["inference_mode"]) == (2, 4, str(small), True)
+    assert (
+        saved["r"],
+        saved["lora_alpha"],
+        saved["base_model_name_or_path"],
+        saved["inference_mode"],
+    ) == (2, 4, str(small), True)
     loaded = PeftModel.from_pretrained(load_causal_lm(small)[0], tmp_path / "adapter")
     found = {name: p for name, p in loaded.named_parameters() if "lora_" in name}
     assert found

@@ -40,7 +40,12 @@ def clone(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
 
     def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@e", *arguments], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-c", "user.name=n", "-c", "user.email=e@e", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     git("init")
     (tmp_path / "file").write_text("1")
@@ -66,9 +71,13 @@ def test_outside_version_control(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("initialised", "allocated", "named"), [(False, 5, None), (True, 0, None), (True, 5, "H200")], ids=["no context", "unused", "used"]
+    ("initialised", "allocated", "named"),
+    [(False, 5, None), (True, 0, None), (True, 5, "H200")],
+    ids=["no context", "unused", "used"],
 )
-def test_a_gpu_is_named_when_it_computed_and_is_left_alone_when_not(monkeypatch, initialised, allocated, named):
+def test_a_gpu_is_named_when_it_computed_and_is_left_alone_when_not(
+    monkeypatch, initialised, allocated, named
+):
     import torch
 
     def touched(*_):
@@ -86,5 +95,11 @@ def test_a_gpu_is_named_when_it_computed_and_is_left_alone_when_not(monkeypatch,
 
 def test_the_device_in_words():
     assert provenance.device({"gpu": "H200", "cpu": "x"}) == "H200"
-    assert provenance.device({"gpu": None, "cpu": "EPYC", "cores": 2, "torch_threads": 1}) == "EPYC (2 cores, 1 thread)"
-    assert provenance.device({"gpu": None, "cpu": "EPYC", "cores": 2, "torch_threads": None}) == "EPYC (2 cores)"
+    assert (
+        provenance.device({"gpu": None, "cpu": "EPYC", "cores": 2, "torch_threads": 1})
+        == "EPYC (2 cores, 1 thread)"
+    )
+    assert (
+        provenance.device({"gpu": None, "cpu": "EPYC", "cores": 2, "torch_threads": None})
+        == "EPYC (2 cores)"
+    )

@@ -35,7 +35,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.loads += [
-            value for name, value in attributes if name in ("src", "srcset", "poster", "data") or (tag == "link" and name == "href")
+            value
+            for name, value in attributes
+            if name in ("src", "srcset", "poster", "data") or (tag == "link" and name == "href")
         ]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -110,7 +112,9 @@ def test_the_same_results_give_the_same_page(results):
     assert build(results) == build(results)
 
 
-@pytest.mark.parametrize("text", ["{", "[{}]", "{}", json.dumps([dict.fromkeys(report.LEDGER_KEYS, "x")])])
+@pytest.mark.parametrize(
+    "text", ["{", "[{}]", "{}", json.dumps([dict.fromkeys(report.LEDGER_KEYS, "x")])]
+)
 def test_a_broken_ledger_is_told(results, text):
     (results / "smoke/toy/claims.json").write_text(text)
     with pytest.raises(UserError, match="make it again: repro claims toy --scale smoke"):

@@ -80,7 +80,10 @@ def test_and_when_read(path, row, said):
     assert "repro run toy/squares --scale cpu" in str(caught.value)
 
 
-@pytest.mark.parametrize("column", ["loss", "peak_bytes", "forward_tokens_per_second", "x_ratio", "train_accuracy", "epsilon"])
+@pytest.mark.parametrize(
+    "column",
+    ["loss", "peak_bytes", "forward_tokens_per_second", "x_ratio", "train_accuracy", "epsilon"],
+)
 def test_a_unit_ends_the_name(column):
     assert rows.check_row({column: 0.5})
 
@@ -110,7 +113,9 @@ def test_a_broken_file_is_one_line_with_the_command_that_makes_it_again(path, sp
 
 
 def test_a_missing_file_too(path):
-    with pytest.raises(UserError, match="is missing; make it again: repro run toy/squares --scale cpu"):
+    with pytest.raises(
+        UserError, match="is missing; make it again: repro run toy/squares --scale cpu"
+    ):
         rows.read_rows(path)
 
 
@@ -153,7 +158,8 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(small_disk):
     for big in (
         ({**CONTENT, "rows": [{"name": "x" * 1000}] * 1000}, {}),
         (CONTENT, {"grid": np.zeros(100_000)}),
-        ({**CONTENT, "rows": [{"name": "x" * 1000}] * 150}, {"grid": np.zeros(20_000)}),  # the array fits, the rows do not
+        # the array fits, the rows do not
+        ({**CONTENT, "rows": [{"name": "x" * 1000}] * 150}, {"grid": np.zeros(20_000)}),
     ):
         with pytest.raises(UserError, match="no space left") as caught:
             rows.write_rows(path, *big)
@@ -172,11 +178,16 @@ def test_any_file_is_written_in_one_step(small_disk):
 
 def _write_many(path, number):
     for turn in range(30):
-        rows.write_rows(path, {**CONTENT, "seed": number, "rows": [{"n": number}] * (turn + 1)}, {"grid": np.full(100, number)})
+        rows.write_rows(
+            path,
+            {**CONTENT, "seed": number, "rows": [{"n": number}] * (turn + 1)},
+            {"grid": np.full(100, number)},
+        )
 
 
 def test_writers_at_the_same_time_leave_a_whole_file_at_every_moment(path):
-    context = get_context("fork")  # a new process would look for this module in a package `tests`, and packages install theirs
+    # a new process would look for this module in a package `tests`, and packages install theirs
+    context = get_context("fork")
     writers = [context.Process(target=_write_many, args=(path, number)) for number in (1, 2)]
     for writer in writers:
         writer.start()
@@ -195,10 +206,9 @@ def test_writers_at_the_same_time_leave_a_whole_file_at_every_moment(path):
 
 def test_a_writer_killed_at_any_moment_leaves_a_whole_file(path):
     code = (
-        "import numpy as np, sys; from pathlib import Path; from shared import rows; turn = 0\n"
-        "while True:\n"
-        "    turn += 1\n"
-        f"    rows.write_rows(Path(sys.argv[1]), {{**{CONTENT!r}, 'seed': turn}}, {{'grid': np.full(200_000, turn)}})\n"
+        "import numpy as np, sys; from pathlib import Path; from shared import rows; turn ="
+        f" 0\nwhile True:\n    turn += 1\n    rows.write_rows(Path(sys.argv[1]), {{**{CONTENT!r},"
+        " 'seed': turn}, {'grid': np.full(200_000, turn)})\n"
     )
     rows.write_rows(path, CONTENT, {"grid": np.full(2, 0)})
     for delay in (0.01, 0.03, 0.05, 0.08, 0.13):

@@ -1,4 +1,6 @@
-"""A run in a folder: the folder to itself, an end in good order, what is shown; options in one line."""
+"""A run in a folder: the folder to itself, an end in good order, what is shown; options in one
+line.
+"""
 
 import argparse
 import errno
@@ -17,7 +19,7 @@ from shared import runs
 from shared.errors import UserError
 from shared.runs import Parser, Progress, locked, number, plain_errors, stop_signals
 
-# ---- the folder --------------------------------------------------------------------------------------------------------
+# ---- the folder ----------------------------------------------------------------------------------
 
 
 class Crash(Exception):
@@ -88,7 +90,11 @@ def test_what_a_crash_left_half_written_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "steps.jsonl").touch()
     half = [tmp_path / ".a.part", tmp_path / "checkpoint" / ".weights.safetensors.1.part"]
-    whole = [tmp_path / "model.safetensors", tmp_path / "checkpoint" / "weights.safetensors", tmp_path / "shown.part"]
+    whole = [
+        tmp_path / "model.safetensors",
+        tmp_path / "checkpoint" / "weights.safetensors",
+        tmp_path / "shown.part",
+    ]
     for file in (*half, *whole):
         file.touch()
     (tmp_path / ".data.part").mkdir()
@@ -109,7 +115,12 @@ with locked(pathlib.Path(sys.argv[1])):
 
 def test_a_folder_is_one_processs_until_it_ends(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         (out / ".weights.part").touch()  # the holder is writing it
@@ -121,7 +132,9 @@ def test_a_folder_is_one_processs_until_it_ends(tmp_path: Path) -> None:
         assert not (out / ".weights.part").exists()
 
 
-def test_a_folder_that_another_process_has_just_made_is_not_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_another_process_has_just_made_is_not_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def flock(*_: object) -> None:
         raise BlockingIOError
 
@@ -133,13 +146,21 @@ def test_a_folder_that_another_process_has_just_made_is_not_taken_away(tmp_path:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"--out .*file/out: Not a directory"), locked(tmp_path / "file" / "out"):
+    with (
+        pytest.raises(UserError, match=r"--out .*file/out: Not a directory"),
+        locked(tmp_path / "file" / "out"),
+    ):
         pass
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_no_space_is_one_line(code: int) -> None:
-    with pytest.raises(UserError, match=r"no space left for out; .* run the same command again") as caught, plain_errors(Path("out")):
+    with (
+        pytest.raises(
+            UserError, match=r"no space left for out; .* run the same command again"
+        ) as caught,
+        plain_errors(Path("out")),
+    ):
         raise OSError(code, os.strerror(code))
     assert "\n" not in str(caught.value)
 
@@ -156,7 +177,7 @@ def test_other_errors_are_not_taken_for_a_full_disk() -> None:
         raise ValueError("other")
 
 
-# ---- signals -----------------------------------------------------------------------------------------------------------
+# ---- signals -------------------------------------------------------------------------------------
 
 
 def handlers() -> list[object]:
@@ -182,7 +203,7 @@ def test_the_first_signal_is_noted_and_the_second_stops(number: signal.Signals) 
     assert handlers() == before
 
 
-# ---- progress ----------------------------------------------------------------------------------------------------------
+# ---- progress ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -210,8 +231,11 @@ def test_without_a_terminal_a_line_is_shown_now_and_then_and_at_the_end(clock: l
             progress.step(done, 50, float(done))
     lines = shown(console)
     assert lines[0] == "step 11/100  loss 6.0000  50 tokens/s  89 s left"
-    assert [line.split()[1] for line in lines] == [f"{done}/100" for done in (11, 22, 33, 44, 55, 66, 77, 88, 99, 100)]
-    assert lines[-1] == "step 100/100  loss 90.5000  50 tokens/s  0 s left"  # the mean of the last 20
+    assert [line.split()[1] for line in lines] == [
+        f"{done}/100" for done in (11, 22, 33, 44, 55, 66, 77, 88, 99, 100)
+    ]
+    # the mean of the last 20
+    assert lines[-1] == "step 100/100  loss 90.5000  50 tokens/s  0 s left"
 
 
 def test_a_run_that_goes_on_is_judged_by_what_it_does_now(clock: list[float]) -> None:
@@ -222,7 +246,9 @@ def test_a_run_that_goes_on_is_judged_by_what_it_does_now(clock: list[float]) ->
     assert shown(console) == ["step 92/100  loss 1.0000  5 tokens/s  80 s left"]
 
 
-def test_a_step_without_a_loss_leaves_the_mean_alone_and_more_may_be_said(clock: list[float]) -> None:
+def test_a_step_without_a_loss_leaves_the_mean_alone_and_more_may_be_said(
+    clock: list[float],
+) -> None:
     console = quiet()
     progress = Progress(console, 0, 4)
     for done, loss in ((1, 1.0), (2, None), (3, 3.0)):
@@ -261,7 +287,7 @@ def test_a_terminal_gets_a_bar(clock: list[float]) -> None:
     assert "s left" not in text
 
 
-# ---- options -----------------------------------------------------------------------------------------------------------
+# ---- options -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,7 +300,9 @@ def test_a_terminal_gets_a_bar(clock: list[float]) -> None:
         (float, -1, False, "-1", -1.0),
     ],
 )
-def test_a_number_in_bounds_is_taken(kind: type, least: float, above: bool, text: str, value: float) -> None:
+def test_a_number_in_bounds_is_taken(
+    kind: type, least: float, above: bool, text: str, value: float
+) -> None:
     found = number(kind, least, above)(text)
     assert found == value
     assert type(found) is kind
@@ -287,10 +315,15 @@ def test_a_number_in_bounds_is_taken(kind: type, least: float, above: bool, text
         (int, 1, False, "1.5", "'1.5' is not an integer of at least 1"),
         (float, 0, True, "0", "'0' is not a number above 0"),
         (float, 0.5, False, "0.4", "'0.4' is not a number of at least 0.5"),
-        *((float, 0, False, text, f"'{text}' is not a number of at least 0") for text in ("nan", "inf", "-inf", "-1", "many", "")),
+        *(
+            (float, 0, False, text, f"'{text}' is not a number of at least 0")
+            for text in ("nan", "inf", "-inf", "-1", "many", "")
+        ),
     ],
 )
-def test_a_number_out_of_bounds_is_refused(kind: type, least: float, above: bool, text: str, message: str) -> None:
+def test_a_number_out_of_bounds_is_refused(
+    kind: type, least: float, above: bool, text: str, message: str
+) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         number(kind, least, above)(text)
     assert str(caught.value) == message
@@ -303,7 +336,10 @@ def test_a_bad_option_is_one_line_that_names_the_help(capsys: pytest.CaptureFixt
     assert parser.parse_args(["go", "--steps", "3"]).steps == 3
     with pytest.raises(UserError) as caught:
         parser.parse_args(["go", "--steps", "0"])
-    assert str(caught.value) == "argument --steps: '0' is not an integer of at least 1 (see tool go --help)"
+    assert (
+        str(caught.value)
+        == "argument --steps: '0' is not an integer of at least 1 (see tool go --help)"
+    )
     with pytest.raises(UserError, match=r"\(see tool --help\)$"):
         parser.parse_args(["stop"])
     assert capsys.readouterr() == ("", "")
@@ -311,6 +347,11 @@ def test_a_bad_option_is_one_line_that_names_the_help(capsys: pytest.CaptureFixt
 
 def test_the_module_waits_for_nothing_heavy() -> None:
     """A command's `--help` imports it."""
-    program = "import sys, shared.runs; print([m for m in ('torch', 'transformers', 'pandas') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    program = (
+        "import sys, shared.runs; print([m for m in ('torch', 'transformers', 'pandas') if m in"
+        " sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"

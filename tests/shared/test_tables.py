@@ -1,4 +1,6 @@
-"""Tables: measured first, the paper's numbers labelled, in every format; and the paper's numbers with their sources."""
+"""Tables: measured first, the paper's numbers labelled, in every format; and the paper's numbers
+with their sources.
+"""
 
 import csv
 import io
@@ -12,7 +14,14 @@ from shared.errors import UserError
 from shared.experiment import run_experiment
 from shared.tables import Column, Table
 
-MEASURED = pd.DataFrame({"method": ["a|b", "c_d & <e>"], "peak_bytes": [1.5e9, 2e3], "step_seconds": [0.0012, np.nan], "ok": [True, False]})
+MEASURED = pd.DataFrame(
+    {
+        "method": ["a|b", "c_d & <e>"],
+        "peak_bytes": [1.5e9, 2e3],
+        "step_seconds": [0.0012, np.nan],
+        "ok": [True, False],
+    }
+)
 PAPER = pd.DataFrame({"method": ["x"], "peak_bytes": [18.04e9], "source": ["table 1, 100 %"]})
 
 
@@ -59,7 +68,11 @@ def test_a_table_of_predictions_says_that_nothing_was_measured():
     for text in (predicted.to_markdown(), predicted.to_latex(), predicted.to_html()):
         assert "Predicted, not measured" in text
         assert "Measured" not in text
-    assert [line["origin"] for line in csv.DictReader(io.StringIO(predicted.to_csv()))] == ["predicted", "predicted", "paper"]
+    assert [line["origin"] for line in csv.DictReader(io.StringIO(predicted.to_csv()))] == [
+        "predicted",
+        "predicted",
+        "paper",
+    ]
 
 
 def test_csv_keeps_raw_numbers_and_says_whose_they_are():
@@ -159,7 +172,9 @@ def test_build_writes_every_format_of_every_table(toy, tmp_path):
         run_experiment("toy", name, "smoke", None, tmp_path)
     written = tables.build("toy", "smoke", tmp_path)
     assert {file.name for file in written} == {
-        f"{name}.{suffix}" for name in ("squares", "both") for suffix in ("md", "csv", "tex", "html")
+        f"{name}.{suffix}"
+        for name in ("squares", "both")
+        for suffix in ("md", "csv", "tex", "html")
     }
     assert "Measured at scale smoke on " in (tmp_path / "smoke/toy/tables/both.md").read_text()
     before = {file: file.read_bytes() for file in written}
@@ -169,15 +184,32 @@ def test_build_writes_every_format_of_every_table(toy, tmp_path):
 
 def test_build_makes_what_it_can_and_names_the_rest(toy, tmp_path):
     run_experiment("toy", "squares", "smoke", None, tmp_path)
-    with pytest.raises(UserError, match="no rows of slow for the other tables; make them: repro run toy/slow --scale smoke"):
+    with pytest.raises(
+        UserError,
+        match="no rows of slow for the other tables; make them: repro run toy/slow --scale smoke",
+    ):
         tables.build("toy", "smoke", tmp_path)
     assert (tmp_path / "smoke/toy/tables/squares.md").exists()
 
 
 def test_a_function_that_returns_no_table_is_told(write_paper, tmp_path):
-    manifest = "name: one\ndisplay: One\ntitle: T\nexperiments:\n  e: {title: A, minutes: 1, memory_gb: 1}\ntables: {t: [e]}\n"
-    experiment = "from shared import experiment\nclass Config(experiment.Config): pass\ndef run(config, run): run.row(n=1)\n"
-    write_paper("one", {"paper.yaml": manifest, "scales/cpu.yaml": "e:", "experiments/e.py": experiment, "tables.py": "def t(e): return 3"})
+    manifest = (
+        "name: one\ndisplay: One\ntitle: T\nexperiments:\n  e: {title: A, minutes: 1, memory_gb:"
+        " 1}\ntables: {t: [e]}\n"
+    )
+    experiment = (
+        "from shared import experiment\nclass Config(experiment.Config): pass\ndef run(config,"
+        " run): run.row(n=1)\n"
+    )
+    write_paper(
+        "one",
+        {
+            "paper.yaml": manifest,
+            "scales/cpu.yaml": "e:",
+            "experiments/e.py": experiment,
+            "tables.py": "def t(e): return 3",
+        },
+    )
     run_experiment("one", "e", "cpu", None, tmp_path / "results")
     with pytest.raises(UserError, match=r"t must return a shared\.tables\.Table, not int"):
         tables.make("one", "t", "cpu", tmp_path / "results")

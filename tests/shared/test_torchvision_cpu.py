@@ -16,11 +16,22 @@ def _python(code, *, extra_path="", cwd=None):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if extra_path:
         environment["PYTHONPATH"] = str(extra_path)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment, cwd=cwd, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        cwd=cwd,
+        check=False,
+    )
 
 
 def test_everything_that_needs_torchvision_imports():
-    done = _python("import shared, torchvision, timm, transformers, peft; from torchvision import transforms; transforms.Resize(3)")
+    done = _python(
+        "import shared, torchvision, timm, transformers, peft; from torchvision import transforms;"
+        " transforms.Resize(3)"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -38,7 +49,9 @@ assert v2.Resize(4)(torch.rand(3, 8, 8)).shape == (3, 4, 4)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(torch.version.cuda is not None, reason="torchvision's own library loads beside a CUDA torch")
+@pytest.mark.skipif(
+    torch.version.cuda is not None, reason="torchvision's own library loads beside a CUDA torch"
+)
 def test_without_the_hook_the_import_fails():
     """When this test fails, `shared/torchvision_cpu.py` is no longer needed: remove it."""
     done = _python("import torchvision")
@@ -47,7 +60,9 @@ def test_without_the_hook_the_import_fails():
 
 
 def test_importing_shared_does_not_import_torch():
-    done = _python("import shared, sys; assert 'torch' not in sys.modules and 'torchvision' not in sys.modules")
+    done = _python(
+        "import shared, sys; assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -62,7 +77,8 @@ def test_a_torchvision_with_its_operators_is_left_untouched(tmp_path):
     )
     code = """
 import sys, torch
-own = torch.library.Library("torchvision", "FRAGMENT")  # what a library that loads would have registered
+# what a library that loads would have registered
+own = torch.library.Library("torchvision", "FRAGMENT")
 own.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 import shared
 from shared import torchvision_cpu
@@ -89,7 +105,10 @@ assert not define_missing_operators({str(tmp_path)!r})
 
 def test_a_library_that_cannot_be_loaded_is_taken_for_none(tmp_path):
     (tmp_path / "_C.so").write_bytes(b"not a library")
-    done = _python(f"from shared.torchvision_cpu import define_missing_operators as d; assert d({str(tmp_path)!r})")
+    done = _python(
+        "from shared.torchvision_cpu import define_missing_operators as d; assert"
+        f" d({str(tmp_path)!r})"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -97,7 +116,9 @@ def test_without_torchvision_its_absence_is_reported_as_ever():
     code = """
 import sys, shared, importlib.machinery
 find = importlib.machinery.PathFinder.find_spec
-importlib.machinery.PathFinder.find_spec = lambda name, *rest: None if name == "torchvision" else find(name, *rest)
+importlib.machinery.PathFinder.find_spec = (
+    lambda name, *rest: None if name == "torchvision" else find(name, *rest)
+)
 try:
     import torchvision
 except ModuleNotFoundError as error:
@@ -113,4 +134,6 @@ def test_the_hook_is_registered_once():
     hooks = sum(type(f).__name__ == "_BeforeTorchvision" for f in sys.meta_path)
     shared.torchvision_cpu.install()
     torchvision_cpu.install()
-    assert sum(type(f).__name__ == "_BeforeTorchvision" for f in sys.meta_path) == (hooks if "torchvision" in sys.modules else 1)
+    assert sum(type(f).__name__ == "_BeforeTorchvision" for f in sys.meta_path) == (
+        hooks if "torchvision" in sys.modules else 1
+    )

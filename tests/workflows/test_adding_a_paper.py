@@ -1,4 +1,6 @@
-"""docs/adding-a-paper.md works: its files are written into a copy of the repository and taken to the report."""
+"""docs/adding-a-paper.md works: its files are written into a copy of the repository and taken to
+the report.
+"""
 
 import os
 import re
@@ -54,7 +56,11 @@ def test_the_commands_that_the_page_names_work(followed):
             command, *arguments = line.split("#")[0].split()
             environment = {**followed._environment(), "PYTHONPATH": str(followed.root)}
             run = subprocess.run(
-                [sys.executable, "-m", command, *arguments], cwd=followed.root, env=environment, capture_output=True, text=True
+                [sys.executable, "-m", command, *arguments],
+                cwd=followed.root,
+                env=environment,
+                capture_output=True,
+                text=True,
             )
             assert run.returncode == 0, (line, run.stdout, run.stderr)
 

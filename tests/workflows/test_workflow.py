@@ -34,7 +34,9 @@ def reproduced(tmp_path_factory):
 
 @pytest.fixture
 def done(reproduced, tmp_path):
-    """A copy of it, to be changed. Snakemake knows files by their path in the repository, so it takes the copy for its own."""
+    """A copy of it, to be changed. Snakemake knows files by their path in the repository, so it
+    takes the copy for its own.
+    """
     return Repository(shutil.copytree(reproduced.root, tmp_path / "repository"))
 
 
@@ -49,7 +51,12 @@ def test_every_target_takes_what_it_needs(toy_repo):
     assert toy_repo.planned("toy") == EXPERIMENTS | AFTER - {"page"}
     assert toy_repo.planned("figures") == {"toy_squares", "toy_figures"}
     assert toy_repo.planned("tables") == {"toy_squares", "toy_slow", "toy_tables"}
-    assert toy_repo.planned("--config", "scale=gpu") == {"toy_squares", "toy_clock", "toy_card", *AFTER}
+    assert toy_repo.planned("--config", "scale=gpu") == {
+        "toy_squares",
+        "toy_clock",
+        "toy_card",
+        *AFTER,
+    }
     assert toy_repo.planned("--config", "scale=paper") == {"page"}
 
 
@@ -73,9 +80,17 @@ def test_a_wrong_configuration_is_refused(toy_repo, setting):
 def test_everything_is_made_and_a_second_call_does_nothing(done):
     results = done.root / "results" / "smoke"
     assert (results / "report.html").is_file()
-    assert {file.name for file in (results / "toy" / "rows").glob("*.json")} == {"squares.json", "slow.json"}
-    assert {file.name for file in (results / "toy" / "figures").iterdir()} == {"squares.svg", "squares.png"}
-    assert [entry["verdict"] for entry in json.loads((results / "toy" / "claims.json").read_text())] == ["holds"] + 2 * ["not tested here"]
+    assert {file.name for file in (results / "toy" / "rows").glob("*.json")} == {
+        "squares.json",
+        "slow.json",
+    }
+    assert {file.name for file in (results / "toy" / "figures").iterdir()} == {
+        "squares.svg",
+        "squares.png",
+    }
+    assert [
+        entry["verdict"] for entry in json.loads((results / "toy" / "claims.json").read_text())
+    ] == ["holds"] + 2 * ["not tested here"]
     assert planned(done) == set()
 
 
@@ -102,7 +117,9 @@ def test_a_failed_job_is_not_forgotten_when_a_source_changed(done):
 def test_rows_of_a_run_with_set_are_not_taken_for_the_scales(done):
     assert done.repro("run", "toy/slow", "--scale", "smoke").returncode == 0
     assert "toy_slow" not in planned(done)
-    assert done.repro("run", "toy/slow", "--scale", "smoke", "--set", "seconds=0.001").returncode == 0
+    assert (
+        done.repro("run", "toy/slow", "--scale", "smoke", "--set", "seconds=0.001").returncode == 0
+    )
     assert "toy_slow" in planned(done)
 
 
@@ -127,8 +144,11 @@ def test_a_failed_experiment_loses_only_itself_and_the_next_call_resumes(done):
     before = {file.name: file.read_bytes() for file in rows.glob("*.json")}
     (done.root / "fail").touch()
     scale = done.root / "projects" / "toy" / "scales" / "smoke.yaml"
-    scale.write_text(scale.read_text().replace("seconds: 0", "seconds: 0.001").replace("[1, 2, 3]", "[1, 2]"))
-    run = done.snakemake("--cores", "1", "--prioritize", "toy_slow", "--config", "scale=smoke")  # the failure comes first
+    scale.write_text(
+        scale.read_text().replace("seconds: 0", "seconds: 0.001").replace("[1, 2, 3]", "[1, 2]")
+    )
+    # the failure comes first
+    run = done.snakemake("--cores", "1", "--prioritize", "toy_slow", "--config", "scale=smoke")
     assert run.returncode == 1
     assert "this experiment fails" in run.stderr
     assert "The same command resumes" in run.stderr + run.stdout
@@ -179,13 +199,18 @@ def described(repo, *arguments):
 PROBE = """
 for one in workflow.rules:
     if one.name.startswith(("toy_", "zo2_")) and "gpu" in one.resources:
-        print("PROBE", one.name, *(one.resources[key].value for key in ("_cores", "mem_mb", "runtime", "gpu")), file=sys.stderr)
+        values = [one.resources[key].value for key in ("_cores", "mem_mb", "runtime", "gpu")]
+        print("PROBE", one.name, *values, file=sys.stderr)
 """
 
 
 def resources(repo, *arguments):
     append(repo.root / "Snakefile", PROBE)
-    lines = [line.split() for line in described(repo, *arguments).splitlines() if line.startswith("PROBE")]
+    lines = [
+        line.split()
+        for line in described(repo, *arguments).splitlines()
+        if line.startswith("PROBE")
+    ]
     return {name: tuple(map(int, rest)) for _, name, *rest in lines}
 
 
@@ -199,7 +224,12 @@ def test_timed_and_gpu_experiments_take_every_core(toy_repo):
 
 
 def test_a_gpu_experiment_asks_for_one(toy_repo):
-    assert resources(toy_repo, "--cores", "7", "--config", "scale=gpu")["toy_card"] == (7, 64000, 100, 1)
+    assert resources(toy_repo, "--cores", "7", "--config", "scale=gpu")["toy_card"] == (
+        7,
+        64000,
+        100,
+        1,
+    )
 
 
 def test_threads_inside_a_job_are_the_manifests(toy_repo):
@@ -211,7 +241,11 @@ def test_threads_inside_a_job_are_the_manifests(toy_repo):
 
 def test_data_is_fetched_before_the_experiment_that_needs_it(toy_repo):
     manifest = toy_repo.root / "projects" / "toy" / "paper.yaml"
-    manifest.write_text(manifest.read_text().replace('title: "Squares of numbers",', 'title: "Squares of numbers", data: [digits],'))
+    manifest.write_text(
+        manifest.read_text().replace(
+            'title: "Squares of numbers",', 'title: "Squares of numbers", data: [digits],'
+        )
+    )
     assert toy_repo.planned("figures") == {"fetch_digits", "toy_squares", "toy_figures"}
     stamp = toy_repo.root / "cache" / "digits" / ".complete.json"
     stamp.parent.mkdir(parents=True)
@@ -231,7 +265,9 @@ def test_the_slurm_profile_plans_with_its_executor(toy_repo):
         "toy_card",
         *AFTER,
     }
-    assert resources(toy_repo, "--profile", "workflows/profiles/slurm", "--config", "scale=gpu") == {
+    assert resources(
+        toy_repo, "--profile", "workflows/profiles/slurm", "--config", "scale=gpu"
+    ) == {
         "toy_squares": (1, 100, 13, 0),
         "toy_clock": (1, 500, 16, 0),
         "toy_card": (1, 64000, 100, 1),
@@ -241,7 +277,12 @@ def test_the_slurm_profile_plans_with_its_executor(toy_repo):
 def test_zo2_at_scale_gpu_asks_slurm_for_a_gpu_and_for_no_data(tmp_path):
     pytest.importorskip("snakemake_executor_plugin_slurm")
     repo = make_empty_repository(tmp_path)
-    shutil.copytree(paths.PROJECTS, repo.root / "projects", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        paths.PROJECTS,
+        repo.root / "projects",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     arguments = ("--profile", "workflows/profiles/slurm", "--config", "scale=gpu")
     assert not [name for name in repo.planned(*arguments) if name.startswith("fetch_")]
     asked = resources(repo, *arguments)
@@ -252,7 +293,9 @@ def test_zo2_at_scale_gpu_asks_slurm_for_a_gpu_and_for_no_data(tmp_path):
 def test_the_results_may_lie_elsewhere(toy_repo, tmp_path):
     environment = {**toy_repo._environment(), "REPRO_RESULTS": str(tmp_path / "elsewhere")}
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--config", "scale=smoke"]
-    run = subprocess.run(command, cwd=toy_repo.root, env=environment, capture_output=True, text=True)
+    run = subprocess.run(
+        command, cwd=toy_repo.root, env=environment, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "elsewhere" / "smoke" / "report.html").is_file()
     assert not (toy_repo.root / "results").exists()
@@ -263,5 +306,7 @@ def test_this_repository_plans(tmp_path):
     for scale in paths.SCALES:
         environment = {**os.environ, "REPRO_RESULTS": str(tmp_path)}
         command = [sys.executable, "-m", "snakemake", "-n", "--config", f"scale={scale}"]
-        run = subprocess.run(command, cwd=paths.ROOT, env=environment, capture_output=True, text=True)
+        run = subprocess.run(
+            command, cwd=paths.ROOT, env=environment, capture_output=True, text=True
+        )
         assert run.returncode == 0, run.stdout + run.stderr

@@ -24,7 +24,10 @@ def check_device(task: str, device: str, world: int) -> None:
         return
     count, wanted = torch.cuda.device_count(), world if task in TIMED else 1
     if count < wanted:
-        raise UserError(f"distzo2/{task} wants {wanted} GPU{'s' * (wanted > 1)} and here are {count}; run it with --scale cpu")
+        raise UserError(
+            f"distzo2/{task} wants {wanted} GPU{'s' * (wanted > 1)} and here are {count}; run it"
+            " with --scale cpu"
+        )
 
 
 def launch(task: str, world: int, config: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
@@ -33,14 +36,36 @@ def launch(task: str, world: int, config: Mapping[str, Any]) -> list[list[dict[s
     Raises UserError where GPUs are missing, and with the last line that a failed rank said.
     """
     check_device(task, config.get("device", "cpu"), world)
-    with tempfile.TemporaryDirectory(prefix="distzo2-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    with tempfile.TemporaryDirectory(
+        prefix="distzo2-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None
+    ) as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(world),
+        ]
         command += ["-m", "projects.distzo2.experiments._ranks", task, json.dumps(config), folder]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        environment = {name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        environment = {
+            name: value
+            for name, value in environment.items()
+            if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        }
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
         files = [Path(folder) / f"{rank}.json" for rank in range(world)]
         if done.returncode or not all(file.exists() for file in files):
-            said = [line for line in done.stderr.splitlines() if "Error" in line and "ChildFailed" not in line]
-            raise UserError(f"distzo2/{task} on {world} ranks failed: {said[-1] if said else done.stderr[-200:]}")
+            said = [
+                line
+                for line in done.stderr.splitlines()
+                if "Error" in line and "ChildFailed" not in line
+            ]
+            raise UserError(
+                f"distzo2/{task} on {world} ranks failed:"
+                f" {said[-1] if said else done.stderr[-200:]}"
+            )
         return [json.loads(file.read_text()) for file in files]

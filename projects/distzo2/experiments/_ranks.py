@@ -1,4 +1,6 @@
-"""One rank of an experiment, started by `_launch.py`: python -m projects.distzo2.experiments._ranks TASK CONFIG FOLDER"""
+"""One rank of an experiment, started by `_launch.py`: python -m projects.distzo2.experiments._ranks
+TASK CONFIG FOLDER
+"""
 
 import gc
 import json
@@ -59,8 +61,17 @@ def world_of(mode: str) -> int:
 def shape_of(config: dict[str, Any]) -> Any:
     """The configuration of the model."""
     if config["model"]:
-        return causal_lm_config("opt", *OPT_SHAPES[config["model"]], positions=max(2048, config["tokens"]))
-    return causal_lm_config("llama", config["layers"], config["hidden"], config["heads"], config["vocabulary"], positions=config["tokens"])
+        return causal_lm_config(
+            "opt", *OPT_SHAPES[config["model"]], positions=max(2048, config["tokens"])
+        )
+    return causal_lm_config(
+        "llama",
+        config["layers"],
+        config["hidden"],
+        config["heads"],
+        config["vocabulary"],
+        positions=config["tokens"],
+    )
 
 
 def make_model(config: dict[str, Any]) -> Any:
@@ -73,7 +84,9 @@ def empty_model(config: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(shape_of(config), dtype=getattr(torch, config["dtype"]))
+        model = AutoModelForCausalLM.from_config(
+            shape_of(config), dtype=getattr(torch, config["dtype"])
+        )
     model.tie_weights()
     return model.eval()
 
@@ -81,13 +94,23 @@ def empty_model(config: dict[str, Any]) -> Any:
 def make_batch(config: dict[str, Any], step: int, shares: int) -> list[Batch]:
     """A global batch of `shares` micro-batches."""
     vocabulary = shape_of(config).vocab_size
-    drawn = random_tokens(vocabulary, config["batch_size"], config["tokens"], shares, config["seed"] + 1000 * step)
-    return [{name: tensor.to(config["device"]) for name, tensor in batch.items()} for batch in drawn]
+    drawn = random_tokens(
+        vocabulary, config["batch_size"], config["tokens"], shares, config["seed"] + 1000 * step
+    )
+    return [
+        {name: tensor.to(config["device"]) for name, tensor in batch.items()} for batch in drawn
+    ]
 
 
 def options(config: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Of the engines. The learning rate is large enough that the weights move."""
-    return {"lr": config["lr"], "eps": 1e-3, "seed": config["seed"], "device": config["device"], **more}
+    return {
+        "lr": config["lr"],
+        "eps": 1e-3,
+        "seed": config["seed"],
+        "device": config["device"],
+        **more,
+    }
 
 
 def make_engine(mode: str, config: dict[str, Any], folder: Path, **more: Any) -> DistZO2:
@@ -97,14 +120,16 @@ def make_engine(mode: str, config: dict[str, Any], folder: Path, **more: Any) ->
         number = len(list(folder.glob("*.safetensors")))
         dist.barrier()
         file = folder / f"{mode}-{number}.safetensors"
-        engine = shared_engine(lambda: make_model(config), file, lambda: empty_model(config), **options(config, **more))
+        engine = shared_engine(
+            lambda: make_model(config), file, lambda: empty_model(config), **options(config, **more)
+        )
     else:
         kind = NaiveRestore if "naive" in mode else ZO2
         engine = kind(make_model(config), storage="ram", **options(config, **more))
     return DistZO2(engine, device_mesh(dp, pert), transfer, check_every=0)  # type: ignore[arg-type]
 
 
-# ---- tasks -----------------------------------------------------------------------------------------------------------
+# ---- tasks ---------------------------------------------------------------------------------------
 
 
 def equality(config: dict[str, Any], folder: Path) -> Rows:
@@ -112,7 +137,9 @@ def equality(config: dict[str, Any], folder: Path) -> Rows:
     rows: Rows = []
     for mode in config["modes"]:
         ddp = make_engine(mode, config, folder)
-        steps = [ddp.step(make_batch(config, step, config["shares"])) for step in range(config["steps"])]
+        steps = [
+            ddp.step(make_batch(config, step, config["shares"])) for step in range(config["steps"])
+        ]
         rows.append(
             {
                 "mode": mode,
@@ -131,12 +158,32 @@ def communication(config: dict[str, Any], folder: Path) -> Rows:
     for mode in config["modes"]:
         ddp = make_engine(mode, config, folder)
         ddp.step(make_batch(config, 0, config["shares"]))
-        before = (ddp.engine.traffic.bytes_up, ddp.engine.traffic.bytes_down, ddp.exchanged.total(), ddp.bytes_sent)
+        before = (
+            ddp.engine.traffic.bytes_up,
+            ddp.engine.traffic.bytes_down,
+            ddp.exchanged.total(),
+            ddp.bytes_sent,
+        )
         for step in range(config["steps"]):
             ddp.step(make_batch(config, step, config["shares"]))
-        after = (ddp.engine.traffic.bytes_up, ddp.engine.traffic.bytes_down, ddp.exchanged.total(), ddp.bytes_sent)
-        up, down, exchanged, sent = ((b - a) / config["steps"] for a, b in zip(before, after, strict=True))
-        rows.append({"mode": mode, "host_up_bytes": up, "host_down_bytes": down, "exchanged_bytes": exchanged, "scalar_bytes": sent})
+        after = (
+            ddp.engine.traffic.bytes_up,
+            ddp.engine.traffic.bytes_down,
+            ddp.exchanged.total(),
+            ddp.bytes_sent,
+        )
+        up, down, exchanged, sent = (
+            (b - a) / config["steps"] for a, b in zip(before, after, strict=True)
+        )
+        rows.append(
+            {
+                "mode": mode,
+                "host_up_bytes": up,
+                "host_down_bytes": down,
+                "exchanged_bytes": exchanged,
+                "scalar_bytes": sent,
+            }
+        )
         ddp.engine.close()
     model = make_model(config).to(config["device"])
     batch = make_batch(config, 0, 1)[0]
@@ -172,7 +219,12 @@ def memory(config: dict[str, Any], folder: Path) -> Rows:
                     ddp.engine.close()
                 counter, device_peak = "cuda_allocator", peaks()["cuda_allocator"]
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            row = {"mode": mode, "layers": layers, "counter": counter, "device_peak_bytes": device_peak}
+            row = {
+                "mode": mode,
+                "layers": layers,
+                "counter": counter,
+                "device_peak_bytes": device_peak,
+            }
             rows.append({**row, "process_peak_bytes": peak})
             del ddp
             gc.collect()
@@ -180,7 +232,9 @@ def memory(config: dict[str, Any], folder: Path) -> Rows:
 
 
 def throughput(config: dict[str, Any], folder: Path) -> Rows:
-    """Seconds of a step of the same global batch, of each mode in turns: by one process (while the other ranks rest) and by all."""
+    """Seconds of a step of the same global batch, of each mode in turns: by one process (while the
+    other ranks rest) and by all.
+    """
     rank = dist.get_rank()
     work: dict[str, Callable[[int], None]] = {}
     if rank == 0:
@@ -206,12 +260,21 @@ def throughput(config: dict[str, Any], folder: Path) -> Rows:
             own = process_time() - own  # before the barrier: gloo waits in a loop
             dist.barrier()
             if repeat >= 0:
-                rows.append({"mode": mode, "repeat": repeat, "step_seconds": perf_counter() - start, "process_seconds": own})
+                rows.append(
+                    {
+                        "mode": mode,
+                        "repeat": repeat,
+                        "step_seconds": perf_counter() - start,
+                        "process_seconds": own,
+                    }
+                )
     return rows
 
 
 def throttled(move: Callable[..., int], bytes_per_second: float) -> Callable[..., int]:
-    """`move`, which returns how many bytes it moved, at no more than so many bytes a second; 0: as it is."""
+    """`move`, which returns how many bytes it moved, at no more than so many bytes a second; 0: as
+    it is.
+    """
 
     def slowly(*arguments: Any) -> int:
         start = perf_counter()
@@ -224,7 +287,9 @@ def throttled(move: Callable[..., int], bytes_per_second: float) -> Callable[...
 
 
 def link(config: dict[str, Any], folder: Path) -> Rows:
-    """Seconds of a step when the ranks share a link to the host of so many bytes a second, which is emulated by waiting."""
+    """Seconds of a step when the ranks share a link to the host of so many bytes a second, which is
+    emulated by waiting.
+    """
     rows: Rows = []
     world = dist.get_world_size()
     for mode in config["modes"]:
@@ -243,7 +308,12 @@ def link(config: dict[str, Any], folder: Path) -> Rows:
                 ddp.step(make_batch(config, repeat, config["shares"]))
                 dist.barrier()
                 seconds = perf_counter() - start
-                row = {"mode": mode, "link_megabytes_per_second": megabytes, "repeat": repeat, "step_seconds": seconds}
+                row = {
+                    "mode": mode,
+                    "link_megabytes_per_second": megabytes,
+                    "repeat": repeat,
+                    "step_seconds": seconds,
+                }
                 rows.append({**row, "uploaded_bytes": ddp.engine.traffic.bytes_up - before})
                 before = ddp.engine.traffic.bytes_up
         ddp.engine.close()
@@ -251,7 +321,9 @@ def link(config: dict[str, Any], folder: Path) -> Rows:
 
 
 def lanes(config: dict[str, Any], folder: Path) -> Rows:
-    """What each lane of this rank does during one step over an emulated link, in seconds from the step's start."""
+    """What each lane of this rank does during one step over an emulated link, in seconds from the
+    step's start.
+    """
     rows: Rows = []
     rate = 1e6 * config["link_megabytes_per_second"] / dist.get_world_size()
     for mode in config["modes"]:
@@ -269,28 +341,63 @@ def lanes(config: dict[str, Any], folder: Path) -> Rows:
         dist.barrier()
         for span in ddp.engine.spans:
             if span.end > start and span.start < end:
-                own = {"begin_seconds": max(span.start, start) - start, "end_seconds": min(span.end, end) - start}
-                rows.append({"mode": mode, "lane": span.lane, "block": span.block, **own, "step_seconds": end - start})
+                own = {
+                    "begin_seconds": max(span.start, start) - start,
+                    "end_seconds": min(span.end, end) - start,
+                }
+                rows.append(
+                    {
+                        "mode": mode,
+                        "lane": span.lane,
+                        "block": span.block,
+                        **own,
+                        "step_seconds": end - start,
+                    }
+                )
         ddp.engine.close()
     return rows
 
 
 def cost(config: dict[str, Any], folder: Path) -> Rows:
-    """Steps of each case and mode in turns, with what each lane did in them; and how long the ranks take to gather their losses."""
+    """Steps of each case and mode in turns, with what each lane did in them; and how long the ranks
+    take to gather their losses.
+    """
     rank = dist.get_rank()
-    work: list[tuple[dict[str, Any], ZO2 | DistZO2, dict[str, Any], float]] = []  # what the row says, who, the case, bytes a second
+    # what the row says, who, the case, bytes a second
+    work: list[tuple[dict[str, Any], ZO2 | DistZO2, dict[str, Any], float]] = []
     for case in config["cases"]:
         own = {**config, **case}
-        said = {"kind": "fit" if case["fit"] else "held out", "shape": f"{case['layers']} x {case['hidden']}"}
-        said |= {name: own[name] for name in ("layers", "hidden", "heads", "vocabulary", "tokens", "batch_size", "shares")}
+        said = {
+            "kind": "fit" if case["fit"] else "held out",
+            "shape": f"{case['layers']} x {case['hidden']}",
+        }
+        said |= {
+            name: own[name]
+            for name in (
+                "layers",
+                "hidden",
+                "heads",
+                "vocabulary",
+                "tokens",
+                "batch_size",
+                "shares",
+            )
+        }
         alone = ZO2(make_model(own), storage="ram", **options(own, trace=True))
-        work += [({**said, "mode": mode, "processes": count}, alone, own, 0.0) for mode, count in (("ZO2", 1), ("ZO2, twice", 2))]
+        work += [
+            ({**said, "mode": mode, "processes": count}, alone, own, 0.0)
+            for mode, count in (("ZO2", 1), ("ZO2, twice", 2))
+        ]
         for mode in config["modes"]:
             ddp = make_engine(mode, own, folder, trace=True)
             said_too = {**said, "mode": mode, "processes": 2}
             if "PertP" in mode:
                 said_too["kind"] = "held out"
-            rates = [0.0] if case["fit"] or "PertP" in mode else [0.0, *config["link_megabytes_per_second"]]
+            rates = (
+                [0.0]
+                if case["fit"] or "PertP" in mode
+                else [0.0, *config["link_megabytes_per_second"]]
+            )
             work += [(said_too, ddp, own, 1e6 * rate) for rate in rates]
     rows: Rows = []
     for repeat in range(-1, config["repeats"]):
@@ -302,7 +409,10 @@ def cost(config: dict[str, Any], folder: Path) -> Rows:
             for name, move in plain.items():
                 setattr(store, name, throttled(move, rate / 2))
             batch = make_batch(own, repeat + 1, own["shares"])
-            moved, exchanged = engine.traffic, who.exchanged.total() if isinstance(who, DistZO2) else 0
+            moved, exchanged = (
+                engine.traffic,
+                who.exchanged.total() if isinstance(who, DistZO2) else 0,
+            )
             before = moved.bytes_up, moved.bytes_down
             engine.spans.clear()
             dist.barrier()
@@ -316,22 +426,41 @@ def cost(config: dict[str, Any], folder: Path) -> Rows:
                 setattr(store, name, move)
             if repeat < 0 or (said["processes"] == 1 and rank > 0):
                 continue
-            busy = {f"{lane}_busy_seconds": sum(s.end - s.start for s in engine.spans if s.lane == lane) for lane in LANES}
-            nbytes = {"uploaded_bytes": moved.bytes_up - before[0], "offloaded_bytes": moved.bytes_down - before[1]}
-            nbytes["exchanged_bytes"] = (who.exchanged.total() if isinstance(who, DistZO2) else 0) - exchanged
+            busy = {
+                f"{lane}_busy_seconds": sum(s.end - s.start for s in engine.spans if s.lane == lane)
+                for lane in LANES
+            }
+            nbytes = {
+                "uploaded_bytes": moved.bytes_up - before[0],
+                "offloaded_bytes": moved.bytes_down - before[1],
+            }
+            nbytes["exchanged_bytes"] = (
+                who.exchanged.total() if isinstance(who, DistZO2) else 0
+            ) - exchanged
             link = {"emulated": rate > 0, "link_gigabytes_per_second": rate / 1e9}
-            rows.append({**said, **link, "repeat": repeat, "step_seconds": seconds, **busy, **nbytes})
+            rows.append(
+                {**said, **link, "repeat": repeat, "step_seconds": seconds, **busy, **nbytes}
+            )
     scalars = torch.zeros(3, 1, dtype=torch.float64)
     found = [torch.empty_like(scalars) for _ in range(dist.get_world_size())]
     for repeat in range(50):
         start = perf_counter()
         dist.all_gather(found, scalars)
-        rows.append({"kind": "gather", "processes": 2, "repeat": repeat, "step_seconds": perf_counter() - start})
+        rows.append(
+            {
+                "kind": "gather",
+                "processes": 2,
+                "repeat": repeat,
+                "step_seconds": perf_counter() - start,
+            }
+        )
     return rows
 
 
 def train(config: dict[str, Any], folder: Path) -> Rows:
-    """Losses of real training in each mode at each size of the global batch; scores on held-out rows by rank 0; digests of the weights."""
+    """Losses of real training in each mode at each size of the global batch; scores on held-out
+    rows by rank 0; digests of the weights.
+    """
     rows: Rows = []
     task = make_task(config)
     for batch_size in config["batch_sizes"]:
@@ -340,17 +469,41 @@ def train(config: dict[str, Any], folder: Path) -> Rows:
             dp, pert, transfer = MODES[mode]
             model = task.model()
             named = {name for name, _ in model.named_parameters()}
-            engine = ZO2(model, storage="ram", lr=config["lr"], eps=config["eps"], loss=task.loss, device=config["device"])
+            engine = ZO2(
+                model,
+                storage="ram",
+                lr=config["lr"],
+                eps=config["eps"],
+                loss=task.loss,
+                device=config["device"],
+            )
             ddp = DistZO2(engine, device_mesh(dp, pert), transfer)
             losses = [ddp.step(batch, seed=number).loss for number, batch in enumerate(batches)]
-            scores = engine.forward(lambda model: task.evaluate(model, config["test_rows"])) if dist.get_rank() == 0 else None
-            weights = digest_in_any_order((name, tensor) for name, tensor in engine.tensors() if name in named)
-            rows.append({"mode": mode, "batch_size": batch_size, "losses": losses, "scores": scores, "weights": weights})
+            scores = (
+                engine.forward(lambda model: task.evaluate(model, config["test_rows"]))
+                if dist.get_rank() == 0
+                else None
+            )
+            weights = digest_in_any_order(
+                (name, tensor) for name, tensor in engine.tensors() if name in named
+            )
+            rows.append(
+                {
+                    "mode": mode,
+                    "batch_size": batch_size,
+                    "losses": losses,
+                    "scores": scores,
+                    "weights": weights,
+                }
+            )
             engine.close()
     return rows
 
 
-TASKS = {task.__name__: task for task in (equality, communication, memory, throughput, link, lanes, cost, train)}
+TASKS = {
+    task.__name__: task
+    for task in (equality, communication, memory, throughput, link, lanes, cost, train)
+}
 
 
 def main(task: str, config: str, folder: str) -> None:

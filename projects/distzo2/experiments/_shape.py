@@ -12,10 +12,12 @@ Mode = Literal[tuple(MODES)]  # type: ignore[valid-type]
 
 
 class ShapeConfig(experiment.Config):
-    """A Llama-shaped model with random weights on random tokens: neither bits, bytes nor speed depend on what they are.
+    """A Llama-shaped model with random weights on random tokens: neither bits, bytes nor speed
+    depend on what they are.
 
-    A step's global batch is `shares` micro-batches of `batch_size` x `tokens`, whatever the number of ranks. `model` names one of OPT's
-    shapes, which takes the place of `layers`, `hidden`, `heads` and `vocabulary`.
+    A step's global batch is `shares` micro-batches of `batch_size` x `tokens`, whatever the number
+    of ranks. `model` names one of OPT's shapes, which takes the place of `layers`, `hidden`,
+    `heads` and `vocabulary`.
     """
 
     model: Literal["", *OPT_SHAPES] = ""  # type: ignore[valid-type]

@@ -1,4 +1,6 @@
-"""What ranks fine-tune on: ZO2's tasks, and handwritten digits for where many steps are to be seen."""
+"""What ranks fine-tune on: ZO2's tasks, and handwritten digits for where many steps are to
+be seen.
+"""
 
 from typing import Any, Literal
 
@@ -40,7 +42,9 @@ class Digits(Classification):
         images, labels = digits()
         held = np.arange(len(labels)) % 5 == 0
         pixels = list(images.reshape(len(images), 64).astype(np.float32) / 16)
-        parts = [([pixels[i] for i in np.flatnonzero(rows)], labels[rows]) for rows in (~held, held)]
+        parts = [
+            ([pixels[i] for i in np.flatnonzero(rows)], labels[rows]) for rows in (~held, held)
+        ]
         super().__init__(*parts)  # type: ignore[arg-type]
 
     def model(self) -> nn.Module:
@@ -60,7 +64,10 @@ class _Residual(nn.Module):
     def __init__(self, width: int = 32, depth: int = 3) -> None:
         super().__init__()
         self.entry = nn.Linear(64, width)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width)) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+            for _ in range(depth)
+        )
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,11 +81,15 @@ def make_task(config: dict[str, Any]) -> Classification:
     """The task of a `TaskConfig`."""
     if config["task"] == "digits":
         return Digits()
-    found: Classification = zo2_task(config["task"], config["model"], config["tokens"], getattr(torch, config["dtype"]))
+    found: Classification = zo2_task(
+        config["task"], config["model"], config["tokens"], getattr(torch, config["dtype"])
+    )
     return found
 
 
-def global_batches(task: Classification, config: dict[str, Any], batch_size: int) -> list[list[dict[str, Any]]]:
+def global_batches(
+    task: Classification, config: dict[str, Any], batch_size: int
+) -> list[list[dict[str, Any]]]:
     """For each step the micro-batches of a global batch of `batch_size` rows, in order."""
     shares = config["shares"]
     parts = task.train_batches(config["steps"] * shares, batch_size // shares, config["seed"])

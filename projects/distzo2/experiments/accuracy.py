@@ -1,7 +1,8 @@
-"""Table "accuracy" and figure "accuracy": the same fine-tuning by MeZO, by ZO2, and by ranks that share it out in each mode.
+"""Table "accuracy" and figure "accuracy": the same fine-tuning by MeZO, by ZO2, and by ranks that
+share it out in each mode.
 
-All walk the same global batches, cut into the same micro-batches in order. The claim is that they are one, so the weights' digests stand in
-the table. Nothing is tuned on the test split.
+All walk the same global batches, cut into the same micro-batches in order. The claim is that they
+are one, so the weights' digests stand in the table. Nothing is tuned on the test split.
 """
 
 import math
@@ -35,36 +36,90 @@ def run(config: Config, run: experiment.Run) -> None:
     batches = global_batches(task, values, config.batch_size)
     common: dict[str, Any] = {"lr": config.lr, "eps": config.eps, "loss": task.loss}
 
-    def emit(mode: str, ranks: int, losses: list[float], scores: list[tuple[float, float]], digests: list[str]) -> None:
+    def emit(
+        mode: str,
+        ranks: int,
+        losses: list[float],
+        scores: list[tuple[float, float]],
+        digests: list[str],
+    ) -> None:
         for number, loss in enumerate(losses):
-            run.row(mode=mode, kind="step", ranks=ranks, step=number, train_loss=loss if math.isfinite(loss) else None)
+            run.row(
+                mode=mode,
+                kind="step",
+                ranks=ranks,
+                step=number,
+                train_loss=loss if math.isfinite(loss) else None,
+            )
         for accuracy, loss in scores:
             one = digests[0] if len(set(digests)) == 1 else "the ranks differ"
-            run.row(mode=mode, kind="end", ranks=ranks, step=len(losses), test_accuracy=accuracy, test_loss=loss, weights_sha256=one)
+            run.row(
+                mode=mode,
+                kind="end",
+                ranks=ranks,
+                step=len(losses),
+                test_accuracy=accuracy,
+                test_loss=loss,
+                weights_sha256=one,
+            )
 
     if "start" in config.alone:
         model = task.model().to(config.device)
-        emit("start", 1, [], [task.evaluate(model, config.test_rows)], [digest(model.named_parameters())])
+        emit(
+            "start",
+            1,
+            [],
+            [task.evaluate(model, config.test_rows)],
+            [digest(model.named_parameters())],
+        )
     order: list[str] = []
     if "ZO2" in config.alone:
         model = task.model()
         named = {name for name, _ in model.named_parameters()}
         engine = ZO2(model, storage="ram", device=config.device, **common)
-        losses = [engine.step(batch, seed=number).loss for number, batch in enumerate(run.progress(batches, "ZO2"))]
+        losses = [
+            engine.step(batch, seed=number).loss
+            for number, batch in enumerate(run.progress(batches, "ZO2"))
+        ]
         scores = engine.forward(lambda model: task.evaluate(model, config.test_rows))
-        emit("ZO2", 1, losses, [scores], [digest((name, tensor) for name, tensor in engine.tensors() if name in named)])
+        emit(
+            "ZO2",
+            1,
+            losses,
+            [scores],
+            [digest((name, tensor) for name, tensor in engine.tensors() if name in named)],
+        )
         order = engine.parameter_order()
         engine.close()
     if "MeZO" in config.alone:
         model = task.model().to(config.device)
         parameters = dict(model.named_parameters())
-        mezo = MeZO(model, parameters=[(name, parameters[name]) for name in order or parameters], **common)
-        losses = [mezo.step(batch, number)[0] for number, batch in enumerate(run.progress(batches, "MeZO"))]
-        emit("MeZO", 1, losses, [task.evaluate(model, config.test_rows)], [digest(model.named_parameters())])
+        mezo = MeZO(
+            model, parameters=[(name, parameters[name]) for name in order or parameters], **common
+        )
+        losses = [
+            mezo.step(batch, number)[0]
+            for number, batch in enumerate(run.progress(batches, "MeZO"))
+        ]
+        emit(
+            "MeZO",
+            1,
+            losses,
+            [task.evaluate(model, config.test_rows)],
+            [digest(model.named_parameters())],
+        )
         del mezo, model, parameters
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
-        ranks = launch("train", world, {**values, "modes": modes, "batch_sizes": [config.batch_size]})
+        ranks = launch(
+            "train", world, {**values, "modes": modes, "batch_sizes": [config.batch_size]}
+        )
         for place, mode in enumerate(modes):
             found = [rank[place] for rank in ranks]
             assert all(one["losses"] == found[0]["losses"] for one in found)
-            emit(mode, _ranks.world_of(mode), found[0]["losses"], [found[0]["scores"]], [one["weights"] for one in found])
+            emit(
+                mode,
+                _ranks.world_of(mode),
+                found[0]["losses"],
+                [found[0]["scores"]],
+                [one["weights"] for one in found],
+            )

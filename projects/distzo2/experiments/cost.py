@@ -1,11 +1,13 @@
-"""Table "cost": steps of one process and of two, of several sizes, to fit the cost model on some and to hold it against the others.
+"""Table "cost": steps of one process and of two, of several sizes, to fit the cost model on some
+and to hold it against the others.
 
-One row a step and rank: seconds, and what each lane moved and how long it was at it. The rates come from rows of kind "fit": those of
-computing from steps of ZO2, those of links and exchange from how long the lanes of DDP were at it. PertP at any size, and every mode at the
-sizes and over the emulated links that are held out, tell the fit nothing. All in turns, in one run.
+One row a step and rank: seconds, and what each lane moved and how long it was at it. The rates come
+from rows of kind "fit": those of computing from steps of ZO2, those of links and exchange from how
+long the lanes of DDP were at it. PertP at any size, and every mode at the sizes and over the
+emulated links that are held out, tell the fit nothing. All in turns, in one run.
 
-`processes` is how many ranks work at the same time: in the mode "ZO2, twice" both make the same steps and say nothing to one another, which
-tells what a second busy core costs the first.
+`processes` is how many ranks work at the same time: in the mode "ZO2, twice" both make the same
+steps and say nothing to one another, which tells what a second busy core costs the first.
 """
 
 from typing import Literal

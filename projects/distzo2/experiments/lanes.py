@@ -1,6 +1,8 @@
-"""Table and figure "lanes": what the four lanes of each rank do during one step, with whole blocks and with slices.
+"""Table and figure "lanes": what the four lanes of each rank do during one step, with whole blocks
+and with slices.
 
-The supplementary's figure 1 shows the same of four GPUs. Here the link to the host is emulated: lanes wait.
+The supplementary's figure 1 shows the same of four GPUs. Here the link to the host is emulated:
+lanes wait.
 """
 
 from pydantic import Field
@@ -18,6 +20,8 @@ class Config(ShapeConfig):
 
 def run(config: Config, run: experiment.Run) -> None:
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
-        for rank, rows in enumerate(launch("lanes", world, {**config.model_dump(), "modes": modes})):
+        for rank, rows in enumerate(
+            launch("lanes", world, {**config.model_dump(), "modes": modes})
+        ):
             for row in rows:
                 run.row(ranks=world, rank=rank, **row)

@@ -1,4 +1,5 @@
-"""Table and figure "largebatch": the loss of each step for small and large global batches, which ranks share out.
+"""Table and figure "largebatch": the loss of each step for small and large global batches, which
+ranks share out.
 
 The supplementary's figure 3 shows the same of OPT-13B with a batch of 256.
 """
@@ -27,8 +28,24 @@ def run(config: Config, run: experiment.Run) -> None:
     make_task(config.model_dump())  # what is missing is said here, before ranks are started
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
         for one in launch("train", world, {**config.model_dump(), "modes": modes})[0]:
-            common = {"task": config.task, "mode": one["mode"], "ranks": world, "batch_size": one["batch_size"]}
+            common = {
+                "task": config.task,
+                "mode": one["mode"],
+                "ranks": world,
+                "batch_size": one["batch_size"],
+            }
             for number, loss in enumerate(one["losses"]):
-                run.row(**common, kind="step", step=number, train_loss=loss if math.isfinite(loss) else None)
+                run.row(
+                    **common,
+                    kind="step",
+                    step=number,
+                    train_loss=loss if math.isfinite(loss) else None,
+                )
             accuracy, loss = one["scores"]
-            run.row(**common, kind="end", step=len(one["losses"]), test_accuracy=accuracy, test_loss=loss)
+            run.row(
+                **common,
+                kind="end",
+                step=len(one["losses"]),
+                test_accuracy=accuracy,
+                test_loss=loss,
+            )

@@ -1,4 +1,6 @@
-"""Table "memory": the most bytes that a rank has on the device in a step, against the number of ranks and of blocks."""
+"""Table "memory": the most bytes that a rank has on the device in a step, against the number of
+ranks and of blocks.
+"""
 
 from pydantic import Field
 
@@ -15,6 +17,8 @@ class Config(ShapeConfig):
 
 def run(config: Config, run: experiment.Run) -> None:
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
-        for rank, rows in enumerate(launch("memory", world, {**config.model_dump(), "modes": modes})):
+        for rank, rows in enumerate(
+            launch("memory", world, {**config.model_dump(), "modes": modes})
+        ):
             for row in rows:
                 run.row(ranks=world, rank=rank, **row)

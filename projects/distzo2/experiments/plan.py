@@ -1,7 +1,9 @@
-"""Tables "plan" and "sizes", figure "plan": what the cost model predicts for GPUs, up to 175 billion parameters. Nothing is measured.
+"""Tables "plan" and "sizes", figure "plan": what the cost model predicts for GPUs, up to 175
+billion parameters. Nothing is measured.
 
-Rates are shares that we assume of the datasheets' (`cost_model.gpu_rates`). Two comparisons with ZO2 on one GPU: the same batch on each GPU
-(with twice the GPUs twice the tokens a step), and the same global batch.
+Rates are shares that we assume of the datasheets' (`cost_model.gpu_rates`). Two comparisons with
+ZO2 on one GPU: the same batch on each GPU (with twice the GPUs twice the tokens a step), and the
+same global batch.
 """
 
 from typing import Literal
@@ -23,27 +25,42 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    one, one_batch, all_batches = Plan(), [(1, config.tokens)], [(1, config.tokens)] * config.global_batch
+    one, one_batch, all_batches = (
+        Plan(),
+        [(1, config.tokens)],
+        [(1, config.tokens)] * config.global_batch,
+    )
     for model in run.progress(config.models, "models"):
         shape = shape_of(model)
         for gpu in config.gpus:
             rates = gpu_rates(gpu, 1)
-            alone = {work: one.tokens_per_second(shape, rates, b, ITEMSIZE) for work, b in (("a GPU", one_batch), ("in all", all_batches))}
+            alone = {
+                work: one.tokens_per_second(shape, rates, b, ITEMSIZE)
+                for work, b in (("a GPU", one_batch), ("in all", all_batches))
+            }
             for count in config.counts:
                 for mode, (dp, pert) in meshes(count).items():
                     for links, crowd in (("own", None), ("shared", 1)):
                         rates = gpu_rates(gpu, count, links=crowd)
                         for transfer in ("replicated", "sliced"):
                             plan = Plan(dp, pert, transfer)
-                            for work, batches in (("a GPU", one_batch * dp), ("in all", all_batches)):
+                            for work, batches in (
+                                ("a GPU", one_batch * dp),
+                                ("in all", all_batches),
+                            ):
                                 lanes = plan.lanes(shape, rates, batches, ITEMSIZE)
                                 busy = lanes.upload + lanes.exchange + lanes.compute + lanes.offload
                                 speed = plan.tokens_per_second(shape, rates, batches, ITEMSIZE)
                                 run.row(
-                                    model=model, gpu=gpu, gpus=count, mode=mode, links=links, transfer=transfer, same_batch=work,
+                                    model=model, gpu=gpu, gpus=count, mode=mode, links=links,
+                                    transfer=transfer, same_batch=work,
                                     tokens_per_second=speed, speedup_ratio=speed / alone[work],
-                                    compute_share=lanes.compute / busy, upload_share=lanes.upload / busy,
-                                    exchange_share=lanes.exchange / busy, offload_share=lanes.offload / busy,
-                                    host_bytes=plan.host_bytes(shape, ITEMSIZE), exchanged_bytes=plan.exchanged_bytes(shape, ITEMSIZE),
-                                    device_bytes=plan.device_bytes(shape, ITEMSIZE, rates.draws), busiest=busiest(lanes, shape.blocks),
+                                    compute_share=lanes.compute / busy,
+                                    upload_share=lanes.upload / busy,
+                                    exchange_share=lanes.exchange / busy,
+                                    offload_share=lanes.offload / busy,
+                                    host_bytes=plan.host_bytes(shape, ITEMSIZE),
+                                    exchanged_bytes=plan.exchanged_bytes(shape, ITEMSIZE),
+                                    device_bytes=plan.device_bytes(shape, ITEMSIZE, rates.draws),
+                                    busiest=busiest(lanes, shape.blocks),
                                 )  # fmt: skip

@@ -11,7 +11,9 @@ from shared import experiment
 
 
 class Config(ShapeConfig):
-    """See `ShapeConfig`. On one machine with two cores only two ranks can show a gain of wall time."""
+    """See `ShapeConfig`. On one machine with two cores only two ranks can show a gain of
+    wall time.
+    """
 
     alone_threads: list[int] = [1, 2]
     repeats: int = Field(default=5, ge=1)
@@ -21,6 +23,8 @@ def run(config: Config, run: experiment.Run) -> None:
     model = config.model or f"llama {config.layers} x {config.hidden}"
     tokens = config.shares * config.batch_size * config.tokens
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
-        for rank, rows in enumerate(launch("throughput", world, {**config.model_dump(), "modes": modes})):
+        for rank, rows in enumerate(
+            launch("throughput", world, {**config.model_dump(), "modes": modes})
+        ):
             for row in rows:
                 run.row(model=model, ranks=world, rank=rank, tokens=tokens, **row)

@@ -30,7 +30,9 @@ class Setting(experiment.Config):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A trained problem and what it is judged by. `corrupted` [n] says whose caption was exchanged; scores do not see it."""
+    """A trained problem and what it is judged by. `corrupted` [n] says whose caption was exchanged;
+    scores do not see it.
+    """
 
     data: Dataset
     fitted: Fit
@@ -45,7 +47,9 @@ class Case:
         return self.fitted.problem
 
     def accuracy(self, w: Tensor) -> float:
-        """Share of test pictures that are nearest to their class's caption or, without classes, to their own among a batch's captions."""
+        """Share of test pictures that are nearest to their class's caption or, without classes, to
+        their own among a batch's captions.
+        """
         towers, data = self.problem.towers, self.data
         with torch.no_grad():
             if data.class_texts is None:
@@ -55,19 +59,32 @@ class Case:
             texts, images = data.class_texts.to(w.device), data.test.images.to(w.device)
             unit = torch.nn.functional.normalize
             u, v, _ = towers.embed(w, (texts, images))
-            labels = torch.tensor([data.class_captions.index(one) for one in data.test.captions], device=w.device)
-            return float(((unit(v, dim=-1) @ unit(u, dim=-1).T).argmax(1) == labels).double().mean())
+            labels = torch.tensor(
+                [data.class_captions.index(one) for one in data.test.captions], device=w.device
+            )
+            return float(
+                ((unit(v, dim=-1) @ unit(u, dim=-1).T).argmax(1) == labels).double().mean()
+            )
 
 
-def build(config: Setting, name: Name, seed: int, shuffled_share: float = 0.0, delta: float | None = None) -> Case:
-    """Load, exchange captions of a share of the training pairs, train to a minimum, take the Hessian there."""
+def build(
+    config: Setting, name: Name, seed: int, shuffled_share: float = 0.0, delta: float | None = None
+) -> Case:
+    """Load, exchange captions of a share of the training pairs, train to a minimum, take the
+    Hessian there.
+    """
     data = load(name, config.train, config.validation, config.test, config.dimensions, seed)
     source = list(range(len(data.train)))
     corrupted = torch.zeros(len(data.train), dtype=torch.bool)
     if shuffled_share:
         source, corrupted = shuffle_captions(data.train.captions, shuffled_share, seed)
     texts, images = data.train.texts[source], data.train.images
-    towers = TwoTower(Heads(texts.shape[1], images.shape[1], config.size, step_seed(seed, "heads")).to(config.device), config.smoothing)
+    towers = TwoTower(
+        Heads(texts.shape[1], images.shape[1], config.size, step_seed(seed, "heads")).to(
+            config.device
+        ),
+        config.smoothing,
+    )
     start = towers.parameters.flat()
 
     def problem(inputs: tuple[Tensor, Tensor], weight: float) -> Contrastive:
@@ -80,4 +97,12 @@ def build(config: Setting, name: Name, seed: int, shuffled_share: float = 0.0, d
     def held_out(part: Part) -> Contrastive:
         return problem(part.inputs, 0.0)
 
-    return Case(data, fit(training), start, held_out(data.validation), held_out(data.test), corrupted, repeated)
+    return Case(
+        data,
+        fit(training),
+        start,
+        held_out(data.validation),
+        held_out(data.test),
+        corrupted,
+        repeated,
+    )

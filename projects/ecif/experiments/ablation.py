@@ -1,4 +1,5 @@
-"""Which part of ECIF matters (positive, negative, both), which curvature, the rank of its projection, the regulariser: against retraining.
+"""Which part of ECIF matters (positive, negative, both), which curvature, the rank of its
+projection, the regulariser: against retraining.
 
 "wrong sign" subtracts the negative part: what a mistaken sign costs.
 """
@@ -19,8 +20,8 @@ from shared.seeding import step_seed
 
 
 class Config(Setting):
-    """`pairs` are left out one by one and `group_shares` together, for `seeds` at the setting's delta; `deltas` is for the first
-    `delta_seeds`, single pairs only.
+    """`pairs` are left out one by one and `group_shares` together, for `seeds` at the setting's
+    delta; `deltas` is for the first `delta_seeds`, single pairs only.
     """
 
     dataset: Name = "emoji"
@@ -34,14 +35,24 @@ class Config(Setting):
 
 def run(config: Config, run: experiment.Run) -> None:
     seeds = range(config.seed, config.seed + config.seeds)
-    cases = [(config.delta, seed) for seed in seeds] + [(delta, seed) for delta in config.deltas for seed in seeds[: config.delta_seeds]]
+    cases = [(config.delta, seed) for seed in seeds] + [
+        (delta, seed) for delta in config.deltas for seed in seeds[: config.delta_seeds]
+    ]
     for delta, seed in run.progress(cases, "regularisers and seeds"):
         case = build(config, config.dataset, seed, delta=delta)
-        problem, w, metric, hessian = case.problem, case.fitted.w, case.validation.mean_loss, case.fitted.hessian
+        problem, w, metric, hessian = (
+            case.problem,
+            case.fitted.w,
+            case.validation.mean_loss,
+            case.fitted.hessian,
+        )
         n, swept = problem.pairs.n, delta == config.delta
         draw = np.random.default_rng(step_seed(seed, "left out"))
         groups = [[int(one)] for one in draw.permutation(n)[: config.pairs]]
-        groups += [draw.permutation(n)[: round(share * n)].tolist() for share in (config.group_shares if swept else [])]
+        groups += [
+            draw.permutation(n)[: round(share * n)].tolist()
+            for share in (config.group_shares if swept else [])
+        ]
         roots = [case.fitted.without(group) for group in groups]
         gradients = {
             "exact": [problem.removal_gradient(w, group) for group in groups],
@@ -49,19 +60,37 @@ def run(config: Config, run: experiment.Run) -> None:
             "positive": [problem.removal_gradient(w, group, parts="positive") for group in groups],
             "negative": [problem.removal_gradient(w, group, parts="negative") for group in groups],
         }
-        gradients["wrong sign"] = [a - b for a, b in zip(gradients["positive"], gradients["negative"], strict=True)]
+        gradients["wrong sign"] = [
+            a - b for a, b in zip(gradients["positive"], gradients["negative"], strict=True)
+        ]
         curvatures = {"Hessian": (0, case.fitted.solve)}
         if swept:
-            curvatures |= {"Gauss-Newton": (0, partial(cg, problem.objective().ggn(w))), "identity": (0, lambda b: identity(b / 1.0))}
+            curvatures |= {
+                "Gauss-Newton": (0, partial(cg, problem.objective().ggn(w))),
+                "identity": (0, lambda b: identity(b / 1.0)),
+            }
             for rank in config.ranks:
                 basis = logra_basis(problem.towers.parameters, rank, seed, w)
-                curvatures[f"LoGra {rank}"] = (basis.shape[1], partial(galerkin, hessian.matmul, basis=basis))
+                curvatures[f"LoGra {rank}"] = (
+                    basis.shape[1],
+                    partial(galerkin, hessian.matmul, basis=basis),
+                )
         g, before = metric_gradient(metric, w), float(metric(w))
         reference = problem.scores(w, metric, case.fitted.solve)
         for curvature, (dimension, solve) in curvatures.items():
-            common = {"seed": seed, "delta_ratio": delta, "curvature": curvature, "dimension": dimension or w.numel()}
+            common = {
+                "seed": seed,
+                "delta_ratio": delta,
+                "curvature": curvature,
+                "dimension": dimension or w.numel(),
+            }
             correlation = spearman(problem.scores(w, metric, solve), reference)
-            run.row(kind="scores", **common, score_correlation=correlation, gradient_norm=case.fitted.gradient_norm)
+            run.row(
+                kind="scores",
+                **common,
+                score_correlation=correlation,
+                gradient_norm=case.fitted.gradient_norm,
+            )
             for variant in gradients if curvature == "Hessian" else ("exact",):
                 effects = solve(torch.stack(gradients[variant], 1))[0]
                 for group, root, effect in zip(groups, roots, effects.T, strict=True):

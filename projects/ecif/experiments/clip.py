@@ -1,9 +1,11 @@
-"""The paper's own setting: a CLIP fine-tuned with LoRA on pictures captioned by their class, and its two tables of accuracy.
+"""The paper's own setting: a CLIP fine-tuned with LoRA on pictures captioned by their class, and
+its two tables of accuracy.
 
-Part "removal" is ECIF's edit against training again without pairs removed at random, the most valuable or the most harmful first. Part
-"harmful" is training again without the tenth that each method ranks most harmful, on clean captions and with a share of them exchanged.
-Fine-tuning is some epochs long and ends at no minimum; how large the gradient is there, and what conjugate gradients leave of the residual,
-is in the rows.
+Part "removal" is ECIF's edit against training again without pairs removed at random, the most
+valuable or the most harmful first. Part "harmful" is training again without the tenth that each
+method ranks most harmful, on clean captions and with a share of them exchanged. Fine-tuning is some
+epochs long and ends at no minimum; how large the gradient is there, and what conjugate gradients
+leave of the residual, is in the rows.
 """
 
 import math
@@ -19,7 +21,14 @@ from torch import Tensor
 
 from projects.ecif import Clip, Contrastive, Pairs
 from projects.ecif.baselines import scores_by_passes
-from projects.ecif.finetune import Base, base_model, class_accuracy, damped_ggn, fine_tune, with_lora
+from projects.ecif.finetune import (
+    Base,
+    base_model,
+    class_accuracy,
+    damped_ggn,
+    fine_tune,
+    with_lora,
+)
 from projects.ecif.pictures import Part, Pictures, Source, load
 from shared import experiment, runs
 from shared.influence.baselines import Solve
@@ -29,13 +38,19 @@ from shared.meters import cuda_peak_bytes
 from shared.seeding import generator, step_seed
 
 T = TypeVar("T")
-EDITS = {"ECIF": ("exact", "both"), "ECIF, paper": ("paper", "both"), "positive only": ("exact", "positive")}
+EDITS = {
+    "ECIF": ("exact", "both"),
+    "ECIF, paper": ("paper", "both"),
+    "positive only": ("exact", "positive"),
+}
 
 
 class Config(experiment.Config):
-    """The model by a shape's name, a folder or a hub id; the pictures, in `folder` for sets of torchvision (None takes all of them).
+    """The model by a shape's name, a folder or a hub id; the pictures, in `folder` for sets of
+    torchvision (None takes all of them).
 
-    `delta` is the paper's, beside the sum of the batches' losses; `damping` a share of the largest eigenvalue; `chunk` in batches.
+    `delta` is the paper's, beside the sum of the batches' losses; `damping` a share of the largest
+    eigenvalue; `chunk` in batches.
     """
 
     model: str = "vit-b-16"
@@ -65,7 +80,9 @@ class Config(experiment.Config):
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A fine-tuned CLIP and what it is judged by. `corrupted` [n] says whose caption was exchanged; scores do not see it."""
+    """A fine-tuned CLIP and what it is judged by. `corrupted` [n] says whose caption was exchanged;
+    scores do not see it.
+    """
 
     config: Config
     problem: Contrastive
@@ -82,16 +99,27 @@ class Case:
         return self.points[-1]
 
     def again(self, removed: list[int]) -> Tensor:
-        """Trained without some pairs: the same partition, theta_0, order of batches and number of epochs."""
+        """Trained without some pairs: the same partition, theta_0, order of batches and number of
+        epochs.
+        """
         return train(self.problem.without(removed), self.start, self.config, self.seed)[-1]
 
     def curvature(self) -> Solve:
         wanted = self.config
-        return damped_ggn(self.problem, self.w, damping=wanted.damping, iterations=wanted.iterations, batches=wanted.curvature_batches)
+        return damped_ggn(
+            self.problem,
+            self.w,
+            damping=wanted.damping,
+            iterations=wanted.iterations,
+            batches=wanted.curvature_batches,
+        )
 
     def judged(self, at: Tensor) -> dict[str, float]:
         with torch.no_grad():
-            return {"test_accuracy": self.tested(at), "validation_loss": float(self.validation.mean_loss(at))}
+            return {
+                "test_accuracy": self.tested(at),
+                "validation_loss": float(self.validation.mean_loss(at)),
+            }
 
 
 def train(problem: Contrastive, start: Tensor, config: Config, seed: int) -> list[Tensor]:
@@ -130,7 +158,9 @@ def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_sh
 
 
 def timed(config: Config, call: Callable[[], T]) -> tuple[T, float]:
-    """What a call returns and how long it took: process time on a CPU, wall time until a GPU is done."""
+    """What a call returns and how long it took: process time on a CPU, wall time until a GPU is
+    done.
+    """
     clock = time.process_time if config.device == "cpu" else time.perf_counter
 
     def now() -> float:
@@ -146,11 +176,23 @@ def timed(config: Config, call: Callable[[], T]) -> tuple[T, float]:
 def run(config: Config, run: experiment.Run) -> None:
     device = runs.device(config.device)
     base = base_model(config.model, config.pretrain_steps)
-    cases = [(seed, share) for seed in range(config.seed, config.seed + config.seeds) for share in config.shuffled]
+    cases = [
+        (seed, share)
+        for seed in range(config.seed, config.seed + config.seeds)
+        for share in config.shuffled
+    ]
     for seed, share in run.progress(cases, "seeds and shares of exchanged captions"):
         with ExitStack() as stack:
             peaks = stack.enter_context(cuda_peak_bytes(device)) if device.type == "cuda" else None
-            pictures = load(config.dataset, config.folder, config.train, config.validation, config.test, base.size, seed)
+            pictures = load(
+                config.dataset,
+                config.folder,
+                config.train,
+                config.validation,
+                config.test,
+                base.size,
+                seed,
+            )
             case = build(config, base, pictures, seed, share)
             common = {
                 "dataset": config.dataset,
@@ -179,8 +221,12 @@ def run(config: Config, run: experiment.Run) -> None:
             run.row(part="memory", **common, method="peak", peak_bytes=peaks()["cuda_allocator"])
 
 
-def harmful(case: Case, solve: Solve, setup: float, run: experiment.Run, common: dict[str, Any]) -> Tensor:
-    """Rows of part "harmful"; returns ECIF's scores. `setup` is how long the curvature took to make, which is ECIF's time, too."""
+def harmful(
+    case: Case, solve: Solve, setup: float, run: experiment.Run, common: dict[str, Any]
+) -> Tensor:
+    """Rows of part "harmful"; returns ECIF's scores. `setup` is how long the curvature took to
+    make, which is ECIF's time, too.
+    """
     config, found = case.config, None
     options = {"points": case.points, "seed": case.seed, "dimension": config.dimension}
     calls = scores_by_passes(case.problem, case.w, case.validation, solve, **options)
@@ -192,18 +238,47 @@ def harmful(case: Case, solve: Solve, setup: float, run: experiment.Run, common:
             found, seconds = scores, seconds + setup
         harm = -scores.cpu().numpy()
         removed = most_harmful(harm)[:count].tolist()
-        hits = {"detection_auc": auroc(harm, corrupted), "removed_precision": float(corrupted[removed].mean())} if corrupted.any() else {}
-        run.row(part="harmful", **common, method=method, **case.judged(case.again(removed)), work_seconds=seconds, **hits)
+        hits = (
+            {
+                "detection_auc": auroc(harm, corrupted),
+                "removed_precision": float(corrupted[removed].mean()),
+            }
+            if corrupted.any()
+            else {}
+        )
+        run.row(
+            part="harmful",
+            **common,
+            method=method,
+            **case.judged(case.again(removed)),
+            work_seconds=seconds,
+            **hits,
+        )
     assert found is not None
     return found.cpu()
 
 
-def removal(case: Case, solve: Solve, setup: float, scores: Tensor, run: experiment.Run, common: dict[str, Any]) -> None:
-    """Rows of part "removal". An edit's time has that of making the curvature in it, as if it were the only edit."""
+def removal(
+    case: Case,
+    solve: Solve,
+    setup: float,
+    scores: Tensor,
+    run: experiment.Run,
+    common: dict[str, Any],
+) -> None:
+    """Rows of part "removal". An edit's time has that of making the curvature in it, as if it were
+    the only edit.
+    """
     config, n = case.config, case.problem.pairs.n
     shuffled = torch.randperm(n, generator=generator(step_seed(case.seed, "random")))
-    orders = {"random": shuffled, "valuable": most_harmful(scores), "harmful": most_harmful(-scores)}
-    cells = [(kind, order.tolist(), share) for kind, order in orders.items() for share in config.shares]
+    orders = {
+        "random": shuffled,
+        "valuable": most_harmful(scores),
+        "harmful": most_harmful(-scores),
+    }
+    cells = [
+        (kind, order.tolist(), share) for kind, order in orders.items() for share in config.shares
+    ]
     for kind, order, share in run.progress(cells, "removals"):
         removed = order[: math.ceil(share * n)]
         where = {"part": "removal", **common, "kind": kind, "share": share}
@@ -222,4 +297,10 @@ def removal(case: Case, solve: Solve, setup: float, scores: Tensor, run: experim
                 "residual_ratio": info.relative_residual,
                 "products": info.products,
             }
-            run.row(**where, method=method, **case.judged(case.w + effect), work_seconds=setup + seconds, **errors)
+            run.row(
+                **where,
+                method=method,
+                **case.judged(case.w + effect),
+                work_seconds=setup + seconds,
+                **errors,
+            )

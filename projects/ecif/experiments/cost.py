@@ -1,6 +1,8 @@
-"""What scoring all pairs for one metric costs, and one edit, beside what else there is: time in turns, and passes over the data.
+"""What scoring all pairs for one metric costs, and one edit, beside what else there is: time in
+turns, and passes over the data.
 
-Solves are as exact as a ranking needs; how far that leaves the scores from those of the whole matrix is in the rows.
+Solves are as exact as a ranking needs; how far that leaves the scores from those of the whole
+matrix is in the rows.
 """
 
 import time
@@ -21,7 +23,9 @@ from shared.meters import interleave
 
 
 class Config(Setting):
-    """`removed` pairs are edited out or retrained without; TracIn takes `checkpoints`; `tol` is the relative residual of the solves."""
+    """`removed` pairs are edited out or retrained without; TracIn takes `checkpoints`; `tol` is the
+    relative residual of the solves.
+    """
 
     dataset: Name = "mnist"
     train: PositiveInt = 2048
@@ -45,7 +49,9 @@ def run(config: Config, run: experiment.Run) -> None:
     work = {
         "score": {
             "ECIF": lambda: problem.scores(w, metric, solver(problem, w, "cg", tol=config.tol)),
-            "ECIF, Gauss-Newton": lambda: problem.scores(w, metric, solver(problem, w, "ggn", tol=config.tol)),
+            "ECIF, Gauss-Newton": lambda: problem.scores(
+                w, metric, solver(problem, w, "ggn", tol=config.tol)
+            ),
             "IF-EKFAC": lambda: if_ekfac(problem, w, metric),
             "TRAK": lambda: trak(problem, w, metric, dimension=config.dimension, seed=config.seed),
             "TracIn, gradients of pairs": lambda: tracin_by_gradients(problem, points, metric),
@@ -53,29 +59,50 @@ def run(config: Config, run: experiment.Run) -> None:
         },
         "edit": {
             "ECIF": edit,
-            "retrain": lambda: fit(Contrastive(less.towers, less.pairs, less.delta, less.centre), case.start, hessian=False),
+            "retrain": lambda: fit(
+                Contrastive(less.towers, less.pairs, less.delta, less.centre),
+                case.start,
+                hessian=False,
+            ),
             "retrain, from the full model": lambda: fit(less, w, hessian=False),
             "retrain, with the Hessian at hand": lambda: case.fitted.without(gone),
         },
     }
     ggn = matrix_of(problem.objective().ggn(w), w)
-    exact = {"ECIF": problem.scores(w, metric, case.fitted.solve), "ECIF, Gauss-Newton": problem.scores(w, metric, partial(dense, ggn))}
-    common = {"dataset": config.dataset, "pairs": problem.pairs.n, "parameters": w.numel(), "device": config.device}
+    exact = {
+        "ECIF": problem.scores(w, metric, case.fitted.solve),
+        "ECIF, Gauss-Newton": problem.scores(w, metric, partial(dense, ggn)),
+    }
+    common = {
+        "dataset": config.dataset,
+        "pairs": problem.pairs.n,
+        "parameters": w.numel(),
+        "device": config.device,
+    }
     for task, variants in work.items():
         for method, call in variants.items():
             with count_passes() as passes:
                 found = call()
             error = (
-                {"score_error": float((found - exact[method]).norm() / exact[method].norm())} if method in exact and task == "score" else {}
+                {"score_error": float((found - exact[method]).norm() / exact[method].norm())}
+                if method in exact and task == "score"
+                else {}
             )
             run.row(**common, task=task, method=method, kind="passes", **vars(passes), **error)
     clock = time.process_time if config.device == "cpu" else time.perf_counter
-    flat = {(task, method): call for task, variants in work.items() for method, call in variants.items()}
+    flat = {
+        (task, method): call for task, variants in work.items() for method, call in variants.items()
+    }
     names = {f"{task}: {method}": (task, method) for task, method in flat}
     timed = interleave(
-        {name: flat[key] for name, key in names.items()}, config.repeats, clock=clock, progress=lambda n: run.progress(n, "rounds")
+        {name: flat[key] for name, key in names.items()},
+        config.repeats,
+        clock=clock,
+        progress=lambda n: run.progress(n, "rounds"),
     )
     for name, timing in timed.items():
         task, method = names[name]
         for repeat, seconds in enumerate(timing.seconds):
-            run.row(**common, task=task, method=method, kind="time", repeat=repeat, work_seconds=seconds)
+            run.row(
+                **common, task=task, method=method, kind="time", repeat=repeat, work_seconds=seconds
+            )

@@ -1,7 +1,9 @@
-"""The paper's figure 2 and its table of harmful removal: captions of a share of the pairs are exchanged, and every method ranks the pairs.
+"""The paper's figure 2 and its table of harmful removal: captions of a share of the pairs are
+exchanged, and every method ranks the pairs.
 
-Detection: whether exchanged pairs are the most harmful. Removal: the model is trained again without each method's most harmful tenth.
-Scores are for the loss of a clean validation set; no method sees which captions were exchanged.
+Detection: whether exchanged pairs are the most harmful. Removal: the model is trained again without
+each method's most harmful tenth. Scores are for the loss of a clean validation set; no method sees
+which captions were exchanged.
 """
 
 from collections.abc import Callable
@@ -18,7 +20,11 @@ from shared import experiment
 from shared.influence.baselines import metric_gradient
 from shared.influence.evaluate import auroc, average_precision, cosine, most_harmful, precision_at
 
-LARGER, SMALLER, LARGER_RELATIVE = "ECIF, larger clean set", "ECIF, smaller clean set", "relative ECIF, larger clean set"
+LARGER, SMALLER, LARGER_RELATIVE = (
+    "ECIF, larger clean set",
+    "ECIF, smaller clean set",
+    "relative ECIF, larger clean set",
+)
 DETECTION_ONLY = (
     LARGER,
     LARGER_RELATIVE,
@@ -28,31 +34,61 @@ DETECTION_ONLY = (
 
 
 class Config(Setting):
-    """Cells of data set, share of captions that are exchanged, and test pairs; the `removed` share that a method finds most harmful is left
-    out.
+    """Cells of data set, share of captions that are exchanged, and test pairs; the `removed` share
+    that a method finds most harmful is left out.
     """
 
-    cells: list[tuple[Name, float, PositiveInt]] = Field(default=[("emoji", 0.2, 224)], min_length=1, strict=False)
+    cells: list[tuple[Name, float, PositiveInt]] = Field(
+        default=[("emoji", 0.2, 224)], min_length=1, strict=False
+    )
     seeds: PositiveInt = 5
     removed: float = Field(default=0.1, gt=0, lt=1)
     dimension: PositiveInt = 256
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    cases = [(cell, seed) for cell in config.cells for seed in range(config.seed, config.seed + config.seeds)]
+    cases = [
+        (cell, seed)
+        for cell in config.cells
+        for seed in range(config.seed, config.seed + config.seeds)
+    ]
     for (dataset, share, test), seed in run.progress(cases, "cells and seeds"):
         case = build(config.model_copy(update={"test": test}), dataset, seed, shuffled_share=share)
         problem, w = case.problem, case.fitted.w
-        common = {"dataset": dataset, "shuffled_share": share, "seed": seed, "pairs": problem.pairs.n}
+        common = {
+            "dataset": dataset,
+            "shuffled_share": share,
+            "seed": seed,
+            "pairs": problem.pairs.n,
+        }
 
         def judged(method: str, at: torch.Tensor, norm: float, **values: object) -> None:
-            losses = {"validation_loss": float(case.validation.mean_loss(at)), "test_loss": float(case.test.mean_loss(at))}  # noqa: B023
-            run.row(**common, method=method, test_accuracy=case.accuracy(at), **losses, gradient_norm=norm, **values)  # noqa: B023
+            losses = {
+                "validation_loss": float(case.validation.mean_loss(at)),  # noqa: B023
+                "test_loss": float(case.test.mean_loss(at)),  # noqa: B023
+            }
+            run.row(
+                **common,  # noqa: B023
+                method=method,
+                test_accuracy=case.accuracy(at),  # noqa: B023
+                **losses,
+                gradient_norm=norm,
+                **values,
+            )
 
-        gradients = [metric_gradient(one.mean_loss, w).cpu() for one in (case.validation, case.test)]
-        judged("no removal", w, case.fitted.gradient_norm, clean_gradient_cosine=float(cosine(*gradients)))
+        gradients = [
+            metric_gradient(one.mean_loss, w).cpu() for one in (case.validation, case.test)
+        ]
+        judged(
+            "no removal",
+            w,
+            case.fitted.gradient_norm,
+            clean_gradient_cosine=float(cosine(*gradients)),
+        )
         corrupted = case.corrupted.numpy()
-        known = case.fitted.without(np.flatnonzero(corrupted)[: round(config.removed * problem.pairs.n)].tolist())
+        known = case.fitted.without(
+            np.flatnonzero(corrupted)[: round(config.removed * problem.pairs.n)].tolist()
+        )
         judged("known exchanged", known.w, known.residual)
         for method, scored in methods(case, config, seed).items():
             harm = -scored().cpu().numpy()
@@ -77,7 +113,9 @@ def clean_pairs(case: Case, method: str) -> int:
         return 0
     if method == SMALLER:
         return smaller(case).pairs.n
-    return case.validation.pairs.n + (case.test.pairs.n if method in (LARGER, LARGER_RELATIVE) else 0)
+    return case.validation.pairs.n + (
+        case.test.pairs.n if method in (LARGER, LARGER_RELATIVE) else 0
+    )
 
 
 def smaller(case: Case) -> Contrastive:
@@ -85,14 +123,27 @@ def smaller(case: Case) -> Contrastive:
     pairs = case.validation.pairs
     quarter = max(1, pairs.batches // 4)
     present = pairs.present[:quarter]
-    part = Pairs(tuple(one[:quarter] for one in pairs.inputs), present, torch.arange(int(present.sum()), device=present.device))
+    part = Pairs(
+        tuple(one[:quarter] for one in pairs.inputs),
+        present,
+        torch.arange(int(present.sum()), device=present.device),
+    )
     return Contrastive(case.validation.towers, part, 0.0)
 
 
 def methods(case: Case, config: Config, seed: int) -> dict[str, Callable[[], torch.Tensor]]:
-    """Every method's scores as a call. `LARGER` takes the test pairs, too, for its clean loss: more than the others have."""
-    problem, w, metric, solve = case.problem, case.fitted.w, case.validation.mean_loss, case.fitted.solve
-    found = all_scores(problem, w, metric, solve, start=case.start, seed=seed, dimension=config.dimension)
+    """Every method's scores as a call. `LARGER` takes the test pairs, too, for its clean loss: more
+    than the others have.
+    """
+    problem, w, metric, solve = (
+        case.problem,
+        case.fitted.w,
+        case.validation.mean_loss,
+        case.fitted.solve,
+    )
+    found = all_scores(
+        problem, w, metric, solve, start=case.start, seed=seed, dimension=config.dimension
+    )
 
     def both(at: torch.Tensor) -> torch.Tensor:
         own, other = case.validation.pairs.n, case.test.pairs.n

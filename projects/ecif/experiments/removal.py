@@ -1,7 +1,9 @@
-"""The paper's table of ECIF against retraining, and figure 1: pairs are removed at random, the most valuable or the most harmful first.
+"""The paper's table of ECIF against retraining, and figure 1: pairs are removed at random, the most
+valuable or the most harmful first.
 
-Valuable and harmful are by ECIF's own scores for the clean validation loss. Each edit is one step from the full model; its truth is the
-minimum without the pairs, found from the full model with the same batches.
+Valuable and harmful are by ECIF's own scores for the clean validation loss. Each edit is one step
+from the full model; its truth is the minimum without the pairs, found from the full model with the
+same batches.
 """
 
 import math
@@ -15,11 +17,17 @@ from shared import experiment
 from shared.influence.evaluate import cosine, most_harmful, relative_error, spearman
 from shared.seeding import generator, step_seed
 
-EDITS = {"ECIF": ("exact", "both"), "ECIF, paper": ("paper", "both"), "positive only": ("exact", "positive")}
+EDITS = {
+    "ECIF": ("exact", "both"),
+    "ECIF, paper": ("paper", "both"),
+    "positive only": ("exact", "positive"),
+}
 
 
 class Config(Setting):
-    """`seeds` by data set; `shares` of the training pairs are removed, at random in `draws` ways."""
+    """`seeds` by data set; `shares` of the training pairs are removed, at random in `draws`
+    ways.
+    """
 
     seeds: dict[Name, PositiveInt] = {"emoji": 5}
     shares: list[float] = Field(default=[0.05, 0.1, 0.2, 0.4], min_length=1)
@@ -27,26 +35,58 @@ class Config(Setting):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    cases = [(name, seed) for name, count in config.seeds.items() for seed in range(config.seed, config.seed + count)]
+    cases = [
+        (name, seed)
+        for name, count in config.seeds.items()
+        for seed in range(config.seed, config.seed + count)
+    ]
     for name, seed in run.progress(cases, "data sets and seeds"):
         case = build(config, name, seed)
         problem, w, metric = case.problem, case.fitted.w, case.validation.mean_loss
         n = problem.pairs.n
         scores = problem.scores(w, metric, case.fitted.solve).cpu()
-        common = {"dataset": name, "seed": seed, "pairs": n, "parameters": w.numel(), "repeated_share": case.repeated_share}
+        common = {
+            "dataset": name,
+            "seed": seed,
+            "pairs": n,
+            "parameters": w.numel(),
+            "repeated_share": case.repeated_share,
+        }
 
         def measured(at: torch.Tensor, **values: object) -> None:
-            losses = {"validation_loss": float(metric(at)), "test_loss": float(case.test.mean_loss(at))}  # noqa: B023
+            losses = {
+                "validation_loss": float(metric(at)),  # noqa: B023
+                "test_loss": float(case.test.mean_loss(at)),  # noqa: B023
+            }
             run.row(**common, **values, test_accuracy=case.accuracy(at), **losses)  # noqa: B023
 
         elsewhere = problem.scores(w, case.test.mean_loss, case.fitted.solve).cpu()
-        agreement = {"agreement_correlation": spearman(scores, elsewhere)}  # what harms one held-out set need not harm another
-        lowest = {"eigenvalue_ratio": float(torch.linalg.eigvalsh(case.fitted.hessian)[0]) * problem.pairs.batches / problem.delta}
+        # what harms one held-out set need not harm another
+        agreement = {"agreement_correlation": spearman(scores, elsewhere)}
+        lowest = {
+            "eigenvalue_ratio": float(torch.linalg.eigvalsh(case.fitted.hessian)[0])
+            * problem.pairs.batches
+            / problem.delta
+        }
         norm = case.fitted.gradient_norm
-        measured(w, kind="none", share=0.0, draw=0, method="no removal", gradient_norm=norm, **agreement, **lowest)
-        orders = {("harmful", 0): most_harmful(-scores).tolist(), ("valuable", 0): most_harmful(scores).tolist()}
+        measured(
+            w,
+            kind="none",
+            share=0.0,
+            draw=0,
+            method="no removal",
+            gradient_norm=norm,
+            **agreement,
+            **lowest,
+        )
+        orders = {
+            ("harmful", 0): most_harmful(-scores).tolist(),
+            ("valuable", 0): most_harmful(scores).tolist(),
+        }
         for draw in range(config.draws):
-            orders["random", draw] = torch.randperm(n, generator=generator(step_seed(seed, "random", draw))).tolist()
+            orders["random", draw] = torch.randperm(
+                n, generator=generator(step_seed(seed, "random", draw))
+            ).tolist()
         for (kind, draw), order in orders.items():
             for share in config.shares:
                 removed = order[: math.ceil(share * n)]
@@ -55,7 +95,9 @@ def run(config: Config, run: experiment.Run) -> None:
                 measured(root.w, **where, method="retrain", gradient_norm=root.residual)
                 truth = (root.w - w).cpu()
                 for method, (mode, parts) in EDITS.items():
-                    effect = problem.removal_effect(w, [removed], case.fitted.solve, mode, parts)[:, 0]
+                    effect = problem.removal_effect(w, [removed], case.fitted.solve, mode, parts)[
+                        :, 0
+                    ]
                     errors = {
                         "parameter_error": float(relative_error(effect.cpu(), truth)),
                         "parameter_cosine": float(cosine(effect.cpu(), truth)),

@@ -1,6 +1,8 @@
-"""The paper's table 3: a test picture that gets another's caption is traced back to training pairs, by relative influence and by others.
+"""The paper's table 3: a test picture that gets another's caption is traced back to training pairs,
+by relative influence and by others.
 
-There is no truth to hold a trace against; a pair of the sub-category of the picture, or of the caption that it got, is a plausible one.
+There is no truth to hold a trace against; a pair of the sub-category of the picture, or of the
+caption that it got, is a plausible one.
 """
 
 import numpy as np
@@ -15,7 +17,9 @@ from shared.influence.baselines import chance, metric_gradient
 
 
 class Config(Setting):
-    """`queries` wrongly captioned test pictures a seed, `top` pairs each; the first `shown` of the first seed go into the gallery."""
+    """`queries` wrongly captioned test pictures a seed, `top` pairs each; the first `shown` of the
+    first seed go into the gallery.
+    """
 
     dataset: Name = "emoji"
     seeds: PositiveInt = 2
@@ -32,26 +36,35 @@ def run(config: Config, run: experiment.Run) -> None:
     for seed in run.progress(range(config.seed, config.seed + config.seeds), "seeds"):
         case = build(config, config.dataset, seed)
         problem, w, data = case.problem, case.fitted.w, case.data
-        a, b = (case.fitted.solve(problem.pair_gradients(w, parts=part).T)[0].T for part in ("positive", "negative"))
+        a, b = (
+            case.fitted.solve(problem.pair_gradients(w, parts=part).T)[0].T
+            for part in ("positive", "negative")
+        )
         test = case.test.pairs
         with torch.no_grad():
             s = problem.towers.logits(w, test.inputs)
-            got = s.masked_fill(~test.present.unsqueeze(-1), float("-inf")).argmax(-2)  # [m, B]: the caption each picture gets
+            # [m, B]: the caption each picture gets
+            got = s.masked_fill(~test.present.unsqueeze(-1), float("-inf")).argmax(-2)
             train_images = torch.nn.functional.normalize(
                 problem.towers.embed(w, tuple(x.to(w.device) for x in data.train.inputs))[1], dim=-1
             )
-            test_images = torch.nn.functional.normalize(problem.towers.embed(w, tuple(x.to(w.device) for x in data.test.inputs))[1], dim=-1)
+            test_images = torch.nn.functional.normalize(
+                problem.towers.embed(w, tuple(x.to(w.device) for x in data.test.inputs))[1], dim=-1
+            )
         at = test.order.cpu()
         pair_at = {int(place): pair for pair, place in enumerate(at)}
         wrong = [(n, int(p) // config.batch, int(p) % config.batch) for n, p in enumerate(at)]
-        wrong = [(n, m, place) for n, m, place in wrong if int(got[m, place]) != place][: config.queries]
+        wrong = [(n, m, place) for n, m, place in wrong if int(got[m, place]) != place][
+            : config.queries
+        ]
         groups = np.array(data.train.groups)
         for number, (query, m, place) in enumerate(run.progress(wrong, "queries")):
 
             def loss(at: torch.Tensor, m: int = m, place: int = place) -> torch.Tensor:
                 """The picture's loss against the captions of its batch."""
                 now = problem.towers.logits(at, tuple(x[m] for x in test.inputs))  # noqa: B023
-                return -now.masked_fill(~test.present[m].unsqueeze(-1), -1e30).log_softmax(0)[place, place]  # noqa: B023
+                absent = ~test.present[m].unsqueeze(-1)  # noqa: B023
+                return -now.masked_fill(absent, -1e30).log_softmax(0)[place, place]
 
             g = metric_gradient(loss, w)
             found, influence = relative(a, b, g), (a + b) @ g
@@ -65,7 +78,10 @@ def run(config: Config, run: experiment.Run) -> None:
             }
             own = data.test.groups[query]
             taken = data.test.groups[pair_at[m * config.batch + int(got[m, place])]]
-            tops = {name: rank.cpu().argsort(descending=True)[: config.top].numpy() for name, rank in ranks.items()}
+            tops = {
+                name: rank.cpu().argsort(descending=True)[: config.top].numpy()
+                for name, rank in ranks.items()
+            }
             for name, top in tops.items():
                 run.row(
                     seed=seed,
@@ -79,6 +95,9 @@ def run(config: Config, run: experiment.Run) -> None:
                     shown=seed == config.seed and number < config.shown,
                 )
             if seed == config.seed and number < config.shown:
-                pictures = [[data.test.thumbnails[query], *data.train.thumbnails[tops[name]]] for name in SHOWN]
+                pictures = [
+                    [data.test.thumbnails[query], *data.train.thumbnails[tops[name]]]
+                    for name in SHOWN
+                ]
                 gallery.append(np.array(pictures)[:, :, ::2, ::2])
     run.array("gallery", np.array(gallery))

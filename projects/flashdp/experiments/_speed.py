@@ -1,4 +1,6 @@
-"""What the tables of speed and memory share: models by name, a batch of text, and a cell measured for every method in turns."""
+"""What the tables of speed and memory share: models by name, a batch of text, and a cell measured
+for every method in turns.
+"""
 
 import gc
 from collections.abc import Iterator
@@ -27,13 +29,20 @@ DECODERS = {
     "gpt2-large": (50257, 1280, 36, 20),
     "gpt2-xl": (50257, 1600, 48, 25),
 }
-LLAMAS = {"llama-1b": (16, 2048, 32), "llama-3b": (28, 3072, 24), "llama-7b": (32, 4096, 32), "llama-13b": (40, 5120, 40)}
+LLAMAS = {
+    "llama-1b": (16, 2048, 32),
+    "llama-3b": (28, 3072, 24),
+    "llama-7b": (32, 4096, 32),
+    "llama-13b": (40, 5120, 40),
+}
 
 Method = Literal[METHODS]  # type: ignore[valid-type]
 
 
 class SpeedConfig(experiment.Config):
-    """Cells are [model, batch size, tokens]. `text` "random": token ids drawn at random, for machines without the data."""
+    """Cells are [model, batch size, tokens]. `text` "random": token ids drawn at random, for
+    machines without the data.
+    """
 
     cells: list[tuple[Literal[(*DECODERS, *LLAMAS)], int, int]]  # type: ignore[valid-type]
     methods: list[Method] = list(METHODS)
@@ -47,7 +56,9 @@ class SpeedConfig(experiment.Config):
 def check_device(device: str, name: str) -> None:
     """Raises UserError when a GPU is wanted and none is there."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{name} wants a GPU at this scale and none is here; run it with --scale cpu")
+        raise UserError(
+            f"{name} wants a GPU at this scale and none is here; run it with --scale cpu"
+        )
 
 
 def model_of(name: str, tokens: int, device: str, seed: int) -> nn.Module:
@@ -55,23 +66,39 @@ def model_of(name: str, tokens: int, device: str, seed: int) -> nn.Module:
     if name in DECODERS:
         vocabulary, hidden, layers, heads = DECODERS[name]
         return Decoder(vocabulary, hidden, layers, heads, max(tokens, 128), seed).to(device)
-    return random_causal_lm(causal_lm_config("llama", *LLAMAS[name], positions=max(tokens, 128), tied=False), seed, device=device)
+    return random_causal_lm(
+        causal_lm_config("llama", *LLAMAS[name], positions=max(tokens, 128), tied=False),
+        seed,
+        device=device,
+    )
 
 
-def batch_of(text: str, vocabulary: int, batch_size: int, tokens: int, device: str, seed: int) -> Tensor:
+def batch_of(
+    text: str, vocabulary: int, batch_size: int, tokens: int, device: str, seed: int
+) -> Tensor:
     """Ids [batch_size, tokens]."""
     if text == "random":
-        return torch.randint(0, vocabulary, (batch_size, tokens), generator=torch.Generator().manual_seed(seed)).to(device)
+        return torch.randint(
+            0, vocabulary, (batch_size, tokens), generator=torch.Generator().manual_seed(seed)
+        ).to(device)
     return glosses(records=4000, held_out=100).pieces(batch_size, tokens).to(device)
 
 
 def measure(config: SpeedConfig, run: experiment.Run) -> None:
-    """One row a timed step and one a cell with the extra bytes at the peak of a step, for every cell and method."""
+    """One row a timed step and one a cell with the extra bytes at the peak of a step, for every
+    cell and method.
+    """
     check_device(config.device, "this experiment")
     for name, batch_size, tokens in config.cells:
         vocabulary = DECODERS[name][0] if name in DECODERS else 32000
         ids = batch_of(config.text, vocabulary, batch_size, tokens, config.device, config.seed)
-        cell = {"model": name, "batch_size": batch_size, "tokens": tokens, "autocast": config.autocast, "device": config.device}
+        cell = {
+            "model": name,
+            "batch_size": batch_size,
+            "tokens": tokens,
+            "autocast": config.autocast,
+            "device": config.device,
+        }
         trainers, failed = build(config, name, ids)
         for method in failed:
             run.row(**cell, method=method, clipping=clipping(method), out_of_memory=True)
@@ -80,23 +107,35 @@ def measure(config: SpeedConfig, run: experiment.Run) -> None:
             return run.progress(total, label)
 
         steps = {method: lambda one=one, ids=ids: one.step(ids) for method, one in trainers.items()}
-        # On a CPU the process's own time: with one thread it is the work, whatever else the machine does.
+        # On a CPU the process's own time: with one thread it is the work, whatever else the machine
+        # does.
         clock = perf_counter if config.device == "cuda" else process_time
-        for method, timing in meters.interleave(steps, config.repeats, clock=clock, progress=rounds).items():
+        for method, timing in meters.interleave(
+            steps, config.repeats, clock=clock, progress=rounds
+        ).items():
             for repeat, seconds in enumerate(timing.seconds):
                 run.row(
-                    **cell, method=method, clipping=clipping(method), out_of_memory=False, repeat=repeat, step_seconds=seconds,
+                    **cell, method=method, clipping=clipping(method), out_of_memory=False,
+                    repeat=repeat, step_seconds=seconds,
                     tokens_per_second=ids.numel() / seconds,
                 )  # fmt: skip
         if config.memory:
             for method, one in trainers.items():
-                run.row(**cell, method=method, clipping=clipping(method), out_of_memory=False, **peak_bytes(one, ids))
+                run.row(
+                    **cell,
+                    method=method,
+                    clipping=clipping(method),
+                    out_of_memory=False,
+                    **peak_bytes(one, ids),
+                )
         del trainers, steps
         gc.collect()
 
 
 def build(config: SpeedConfig, name: str, ids: Tensor) -> tuple[dict[str, Trainer], list[str]]:
-    """A trainer a method, each with its own model, after one step; and the methods that ran out of memory."""
+    """A trainer a method, each with its own model, after one step; and the methods that ran out of
+    memory.
+    """
     trainers: dict[str, Trainer] = {}
     failed = []
     for method in config.methods:
@@ -118,7 +157,9 @@ def clipping(method: str) -> str:
 
 
 def peak_bytes(one: Trainer, ids: Tensor) -> dict[str, Any]:
-    """The most bytes that a step takes beyond what stands before it (parameters and optimizer state)."""
+    """The most bytes that a step takes beyond what stands before it (parameters and optimizer
+    state).
+    """
     backends.SCRATCH_BUFFER.release()  # it counts with the step that asks for it
     if ids.is_cuda:
         standing = torch.cuda.memory_allocated()

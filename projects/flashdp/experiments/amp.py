@@ -1,4 +1,6 @@
-"""Table "amp": mixed precision. Clipped gradients under bfloat16 autocast against float32, and the time with and without it."""
+"""Table "amp": mixed precision. Clipped gradients under bfloat16 autocast against float32, and the
+time with and without it.
+"""
 
 import copy
 from time import perf_counter, process_time
@@ -25,22 +27,44 @@ class Config(experiment.Config):
 def run(config: Config, run: experiment.Run) -> None:
     _speed.check_device(config.device, "flashdp/amp")
     model = _speed.model_of(config.model, config.tokens, config.device, config.seed)
-    ids = _speed.batch_of(config.text, _speed.DECODERS[config.model][0], config.batch_size, config.tokens, config.device, config.seed)
+    ids = _speed.batch_of(
+        config.text,
+        _speed.DECODERS[config.model][0],
+        config.batch_size,
+        config.tokens,
+        config.device,
+        config.seed,
+    )
     for backend in ("loop", "ghost"):
         wide, narrow = (clipped(model, ids, backend, dtype) for dtype in (None, torch.bfloat16))
         for name, gradient in wide.items():
             difference = (narrow[name] - gradient).norm() / gradient.norm()
-            run.row(kind="gradient", backend=backend, parameter=name, relative_difference=float(difference))
-        # What one sample adds to one group, over the group's bound: above 1 the sensitivity would not hold.
-        run.row(kind="bound", backend=backend, largest_contribution_ratio=largest_contribution(model, ids, backend))
+            run.row(
+                kind="gradient",
+                backend=backend,
+                parameter=name,
+                relative_difference=float(difference),
+            )
+        # What one sample adds to one group, over the group's bound: above 1 the sensitivity would
+        # not hold.
+        run.row(
+            kind="bound",
+            backend=backend,
+            largest_contribution_ratio=largest_contribution(model, ids, backend),
+        )
 
     trainers = {
-        (method, name): kind(copy.deepcopy(model), config.batch_size, seed=config.seed, autocast=dtype)
+        (method, name): kind(
+            copy.deepcopy(model), config.batch_size, seed=config.seed, autocast=dtype
+        )
         for method, kind in (("non-private", Trainer), ("FlashDP", PerLayer))
         for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16))
     }
     timings = meters.interleave(
-        {f"{method}|{dtype}": lambda one=one: one.step(ids) for (method, dtype), one in trainers.items()},
+        {
+            f"{method}|{dtype}": lambda one=one: one.step(ids)
+            for (method, dtype), one in trainers.items()
+        },
         config.repeats,
         clock=perf_counter if config.device == "cuda" else process_time,
         progress=lambda total: run.progress(total, "steps"),
@@ -51,7 +75,9 @@ def run(config: Config, run: experiment.Run) -> None:
             run.row(kind="time", method=method, autocast=dtype, repeat=repeat, step_seconds=seconds)
 
 
-def clipped(model: nn.Module, ids: Tensor, backend: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def clipped(
+    model: nn.Module, ids: Tensor, backend: str, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
     """The clipped sums without noise."""
     one = PerLayer(copy.deepcopy(model), len(ids), backend=backend, sigma=0.0, autocast=dtype)
     one.backward(ids, ids)
@@ -59,10 +85,14 @@ def clipped(model: nn.Module, ids: Tensor, backend: str, dtype: torch.dtype | No
 
 
 def largest_contribution(model: nn.Module, ids: Tensor, backend: str) -> float:
-    """The largest norm, over the bound, that a sample alone leaves in a group's gradient under bfloat16 autocast."""
+    """The largest norm, over the bound, that a sample alone leaves in a group's gradient under
+    bfloat16 autocast.
+    """
     largest = 0.0
     for sample in ids:
-        one = PerLayer(copy.deepcopy(model), 1, backend=backend, sigma=0.0, autocast=torch.bfloat16, clip=0.1)
+        one = PerLayer(
+            copy.deepcopy(model), 1, backend=backend, sigma=0.0, autocast=torch.bfloat16, clip=0.1
+        )
         one.backward(sample[None], sample[None])
         gradients = {name: p.grad.double() for name, p in one.model.named_parameters()}
         for group in one.private.groups:

@@ -1,4 +1,6 @@
-"""Table "batch_size" (the paper's table 1): throughput and memory of every method against the batch size."""
+"""Table "batch_size" (the paper's table 1): throughput and memory of every method against the batch
+size.
+"""
 
 from projects.flashdp.experiments._speed import SpeedConfig, measure
 from shared import experiment

@@ -1,7 +1,8 @@
 """Table "cost": what a step computes and moves, counted operation by operation, for every method.
 
-Floating-point operations are those of the matrix products. Bytes moved are what the operations read and write: the sum, over all of them
-but views, of the bytes of their tensors; a cache may serve some of it. Both are counts and the same in every run.
+Floating-point operations are those of the matrix products. Bytes moved are what the operations read
+and write: the sum, over all of them but views, of the bytes of their tensors; a cache may serve
+some of it. Both are counts and the same in every run.
 """
 
 from collections.abc import Callable
@@ -31,8 +32,16 @@ class Config(experiment.Config):
 def run(config: Config, run: experiment.Run) -> None:
     name, batch_size, tokens = config.cell
     for method in run.progress(config.methods, "methods"):
-        ids = _speed.batch_of(config.text, _speed.DECODERS[name][0], batch_size, tokens, "cpu", config.seed)
-        one = trainer(method, _speed.model_of(name, tokens, "cpu", config.seed), batch_size, clip=config.clip, seed=config.seed)
+        ids = _speed.batch_of(
+            config.text, _speed.DECODERS[name][0], batch_size, tokens, "cpu", config.seed
+        )
+        one = trainer(
+            method,
+            _speed.model_of(name, tokens, "cpu", config.seed),
+            batch_size,
+            clip=config.clip,
+            seed=config.seed,
+        )
         one.step(ids)
         backward = lambda one=one, ids=ids: one.backward(ids, ids)  # noqa: E731  # forward, backward and clipping; the optimizer is everyone's
         run.row(
@@ -53,21 +62,33 @@ class _Traffic(TorchDispatchMode):
         super().__init__()
         self.nbytes = 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         schema = function._schema
-        view = any(out.alias_info is not None and not out.alias_info.is_write for out in schema.returns)
+        view = any(
+            out.alias_info is not None and not out.alias_info.is_write for out in schema.returns
+        )
         if not view and function.overloadpacket not in _ALLOCATE:
             written = {id(t) for t in tree_leaves(result) if isinstance(t, torch.Tensor)}
             read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-            overwrites = any(a.alias_info is not None and a.alias_info.is_write and a.kwarg_only for a in schema.arguments)
+            overwrites = any(
+                a.alias_info is not None and a.alias_info.is_write and a.kwarg_only
+                for a in schema.arguments
+            )
             self.nbytes += sum(t.nbytes for t in read if not (overwrites and id(t) in written))
             self.nbytes += sum(t.nbytes for t in tree_leaves(result) if isinstance(t, torch.Tensor))
         return result
 
 
-_ALLOCATE = {torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided, torch.ops.aten.detach}
+_ALLOCATE = {
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten.detach,
+}
 
 
 def moved_bytes(work: Callable[[], object]) -> int:

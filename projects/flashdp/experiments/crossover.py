@@ -1,4 +1,5 @@
-"""Figure "crossover": the time of one layer's clipped sum by each backend against the sequence length, over the plain weight gradient.
+"""Figure "crossover": the time of one layer's clipped sum by each backend against the sequence
+length, over the plain weight gradient.
 
 Beside each measured time stands what the cost model predicts, since `auto` decides by it.
 """
@@ -16,7 +17,9 @@ from shared import experiment, meters
 
 
 class Config(experiment.Config):
-    """Shapes are [rows, columns] of a weight; the batch size is `total_tokens` over the sequence length."""
+    """Shapes are [rows, columns] of a weight; the batch size is `total_tokens` over the sequence
+    length.
+    """
 
     shapes: list[tuple[int, int]] = [(3072, 768)]
     tokens: list[int] = [16, 32, 64, 128, 256, 512, 1024]
@@ -33,23 +36,39 @@ def run(config: Config, run: experiment.Run) -> None:
         for tokens in config.tokens:
             batch_size = max(1, config.total_tokens // tokens)
             generator = torch.Generator(config.device).manual_seed(config.seed)
-            made = {"generator": generator, "device": config.device, "dtype": getattr(torch, config.dtype)}
-            left, right = (torch.randn(batch_size, tokens, width, **made) for width in (rows, columns))
-            work = {"plain": lambda left=left, right=right: left.flatten(0, 1).T @ right.flatten(0, 1)}
-            work |= {name: lambda name=name, left=left, right=right: clipped(name, left, right) for name in config.backends}
+            made = {
+                "generator": generator,
+                "device": config.device,
+                "dtype": getattr(torch, config.dtype),
+            }
+            left, right = (
+                torch.randn(batch_size, tokens, width, **made) for width in (rows, columns)
+            )
+            work = {
+                "plain": lambda left=left, right=right: left.flatten(0, 1).T @ right.flatten(0, 1)
+            }
+            work |= {
+                name: lambda name=name, left=left, right=right: clipped(name, left, right)
+                for name in config.backends
+            }
             timings = meters.interleave(
                 work,
                 config.repeats,
                 clock=perf_counter if config.device == "cuda" else process_time,
-                progress=lambda total, label=f"{rows} x {columns}, {tokens} tokens": run.progress(total, label),
+                progress=lambda total, label=f"{rows} x {columns}, {tokens} tokens": run.progress(
+                    total, label
+                ),
             )
-            chosen = backends.choose(batch_size, tokens, rows, columns, config.device, left.element_size())
+            chosen = backends.choose(
+                batch_size, tokens, rows, columns, config.device, left.element_size()
+            )
             for name, timing in timings.items():
                 shape = (batch_size, tokens, rows, columns, config.device, left.element_size())
                 predicted = None if name == "plain" else backends.cost(name, *shape)
                 for repeat, seconds in enumerate(timing.seconds):
                     run.row(
-                        rows=rows, columns=columns, tokens=tokens, batch_size=batch_size, backend=name, chosen=name == chosen,
+                        rows=rows, columns=columns, tokens=tokens, batch_size=batch_size,
+                        backend=name, chosen=name == chosen,
                         predicted_ratio=predicted, repeat=repeat, layer_seconds=seconds,
                     )  # fmt: skip
 

@@ -1,6 +1,8 @@
-"""Table "memory": the extra bytes at the peak of a step of a pretrained model, SmolLM2-135M, against the batch size.
+"""Table "memory": the extra bytes at the peak of a step of a pretrained model, SmolLM2-135M,
+against the batch size.
 
-Beside it one cell of a model of 21 million parameters, where the paper's claim (no memory beyond non-private training) is checked.
+Beside it one cell of a model of 21 million parameters, where the paper's claim (no memory beyond
+non-private training) is checked.
 """
 
 from typing import Any, Literal
@@ -18,7 +20,9 @@ Method = Literal[METHODS]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
-    """Cells are [model, batch size, tokens]; `smollm2-135m` is untied, as privacy wants it, for all methods."""
+    """Cells are [model, batch size, tokens]; `smollm2-135m` is untied, as privacy wants it, for all
+    methods.
+    """
 
     cells: list[tuple[str, int, int]]
     methods: list[Method] = ["non-private", "FlashDP", "explicit", "Opacus, per layer"]
@@ -31,18 +35,38 @@ def run(config: Config, run: experiment.Run) -> None:
     _speed.check_device(config.device, "flashdp/memory")
     work = [(cell, method) for cell in config.cells for method in config.methods]
     for (name, batch_size, tokens), method in run.progress(work, "cells"):
-        row: dict[str, Any] = {"model": name, "batch_size": batch_size, "tokens": tokens, "device": config.device, "method": method}
-        model = pretrained(name) if name not in _speed.DECODERS else _speed.model_of(name, tokens, config.device, config.seed)
+        row: dict[str, Any] = {
+            "model": name,
+            "batch_size": batch_size,
+            "tokens": tokens,
+            "device": config.device,
+            "method": method,
+        }
+        model = (
+            pretrained(name)
+            if name not in _speed.DECODERS
+            else _speed.model_of(name, tokens, config.device, config.seed)
+        )
         vocabulary = _speed.DECODERS[name][0] if name in _speed.DECODERS else 2048
-        ids = _speed.batch_of(config.text, vocabulary, batch_size, tokens, config.device, config.seed)
+        ids = _speed.batch_of(
+            config.text, vocabulary, batch_size, tokens, config.device, config.seed
+        )
         parameters = sum(p.numel() for p in model.parameters())
         try:
-            one = trainer(method, model.to(config.device), batch_size, lr=config.lr, seed=config.seed)
+            one = trainer(
+                method, model.to(config.device), batch_size, lr=config.lr, seed=config.seed
+            )
             one.step(ids)
             measured = _speed.peak_bytes(one, ids)
         except torch.OutOfMemoryError:
             measured = {}
-        run.row(**row, clipping=_speed.clipping(method), parameters=parameters, out_of_memory=not measured, **measured)
+        run.row(
+            **row,
+            clipping=_speed.clipping(method),
+            parameters=parameters,
+            out_of_memory=not measured,
+            **measured,
+        )
 
 
 def pretrained(name: str) -> nn.Module:

@@ -1,7 +1,9 @@
-"""Table "parallel": two processes (gloo on a CPU, NCCL on GPUs) as data-parallel ranks and as the stages of a pipeline.
+"""Table "parallel": two processes (gloo on a CPU, NCCL on GPUs) as data-parallel ranks and as the
+stages of a pipeline.
 
-The clipped gradient of two data-parallel ranks, and that of two stages with micro-batches (torch's own GPipe schedule), against one
-process on the same batch; bytes that ranks exchange; time. Ranks clip on their own and add once; stages exchange nothing for privacy.
+The clipped gradient of two data-parallel ranks, and that of two stages with micro-batches (torch's
+own GPipe schedule), against one process on the same batch; bytes that ranks exchange; time. Ranks
+clip on their own and add once; stages exchange nothing for privacy.
 """
 
 import copy
@@ -45,12 +47,22 @@ def run(config: Config, run: experiment.Run) -> None:
     if config.device == "cuda" and torch.cuda.device_count() < RANKS:
         config = config.model_copy(update={"device": "cpu"})
         run.log(f"fewer than {RANKS} GPUs: the ranks run on the CPU")
-    ids = _speed.batch_of(config.text, _speed.DECODERS[config.model][0], config.batch_size, config.tokens, "cpu", config.seed)
+    ids = _speed.batch_of(
+        config.text,
+        _speed.DECODERS[config.model][0],
+        config.batch_size,
+        config.tokens,
+        "cpu",
+        config.seed,
+    )
     with tempfile.TemporaryDirectory() as folder:
         context = mp.get_context("spawn")
         answers = context.Queue()
         arguments = (config.model_dump(), ids, str(Path(folder) / "rendezvous"), answers)
-        workers = [context.Process(target=_rank, args=(rank, *arguments), daemon=True) for rank in range(RANKS)]
+        workers = [
+            context.Process(target=_rank, args=(rank, *arguments), daemon=True)
+            for rank in range(RANKS)
+        ]
         for worker in workers:
             worker.start()
         rows = []
@@ -58,7 +70,16 @@ def run(config: Config, run: experiment.Run) -> None:
             rows += _answer(answers, workers)
         for worker in workers:
             worker.join()
-    for row in sorted(rows, key=lambda row: (row["kind"], row["layout"], row["method"], row["rank"], row.get("repeat", 0))):
+    for row in sorted(
+        rows,
+        key=lambda row: (
+            row["kind"],
+            row["layout"],
+            row["method"],
+            row["rank"],
+            row.get("repeat", 0),
+        ),
+    ):
         run.row(**row)
 
 
@@ -79,17 +100,31 @@ def _rank(rank: int, given: dict[str, Any], ids: Tensor, file: str, answers: Any
     device = torch.device("cuda", rank) if config.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=f"file://{file}", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{file}",
+        rank=rank,
+        world_size=RANKS,
+    )
     ids = ids.to(device)
-    answers.put([{"rank": rank, **row} for row in (*data_parallel(config, ids, rank), *pipeline(config, ids, rank))])
+    answers.put(
+        [
+            {"rank": rank, **row}
+            for row in (*data_parallel(config, ids, rank), *pipeline(config, ids, rank))
+        ]
+    )
     dist.destroy_process_group()
 
 
-def private(model: nn.Module, config: Config, sigma: float, **options: Any) -> tuple[DPModel, torch.optim.Optimizer]:
+def private(
+    model: nn.Module, config: Config, sigma: float, **options: Any
+) -> tuple[DPModel, torch.optim.Optimizer]:
     """FlashDP on `model`, with the noise of one seed."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     sampling = FixedSampling(config.batch_size, config.batch_size)
-    return make_private(model, optimizer, sampling, noise_multiplier=sigma, noise_seed=config.seed, **options), optimizer
+    return make_private(
+        model, optimizer, sampling, noise_multiplier=sigma, noise_seed=config.seed, **options
+    ), optimizer
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -122,7 +157,12 @@ def data_parallel(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]
         moved = _count_all_reduced(optimizer.step)
         difference = largest_difference(gradients(mine), reference(model, config, ids, sigma))
         held = sum(p.grad.nbytes for p in mine.parameters())
-        row = {"kind": "equal", "layout": "data parallel", "method": noise, "relative_difference": difference}
+        row = {
+            "kind": "equal",
+            "layout": "data parallel",
+            "method": noise,
+            "relative_difference": difference,
+        }
         rows.append({**row, "sent_bytes": moved, "gradient_bytes": held})
     plain, dp = copy.deepcopy(model), copy.deepcopy(model)
     plain_optimizer = torch.optim.SGD(plain.parameters(), lr=0.0)
@@ -140,10 +180,14 @@ def data_parallel(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]
         optimizer.step()
         optimizer.zero_grad()
 
-    return rows + timed("data parallel", {"non-private": non_private, "FlashDP": flash}, config.repeats)
+    return rows + timed(
+        "data parallel", {"non-private": non_private, "FlashDP": flash}, config.repeats
+    )
 
 
-def timed(layout: str, methods: dict[str, Callable[[], None]], repeats: int) -> list[dict[str, Any]]:
+def timed(
+    layout: str, methods: dict[str, Callable[[], None]], repeats: int
+) -> list[dict[str, Any]]:
     """Wall time in turns, both ranks at once: they wait for one another."""
     rows: list[dict[str, Any]] = []
     for repeat in range(-1, repeats):
@@ -153,17 +197,31 @@ def timed(layout: str, methods: dict[str, Callable[[], None]], repeats: int) -> 
             step()
             dist.barrier()
             if repeat >= 0:
-                rows.append({"kind": "time", "layout": layout, "method": method, "repeat": repeat, "step_seconds": perf_counter() - start})
+                rows.append(
+                    {
+                        "kind": "time",
+                        "layout": layout,
+                        "method": method,
+                        "repeat": repeat,
+                        "step_seconds": perf_counter() - start,
+                    }
+                )
     return rows
 
 
 class _First(nn.Module):
     def __init__(self, model: Decoder, blocks: int):
         super().__init__()
-        self.tokens, self.positions, self.blocks = model.tokens, model.positions, model.blocks[:blocks]
+        self.tokens, self.positions, self.blocks = (
+            model.tokens,
+            model.positions,
+            model.blocks[:blocks],
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1))
+        x = self.tokens(ids) + self.positions(
+            torch.arange(ids.shape[1], device=ids.device).repeat(len(ids), 1)
+        )
         for block in self.blocks:
             x = block(x)
         return x
@@ -197,11 +255,18 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
             options = {"clip": {"*": 1 / math.sqrt(groups)}, "sensitivity": 1.0, "stage": rank}
             _, optimizer = private(half, config, sigma, **options)
         made = {"device": ids.device, "requires_grad": True}
-        between, logits = torch.zeros(size, config.tokens, hidden, **made), torch.zeros(size, config.tokens, vocabulary, **made)
+        between, logits = (
+            torch.zeros(size, config.tokens, hidden, **made),
+            torch.zeros(size, config.tokens, vocabulary, **made),
+        )
         inputs, outputs = ((ids[:size],), between) if rank == 0 else ((between,), logits)
         part = PipelineStage(half, rank, RANKS, ids.device, input_args=inputs, output_args=outputs)
         loss = lambda logits, labels: per_sample_loss(logits, labels).sum()  # noqa: E731
-        return half, optimizer, ScheduleGPipe(part, config.micro_batches, loss_fn=loss, scale_grads=False)
+        return (
+            half,
+            optimizer,
+            ScheduleGPipe(part, config.micro_batches, loss_fn=loss, scale_grads=False),
+        )
 
     def step(optimizer: Any, schedule: Any) -> None:
         if rank == 0:
@@ -221,7 +286,9 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
 
     half, optimizer, schedule = stage(0.0)
     moved = _count_all_reduced(lambda: step(optimizer, schedule))
-    found = {_whole_name(name, rank, layers // 2): gradient for name, gradient in gradients(half).items()}
+    found = {
+        _whole_name(name, rank, layers // 2): gradient for name, gradient in gradients(half).items()
+    }
     assert set(found) <= set(expected)
     difference = largest_difference(found, {name: expected[name] for name in found})
     row: dict[str, Any] = {
@@ -232,7 +299,14 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
         "sent_bytes": moved,
     }
     row["gradient_bytes"] = sum(p.grad.nbytes for p in half.parameters())
-    return [row, *timed("pipeline", {"non-private": training(None), "FlashDP": training(config.sigma)}, config.repeats)]
+    return [
+        row,
+        *timed(
+            "pipeline",
+            {"non-private": training(None), "FlashDP": training(config.sigma)},
+            config.repeats,
+        ),
+    ]
 
 
 def _whole_name(name: str, rank: int, offset: int) -> str:

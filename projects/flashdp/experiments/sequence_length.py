@@ -1,4 +1,6 @@
-"""Table "sequence_length": throughput and memory of every method against the length of the sequences, at one number of tokens."""
+"""Table "sequence_length": throughput and memory of every method against the length of the
+sequences, at one number of tokens.
+"""
 
 from projects.flashdp.experiments._speed import SpeedConfig, measure
 from shared import experiment

@@ -1,4 +1,6 @@
-"""What the experiments share: the model and its prompts by name, the schedules by the names that tables show, predictions written down."""
+"""What the experiments share: the model and its prompts by name, the schedules by the names that
+tables show, predictions written down.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +37,9 @@ RANDOM = {  # layers, hidden size, heads: Qwen3's own
 
 @dataclass
 class Subject:
-    """A model, prompts for it, and the token that ends a completion; `forced` lengths where the weights are random."""
+    """A model, prompts for it, and the token that ends a completion; `forced` lengths where the
+    weights are random.
+    """
 
     name: str
     model: Any
@@ -64,15 +68,22 @@ def subject(
     group: int = 1,
     file: str | None = None,
 ) -> Subject:
-    """`policy` (trained in place), `random-qwen3-...` (random weights, forced lengths), or a model of the catalogue, a folder or a hub
-    id."""
+    """`policy` (trained in place), `random-qwen3-...` (random weights, forced lengths), or a model
+    of the catalogue, a folder or a hub id.
+    """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("infinite_sampling: this scale needs a GPU, and torch sees none; use --scale cpu")
+        raise UserError(
+            "infinite_sampling: this scale needs a GPU, and torch sees none; use --scale cpu"
+        )
     if name == "policy":
-        model, tokenizer = load_policy(Recipe(steps=train_steps), lambda steps: run.progress(steps, "training the policy"))
+        model, tokenizer = load_policy(
+            Recipe(steps=train_steps), lambda steps: run.progress(steps, "training the policy")
+        )
         texts = problems(prompts, step_seed(seed, "prompts"))
         ids = [tokenizer(text)["input_ids"] for text in texts]
-        return Subject(name, model.to(device), ids, [0], len(tokenizer), min(limit, LIMIT), texts, tokenizer)
+        return Subject(
+            name, model.to(device), ids, [0], len(tokenizer), min(limit, LIMIT), texts, tokenizer
+        )
     if name in RANDOM:
         from shared.models import causal_lm_config, random_causal_lm
 
@@ -80,7 +91,11 @@ def subject(
         model = random_causal_lm(config, dtype=torch.bfloat16, device=device)
         rng = np.random.default_rng(step_seed(seed, "forced"))
         ids = rng.integers(0, config.vocab_size, (prompts, 150)).tolist()
-        forced = {(p, i): int(np.clip(rng.lognormal(5.9, 0.6), 1, limit)) for p in range(prompts) for i in range(group)}
+        forced = {
+            (p, i): int(np.clip(rng.lognormal(5.9, 0.6), 1, limit))
+            for p in range(prompts)
+            for i in range(group)
+        }
         return Subject(name, model, ids, [], config.vocab_size, limit, [""] * prompts, None, forced)
     from shared.models import load_causal_lm
 
@@ -89,10 +104,17 @@ def subject(
         read = Prompts.read(Path(file), tokenizer)
         texts, ids = read.texts[:prompts], read.tokens[:prompts]
     else:
-        asked = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(prompts)]
-        texts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in asked]
+        asked = [
+            [{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(prompts)
+        ]
+        texts = [
+            tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True)
+            for one in asked
+        ]
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return Subject(name, model.to(device), ids, ends(model, tokenizer), len(tokenizer), limit, texts, tokenizer)
+    return Subject(
+        name, model.to(device), ids, ends(model, tokenizer), len(tokenizer), limit, texts, tokenizer
+    )
 
 
 class Recorder:
@@ -108,7 +130,9 @@ class Recorder:
         return found
 
 
-def schedules(slots: int, prefix: int, learnt: Any, oracle: Any, page: int = 16) -> dict[str, Schedule]:
+def schedules(
+    slots: int, prefix: int, learnt: Any, oracle: Any, page: int = 16
+) -> dict[str, Schedule]:
     """By the names of the tables. `learnt` and `oracle` predict."""
     return {
         "full group": Schedule("full"),
@@ -118,7 +142,9 @@ def schedules(slots: int, prefix: int, learnt: Any, oracle: Any, page: int = 16)
         "continuous, SJF (predicted)": Schedule("continuous", slots, "sjf_global", prefix, learnt),
         "continuous, LPT (predicted)": Schedule("continuous", slots, "lpt_global", prefix, learnt),
         "framework (predicted)": Schedule("continuous", slots, "plan_sjf", prefix, learnt),
-        "framework, LPT refill (predicted)": Schedule("continuous", slots, "plan_lpt", prefix, learnt),
+        "framework, LPT refill (predicted)": Schedule(
+            "continuous", slots, "plan_lpt", prefix, learnt
+        ),
         "plan (oracle)": Schedule("continuous", slots, "plan_sjf", 0, oracle),
         "dynamic slots": Schedule("dynamic", slots, page=page),
     }
@@ -135,7 +161,9 @@ def clock_of(device: str) -> Callable[[], float]:
 
 
 class Meter:
-    """What a piece of work took: bytes beyond those that were there before, at the most, in all and within what is marked as `rollout`."""
+    """What a piece of work took: bytes beyond those that were there before, at the most, in all and
+    within what is marked as `rollout`.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -150,7 +178,9 @@ class Meter:
             yield
 
     def peaks(self, work: Callable[[], Any]) -> tuple[Any, int, int | None, str]:
-        """What `work` returns; its peak; the peak of its rollout (None on a GPU, and where none was marked); the counter."""
+        """What `work` returns; its peak; the peak of its rollout (None on a GPU, and where none was
+        marked); the counter.
+        """
         if self.device == "cuda":
             before = torch.cuda.memory_allocated()
             with meters.cuda_peak_bytes() as found:
@@ -161,9 +191,17 @@ class Meter:
             self._live = live
             made = work()
         self._live = None
-        return made, live.peak_bytes(), live.peak_bytes("rollout") if self._marked else None, "allocator"
+        return (
+            made,
+            live.peak_bytes(),
+            live.peak_bytes("rollout") if self._marked else None,
+            "allocator",
+        )
 
 
 def durations(completions: Sequence[Any], prompt: int) -> list[int]:
     """Decoding steps of each completion of a prompt, by index."""
-    return [len(c.tokens) - 1 for c in sorted((c for c in completions if c.prompt == prompt), key=lambda c: c.index)]
+    return [
+        len(c.tokens) - 1
+        for c in sorted((c for c in completions if c.prompt == prompt), key=lambda c: c.index)
+    ]

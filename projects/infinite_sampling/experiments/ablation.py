@@ -1,5 +1,6 @@
-"""Table 4: what predictions bring to each refill, and what eps costs the plan. Replayed from measured lengths, as completions do not depend
-on the schedule; `schedule` shows that live steps are replayed steps.
+"""Table 4: what predictions bring to each refill, and what eps costs the plan. Replayed from
+measured lengths, as completions do not depend on the schedule; `schedule` shows that live steps are
+replayed steps.
 """
 
 import time
@@ -10,7 +11,14 @@ from pydantic import Field
 
 from projects.infinite_sampling.experiments import _common
 from projects.infinite_sampling.predictor import BinnedTransformer, examples
-from projects.infinite_sampling.scheduler import REFILLS, Queue, lower_bound, plan, replay, replay_framework
+from projects.infinite_sampling.scheduler import (
+    REFILLS,
+    Queue,
+    lower_bound,
+    plan,
+    replay,
+    replay_framework,
+)
 from shared import experiment
 
 
@@ -29,28 +37,64 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     prompts = config.prompts + config.fit_prompts
-    one = _common.subject(config.model, prompts, config.seed, limit=config.max_new_tokens, train_steps=config.train_steps, run=run)
-    pairs = [(p, i) for p in range(prompts) for i in range(config.group if p < config.prompts else 16)]
-    made = one.engine(config.seed).run(one.prompts, pairs, _common.Schedule("continuous", 64)).completions
-    tested, fitted = [c for c in made if c.prompt < config.prompts], [c for c in made if c.prompt >= config.prompts]
+    one = _common.subject(
+        config.model,
+        prompts,
+        config.seed,
+        limit=config.max_new_tokens,
+        train_steps=config.train_steps,
+        run=run,
+    )
+    pairs = [
+        (p, i) for p in range(prompts) for i in range(config.group if p < config.prompts else 16)
+    ]
+    made = (
+        one.engine(config.seed)
+        .run(one.prompts, pairs, _common.Schedule("continuous", 64))
+        .completions
+    )
+    tested, fitted = (
+        [c for c in made if c.prompt < config.prompts],
+        [c for c in made if c.prompt >= config.prompts],
+    )
     lengths = {p: [d + 1 for d in _common.durations(tested, p)] for p in range(config.prompts)}
 
     for prefix in run.progress(config.prefixes, "prefixes"):
         predictor = BinnedTransformer(one.vocabulary, seed=config.seed)
         predictor.fit(examples(one.prompts, fitted, prefix))
         unseen = examples(one.prompts, tested, prefix)
-        said = dict(zip(unseen.prefixes.jobs, predictor.predict(unseen.prefixes).tolist(), strict=True))
+        said = dict(
+            zip(unseen.prefixes.jobs, predictor.predict(unseen.prefixes).tolist(), strict=True)
+        )
         for prompt, of in lengths.items():
-            _replays(run, config, f"k = {prefix}", prefix, prompt, of, lambda jobs, p=prompt, s=said: [s[p, j] for j in jobs])
+            _replays(
+                run,
+                config,
+                f"k = {prefix}",
+                prefix,
+                prompt,
+                of,
+                lambda jobs, p=prompt, s=said: [s[p, j] for j in jobs],
+            )
     for prompt, of in lengths.items():
         _replays(run, config, "none", 0, prompt, of, lambda jobs: [1.0] * len(jobs))
-        _replays(run, config, "oracle", 0, prompt, of, lambda jobs, o=of: [float(o[j]) for j in jobs])
+        _replays(
+            run, config, "oracle", 0, prompt, of, lambda jobs, o=of: [float(o[j]) for j in jobs]
+        )
         durations = [n - 1 for n in of]
-        for name, order in (("micro groups", durations), ("sorted micro groups", sorted(durations, reverse=True))):
+        for name, order in (
+            ("micro groups", durations),
+            ("sorted micro groups", sorted(durations, reverse=True)),
+        ):
             steps = replay(order, config.slots, Queue(order, config.slots), barrier=True).steps
             bound = lower_bound(durations, config.slots)
             run.row(
-                kind="steps", lengths="none" if order is durations else "oracle", refill=name, prompt=prompt, steps=steps, lower_bound=bound
+                kind="steps",
+                lengths="none" if order is durations else "oracle",
+                refill=name,
+                prompt=prompt,
+                steps=steps,
+                lower_bound=bound,
             )
 
     for slots in config.plan_slots:
@@ -85,7 +129,15 @@ def _replays(
     for refill in REFILLS:
         found, _ = replay_framework(of, config.slots, prefix, predict, refill)  # type: ignore[arg-type]
         left = [j for j, n in enumerate(of) if n > prefix]
-        error = float(np.mean([abs(p - (of[j] - prefix)) for p, j in zip(predict(left), left, strict=True)])) if left else 0.0
+        error = (
+            float(
+                np.mean(
+                    [abs(p - (of[j] - prefix)) for p, j in zip(predict(left), left, strict=True)]
+                )
+            )
+            if left
+            else 0.0
+        )
         run.row(
             kind="steps",
             lengths=known,

@@ -1,7 +1,9 @@
-"""Table 5: completions of every schedule against those of the full group, and the gradient in micro batches against the full batch's.
+"""Table 5: completions of every schedule against those of the full group, and the gradient in micro
+batches against the full batch's.
 
-float64; float32 with fixed shapes, where the reference is micro groups in as many slots; and plain float32, where a rounded bit may tip a
-draw. The sampler without a cache is one forward of the whole sequence: it draws each completion again from its own numbers.
+float64; float32 with fixed shapes, where the reference is micro groups in as many slots; and plain
+float32, where a rounded bit may tip a draw. The sampler without a cache is one forward of the whole
+sequence: it draws each completion again from its own numbers.
 """
 
 from typing import Any
@@ -27,10 +29,14 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    one = _common.subject("policy", config.prompts + 8, config.seed, limit=56, train_steps=config.train_steps, run=run)
+    one = _common.subject(
+        "policy", config.prompts + 8, config.seed, limit=56, train_steps=config.train_steps, run=run
+    )
     jobs = [(p, i) for p in range(config.prompts) for i in range(config.group)]
     more = [(p, i) for p in range(config.prompts, config.prompts + 8) for i in range(16)]
-    for dtype, fixed in run.progress([("float64", False), ("float32", True), ("float32", False)], "number formats"):
+    for dtype, fixed in run.progress(
+        [("float64", False), ("float32", True), ("float32", False)], "number formats"
+    ):
         one.model.to(getattr(torch, dtype))
         engine = one.engine(config.seed, fixed_shape=fixed)
         known = engine.run(one.prompts, more, _common.Schedule("continuous", 32)).completions
@@ -39,16 +45,24 @@ def run(config: Config, run: experiment.Run) -> None:
         truth: dict[tuple[int, int], int] = {}
         schedules = _common.schedules(config.slots, config.prefix, learnt, Oracle(truth))
         schedules |= {f"micro groups of {m}": _common.Schedule("micro", m) for m in (1, 3, 5)}
-        schedules["dynamic slots, tight"] = _common.Schedule("dynamic", config.slots, budget_tokens=150, page=4)
+        schedules["dynamic slots, tight"] = _common.Schedule(
+            "dynamic", config.slots, budget_tokens=150, page=4
+        )
         if fixed:  # of as many slots, and fixed ones
-            schedules = {name: s for name, s in schedules.items() if s.mode in ("micro", "continuous") and s.slots == config.slots}
+            schedules = {
+                name: s
+                for name, s in schedules.items()
+                if s.mode in ("micro", "continuous") and s.slots == config.slots
+            }
         first = "micro groups" if fixed else "full group"
         reference: list[Any] = []
         for name in [first, *(n for n in schedules if n != first)]:
             rollout = engine.run(one.prompts, jobs, schedules[name])
             reference = reference or rollout.completions
             truth.update({(c.prompt, c.index): len(c.tokens) for c in rollout.completions})
-            same = [a.tokens == b.tokens for a, b in zip(rollout.completions, reference, strict=True)]
+            same = [
+                a.tokens == b.tokens for a, b in zip(rollout.completions, reference, strict=True)
+            ]
             apart = [
                 max(abs(x - y) for x, y in zip(a.logprobs, b.logprobs, strict=True))
                 for a, b, s in zip(rollout.completions, reference, same, strict=True)
@@ -76,20 +90,28 @@ def _redrawn(one: _common.Subject, completions: Any, seed: int) -> int:
     same = 0
     for c in completions:
         prompt = one.prompts[c.prompt]
-        logits = one.model(input_ids=torch.tensor([prompt + c.tokens[:-1]]), use_cache=False).logits[0, len(prompt) - 1 :]
+        logits = one.model(
+            input_ids=torch.tensor([prompt + c.tokens[:-1]]), use_cache=False
+        ).logits[0, len(prompt) - 1 :]
         numbers = torch.from_numpy(stream(seed, prompt, c.index, len(c.tokens)))
         same += draw(logits, numbers, 1.0)[0].tolist() == c.tokens
     return same
 
 
-def _gradients(run: experiment.Run, config: Config, one: _common.Subject, completions: Any, dtype: str) -> None:
+def _gradients(
+    run: experiment.Run, config: Config, one: _common.Subject, completions: Any, dtype: str
+) -> None:
     texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in completions]
-    rewards = torch.tensor(reward([one.texts[c.prompt] for c in completions], texts)).reshape(config.prompts, config.group)
+    rewards = torch.tensor(reward([one.texts[c.prompt] for c in completions], texts)).reshape(
+        config.prompts, config.group
+    )
     gains = advantages(rewards).flatten()
 
     def gradient(micro: int, loss_type: Any) -> torch.Tensor:
         one.model.zero_grad()
-        backward(one.model, one.prompts, completions, gains, 56, micro_batch=micro, loss_type=loss_type)
+        backward(
+            one.model, one.prompts, completions, gains, 56, micro_batch=micro, loss_type=loss_type
+        )
         return torch.cat([p.grad.flatten().double() for p in one.model.parameters()])
 
     for loss_type in ("grpo", "dapo", "dr_grpo"):
@@ -102,6 +124,8 @@ def _gradients(run: experiment.Run, config: Config, one: _common.Subject, comple
                 loss_type=loss_type,
                 micro_batch=micro,
                 gradient_norm_ratio=float(whole.norm()),
-                relative_difference_ratio=float((found - whole).norm() / whole.norm()) if whole.any() else None,
+                relative_difference_ratio=float((found - whole).norm() / whole.norm())
+                if whole.any()
+                else None,
             )
     one.model.zero_grad()

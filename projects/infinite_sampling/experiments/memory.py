@@ -1,7 +1,8 @@
-"""Table 1 and figure 3: bytes of keys and values, and the peak of all allocations, by decode mode and by group size.
+"""Table 1 and figure 3: bytes of keys and values, and the peak of all allocations, by decode mode
+and by group size.
 
-Peaks are what the allocator has handed out beyond the weights while a group is decoded. Completions run to the limit or their end; what a
-static cache takes depends on neither.
+Peaks are what the allocator has handed out beyond the weights while a group is decoded. Completions
+run to the limit or their end; what a static cache takes depends on neither.
 """
 
 from typing import Literal
@@ -31,19 +32,45 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    for name, groups, all_modes in ((config.model, [config.group], True), (config.grown, config.groups, False)):
+    for name, groups, all_modes in (
+        (config.model, [config.group], True),
+        (config.grown, config.groups, False),
+    ):
         limit = config.max_new_tokens if all_modes else 56
         one = _common.subject(
-            name, 1, config.seed, limit=limit, train_steps=config.train_steps, run=run, device=config.device, group=max(groups)
+            name,
+            1,
+            config.seed,
+            limit=limit,
+            train_steps=config.train_steps,
+            run=run,
+            device=config.device,
+            group=max(groups),
         )
         modes = _modes(config)
         if not all_modes:
-            modes = {mode: schedule for mode, schedule in modes.items() if mode in ("full group", "micro groups", "full framework")}
+            modes = {
+                mode: schedule
+                for mode, schedule in modes.items()
+                if mode in ("full group", "micro groups", "full framework")
+            }
         for group in run.progress(groups, "groups"):
             for mode, schedule in run.progress(list(modes.items()), "modes"):
-                _measure(run, config, one, mode, schedule, group, name, "modes" if all_modes else "groups")
+                _measure(
+                    run,
+                    config,
+                    one,
+                    mode,
+                    schedule,
+                    group,
+                    name,
+                    "modes" if all_modes else "groups",
+                )
             if all_modes:
-                for mode, rows in (("generate, full group", group), ("generate, chunks", config.slots)):
+                for mode, rows in (
+                    ("generate, full group", group),
+                    ("generate, chunks", config.slots),
+                ):
                     _measure_peer(run, config, one, mode, rows, group)
 
 
@@ -60,11 +87,20 @@ def _modes(config: Config) -> dict[str, Schedule]:
 
 
 def _measure(
-    run: experiment.Run, config: Config, one: _common.Subject, mode: str, schedule: Schedule, group: int, model: str, kind: str
+    run: experiment.Run,
+    config: Config,
+    one: _common.Subject,
+    mode: str,
+    schedule: Schedule,
+    group: int,
+    model: str,
+    kind: str,
 ) -> None:
     engine = one.engine(config.seed)
     jobs = [(0, index) for index in range(group)]
-    made, peak, _, counter = _common.Meter(config.device).peaks(lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced))
+    made, peak, _, counter = _common.Meter(config.device).peaks(
+        lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced)
+    )
     stats = made.stats
     rows = group if schedule.mode == "full" else min(schedule.slots, group)
     tokens = len(one.prompts[0]) + one.limit
@@ -78,7 +114,9 @@ def _measure(
         max_new_tokens=one.limit,
         token_bytes=stats.token_bytes,
         kv_bytes=stats.kv_bytes,
-        formula_bytes=stats.token_bytes * (rows * tokens + len(one.prompts[0])) if schedule.mode != "dynamic" else None,
+        formula_bytes=stats.token_bytes * (rows * tokens + len(one.prompts[0]))
+        if schedule.mode != "dynamic"
+        else None,
         peak_bytes=peak,
         counter=counter,
         steps=stats.steps,
@@ -87,9 +125,13 @@ def _measure(
     )
 
 
-def _measure_peer(run: experiment.Run, config: Config, one: _common.Subject, mode: str, rows: int, group: int) -> None:
+def _measure_peer(
+    run: experiment.Run, config: Config, one: _common.Subject, mode: str, rows: int, group: int
+) -> None:
     eos = one.eos[0] if one.eos else -1
-    _, peak, _, counter = _common.Meter(config.device).peaks(lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos))
+    _, peak, _, counter = _common.Meter(config.device).peaks(
+        lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos)
+    )
     run.row(
         kind="modes",
         model=one.name,

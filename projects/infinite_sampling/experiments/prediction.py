@@ -1,7 +1,9 @@
-"""Table 3 and figure 4 (the paper's figure 7): how well lengths are predicted by the number k of tokens seen.
+"""Table 3 and figure 4 (the paper's figure 7): how well lengths are predicted by the number k of
+tokens seen.
 
-Prompts are split into those that are fitted on and those that are tested. What is tested changes with k, as short completions end: so the
-error of the *total* length over all completions, those that have ended counted as exact, stands beside the error of what remains.
+Prompts are split into those that are fitted on and those that are tested. What is tested changes
+with k, as short completions end: so the error of the *total* length over all completions, those
+that have ended counted as exact, stands beside the error of what remains.
 """
 
 import numpy as np
@@ -25,13 +27,30 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     prompts = config.fit_prompts + config.test_prompts
-    one = _common.subject(config.model, prompts, config.seed, limit=config.max_new_tokens, train_steps=config.train_steps, run=run)
-    made = one.engine(config.seed).run(one.prompts, config.group, _common.Schedule("continuous", 64)).completions
-    fitted, tested = [c for c in made if c.prompt < config.fit_prompts], [c for c in made if c.prompt >= config.fit_prompts]
+    one = _common.subject(
+        config.model,
+        prompts,
+        config.seed,
+        limit=config.max_new_tokens,
+        train_steps=config.train_steps,
+        run=run,
+    )
+    made = (
+        one.engine(config.seed)
+        .run(one.prompts, config.group, _common.Schedule("continuous", 64))
+        .completions
+    )
+    fitted, tested = (
+        [c for c in made if c.prompt < config.fit_prompts],
+        [c for c in made if c.prompt >= config.fit_prompts],
+    )
     for prefix in run.progress(config.prefixes, "prefixes"):
         for name in config.predictors:
             model = one.model if name == "ridge" else None
-            known, unseen = examples(one.prompts, fitted, prefix, model), examples(one.prompts, tested, prefix, model)
+            known, unseen = (
+                examples(one.prompts, fitted, prefix, model),
+                examples(one.prompts, tested, prefix, model),
+            )
             if not len(known) or not len(unseen):
                 continue
             predictor = PREDICTORS[name](one.vocabulary)

@@ -1,4 +1,5 @@
-"""Table 2 again on a pretrained model, SmolLM2-135M: fewer prompts and shorter completions, as a step takes fifty times as long.
+"""Table 2 again on a pretrained model, SmolLM2-135M: fewer prompts and shorter completions, as a
+step takes fifty times as long.
 
 The same measurement as `schedule`; only its configuration differs.
 """

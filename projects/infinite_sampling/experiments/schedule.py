@@ -1,7 +1,9 @@
-"""Table 2, figures 1 and 2: decoding steps, occupancy and throughput by schedule, against the lower bound and against transformers.
+"""Table 2, figures 1 and 2: decoding steps, occupancy and throughput by schedule, against the lower
+bound and against transformers.
 
-Each prompt's group is decoded live under every schedule, and replayed from its lengths: the steps must be the same. Where a model is slow,
-all but `live` prompts, and all but the schedules of `only`, are decoded once and replayed.
+Each prompt's group is decoded live under every schedule, and replayed from its lengths: the steps
+must be the same. Where a model is slow, all but `live` prompts, and all but the schedules of
+`only`, are decoded once and replayed.
 """
 
 from typing import Any, Literal
@@ -11,15 +13,27 @@ from pydantic import Field
 from projects.infinite_sampling import peers
 from projects.infinite_sampling.experiments import _common
 from projects.infinite_sampling.predictor import BinnedTransformer, Oracle, examples
-from projects.infinite_sampling.scheduler import Queue, Replay, lower_bound, replay, replay_framework
+from projects.infinite_sampling.scheduler import (
+    Queue,
+    Replay,
+    lower_bound,
+    replay,
+    replay_framework,
+)
 from shared import experiment, meters
 
-PEERS = {"generate, full group": peers.generate, "generate, chunks": peers.generate, "generate_batch": peers.generate_batch}
+PEERS = {
+    "generate, full group": peers.generate,
+    "generate, chunks": peers.generate,
+    "generate_batch": peers.generate_batch,
+}
 Peer = Literal["generate, full group", "generate, chunks", "generate_batch"]
 
 
 class Config(experiment.Config):
-    """`fit_prompts` x `fit_group` other completions are what the predictor learns from; it sees `prefix` tokens."""
+    """`fit_prompts` x `fit_group` other completions are what the predictor learns from; it sees
+    `prefix` tokens.
+    """
 
     model: str = "policy"
     train_steps: int = Field(default=600, ge=1)
@@ -32,7 +46,14 @@ class Config(experiment.Config):
     fit_prompts: int = Field(default=60, ge=1)
     fit_group: int = Field(default=16, ge=1)
     repeats: int = Field(default=6, ge=1)
-    timed: list[str] = ["full group", "micro groups", "continuous, FIFO", "framework (predicted)", "plan (oracle)", "dynamic slots"]
+    timed: list[str] = [
+        "full group",
+        "micro groups",
+        "continuous, FIFO",
+        "framework (predicted)",
+        "plan (oracle)",
+        "dynamic slots",
+    ]
     peers: list[Peer] = ["generate, full group", "generate, chunks", "generate_batch"]
     only: list[str] = Field(default=[], description="schedules to run live; none: all")
     live: int | None = Field(default=None, ge=1, description="prompts to decode live; none: all")
@@ -55,14 +76,20 @@ def run(config: Config, run: experiment.Run) -> None:
     engine = subject.engine(config.seed)
     tested = range(config.prompts)
     learnt: Any = BinnedTransformer(subject.vocabulary, seed=config.seed)
-    fitted = [(p, i) for p in range(config.prompts, len(subject.prompts)) for i in range(config.fit_group)]
+    fitted = [
+        (p, i) for p in range(config.prompts, len(subject.prompts)) for i in range(config.fit_group)
+    ]
     schedule = _common.Schedule("continuous", 4 * config.slots)
     made = engine.run(subject.prompts, fitted, schedule, limits=subject.forced).completions
     learnt.fit(examples(subject.prompts, made, config.prefix))
     recorder = _common.Recorder(learnt)
     truth: dict[tuple[int, int], int] = {}
     schedules = _common.schedules(config.slots, config.prefix, recorder, Oracle(truth))
-    wanted = {name: one for name, one in schedules.items() if not config.only or name in config.only or name == "micro groups"}
+    wanted = {
+        name: one
+        for name, one in schedules.items()
+        if not config.only or name in config.only or name == "micro groups"
+    }
     common = {"model": config.model, "group": config.group, "slots": config.slots}
 
     for prompt in run.progress(tested, "prompts"):
@@ -77,7 +104,10 @@ def run(config: Config, run: experiment.Run) -> None:
             if name not in live:
                 continue
             durations = [len(c.tokens) - 1 for c in rollout.completions]
-            stats, played = rollout.stats, _replayed(schedules[name], durations, config, recorder.said, prompt)
+            stats, played = (
+                rollout.stats,
+                _replayed(schedules[name], durations, config, recorder.said, prompt),
+            )
             run.row(
                 kind="rollout",
                 **common,
@@ -87,7 +117,10 @@ def run(config: Config, run: experiment.Run) -> None:
                 tokens=stats.tokens,
                 longest=max(durations) + 1,
                 truncated=sum(c.finish == "length" for c in rollout.completions),
-                same=sum(a.tokens == b.tokens for a, b in zip(rollout.completions, completions, strict=True)),
+                same=sum(
+                    a.tokens == b.tokens
+                    for a, b in zip(rollout.completions, completions, strict=True)
+                ),
                 steps=stats.steps,
                 replayed=None if played is None else played.steps,
                 lower_bound=lower_bound(durations, config.slots),
@@ -102,10 +135,22 @@ def run(config: Config, run: experiment.Run) -> None:
             )
             if prompt == 0 and name != "dynamic slots":
                 for row, job, start, end in stats.spans:
-                    run.row(kind="span", **common, schedule=name, slot=row, completion=job, first=start, last=end)
+                    run.row(
+                        kind="span",
+                        **common,
+                        schedule=name,
+                        slot=row,
+                        completion=job,
+                        first=start,
+                        last=end,
+                    )
         assert completions is not None
         unseen = examples(subject.prompts, completions, config.prefix)
-        said = dict(zip(unseen.prefixes.jobs, learnt.predict(unseen.prefixes).tolist(), strict=True)) if len(unseen) else {}
+        said = (
+            dict(zip(unseen.prefixes.jobs, learnt.predict(unseen.prefixes).tolist(), strict=True))
+            if len(unseen)
+            else {}
+        )
         durations = [len(c.tokens) - 1 for c in completions]
         for name in (name for name in schedules if name not in live):
             played = _replayed(schedules[name], durations, config, said, prompt)
@@ -126,35 +171,77 @@ def run(config: Config, run: experiment.Run) -> None:
             )
 
     produced: dict[str, list[int]] = {}
-    variants = {name: _ours(engine, subject, one, config, produced, name) for name, one in wanted.items() if name in config.timed}
+    variants = {
+        name: _ours(engine, subject, one, config, produced, name)
+        for name, one in wanted.items()
+        if name in config.timed
+    }
     variants |= {name: _theirs(subject, name, config, produced) for name in config.peers}
     timings = meters.interleave(
-        variants, config.repeats, config.warmup, clock=_common.clock_of(config.device), progress=lambda total: run.progress(total, "rounds")
+        variants,
+        config.repeats,
+        config.warmup,
+        clock=_common.clock_of(config.device),
+        progress=lambda total: run.progress(total, "rounds"),
     )
     for name, timing in timings.items():
-        for repeat, (seconds, tokens) in enumerate(zip(timing.seconds, produced[name][-config.repeats :], strict=True)):
+        for repeat, (seconds, tokens) in enumerate(
+            zip(timing.seconds, produced[name][-config.repeats :], strict=True)
+        ):
             run.row(
-                kind="time", **common, schedule=name, repeat=repeat, tokens=tokens, pass_seconds=seconds, tokens_per_second=tokens / seconds
+                kind="time",
+                **common,
+                schedule=name,
+                repeat=repeat,
+                tokens=tokens,
+                pass_seconds=seconds,
+                tokens_per_second=tokens / seconds,
             )
 
 
-def _replayed(schedule: Any, durations: list[int], config: Config, said: dict[tuple[int, int], float], prompt: int) -> Replay | None:
+def _replayed(
+    schedule: Any,
+    durations: list[int],
+    config: Config,
+    said: dict[tuple[int, int], float],
+    prompt: int,
+) -> Replay | None:
     """The schedule from the lengths alone; None for one that depends on more."""
     lengths = [d + 1 for d in durations]
     if schedule.mode == "dynamic":
         return None
     if schedule.prefix:
-        return replay_framework(lengths, config.slots, schedule.prefix, lambda jobs: [said[prompt, j] for j in jobs], schedule.refill)[0]
+        return replay_framework(
+            lengths,
+            config.slots,
+            schedule.prefix,
+            lambda jobs: [said[prompt, j] for j in jobs],
+            schedule.refill,
+        )[0]
     slots = len(durations) if schedule.mode == "full" else config.slots
-    return replay(durations, slots, Queue(durations, slots, schedule.refill), barrier=schedule.mode != "continuous")
+    return replay(
+        durations,
+        slots,
+        Queue(durations, slots, schedule.refill),
+        barrier=schedule.mode != "continuous",
+    )
 
 
-def _ours(engine: Any, subject: Any, schedule: Any, config: Config, produced: dict[str, list[int]], name: str) -> Any:
+def _ours(
+    engine: Any,
+    subject: Any,
+    schedule: Any,
+    config: Config,
+    produced: dict[str, list[int]],
+    name: str,
+) -> Any:
     def once() -> None:
         tokens = 0
         for prompt in range(config.live or config.prompts):
             jobs = [(prompt, index) for index in range(config.group)]
-            tokens += engine.run(subject.prompts, jobs, schedule, limits=subject.forced).stats.tokens
+            tokens += engine.run(
+                subject.prompts, jobs, schedule, limits=subject.forced
+            ).stats.tokens
         produced.setdefault(name, []).append(tokens)
 
     return once
@@ -167,7 +254,18 @@ def _theirs(subject: Any, name: str, config: Config, produced: dict[str, list[in
 
     def once() -> None:
         eos = subject.eos[0] if subject.eos else -1
-        lengths = [PEERS[name](subject.model, subject.prompts[p], config.group, rows, subject.limit, eos, config.seed + p) for p in prompts]
+        lengths = [
+            PEERS[name](
+                subject.model,
+                subject.prompts[p],
+                config.group,
+                rows,
+                subject.limit,
+                eos,
+                config.seed + p,
+            )
+            for p in prompts
+        ]
         produced.setdefault(name, []).append(sum(map(sum, lengths)))
 
     return once

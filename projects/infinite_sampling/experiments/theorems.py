@@ -1,7 +1,7 @@
 """What is proved of schedules, on random instances: every violation is counted.
 
-Synthetic durations (uniform, log-normal, two or three modes), up to 40 jobs on up to 8 slots. Plans are compared with the best of all
-assignments on instances small enough for that.
+Synthetic durations (uniform, log-normal, two or three modes), up to 40 jobs on up to 8 slots. Plans
+are compared with the best of all assignments on instances small enough for that.
 """
 
 import itertools
@@ -33,7 +33,10 @@ def run(config: Config, run: experiment.Run) -> None:
         shortest = replay(durations, slots, Queue(durations, slots, "sjf_global")).steps
         chunks = sum(sorted(durations, reverse=True)[::slots])
         longest = replay(durations, slots, Queue(durations, slots, "lpt_global")).steps
-        least, graham = lower_bound(durations, slots), sum(durations) / slots + (1 - 1 / slots) * max(durations)
+        least, graham = (
+            lower_bound(durations, slots),
+            sum(durations) / slots + (1 - 1 / slots) * max(durations),
+        )
         wrong["continuous takes no more steps than micro groups in the same order"] += fifo > micro
         wrong["shortest first takes exactly the steps of sorted micro groups"] += shortest != chunks
         wrong["work-conserving steps lie between the lower bound and Graham's"] += any(
@@ -50,12 +53,21 @@ def run(config: Config, run: experiment.Run) -> None:
         for eps in config.eps:
             made = plan(durations, slots, eps)
             statuses[made.status] += 1
-            wrong["a plan is within (1 + eps) of the best of all assignments"] += made.value > (1 + eps) * best + 1e-9
-            wrong["a plan's certificate and lower bound are true"] += made.lower_bound > best or made.value > made.certificate * best + 1e-9
+            wrong["a plan is within (1 + eps) of the best of all assignments"] += (
+                made.value > (1 + eps) * best + 1e-9
+            )
+            wrong["a plan's certificate and lower bound are true"] += (
+                made.lower_bound > best or made.value > made.certificate * best + 1e-9
+            )
     for theorem, violations in wrong.items():
         run.row(theorem=theorem, instances=config.small * len(config.eps), violations=violations)
     for status, count in sorted(statuses.items()):
-        run.row(theorem=f"plans that ended as {status}", instances=config.small * len(config.eps), violations=None, plans=count)
+        run.row(
+            theorem=f"plans that ended as {status}",
+            instances=config.small * len(config.eps),
+            violations=None,
+            plans=count,
+        )
 
 
 def _durations(rng: np.random.Generator, jobs: int) -> list[int]:

@@ -1,10 +1,13 @@
-"""Table 6 and figure 5: GRPO with the full group, with micro groups and with the full framework, and TRL's trainer with its own rollout and
-with this one; from the same weights, on the same prompts, with the same loss and optimizer.
+"""Table 6 and figure 5: GRPO with the full group, with micro groups and with the full framework,
+and TRL's trainer with its own rollout and with this one; from the same weights, on the same
+prompts, with the same loss and optimizer.
 
-They take each step in turn. Rewards must be the same at every step wherever completions are this engine's: completions are, and so are
-gradients but for rounding. TRL draws others of its own, and computes in float32. A finite pool of prompts, seen several times; held-out
-prompts are sampled at both ends. The predictor is fitted online in the framework; another that was fitted once, at the first step, shows
-what the drift of lengths does to it. After the last step one more is made under the meter of bytes.
+They take each step in turn. Rewards must be the same at every step wherever completions are this
+engine's: completions are, and so are gradients but for rounding. TRL draws others of its own, and
+computes in float32. A finite pool of prompts, seen several times; held-out prompts are sampled at
+both ends. The predictor is fitted online in the framework; another that was fitted once, at the
+first step, shows what the drift of lengths does to it. After the last step one more is made under
+the meter of bytes.
 """
 
 import copy
@@ -29,7 +32,9 @@ Mode = Literal["full group", "micro groups", "framework", "TRL", "TRL, this roll
 
 
 class Config(experiment.Config):
-    """TRL's modes run in float32 alone. A backward is of `slots` completions, but of all in mode `full group`."""
+    """TRL's modes run in float32 alone. A backward is of `slots` completions, but of all in mode
+    `full group`.
+    """
 
     train_steps: int = Field(default=600, ge=1)
     pool: int = Field(default=8, ge=1)
@@ -60,11 +65,18 @@ class _Policy:
         self.schedule = {
             "full group": _common.Schedule("full"),
             "micro groups": _common.Schedule("micro", config.slots),
-        }.get(mode, _common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online))
-        self.micro = config.prompts_per_step * config.group if mode == "full group" else config.slots
+        }.get(
+            mode,
+            _common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online),
+        )
+        self.micro = (
+            config.prompts_per_step * config.group if mode == "full group" else config.slots
+        )
         self.trl: TrlSteps | None = None
         if not mode.startswith("TRL"):
-            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+            self.optimizer = torch.optim.AdamW(
+                self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
+            )
             return
         self.trl = TrlSteps(
             self.model,
@@ -79,7 +91,9 @@ class _Policy:
             lr=config.lr,
             seed=config.seed,
             phase=self.rolling,
-            rollout_func=rollout(self.schedule, self.online) if mode == "TRL, this rollout" else None,
+            rollout_func=rollout(self.schedule, self.online)
+            if mode == "TRL, this rollout"
+            else None,
         )
 
     def chosen(self, step: int) -> list[int]:
@@ -112,14 +126,20 @@ class _Policy:
         config, one, chosen = self.config, self.subject, self.chosen(step)
         jobs = [(p, i) for p in chosen for i in range(config.group)]
         start = self.clock()
-        engine = _common.Engine(self.model, one.eos, one.limit, seed=rollout_seed(config.seed, step))
+        engine = _common.Engine(
+            self.model, one.eos, one.limit, seed=rollout_seed(config.seed, step)
+        )
         with self.rolling():
             made = engine.run(one.prompts, jobs, self.schedule)
         texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made.completions]
         rewards = reward([one.texts[c.prompt] for c in made.completions], texts)
-        gains = advantages(torch.tensor(rewards, dtype=torch.float64).reshape(len(chosen), config.group)).flatten()
+        gains = advantages(
+            torch.tensor(rewards, dtype=torch.float64).reshape(len(chosen), config.group)
+        ).flatten()
         backwards = self.clock()
-        result = backward(self.model, one.prompts, made.completions, gains, one.limit, micro_batch=self.micro)
+        result = backward(
+            self.model, one.prompts, made.completions, gains, one.limit, micro_batch=self.micro
+        )
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -140,7 +160,9 @@ class _Policy:
         return rewards, {**found, "refit_seconds": refit, "step_seconds": seconds + refit}
 
     def _errors(self, completions: list[Any]) -> dict[str, float]:
-        """Of the predictor as it is before it learns of these completions, and of one that was fitted on the first step's alone."""
+        """Of the predictor as it is before it learns of these completions, and of one that was
+        fitted on the first step's alone.
+        """
         if self.online is None:
             return {}
         now = examples(self.subject.prompts, completions, self.config.prefix, self.model)
@@ -158,11 +180,21 @@ class _Policy:
 
 def run(config: Config, run: experiment.Run) -> None:
     one = _common.subject(
-        "policy", config.pool + config.held_out, config.seed, limit=56, train_steps=config.train_steps, run=run, device=config.device
+        "policy",
+        config.pool + config.held_out,
+        config.seed,
+        limit=56,
+        train_steps=config.train_steps,
+        run=run,
+        device=config.device,
     )
     for dtype in config.dtypes:
         one.model.to(getattr(torch, dtype))
-        policies = [_Policy(mode, config, one) for mode in config.modes if dtype == "float32" or not mode.startswith("TRL")]
+        policies = [
+            _Policy(mode, config, one)
+            for mode in config.modes
+            if dtype == "float32" or not mode.startswith("TRL")
+        ]
         _held_out(run, config, policies, dtype, 0)
         for step in run.progress(config.steps, f"steps in {dtype}"):
             first: list[float] | None = None
@@ -180,21 +212,44 @@ def run(config: Config, run: experiment.Run) -> None:
                 )
         _held_out(run, config, policies, dtype, config.steps)
         for policy in policies:
-            _, peak, rolling, counter = policy.meter.peaks(lambda one=policy: one.step(config.steps))
-            run.row(kind="memory", dtype=dtype, mode=policy.mode, step_peak_bytes=peak, rollout_peak_bytes=rolling, counter=counter)
+            _, peak, rolling, counter = policy.meter.peaks(
+                lambda one=policy: one.step(config.steps)
+            )
+            run.row(
+                kind="memory",
+                dtype=dtype,
+                mode=policy.mode,
+                step_peak_bytes=peak,
+                rollout_peak_bytes=rolling,
+                counter=counter,
+            )
             if policy.trl is not None:
                 policy.trl.close()
 
 
-def _held_out(run: experiment.Run, config: Config, policies: list[_Policy], dtype: str, step: int) -> None:
+def _held_out(
+    run: experiment.Run, config: Config, policies: list[_Policy], dtype: str, step: int
+) -> None:
     for policy in policies:
         one, model, training = policy.subject, policy.model, policy.model.training
         model.eval()
-        for kind, prompts in (("pool", range(config.pool)), ("held out", range(config.pool, config.pool + config.held_out))):
+        for kind, prompts in (
+            ("pool", range(config.pool)),
+            ("held out", range(config.pool, config.pool + config.held_out)),
+        ):
             jobs = [(p, i) for p in prompts for i in range(16)]
-            engine = _common.Engine(model, one.eos, one.limit, seed=step_seed(config.seed, "evaluation"))
+            engine = _common.Engine(
+                model, one.eos, one.limit, seed=step_seed(config.seed, "evaluation")
+            )
             made = engine.run(one.prompts, jobs, _common.Schedule("continuous", 64)).completions
             texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made]
             found = reward([one.texts[c.prompt] for c in made], texts)
-            run.row(kind="evaluation", dtype=dtype, mode=policy.mode, step=step, prompts=kind, reward_score=float(np.mean(found)))
+            run.row(
+                kind="evaluation",
+                dtype=dtype,
+                mode=policy.mode,
+                step=step,
+                prompts=kind,
+                reward_score=float(np.mean(found)),
+            )
         model.train(training)

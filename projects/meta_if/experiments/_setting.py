@@ -1,4 +1,6 @@
-"""The common ground of the experiments: tasks of a source, a body, a meta-trained problem and test tasks."""
+"""The common ground of the experiments: tasks of a source, a body, a meta-trained problem and test
+tasks.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,7 +23,9 @@ from shared.seeding import step_seed
 
 
 class Config(experiment.Config):
-    """Tasks, body and training. `components` 0 leaves the images as they are; the body is `mlp-...` or `conv4-...` (`bodies.named`)."""
+    """Tasks, body and training. `components` 0 leaves the images as they are; the body is `mlp-...`
+    or `conv4-...` (`bodies.named`).
+    """
 
     components: NonNegativeInt = 24
     body: str = "mlp-8"
@@ -59,14 +63,19 @@ class Setting:
 
     @cached_property
     def hessian(self) -> Tensor:
-        """The total Hessian by autodiff of the composed objective, [q, q]: what retraining starts with."""
+        """The total Hessian by autodiff of the composed objective, [q, q]: what retraining starts
+        with.
+        """
         return Composed(self.problem).hessian(self.fitted.lam)
 
     @cached_property
     def matrices(self) -> dict[str, Tensor]:
         """The curvature of each method as a matrix, formed once for many right-hand sides."""
         eye = torch.eye(self.fitted.lam.numel()).to(self.fitted.lam)
-        return {name: self.state.product(eye, method.curvature) for name, method in estimators.METHODS.items()}
+        return {
+            name: self.state.product(eye, method.curvature)
+            for name, method in estimators.METHODS.items()
+        }
 
     def solver(self, method: str):
         """A solver for the method that uses its matrix."""
@@ -74,7 +83,12 @@ class Setting:
 
     def retrained(self, **weights: Tensor) -> Tensor:
         """lam* of the problem with other weights, from the full solution."""
-        return polish(Composed(self.problem.with_weights(**weights)), self.fitted.lam, tol=self.tol, matrix=self.hessian).w
+        return polish(
+            Composed(self.problem.with_weights(**weights)),
+            self.fitted.lam,
+            tol=self.tol,
+            matrix=self.hessian,
+        ).w
 
     @property
     def tol(self) -> float:
@@ -112,8 +126,15 @@ def drawn(config: Config, source: Source, seed: int) -> tuple[Tasks, Tasks]:
         train, test = principal_components(train, test, config.components)
     draw = partial(sample_tasks, ways=config.ways, shots=config.shots)
     return (
-        _to(draw(train, config.tasks, queries=config.queries, seed=step_seed(seed, "train")), config),
-        _to(draw(test, config.test_tasks, queries=config.test_queries, seed=step_seed(seed, "test")), config),
+        _to(
+            draw(train, config.tasks, queries=config.queries, seed=step_seed(seed, "train")), config
+        ),
+        _to(
+            draw(
+                test, config.test_tasks, queries=config.test_queries, seed=step_seed(seed, "test")
+            ),
+            config,
+        ),
     )
 
 
@@ -121,7 +142,9 @@ def prepare(config: Config, source: Source, seed: int, spoiled: float = 0.0) -> 
     """Draw, spoil a fraction of the tasks, and meta-train."""
     train, test = drawn(config, source, seed)
     train, mask = spoil_tasks(train, spoiled, seed)
-    body = bodies.initialised(bodies.named(config.body, train.x_train.shape[2:]), step_seed(seed, "body") % 2**31)
+    body = bodies.initialised(
+        bodies.named(config.body, train.x_train.shape[2:]), step_seed(seed, "body") % 2**31
+    )
     body = body.to(config.device, getattr(torch, config.dtype))
     inner = Anil.of(body, train.x_train[0], config.ways, config.head_penalty)
     tol = 1e-10 if config.dtype == "float64" else 1e-5

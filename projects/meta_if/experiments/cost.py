@@ -59,10 +59,21 @@ def run(config: Config, run: experiment.Run) -> None:
     variants = {
         "score all tasks": score,
         "edit one task out": lambda: estimators.task_removal(at(problem, lam), [0], solver=solver),
-        "train again without one, Hessian at hand": lambda: polish(Composed(changed), lam, tol=config.retrain_tol, matrix=setting.hessian),
-        "train again without one, L-BFGS": lambda: minimise(Composed(changed).value, lam, tol=config.retrain_tol, polish=False),
+        "train again without one, Hessian at hand": lambda: polish(
+            Composed(changed), lam, tol=config.retrain_tol, matrix=setting.hessian
+        ),
+        "train again without one, L-BFGS": lambda: minimise(
+            Composed(changed).value, lam, tol=config.retrain_tol, polish=False
+        ),
     }
-    timings = interleave(variants, config.repeats, clock=time.process_time, progress=partial(run.progress, description="rounds"))
+    timings = interleave(
+        variants,
+        config.repeats,
+        clock=time.process_time,
+        progress=partial(run.progress, description="rounds"),
+    )
     for name, timing in timings.items():
         for repeat, seconds in enumerate(timing.seconds):
-            run.row(kind="time", variant=name, repeat=repeat, work_seconds=seconds, tasks=config.tasks)
+            run.row(
+                kind="time", variant=name, repeat=repeat, work_seconds=seconds, tasks=config.tasks
+            )

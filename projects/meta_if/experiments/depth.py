@@ -1,4 +1,6 @@
-"""The series and its depth, Gamma against the exact total Hessian: error against differences of the re-solved problem, and time."""
+"""The series and its depth, Gamma against the exact total Hessian: error against differences of the
+re-solved problem, and time.
+"""
 
 from functools import partial
 
@@ -40,7 +42,9 @@ def run(config: Config, run: experiment.Run) -> None:
     without = np.stack([(setting.without([task]) - lam).numpy(force=True) for task in chosen])
 
     def emit(method: str, solver_name: str, depth: int | None, solver) -> None:
-        (found, info), seconds = timed(partial(estimators.task_removal, state, chosen, method, solver))
+        (found, info), seconds = timed(
+            partial(estimators.task_removal, state, chosen, method, solver)
+        )
         effects = found.T.numpy(force=True)
         run.row(
             method=method,

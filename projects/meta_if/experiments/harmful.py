@@ -1,4 +1,6 @@
-"""Harmful-task figure: how many of the spoiled tasks are found when the tasks are inspected from the most harmful on."""
+"""Harmful-task figure: how many of the spoiled tasks are found when the tasks are inspected from
+the most harmful on.
+"""
 
 import numpy as np
 from pydantic import PositiveInt
@@ -15,10 +17,12 @@ class Config(_setting.Config):
     spoiled_shares: list[float] = [0.2, 0.4, 0.8]
     seeds: PositiveInt = 1
     methods: list[str] = [
-        "task-IF", "task-IF (Gamma)", "Gauss-Newton (TLXML)", "direct-IF", "EK-FAC", "TracIn", "loss value", "gradient norm", "random",
+        "task-IF", "task-IF (Gamma)", "Gauss-Newton (TLXML)", "direct-IF", "EK-FAC", "TracIn",
+        "loss value", "gradient norm", "random",
     ]  # fmt: skip
     retrained: list[str] = ["task-IF", "loss value", "random"]
-    inspected_share: float = 0.25  # what is inspected before those of `retrained` train again without the spoiled tasks they found
+    # what is inspected before those of `retrained` train again without the spoiled tasks they found
+    inspected_share: float = 0.25
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -27,13 +31,22 @@ def run(config: Config, run: experiment.Run) -> None:
         setting = _setting.prepare(config, config.source, seed, share)
         spoiled = setting.spoiled.numpy()
         for method in config.methods:
-            scores = rivals.scores(method, setting.state, setting.tests, setting.fitted, seed=seed, solver=_setting.robust)
+            scores = rivals.scores(
+                method,
+                setting.state,
+                setting.tests,
+                setting.fitted,
+                seed=seed,
+                solver=_setting.robust,
+            )
             order = _setting.most_harmful(scores, config.tasks)
             common = {"spoiled_share": share, "seed": seed, "method": method}
             accuracy = None
             if method in config.retrained:
                 inspected = order[: round(config.inspected_share * config.tasks)]
-                accuracy = setting.accuracy(setting.without([task for task in inspected if spoiled[task]]))
+                accuracy = setting.accuracy(
+                    setting.without([task for task in inspected if spoiled[task]])
+                )
             run.row(
                 **common,
                 kind="summary",
@@ -43,4 +56,9 @@ def run(config: Config, run: experiment.Run) -> None:
             )
             found = np.concatenate([[0], np.cumsum(spoiled[order])]) / spoiled.sum()
             for number, value in enumerate(found):
-                run.row(**common, kind="curve", inspected_share=number / config.tasks, found_share=float(value))
+                run.row(
+                    **common,
+                    kind="curve",
+                    inspected_share=number / config.tasks,
+                    found_share=float(value),
+                )

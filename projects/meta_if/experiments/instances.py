@@ -1,4 +1,6 @@
-"""Main table, instance rows: single training and validation samples left out, and a tenth of them removed by editing."""
+"""Main table, instance rows: single training and validation samples left out, and a tenth of them
+removed by editing.
+"""
 
 from functools import partial
 
@@ -16,18 +18,31 @@ from shared.seeding import step_seed
 
 
 class Config(_setting.Config):
-    cells: list[tuple[Source, PositiveInt]] = [("quickdraw", 1), ("mnist", 5), ("cifar10", 1), ("fashion_mnist", 1)]  # and seeds of each
+    # and seeds of each
+    cells: list[tuple[Source, PositiveInt]] = [
+        ("quickdraw", 1),
+        ("mnist", 5),
+        ("cifar10", 1),
+        ("fashion_mnist", 1),
+    ]
     samples: PositiveInt = 8
     removed_share: float = Field(0.1, gt=0, lt=1)
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    for source, seed in run.progress([(source, seed) for source, seeds in config.cells for seed in range(seeds)], "sources and seeds"):
+    for source, seed in run.progress(
+        [(source, seed) for source, seeds in config.cells for seed in range(seeds)],
+        "sources and seeds",
+    ):
         setting = _setting.prepare(config, source, seed)
         setting.hessian  # noqa: B018  (made here, so that no training again is charged for it)
         for level in ("train", "val"):
             run.row(
-                source=source, stands_for=STAND_INS.get(source, source), seed=seed, level=level, **one_level(config, setting, level, seed)
+                source=source,
+                stands_for=STAND_INS.get(source, source),
+                seed=seed,
+                level=level,
+                **one_level(config, setting, level, seed),
             )
 
 
@@ -35,23 +50,35 @@ def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) 
     """Correlations over single removals, then accuracy and seconds of removing many."""
     problem, state, lam = setting.problem, setting.state, setting.fitted.lam
     per_task = (problem.tasks.y_train if level == "train" else problem.tasks.y_val).shape[1]
-    of_level = {"train": (estimators.train_scores, estimators.train_removal), "val": (estimators.val_scores, estimators.val_removal)}
+    of_level = {
+        "train": (estimators.train_scores, estimators.train_removal),
+        "val": (estimators.val_scores, estimators.val_removal),
+    }
     all_scores, removal = of_level[level]
 
     def score() -> torch.Tensor:
-        s, _ = estimators.adjoint(state, estimators.metric_gradient(setting.tests, lam), solver=_setting.robust)
+        s, _ = estimators.adjoint(
+            state, estimators.metric_gradient(setting.tests, lam), solver=_setting.robust
+        )
         return all_scores(state, s)
 
     scores, score_seconds = timed(score)
     draw = np.random.default_rng(step_seed(seed, "instances", level))
-    chosen = [divmod(int(one), per_task) for one in draw.permutation(problem.n * per_task)[: config.samples]]
+    chosen = [
+        divmod(int(one), per_task)
+        for one in draw.permutation(problem.n * per_task)[: config.samples]
+    ]
     before, predicted, true, effects, changes = setting.loss(lam), [], [], [], []
     for task, sample in chosen:
-        without = setting.retrained(**{f"{level}_weights": _mask(problem.n, per_task, [(task, sample)])})
+        without = setting.retrained(
+            **{f"{level}_weights": _mask(problem.n, per_task, [(task, sample)])}
+        )
         true.append(setting.loss(without) - before)
         predicted.append(float(scores[task, sample]))
         changes.append((without - lam).numpy(force=True))
-        effects.append(removal(state, task, [sample], setting.solver("task-IF"))[0][:, 0].numpy(force=True))
+        effects.append(
+            removal(state, task, [sample], setting.solver("task-IF"))[0][:, 0].numpy(force=True)
+        )
 
     count = round(config.removed_share * scores.numel())
     harmful = [divmod(one, per_task) for one in _setting.most_harmful(scores.flatten(), count)]
@@ -59,7 +86,8 @@ def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) 
     again, retrain_seconds = timed(partial(setting.retrained, **{f"{level}_weights": weights}))
 
     def edit() -> torch.Tensor:
-        gone = problem.with_weights(**{f"{level}_weights": 1 - weights})  # at the same solutions: the weights enter linearly
+        # at the same solutions: the weights enter linearly
+        gone = problem.with_weights(**{f"{level}_weights": 1 - weights})
         effect = _many(state, gone, level)
         return lam + _setting.robust(state.product, effect)[0]
 
@@ -73,7 +101,9 @@ def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) 
         "accuracy": setting.accuracy(lam),
         "edit_accuracy": setting.accuracy(edited),
         "retrain_accuracy": setting.accuracy(again),
-        "edit_cosine": float(cosine((edited - lam).numpy(force=True), (again - lam).numpy(force=True))),
+        "edit_cosine": float(
+            cosine((edited - lam).numpy(force=True), (again - lam).numpy(force=True))
+        ),
         "score_seconds": score_seconds,
         "edit_seconds": edit_seconds,
         "retrain_seconds": retrain_seconds,
@@ -81,15 +111,21 @@ def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) 
 
 
 def _many(state, gone, level: str) -> torch.Tensor:
-    """The right-hand side of removing many samples at once, [q]: the sum of theirs, task by task."""
+    """The right-hand side of removing many samples at once, [q]: the sum of theirs, task by
+    task.
+    """
     total = torch.zeros_like(state.lam)
     weights = gone.data[2 if level == "train" else 5]
     for task in range(gone.n):
         samples = weights[task].nonzero().flatten().tolist()
         if samples and level == "train":
-            total = total - (weights[task, samples] * gone.task_weights[task]) @ state.train_gradients(task, samples)
+            total = total - (
+                weights[task, samples] * gone.task_weights[task]
+            ) @ state.train_gradients(task, samples)
         elif samples:
-            total = total + (weights[task, samples] * gone.task_weights[task]) @ state.val_gradients(task, samples)
+            total = total + (
+                weights[task, samples] * gone.task_weights[task]
+            ) @ state.val_gradients(task, samples)
     return total
 
 

@@ -1,4 +1,6 @@
-"""Agreement with leaving one task out and training again: each estimator of the total Hessian, and the rivals, over seeds."""
+"""Agreement with leaving one task out and training again: each estimator of the total Hessian, and
+the rivals, over seeds.
+"""
 
 from collections.abc import Sequence
 
@@ -17,7 +19,16 @@ class Config(_setting.Config):
     source: Source = "mnist"
     seeds: PositiveInt = 5
     removed: PositiveInt = 16
-    methods: Sequence[str] = (*estimators.METHODS, "EK-FAC", "TRAK", "TracIn", "gradient dot", "loss value", "gradient norm", "random")
+    methods: Sequence[str] = (
+        *estimators.METHODS,
+        "EK-FAC",
+        "TRAK",
+        "TracIn",
+        "gradient dot",
+        "loss value",
+        "gradient norm",
+        "random",
+    )
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -33,13 +44,18 @@ def run(config: Config, run: experiment.Run) -> None:
         slope = estimators.metric_gradient(setting.tests, lam)
         for method in config.methods:
             row: dict[str, object] = {}
-            if method in estimators.METHODS:  # by its matrix, for the four terms are not positive definite and have no CG
+            # by its matrix, for the four terms are not positive definite and have no CG
+            if method in estimators.METHODS:
                 s, _ = estimators.adjoint(state, slope, method, setting.solver(method))
                 scores = estimators.task_scores(state, s, method)
-                effects = estimators.task_removal(state, left_out, method, setting.solver(method))[0].T.numpy(force=True)
+                effects = estimators.task_removal(state, left_out, method, setting.solver(method))[
+                    0
+                ].T.numpy(force=True)
                 row["cosine"] = float(np.mean(cosine(effects, changes)))
                 row["relative_error"] = float(np.mean(relative_error(effects, changes)))
-                row["smallest_eigenvalue_scale"] = float(np.linalg.eigvalsh(setting.matrices[method].numpy(force=True))[0])
+                row["smallest_eigenvalue_scale"] = float(
+                    np.linalg.eigvalsh(setting.matrices[method].numpy(force=True))[0]
+                )
             else:
                 scores = rivals.scores(method, state, setting.tests, setting.fitted, seed=seed)
             predicted = scores[left_out].numpy(force=True)

@@ -1,4 +1,6 @@
-"""Main table, task rows: some tasks are spoiled; what each method finds most harmful is removed by editing and by training again."""
+"""Main table, task rows: some tasks are spoiled; what each method finds most harmful is removed by
+editing and by training again.
+"""
 
 import time
 from collections.abc import Callable
@@ -15,13 +17,28 @@ from projects.meta_if.training import fit
 from shared import experiment
 from shared.influence.evaluate import auroc
 
-STAND_INS = {"quickdraw": "Omniglot", "mnist": "MNIST", "cifar10": "MINI-ImageNet", "fashion_mnist": "FC100"}  # ours: for the paper's
+# ours: for the paper's
+STAND_INS = {
+    "quickdraw": "Omniglot",
+    "mnist": "MNIST",
+    "cifar10": "MINI-ImageNet",
+    "fashion_mnist": "FC100",
+}
 
 
 class Config(_setting.Config):
     sources: list[Source] = ["quickdraw", "mnist", "cifar10", "fashion_mnist"]
     spoiled_share: float = Field(0.4, gt=0, lt=1)
-    methods: list[str] = ["task-IF", "task-IF (Gamma)", "direct-IF", "EK-FAC", "TRAK", "TracIn", "loss value", "random"]
+    methods: list[str] = [
+        "task-IF",
+        "task-IF (Gamma)",
+        "direct-IF",
+        "EK-FAC",
+        "TRAK",
+        "TracIn",
+        "loss value",
+        "random",
+    ]
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -35,17 +52,36 @@ def run(config: Config, run: experiment.Run) -> None:
         setting = _setting.prepare(config, source, config.seed, config.spoiled_share)
         count = round(config.spoiled_share * config.tasks)
         setting.hessian  # noqa: B018  (made here, so that no training again is charged for it)
-        common = {"source": source, "stands_for": STAND_INS.get(source, source), "removed_tasks": count}
-        run.row(**common, kind="whole", method="all tasks", retrain_accuracy=setting.accuracy(setting.fitted.lam))
+        common = {
+            "source": source,
+            "stands_for": STAND_INS.get(source, source),
+            "removed_tasks": count,
+        }
+        run.row(
+            **common,
+            kind="whole",
+            method="all tasks",
+            retrain_accuracy=setting.accuracy(setting.fitted.lam),
+        )
         run.row(
             **common,
             kind="whole",
             method="without the spoiled tasks",
-            retrain_accuracy=setting.accuracy(setting.without(setting.spoiled.nonzero().flatten().tolist())),
+            retrain_accuracy=setting.accuracy(
+                setting.without(setting.spoiled.nonzero().flatten().tolist())
+            ),
         )
         for method in config.methods:
             scores, rank_seconds = timed(
-                partial(rivals.scores, method, setting.state, setting.tests, setting.fitted, seed=config.seed, solver=_setting.robust)
+                partial(
+                    rivals.scores,
+                    method,
+                    setting.state,
+                    setting.tests,
+                    setting.fitted,
+                    seed=config.seed,
+                    solver=_setting.robust,
+                )
             )
             found = _setting.most_harmful(scores, count)
             again, retrain_seconds = timed(partial(setting.without, found))
@@ -57,10 +93,17 @@ def run(config: Config, run: experiment.Run) -> None:
             }
             edited = None
             if method in estimators.METHODS or method == "EK-FAC":
-                edited, row["edit_seconds"] = timed(partial(edit, setting, found, method, config.seed))
+                edited, row["edit_seconds"] = timed(
+                    partial(edit, setting, found, method, config.seed)
+                )
                 row["edit_accuracy"] = setting.accuracy(edited)
                 change = again - setting.fitted.lam
-                row["edit_cosine"] = float((edited - setting.fitted.lam) @ change / (edited - setting.fitted.lam).norm() / change.norm())
+                row["edit_cosine"] = float(
+                    (edited - setting.fitted.lam)
+                    @ change
+                    / (edited - setting.fitted.lam).norm()
+                    / change.norm()
+                )
             run.row(**common, kind="method", method=method, **row)
             if method == "task-IF":
                 weights = torch.ones(config.tasks, dtype=torch.float64)
@@ -75,7 +118,13 @@ def run(config: Config, run: experiment.Run) -> None:
                         tol=config.tol,
                     )
                 )
-                run.row(**common, kind="scratch", method="Retrain", retrain_accuracy=setting.accuracy(fresh.lam), retrain_seconds=seconds)
+                run.row(
+                    **common,
+                    kind="scratch",
+                    method="Retrain",
+                    retrain_accuracy=setting.accuracy(fresh.lam),
+                    retrain_seconds=seconds,
+                )
 
 
 def edit(setting: _setting.Setting, found: list[int], method: str, seed: int) -> torch.Tensor:

@@ -1,8 +1,10 @@
-"""Table 1 and figure 1: taking samples out of a trained model by one solve, against training it again.
+"""Table 1 and figure 1: taking samples out of a trained model by one solve, against training it
+again.
 
-Random samples are removed. The paper compares with training again alone; the other methods stand beside it here. Softmax regression is
-at SAM's fixed point; the network is what a run of SAM with batches ends in, and training again is the same run without the samples.
-TRAK changes no weights: it foretells the loss alone. Times are in the rows of `speed`.
+Random samples are removed. The paper compares with training again alone; the other methods stand
+beside it here. Softmax regression is at SAM's fixed point; the network is what a run of SAM with
+batches ends in, and training again is the same run without the samples. TRAK changes no weights: it
+foretells the loss alone. Times are in the rows of `speed`.
 """
 
 import numpy as np
@@ -21,7 +23,9 @@ from shared.seeding import step_seed
 
 
 class Config(experiment.Config):
-    """`hidden` None: softmax regression, once per data set; a number: a tanh network of so many units."""
+    """`hidden` None: softmax regression, once per data set; a number: a tanh network of so many
+    units.
+    """
 
     datasets: list[Dataset] = ["mnist", "fashion-mnist", "cifar10", "digits"]
     hidden: list[int | None] = [None, 32]
@@ -42,16 +46,39 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    for dataset, hidden in run.progress([(one, hidden) for one in config.datasets for hidden in config.hidden], "models"):
+    for dataset, hidden in run.progress(
+        [(one, hidden) for one in config.datasets for hidden in config.hidden], "models"
+    ):
         n = config.digits_n if dataset == "digits" else config.n
-        images = load(dataset, n, features=config.features, seed=config.seed, validation=0, device=config.device)
+        images = load(
+            dataset,
+            n,
+            features=config.features,
+            seed=config.seed,
+            validation=0,
+            device=config.device,
+        )
         one_model(config, run, dataset, images, hidden)
 
 
-def one_model(config: Config, run: experiment.Run, dataset: Dataset, images: Images, hidden: int | None) -> None:
-    case = Case.of(images, l2=config.l2 if hidden is None else config.network_l2, rho=config.rho, hidden=hidden, seed=config.seed)
+def one_model(
+    config: Config, run: experiment.Run, dataset: Dataset, images: Images, hidden: int | None
+) -> None:
+    case = Case.of(
+        images,
+        l2=config.l2 if hidden is None else config.network_l2,
+        rho=config.rho,
+        hidden=hidden,
+        seed=config.seed,
+    )
     n = case.problem.objective.n
-    options = {"epochs": config.epochs, "batch": config.batch, "lr": config.lr, "momentum": config.momentum, "seed": config.seed}
+    options = {
+        "epochs": config.epochs,
+        "batch": config.batch,
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "seed": config.seed,
+    }
     recipe = Recipe.epochs(case.problem, case.parameters.flat(), **options)
     damping = 0.0
     if hidden is None:
@@ -69,24 +96,48 @@ def one_model(config: Config, run: experiment.Run, dataset: Dataset, images: Ima
             return recipe.train(without(n, removed))
 
     estimators = {
-        name: Estimator(at, kind, damping=damping, tol=1e-6) for name, kind in (("SAM-HIF", "sam_hif"), ("SAM-IF", "sam_if"), ("IF", "if"))
+        name: Estimator(at, kind, damping=damping, tol=1e-6)
+        for name, kind in (("SAM-HIF", "sam_hif"), ("SAM-IF", "sam_if"), ("IF", "if"))
     }
     foretold = other_scores(case, w, case.test_loss, seed=config.seed)["TRAK"]
     saved, rates = checkpoints(recipe, 5)
     loss = float(case.test_loss(w))
-    shown = {"dataset": dataset, "model": "softmax regression" if hidden is None else f"network, {hidden} units", "n": n}
-    run.row(**shown, removed_share=0.0, method="before", test_accuracy=case.accuracy(w), test_loss=loss)
+    shown = {
+        "dataset": dataset,
+        "model": "softmax regression" if hidden is None else f"network, {hidden} units",
+        "n": n,
+    }
+    run.row(
+        **shown, removed_share=0.0, method="before", test_accuracy=case.accuracy(w), test_loss=loss
+    )
     for share in config.shares:
-        removed = np.random.default_rng(step_seed(config.seed, "edit", round(1000 * share))).permutation(n)[: round(share * n)].tolist()
+        removed = (
+            np.random.default_rng(step_seed(config.seed, "edit", round(1000 * share)))
+            .permutation(n)[: round(share * n)]
+            .tolist()
+        )
         true = again(removed)
         true_classes, true_loss = case.predictions(true), float(case.test_loss(true))
-        shown |= {"removed_share": share, "damping_scale": damping, "true_loss_difference": true_loss - loss}
-        run.row(**shown, method="Retrain", test_accuracy=case.accuracy(true), test_loss=true_loss, parameter_norm=float((true - w).norm()))
+        shown |= {
+            "removed_share": share,
+            "damping_scale": damping,
+            "true_loss_difference": true_loss - loss,
+        }
+        run.row(
+            **shown,
+            method="Retrain",
+            test_accuracy=case.accuracy(true),
+            test_loss=true_loss,
+            parameter_norm=float((true - w).norm()),
+        )
         effects = {name: one.removal_effect(removed) for name, one in estimators.items()}
         effects["SAM-GIF"] = Gif(recipe).removal_effect(removed)
         weights = torch.ones(n, dtype=w.dtype, device=w.device) - without(n, removed).to(w)
         effects["TracIn"] = sum(
-            (rate * case.problem.weighted(weights).parts[0][2].gradient(one) for one, rate in zip(saved, rates, strict=True)),
+            (
+                rate * case.problem.weighted(weights).parts[0][2].gradient(one)
+                for one, rate in zip(saved, rates, strict=True)
+            ),
             start=torch.zeros_like(w),
         )
         for name, effect in effects.items():
@@ -96,8 +147,12 @@ def one_model(config: Config, run: experiment.Run, dataset: Dataset, images: Ima
                 method=name,
                 test_accuracy=case.accuracy(edited),
                 test_loss=float(case.test_loss(edited)),
-                parameter_error=float(evaluate.relative_error(effect.numpy(force=True), (true - w).numpy(force=True))),
+                parameter_error=float(
+                    evaluate.relative_error(effect.numpy(force=True), (true - w).numpy(force=True))
+                ),
                 same_class_share=float((case.predictions(edited) == true_classes).double().mean()),
-                foretold_loss_difference=float(baselines.metric_gradient(case.test_loss, w) @ effect),
+                foretold_loss_difference=float(
+                    baselines.metric_gradient(case.test_loss, w) @ effect
+                ),
             )
         run.row(**shown, method="TRAK", foretold_loss_difference=float(foretold[removed].sum()))

@@ -1,4 +1,6 @@
-"""The most helpful and the most harmful training images for some test images, by SAM-HIF. The same in every run."""
+"""The most helpful and the most harmful training images for some test images, by SAM-HIF. The same
+in every run.
+"""
 
 import numpy as np
 import torch
@@ -11,7 +13,9 @@ from shared import experiment
 
 
 class Config(experiment.Config):
-    """For each data set the first test image that is classified right and the first that is not are the queries."""
+    """For each data set the first test image that is classified right and the first that is not are
+    the queries.
+    """
 
     datasets: list[Dataset] = ["mnist", "fashion-mnist", "cifar10"]
     top: int = Field(default=5, ge=1)
@@ -24,7 +28,15 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     for dataset in run.progress(config.datasets, "data sets"):
-        images = load(dataset, config.n, features=config.features, seed=config.seed, validation=0, test=500, device=config.device)
+        images = load(
+            dataset,
+            config.n,
+            features=config.features,
+            seed=config.seed,
+            validation=0,
+            test=500,
+            device=config.device,
+        )
         case = Case.of(images, l2=config.l2, rho=config.rho)
         w = Solution.of(case).w
         right = case.predictions(w) == images.y_test
@@ -32,7 +44,11 @@ def run(config: Config, run: experiment.Run) -> None:
         pictures = []
         for query in queries:
             x, y = images.x_test[query : query + 1], images.y_test[query : query + 1]
-            scores = sam_hif(case.problem, w, lambda at, x=x, y=y, case=case: cross_entropy(case.parameters.call(at, x), y))
+            scores = sam_hif(
+                case.problem,
+                w,
+                lambda at, x=x, y=y, case=case: cross_entropy(case.parameters.call(at, x), y),
+            )
             order = torch.argsort(scores, descending=True, stable=True).tolist()
             shown = [*order[: config.top], *order[::-1][: config.top]]
             for place, index in enumerate(shown):
@@ -47,5 +63,12 @@ def run(config: Config, run: experiment.Run) -> None:
                     label=int(images.y[index]),
                     influence_score=float(scores[index]),
                 )
-            pictures.append(np.stack([images.test_pictures[query].numpy(), *(images.pictures[one].numpy() for one in shown)]))
+            pictures.append(
+                np.stack(
+                    [
+                        images.test_pictures[query].numpy(),
+                        *(images.pictures[one].numpy() for one in shown),
+                    ]
+                )
+            )
         run.array(dataset.replace("-", "_"), np.stack(pictures))

@@ -1,8 +1,9 @@
-"""How each estimator's error grows with the radius of the perturbation, with one term of SAM-HIF left out as well.
+"""How each estimator's error grows with the radius of the perturbation, with one term of SAM-HIF
+left out as well.
 
-Two errors of the parameters' change: against training again without the sample, and against its derivative, which is the finite
-difference of the solution found anew with the sample's weight a little up and down. The first holds what any first-order estimate leaves
-out; the second does not.
+Two errors of the parameters' change: against training again without the sample, and against its
+derivative, which is the finite difference of the solution found anew with the sample's weight a
+little up and down. The first holds what any first-order estimate leaves out; the second does not.
 """
 
 import numpy as np
@@ -33,16 +34,30 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    for seed, rho in run.progress([(seed, rho) for seed in range(config.seeds) for rho in config.radii], "radii"):
+    for seed, rho in run.progress(
+        [(seed, rho) for seed in range(config.seeds) for rho in config.radii], "radii"
+    ):
         one_run(config, run, seed + config.seed, rho)
 
 
 def one_run(config: Config, run: experiment.Run, seed: int, rho: float) -> None:
-    images = load(config.dataset, config.n, features=config.features, seed=seed, validation=0, test=500, device=config.device)
+    images = load(
+        config.dataset,
+        config.n,
+        features=config.features,
+        seed=seed,
+        validation=0,
+        test=500,
+        device=config.device,
+    )
     labels = flip_labels(images.y, config.flipped, images.classes, seed)[0]
     solution = Solution.of(Case.of(images, l2=config.l2, rho=rho, labels=labels), config.tol)
     problem = solution.case.problem
-    removed = np.random.default_rng(step_seed(seed, "removed")).permutation(config.n)[: config.removals].tolist()
+    removed = (
+        np.random.default_rng(step_seed(seed, "removed"))
+        .permutation(config.n)[: config.removals]
+        .tolist()
+    )
     true = (solution.without([[one] for one in removed]).w - solution.w).numpy(force=True)
     slopes = []
     for one in removed[: config.differences]:
@@ -54,7 +69,13 @@ def one_run(config: Config, run: experiment.Run, seed: int, rho: float) -> None:
         slopes.append((ends[1] - ends[0]) / (2 * config.step))
     slope = torch.stack(slopes).numpy(force=True)
     at = problem.at(solution.w)
-    shown = {"seed": seed, "rho_scale": rho, "n": config.n, "perturbation_ratio": at.pieces[0].c, "turning_ratio": at.turning()}
+    shown = {
+        "seed": seed,
+        "rho_scale": rho,
+        "n": config.n,
+        "perturbation_ratio": at.pieces[0].c,
+        "turning_ratio": at.turning(),
+    }
     shown |= {"residual_norm": float(problem.field(solution.w).norm())}
     scores = {}
     for name, estimator in fixed_point_estimators(at).items():
@@ -65,5 +86,7 @@ def one_run(config: Config, run: experiment.Run, seed: int, rho: float) -> None:
             **shown,
             parameter_error=evaluate.relative_error(effects, true).mean(),
             derivative_error=evaluate.relative_error(effects[: config.differences], slope).max(),
-            score_difference=float((scores[name] - scores["SAM-HIF"]).abs().max() / scores["SAM-HIF"].abs().max()),
+            score_difference=float(
+                (scores[name] - scores["SAM-HIF"]).abs().max() / scores["SAM-HIF"].abs().max()
+            ),
         )

@@ -1,8 +1,10 @@
-"""Figures 2 and 3 for what the paper is about: a ResNet-18 trained with SAM on images, some of whose labels are wrong.
+"""Figures 2 and 3 for what the paper is about: a ResNet-18 trained with SAM on images, some of
+whose labels are wrong.
 
-The network is at no fixed point, so curvature is Gauss-Newton's, damped, and solves are truncated at a loose tolerance that is reported.
-Harm is the predicted fall of the loss on clean validation images; the most harmful are taken out and the same run is made again without
-them. LDS: the same run on random halves of the images, for the losses of single test images. Scales gpu and paper only.
+The network is at no fixed point, so curvature is Gauss-Newton's, damped, and solves are truncated
+at a loose tolerance that is reported. Harm is the predicted fall of the loss on clean validation
+images; the most harmful are taken out and the same run is made again without them. LDS: the same
+run on random halves of the images, for the losses of single test images. Scales gpu and paper only.
 """
 
 import torch
@@ -24,7 +26,9 @@ from shared.seeding import step_seed
 
 
 class Config(experiment.Config):
-    """The damping is relative to the largest curvature; `widths` are the channels of the four stages, `chunk` the images of one pass."""
+    """The damping is relative to the largest curvature; `widths` are the channels of the four
+    stages, `chunk` the images of one pass.
+    """
 
     dataset: Dataset = "cifar10"
     n: int = Field(default=10000, ge=20)
@@ -50,27 +54,59 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    options = {"seed": config.seed, "validation": config.validation, "test": config.test, "device": config.device}
+    options = {
+        "seed": config.seed,
+        "validation": config.validation,
+        "test": config.test,
+        "device": config.device,
+    }
     images = load(config.dataset, config.n, features=None, **options)
     labels, wrong = flip_labels(images.y, config.flipped, images.classes, config.seed)
-    case = Case.of(images, l2=config.l2, rho=config.rho, labels=labels, model=model_of(config, images), chunk=config.chunk)
-    training = {"epochs": config.epochs, "batch": config.batch, "lr": config.lr, "momentum": config.momentum, "cosine": True}
+    case = Case.of(
+        images,
+        l2=config.l2,
+        rho=config.rho,
+        labels=labels,
+        model=model_of(config, images),
+        chunk=config.chunk,
+    )
+    training = {
+        "epochs": config.epochs,
+        "batch": config.batch,
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "cosine": True,
+    }
     recipe = Recipe.epochs(case.problem, case.parameters.flat(), seed=config.seed, **training)
     w = recipe.train()
 
     def metric(at: Tensor) -> Tensor:
         """The mean loss on the validation images, then the losses of single test images."""
-        held = [losses_of(case, at, *piece).sum() for piece in chunks((images.x_validation, images.y_validation), config.chunk)]
-        single = losses_of(case, at, images.x_test[: config.queries], images.y_test[: config.queries])
+        held = [
+            losses_of(case, at, *piece).sum()
+            for piece in chunks((images.x_validation, images.y_validation), config.chunk)
+        ]
+        single = losses_of(
+            case, at, images.x_test[: config.queries], images.y_test[: config.queries]
+        )
         return torch.cat([torch.stack(held).sum().unsqueeze(0) / len(images.y_validation), single])
 
     scores, solved = scores_of(config, case, recipe, w, metric)
-    shown = {"dataset": config.dataset, "seed": config.seed, "n": config.n, "parameters": w.numel(), "flipped_share": config.flipped}
+    shown = {
+        "dataset": config.dataset,
+        "seed": config.seed,
+        "n": config.n,
+        "parameters": w.numel(),
+        "flipped_share": config.flipped,
+    }
     shown |= {"residual_norm": float(case.problem.field(w).norm())}
 
     def accuracy(at: Tensor) -> float:
         with torch.no_grad():
-            right = [(case.parameters.call(at, x).argmax(1) == y).sum() for x, y in chunks((images.x_test, images.y_test), config.chunk)]
+            right = [
+                (case.parameters.call(at, x).argmax(1) == y).sum()
+                for x, y in chunks((images.x_test, images.y_test), config.chunk)
+            ]
         return float(torch.stack(right).sum()) / len(images.y_test)
 
     def again(weights: Tensor) -> Root:
@@ -79,19 +115,36 @@ def run(config: Config, run: experiment.Run) -> None:
     kept = retrain.subsets(config.n, 0.5, config.subsets, config.seed)
     halves = [again(one).w for one in run.progress(list(kept), "halves")]
     outcomes = torch.stack([metric(one)[1:] for one in halves]).double().numpy(force=True)
-    run.row(kind="curve", **shown, method="none removed", removed_share=0.0, test_accuracy=accuracy(w))
+    run.row(
+        kind="curve", **shown, method="none removed", removed_share=0.0, test_accuracy=accuracy(w)
+    )
     for name, found in run.progress(list(scores.items()), "methods"):
         harm, mask = -found[:, 0].double().cpu().numpy(), wrong.cpu().numpy()
-        lds = None if name in ("loss", "chance") else evaluate.lds(found[:, 1:].double().numpy(force=True), kept, outcomes)
+        lds = (
+            None
+            if name in ("loss", "chance")
+            else evaluate.lds(found[:, 1:].double().numpy(force=True), kept, outcomes)
+        )
         auc = evaluate.auroc(harm, mask) if mask.any() else None
-        run.row(kind="scores", **shown, method=name, lds_correlation=lds, detection_auc=auc, **solved.get(name, {}))
-        accuracies = evaluate.removal_curve(harm, config.shares, lambda gone: accuracy(again(without(config.n, gone)).w))
+        run.row(
+            kind="scores",
+            **shown,
+            method=name,
+            lds_correlation=lds,
+            detection_auc=auc,
+            **solved.get(name, {}),
+        )
+        accuracies = evaluate.removal_curve(
+            harm, config.shares, lambda gone: accuracy(again(without(config.n, gone)).w)
+        )
         for share, value in zip(config.shares, accuracies, strict=True):
             run.row(kind="curve", **shown, method=name, removed_share=share, test_accuracy=value)
 
 
 def model_of(config: Config, images: Images) -> torch.nn.Module:
-    return resnet18(images.x.shape[1], config.widths, step_seed(config.seed, "resnet"), images.classes)
+    return resnet18(
+        images.x.shape[1], config.widths, step_seed(config.seed, "resnet"), images.classes
+    )
 
 
 def losses_of(case: Case, w: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -110,11 +163,20 @@ def scores_of(
         estimator = Estimator(at, kind, damping=damping, tol=config.tol)
         s, info = estimator.solve(gradients, transposed=True)
         scores[name] = estimator.along(s)
-        solved[name] = {"solve_error": info.relative_residual, "products": info.products, "damping_scale": damping}
+        solved[name] = {
+            "solve_error": info.relative_residual,
+            "products": info.products,
+            "damping_scale": damping,
+        }
     saved, rates = checkpoints(recipe, 5)
     scores["SAM-GIF"] = Gif(recipe).scores(metric)
     scores["TracIn"] = baselines.tracin(objective, saved, rates, metric)
-    options = {"dimension": config.trak_dimension, "seed": config.seed, "damping": 1e-3, "chunk": config.sample_chunk}
+    options = {
+        "dimension": config.trak_dimension,
+        "seed": config.seed,
+        "damping": 1e-3,
+        "chunk": config.sample_chunk,
+    }
     scores["TRAK"] = baselines.trak(case.margins, objective.data, [w], metric, **options)
     scores["gradient dot"] = baselines.gradient_dot(objective, w, metric)
     every = 1 + config.queries

@@ -1,9 +1,11 @@
-"""What it costs to score all training samples for one query, and to take samples out of a trained model. Timed in turns, on one thread.
+"""What it costs to score all training samples for one query, and to take samples out of a trained
+model. Timed in turns, on one thread.
 
-Scoring starts from the trained weights and ends with n scores. Training again for that means n trainings; one is timed, and its time
-multiplied by n. TracIn is there twice: captum's, from the gradients of single samples, which is what one installs, and this package's own,
-a forward-mode pass per checkpoint. dattri's cg runs with several limits of iterations, and the score of each is held against the exact one
-of its own kind, so that times can be compared at equal accuracy.
+Scoring starts from the trained weights and ends with n scores. Training again for that means n
+trainings; one is timed, and its time multiplied by n. TracIn is there twice: captum's, from the
+gradients of single samples, which is what one installs, and this package's own, a forward-mode pass
+per checkpoint. dattri's cg runs with several limits of iterations, and the score of each is held
+against the exact one of its own kind, so that times can be compared at equal accuracy.
 """
 
 import copy
@@ -31,8 +33,9 @@ from shared.meters import interleave
 
 
 class Config(experiment.Config):
-    """`tol` is the relative residual of this package's solves in float64, `single_tol` in float32; `retrain_epochs` are those of the timed
-    training with batches; `ekfac` says whether kronfluence is timed as well, which is slow to set up.
+    """`tol` is the relative residual of this package's solves in float64, `single_tol` in float32;
+    `retrain_epochs` are those of the timed training with batches; `ekfac` says whether kronfluence
+    is timed as well, which is slow to set up.
     """
 
     dataset: Dataset = "mnist"
@@ -59,12 +62,26 @@ def sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    images = load(config.dataset, config.n, features=config.features, seed=config.seed, validation=0, test=500, device=config.device)
+    images = load(
+        config.dataset,
+        config.n,
+        features=config.features,
+        seed=config.seed,
+        validation=0,
+        test=500,
+        device=config.device,
+    )
     case = Case.of(images, l2=config.l2, rho=config.rho)
     solution = Solution.of(case)
     w, objective = solution.w, case.problem.objective
     x, y = images.x_test[:1], images.y_test[:1]
-    options = {"epochs": config.retrain_epochs, "batch": config.batch, "lr": config.lr, "momentum": config.momentum, "seed": config.seed}
+    options = {
+        "epochs": config.retrain_epochs,
+        "batch": config.batch,
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "seed": config.seed,
+    }
     recipe = Recipe.epochs(case.problem, case.parameters.flat(), **options)
     saved, rates = checkpoints(recipe, 5)
     removed = list(range(round(config.removed_share * config.n)))
@@ -105,15 +122,29 @@ def run(config: Config, run: experiment.Run) -> None:
         "SAM-HIF, float32": partial(estimate_single, "sam_hif"),
         "IF, float32": partial(estimate_single, "if"),
         "SAM-GIF": lambda: Gif(recipe).scores(metric),
-        "TRAK": lambda: baselines.trak(case.margins, objective.data, [w], metric, dimension=config.trak_dimension, seed=0, damping=1e-3),
-        "TracIn (captum)": lambda: peers.captum_tracin(
-            model, train, query, sample_loss, checkpoints=states[:-1], learning_rates=rates
-        ).flatten(),
+        "TRAK": lambda: baselines.trak(
+            case.margins,
+            objective.data,
+            [w],
+            metric,
+            dimension=config.trak_dimension,
+            seed=0,
+            damping=1e-3,
+        ),
+        "TracIn (captum)": (
+            lambda: peers.captum_tracin(
+                model, train, query, sample_loss, checkpoints=states[:-1], learning_rates=rates
+            ).flatten()
+        ),
         "TracIn, forward mode": lambda: baselines.tracin(objective, saved, rates, metric),
-        "IF (dattri, explicit)": lambda: peers.dattri_influence(model, train, query, sample_loss, l2=config.l2).flatten(),
+        "IF (dattri, explicit)": (
+            lambda: peers.dattri_influence(model, train, query, sample_loss, l2=config.l2).flatten()
+        ),
     }
     if config.ekfac:
-        scoring["EK-FAC (kronfluence)"] = lambda: peers.kronfluence_ekfac(model, train, query, sample_loss, damping=config.l2).flatten()
+        scoring["EK-FAC (kronfluence)"] = lambda: peers.kronfluence_ekfac(
+            model, train, query, sample_loss, damping=config.l2
+        ).flatten()
     for count in config.cg_iterations:
         scoring[f"IF (dattri, cg {count})"] = lambda count=count: peers.dattri_influence(
             model, train, query, sample_loss, l2=config.l2, method="cg", iterations=count
@@ -121,7 +152,9 @@ def run(config: Config, run: experiment.Run) -> None:
     training: dict[str, Callable[[], Tensor]] = {
         "Retrain, batches": lambda: recipe.train(without(config.n, removed)),
         "Retrain, from the solution": lambda: solution.train(without(config.n, removed)).w,
-        "edit by SAM-HIF": lambda: Estimator(case.problem.at(w), "sam_hif", tol=config.tol).removal_effect(removed),
+        "edit by SAM-HIF": (
+            lambda: Estimator(case.problem.at(w), "sam_hif", tol=config.tol).removal_effect(removed)
+        ),
         "edit by SAM-GIF": lambda: Gif(recipe).removal_effect(removed),
     }
     exact = {"sam_hif": estimate("sam_hif", 1e-6, "dense"), "if": estimate("if", 1e-6, "dense")}
@@ -129,21 +162,48 @@ def run(config: Config, run: experiment.Run) -> None:
     for name, work in scoring.items():
         with count_passes() as passes:
             found = work().double()
-        own = exact["sam_hif"] if name.startswith("SAM-HIF") else exact["if"] if name.startswith("IF") else None
+        own = (
+            exact["sam_hif"]
+            if name.startswith("SAM-HIF")
+            else exact["if"]
+            if name.startswith("IF")
+            else None
+        )
         counted = {
-            "gradients": passes.gradients, "curvature_products": passes.curvature_products, "forward_mode": passes.forward_mode,
+            "gradients": passes.gradients, "curvature_products": passes.curvature_products,
+            "forward_mode": passes.forward_mode,
             "per_sample_gradients": passes.per_sample_gradients,
         }  # fmt: skip
         ours = "(" not in name or name == "TracIn, forward mode"
         error = None if own is None else float((found - own).norm() / own.norm())
-        run.row(kind="cost", **shown, task="score", method=name, score_error=error, **(counted if ours else {}))
+        run.row(
+            kind="cost",
+            **shown,
+            task="score",
+            method=name,
+            score_error=error,
+            **(counted if ours else {}),
+        )
     with count_passes() as passes:
-        _, info = Estimator(case.problem.at(w), "sam_hif", tol=config.tol).solve(baselines.metric_gradient(metric, w), transposed=True)
-    run.row(kind="solve", **shown, method="SAM-HIF", products=info.products, curvature_products=passes.curvature_products,
+        _, info = Estimator(case.problem.at(w), "sam_hif", tol=config.tol).solve(
+            baselines.metric_gradient(metric, w), transposed=True
+        )
+    run.row(kind="solve", **shown, method="SAM-HIF", products=info.products,
+    curvature_products=passes.curvature_products,
             gradients=passes.gradients, solve_error=info.relative_residual)  # fmt: skip
     timings = interleave(
-        {**scoring, **training}, config.repeats, clock=time.process_time, progress=lambda total: run.progress(total, "rounds")
+        {**scoring, **training},
+        config.repeats,
+        clock=time.process_time,
+        progress=lambda total: run.progress(total, "rounds"),
     )
     for name, timing in timings.items():
         for repeat, seconds in enumerate(timing.seconds):
-            run.row(kind="time", **shown, task="score" if name in scoring else "train", method=name, repeat=repeat, work_seconds=seconds)
+            run.row(
+                kind="time",
+                **shown,
+                task="score" if name in scoring else "train",
+                method=name,
+                repeat=repeat,
+                work_seconds=seconds,
+            )

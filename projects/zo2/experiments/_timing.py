@@ -27,19 +27,25 @@ SYNC: dict[str, Any] = {"overlap": False}
 def check_device(device: str, name: str) -> None:
     """Raises UserError when a GPU is wanted and none is there."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{name} wants a GPU at this scale and none is here; run it with --scale cpu")
+        raise UserError(
+            f"{name} wants a GPU at this scale and none is here; run it with --scale cpu"
+        )
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for working files beside the data cache, where there is a real disk (a temporary folder may be in memory)."""
+    """A folder for working files beside the data cache, where there is a real disk (a temporary
+    folder may be in memory).
+    """
     cache_dir().mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=cache_dir(), prefix=".zo2-") as folder:
         yield Path(folder)
 
 
 class Stepper:
-    """A trainer that makes one step on the same batch each time it is called, with a new direction each time."""
+    """A trainer that makes one step on the same batch each time it is called, with a new direction
+    each time.
+    """
 
     def __init__(self, trainer: ZO2 | MeZO, batch: Batch, flush: bool = False):
         self.trainer, self.batch, self.flush = trainer, batch, flush
@@ -68,8 +74,12 @@ class Stepper:
             self.trainer.close()
 
 
-def make(kind: str, model: Any, batch: Batch, options: dict[str, Any], folder: Path, device: str) -> Stepper:
-    """A stepper of `kind` "mezo", "zo2", "unfused" (flush after each step) or "naive" on `model`."""
+def make(
+    kind: str, model: Any, batch: Batch, options: dict[str, Any], folder: Path, device: str
+) -> Stepper:
+    """A stepper of `kind` "mezo", "zo2", "unfused" (flush after each step) or "naive" on
+    `model`.
+    """
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     if kind == "mezo":
         return Stepper(MeZO(model.to(device)), batch)
@@ -80,15 +90,21 @@ def make(kind: str, model: Any, batch: Batch, options: dict[str, Any], folder: P
     return Stepper(engine(model, device=device, **options), batch, flush=kind == "unfused")
 
 
-def measure(run: experiment.Run, steppers: dict[str, Stepper], repeats: int, description: str) -> dict[str, list[dict[str, Any]]]:
-    """Step all in turns, one round to warm up; per stepper a list of one dictionary a recorded round."""
+def measure(
+    run: experiment.Run, steppers: dict[str, Stepper], repeats: int, description: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Step all in turns, one round to warm up; per stepper a list of one dictionary a recorded
+    round.
+    """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in steppers}
 
     def timed(name: str, stepper: Stepper) -> Callable[[], None]:
         def step() -> None:
             before = stepper.traffic()
             stepper()
-            found[name].append({key: after - before[key] for key, after in stepper.traffic().items()})
+            found[name].append(
+                {key: after - before[key] for key, after in stepper.traffic().items()}
+            )
 
         return step
 

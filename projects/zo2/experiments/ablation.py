@@ -1,7 +1,8 @@
-"""Table "ablation": bytes moved and time per step with each part of ZO2 taken away. The losses must not change by a bit.
+"""Table "ablation": bytes moved and time per step with each part of ZO2 taken away. The losses must
+not change by a bit.
 
-A small Llama shape with random weights. "tier" is where the blocks rest: RAM, or a file that is read from and written
-to the disk each time.
+A small Llama shape with random weights. "tier" is where the blocks rest: RAM, or a file that is
+read from and written to the disk each time.
 """
 
 from typing import Any
@@ -38,12 +39,21 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    shape = causal_lm_config("llama", config.layers, config.hidden, config.heads, config.vocabulary, tied=True)
+    shape = causal_lm_config(
+        "llama", config.layers, config.hidden, config.heads, config.vocabulary, tied=True
+    )
     batch = random_tokens(config.vocabulary, 1, config.tokens, 1, config.seed)[0]
     for tier, storage in (("RAM", RAM), ("disk", COLD)):
         with _timing.scratch() as folder:
             steppers = {
-                name: _timing.make(kind, random_causal_lm(shape, config.seed), batch, {**storage, **options}, folder, "cpu")
+                name: _timing.make(
+                    kind,
+                    random_causal_lm(shape, config.seed),
+                    batch,
+                    {**storage, **options},
+                    folder,
+                    "cpu",
+                )
                 for name, (kind, options) in VARIANTS.items()
                 if tier == "RAM" or name not in RAM_ONLY
             }
@@ -55,7 +65,11 @@ def run(config: Config, run: experiment.Run) -> None:
                     tier=tier,
                     variant=variant,
                     **record,
-                    buffers=len(steppers[variant].trainer.slot_pointers) if variant != "no reused slots" else None,
-                    differing_losses=sum(a != b for a, b in zip(steppers[variant].losses, reference, strict=True)),
+                    buffers=len(steppers[variant].trainer.slot_pointers)
+                    if variant != "no reused slots"
+                    else None,
+                    differing_losses=sum(
+                        a != b for a, b in zip(steppers[variant].losses, reference, strict=True)
+                    ),
                     blocks=config.layers,
                 )

@@ -1,8 +1,10 @@
-"""Table "equality": in how many bits ZO2 differs from MeZO, over steps with a changing learning rate and weight decay.
+"""Table "equality": in how many bits ZO2 differs from MeZO, over steps with a changing learning
+rate and weight decay.
 
-Small models with random weights (equality is a property of the arithmetic). Beside the variants that must be equal
-stand known faults of public implementations, to show what each does: no flush before the weights are read, the next
-step's learning rate for the pending update, and tied embeddings perturbed twice.
+Small models with random weights (equality is a property of the arithmetic). Beside the variants
+that must be equal stand known faults of public implementations, to show what each does: no flush
+before the weights are read, the next step's learning rate for the pending update, and tied
+embeddings perturbed twice.
 """
 
 import copy
@@ -54,19 +56,30 @@ def run(config: Config, run: experiment.Run) -> None:
     def rate(step: int) -> float:
         return config.lr / (1 + step)
 
-    batches = random_tokens(config.vocabulary, config.batch_size, config.tokens, config.steps, config.seed)
+    batches = random_tokens(
+        config.vocabulary, config.batch_size, config.tokens, config.steps, config.seed
+    )
     common: dict[str, Any] = {"lr": rate, "weight_decay": config.weight_decay}
     for family, (kind, tied) in run.progress(list(FAMILIES.items()), "models"):
-        shape = causal_lm_config(kind, config.layers, config.hidden, 4, config.vocabulary, positions=64, tied=tied)
+        shape = causal_lm_config(
+            kind, config.layers, config.hidden, 4, config.vocabulary, positions=64, tied=tied
+        )
         model = random_causal_lm(shape, config.seed)
         order: list[str] = []
         results = {}
         with tempfile.TemporaryDirectory() as folder:
             for variant, options in VARIANTS.items():
-                where = {"storage": Path(folder) / f"{variant}.safetensors"} if options["storage"] == "disk" else {}
+                where = (
+                    {"storage": Path(folder) / f"{variant}.safetensors"}
+                    if options["storage"] == "disk"
+                    else {}
+                )
                 engine = ZO2(copy.deepcopy(model), **common, **{**options, **where})
                 steps = [engine.step(batch, seed=i) for i, batch in enumerate(batches)]
-                results[variant] = [(s.loss, s.projected_gradient) for s in steps], engine.state_dict()
+                results[variant] = (
+                    [(s.loss, s.projected_gradient) for s in steps],
+                    engine.state_dict(),
+                )
                 order = engine.parameter_order()
                 engine.close()
         reference = copy.deepcopy(model)
@@ -85,8 +98,12 @@ def run(config: Config, run: experiment.Run) -> None:
                     kind=kind_of_run,
                     steps=config.steps,
                     parameters=sum(p.numel() for p in weights.values()),
-                    differing_losses=sum(a[0] != b[0] for a, b in zip(losses, expected, strict=True)),
-                    differing_gradients=sum(a[1] != b[1] for a, b in zip(losses, expected, strict=True)),
+                    differing_losses=sum(
+                        a[0] != b[0] for a, b in zip(losses, expected, strict=True)
+                    ),
+                    differing_gradients=sum(
+                        a[1] != b[1] for a, b in zip(losses, expected, strict=True)
+                    ),
                     differing_bits=bits,
                     largest_difference=largest,
                 )
@@ -100,7 +117,10 @@ def faults(
     late = ZO2(copy.deepcopy(model), **common, storage=None)
     steps = [late.step(batch, seed=i) for i, batch in enumerate(batches)]
     unflushed = {name: p.data.clone() for name, p in late.model.named_parameters()}
-    results["not flushed before the weights are read"] = [(s.loss, s.projected_gradient) for s in steps], unflushed
+    results["not flushed before the weights are read"] = (
+        [(s.loss, s.projected_gradient) for s in steps],
+        unflushed,
+    )
 
     copied = copy.deepcopy(model)
     named = dict(copied.named_parameters())
@@ -111,11 +131,14 @@ def faults(
         weight_decay=config.weight_decay,
     )
     losses = [wrong_rate.step(batch, i) for i, batch in enumerate(batches)]
-    results["next step's learning rate for the pending update"] = losses, {n: p.data for n, p in copied.named_parameters()}
+    results["next step's learning rate for the pending update"] = (
+        losses,
+        {n: p.data for n, p in copied.named_parameters()},
+    )
 
     if model.config.tie_word_embeddings:
-        # Walking the modules with a tied head perturbs the shared matrix once as the embedding and once as the head, with two directions:
-        # exactly what untied copies of it would get.
+        # Walking the modules with a tied head perturbs the shared matrix once as the embedding and
+        # once as the head, with two directions: exactly what untied copies of it would get.
         untied = copy.deepcopy(model)
         head = untied.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
@@ -123,11 +146,16 @@ def faults(
         last = next(name for name, p in named.items() if p is head.weight)
         twice = MeZO(untied, parameters=[(name, named[name]) for name in [*order, last]], **common)
         losses = [twice.step(batch, i) for i, batch in enumerate(batches)]
-        results["tied embedding perturbed twice"] = losses, {n: p.data for n, p in untied.named_parameters() if n != last}
+        results["tied embedding perturbed twice"] = (
+            losses,
+            {n: p.data for n, p in untied.named_parameters() if n != last},
+        )
     return results
 
 
-def differing_bits(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> tuple[int, float]:
+def differing_bits(
+    expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]
+) -> tuple[int, float]:
     """How many bits of float32 tensors differ, and the largest difference of two values."""
     bits, largest = 0, 0.0
     for name, value in expected.items():

@@ -1,8 +1,8 @@
-"""Table "limit": SmolLM2-135M on real text under a limit of the process's memory (RLIMIT_DATA), with MeZO and with
-ZO2 from disk.
+"""Table "limit": SmolLM2-135M on real text under a limit of the process's memory (RLIMIT_DATA),
+with MeZO and with ZO2 from disk.
 
-Each run is a process of its own: MeZO without a limit, to show what it takes, and under it; ZO2's own arithmetic with
-every block on the device, which is a leaner MeZO; and ZO2 from disk.
+Each run is a process of its own: MeZO without a limit, to show what it takes, and under it; ZO2's
+own arithmetic with every block on the device, which is a leaner MeZO; and ZO2 from disk.
 """
 
 import argparse
@@ -30,10 +30,19 @@ def run(config: Config, run: experiment.Run) -> None:
     source = local_model(config.model)
     limit = config.limit_megabytes * 1_000_000
     with tempfile.TemporaryDirectory() as folder:
-        for method, bound in run.progress([("mezo", None), ("mezo", limit), ("zo2-resident", limit), ("zo2", limit)], "processes"):
+        for method, bound in run.progress(
+            [("mezo", None), ("mezo", limit), ("zo2-resident", limit), ("zo2", limit)], "processes"
+        ):
             working = Path(folder) / "model.safetensors"
             shutil.copyfile(source / "model.safetensors", working)
-            arguments = [method, str(source), str(working), str(config.tokens), str(config.steps), str(config.seed)]
+            arguments = [
+                method,
+                str(source),
+                str(working),
+                str(config.tokens),
+                str(config.steps),
+                str(config.seed),
+            ]
             done = meters.run_limited(__name__, arguments, bound)
             found = json.loads(done.output.splitlines()[-1]) if done.status == 0 else {}
             run.row(
@@ -52,8 +61,12 @@ def run(config: Config, run: experiment.Run) -> None:
             )
 
 
-def train(method: str, source: Path, working: Path, tokens: int, steps: int, seed: int) -> dict[str, object]:
-    """What the limited process does: SmolLM2's registration order is its execution order, so that both draw the same noise."""
+def train(
+    method: str, source: Path, working: Path, tokens: int, steps: int, seed: int
+) -> dict[str, object]:
+    """What the limited process does: SmolLM2's registration order is its execution order, so that
+    both draw the same noise.
+    """
     import torch
 
     from projects.zo2 import ZO2, MeZO
@@ -67,7 +80,8 @@ def train(method: str, source: Path, working: Path, tokens: int, steps: int, see
     highest = meters.data_bytes()
     losses = []
     if method == "mezo":
-        # Read tensor by tensor, as leanly as ZO2 does, so that what the limit ends is the training and not the loading.
+        # Read tensor by tensor, as leanly as ZO2 does, so that what the limit ends is the training
+        # and not the loading.
         trainer = MeZO(ZO2(empty_causal_lm(source), storage=working).unwrap())
         for number, batch in enumerate(batches):
             losses.append(trainer.step(batch, seed + number)[0])
@@ -85,6 +99,13 @@ def train(method: str, source: Path, working: Path, tokens: int, steps: int, see
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for name, kind in (("method", str), ("source", Path), ("working", Path), ("tokens", int), ("steps", int), ("seed", int)):
+    for name, kind in (
+        ("method", str),
+        ("source", Path),
+        ("working", Path),
+        ("tokens", int),
+        ("steps", int),
+        ("seed", int),
+    ):
         parser.add_argument(name, type=kind)
     print(json.dumps(train(**vars(parser.parse_args()))))

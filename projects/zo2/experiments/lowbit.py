@@ -1,8 +1,9 @@
-"""Table "lowbit": the blocks stored in fewer bits than they are computed with, rounded to nearest or stochastically.
+"""Table "lowbit": the blocks stored in fewer bits than they are computed with, rounded to nearest
+or stochastically.
 
-MiniLM on fine-food reviews (real weights, real text). The probe is "fresh", so that a stored value changes by updates
-alone and not by the drift of restoring. Reported: bytes, how much of one update survives storage, how far the losses
-drift from those of float32 storage, and the test loss.
+MiniLM on fine-food reviews (real weights, real text). The probe is "fresh", so that a stored value
+changes by updates alone and not by the drift of restoring. Reported: bytes, how much of one update
+survives storage, how far the losses drift from those of float32 storage, and the test loss.
 """
 
 from typing import Any, Literal
@@ -35,10 +36,18 @@ class Config(experiment.Config):
 def run(config: Config, run: experiment.Run) -> None:
     task = FineFood(config.tokens)
     batches = task.train_batches(config.steps, config.batch_size, config.seed)
-    work = [(name, rounding) for name in config.dtypes for rounding in (["nearest"] if name == "float32" else ["nearest", "stochastic"])]
+    work = [
+        (name, rounding)
+        for name in config.dtypes
+        for rounding in (["nearest"] if name == "float32" else ["nearest", "stochastic"])
+    ]
     reference: list[float] = []
     for name, rounding in run.progress(work, "storage dtypes"):
-        options: dict[str, Any] = {"storage_dtype": DTYPES[name], "rounding": rounding, "probe": "fresh"}
+        options: dict[str, Any] = {
+            "storage_dtype": DTYPES[name],
+            "rounding": rounding,
+            "probe": "fresh",
+        }
         engine = ZO2(task.model(), loss=task.loss, lr=config.lr, storage="ram", **options)
         before = engine.state_dict()
         losses = [engine.step(batches[0], seed=0).loss]
@@ -64,8 +73,12 @@ def run(config: Config, run: experiment.Run) -> None:
         engine.close()
 
 
-def surviving(engine: ZO2, before: dict[str, torch.Tensor], config: Config) -> tuple[float, float | None]:
-    """Share of the trainable stored elements that one update changed, and the cosine of the change with the update's direction."""
+def surviving(
+    engine: ZO2, before: dict[str, torch.Tensor], config: Config
+) -> tuple[float, float | None]:
+    """Share of the trainable stored elements that one update changed, and the cosine of the change
+    with the update's direction.
+    """
     after = engine.state_dict()
     generator = torch.Generator().manual_seed(0)
     changed = total = 0

@@ -1,8 +1,9 @@
-"""Table "memory" and figure "memory_law": peak bytes on the device against depth, for MeZO, ZO2 and first-order training.
+"""Table "memory" and figure "memory_law": peak bytes on the device against depth, for MeZO, ZO2 and
+first-order training.
 
-OPT shapes with random weights, untied embeddings, batch 1, as in the authors' own test: memory does not depend on the
-weights. On a CPU the counter is torch's allocator, event by event, with the offloaded blocks outside it; on a GPU
-both the CUDA allocator and the driver.
+OPT shapes with random weights, untied embeddings, batch 1, as in the authors' own test: memory does
+not depend on the weights. On a CPU the counter is torch's allocator, event by event, with the
+offloaded blocks outside it; on a GPU both the CUDA allocator and the driver.
 """
 
 import gc
@@ -48,21 +49,42 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 def run(config: Config, run: experiment.Run) -> None:
     check_device(config.device, "zo2/memory")
-    sizes = [(f"opt-h{config.hidden}", depth, config.hidden, config.heads) for depth in config.depths if config.hidden]
+    sizes = [
+        (f"opt-h{config.hidden}", depth, config.hidden, config.heads)
+        for depth in config.depths
+        if config.hidden
+    ]
     sizes += [(name, *OPT_SHAPES[name]) for name in config.shapes]
     work = [(size, method) for size in sizes for method in config.methods]
-    work += [(size, method) for size in sizes for method in config.sparse_methods if size[1] in config.sparse_depths]
+    work += [
+        (size, method)
+        for size in sizes
+        for method in config.sparse_methods
+        if size[1] in config.sparse_depths
+    ]
     for (name, layers, hidden, heads), method in run.progress(work, "models"):
         shape = causal_lm_config("opt", layers, hidden, heads, positions=2048, tied=False)
         dtype = getattr(torch, config.dtype)
         copies = {"mezo": 1, "zo2-resident": 1, "sgd": 2, "adamw": 4}.get(method, 0)
         parameters = layers * (12 * hidden**2 + 13 * hidden) + 2 * 50272 * hidden
         if copies * parameters * dtype.itemsize > config.largest_resident_gigabytes * 1e9:
-            run.row(**_identity(config, name, layers, hidden, method), peak_bytes=None, host_bytes=0, counter="not tried")
+            run.row(
+                **_identity(config, name, layers, hidden, method),
+                peak_bytes=None,
+                host_bytes=0,
+                counter="not tried",
+            )
             continue
         measure = _on_cpu if config.device == "cpu" else _on_cuda
-        for counter, peak, host in measure(partial(random_causal_lm, shape, config.seed, dtype), method, config):
-            run.row(**_identity(config, name, layers, hidden, method), peak_bytes=peak, host_bytes=host, counter=counter)
+        for counter, peak, host in measure(
+            partial(random_causal_lm, shape, config.seed, dtype), method, config
+        ):
+            run.row(
+                **_identity(config, name, layers, hidden, method),
+                peak_bytes=peak,
+                host_bytes=host,
+                counter=counter,
+            )
 
 
 def _identity(config: Config, name: str, layers: int, hidden: int, method: str) -> dict[str, Any]:
@@ -78,7 +100,9 @@ def _identity(config: Config, name: str, layers: int, hidden: int, method: str) 
     }
 
 
-def _train(build: Callable[[], Any], method: str, config: Config) -> tuple[Callable[[], None], Callable[[], None], int]:
+def _train(
+    build: Callable[[], Any], method: str, config: Config
+) -> tuple[Callable[[], None], Callable[[], None], int]:
     """What to run inside the meter, what to do afterwards, and the bytes on the host tier."""
     model = build()
     batch = random_tokens(model.config.vocab_size, 1, config.tokens, 1, config.seed)[0]

@@ -1,8 +1,8 @@
 """Table "peers": what other installable implementations do on the same inputs.
 
-`mezo` 0.0.1 draws the update of a large tensor row by row and its perturbation whole: the cosine of the two
-directions shows when they are the same. accelerate's disk offload is compared on a forward alone, because its
-parameters are on the meta device and cannot be trained this way.
+`mezo` 0.0.1 draws the update of a large tensor row by row and its perturbation whole: the cosine of
+the two directions shows when they are the same. accelerate's disk offload is compared on a forward
+alone, because its parameters are on the meta device and cannot be trained this way.
 """
 
 import importlib.util
@@ -44,7 +44,9 @@ def run(config: Config, run: experiment.Run) -> None:
 
 
 def load_mezo() -> Any:
-    """The module of the package as published, from the data cache (it cannot be installed beside current libraries)."""
+    """The module of the package as published, from the data cache (it cannot be installed beside
+    current libraries).
+    """
     file = next(data.path("mezo-pypi").rglob("mezo.py"))
     spec = importlib.util.spec_from_file_location("peer_mezo", file)
     assert spec is not None
@@ -58,7 +60,9 @@ def load_mezo() -> Any:
 def _peer_directions(peer: Any, shape: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     probe, update = torch.zeros(shape), torch.zeros(shape)
     peer.perturb_parameters([probe], 1.0, 0)
-    peer.update_params([update], random_seed=0, learning_rate=-1.0, projected_grad=torch.tensor(1.0))
+    peer.update_params(
+        [update], random_seed=0, learning_rate=-1.0, projected_grad=torch.tensor(1.0)
+    )
     return probe, update
 
 
@@ -73,7 +77,9 @@ def _own_directions(shape: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0))
+    return float(
+        torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0)
+    )
 
 
 def forward(config: Config, run: experiment.Run) -> None:
@@ -85,7 +91,11 @@ def forward(config: Config, run: experiment.Run) -> None:
     with _timing.scratch() as folder, torch.no_grad():
         plain = random_causal_lm(shape, config.seed)
         parameters = len(list(plain.parameters()))
-        peer = disk_offload(random_causal_lm(shape, config.seed), folder / "peer", execution_device=torch.device("cpu"))
+        peer = disk_offload(
+            random_causal_lm(shape, config.seed),
+            folder / "peer",
+            execution_device=torch.device("cpu"),
+        )
         engine = ZO2(random_causal_lm(shape, config.seed), storage=folder / "own.safetensors")
         expected = plain(**batch).loss.item()
         variants = {
@@ -94,7 +104,9 @@ def forward(config: Config, run: experiment.Run) -> None:
             "ZO2 forward from disk": lambda: engine.evaluate(batch),
         }
         equal = {name: variant() == expected for name, variant in variants.items()}
-        timings = meters.interleave(variants, config.repeats, progress=lambda total: run.progress(total, "forwards"))
+        timings = meters.interleave(
+            variants, config.repeats, progress=lambda total: run.progress(total, "forwards")
+        )
         trainable = {
             "in memory": parameters,
             "accelerate 1.15 disk_offload": sum(not p.is_meta for p in peer.parameters()),

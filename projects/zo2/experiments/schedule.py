@@ -1,6 +1,8 @@
-"""Figure "lanes": what the three lanes do during one step, with and without overlap, from a cold disk.
+"""Figure "lanes": what the three lanes do during one step, with and without overlap, from a cold
+disk.
 
-With overlap the last upload of a step is that of block 0 for the next one, and its first has come with the step before.
+With overlap the last upload of a step is that of block 0 for the next one, and its first has come
+with the step before.
 """
 
 from pydantic import Field
@@ -24,16 +26,23 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    shape = causal_lm_config("llama", config.layers, config.hidden, config.heads, config.vocabulary, tied=True)
+    shape = causal_lm_config(
+        "llama", config.layers, config.hidden, config.heads, config.vocabulary, tied=True
+    )
     batch = random_tokens(config.vocabulary, 1, config.tokens, 1, config.seed)[0]
     for variant, options in run.progress([("overlap", {}), ("no overlap", SYNC)], "variants"):
         with _timing.scratch() as folder:
             model = random_causal_lm(shape, config.seed)
-            stepper = _timing.make("zo2", model, batch, {**COLD, **options, "trace": True}, folder, "cpu")
+            stepper = _timing.make(
+                "zo2", model, batch, {**COLD, **options, "trace": True}, folder, "cpu"
+            )
             for _ in range(config.steps):
                 stepper()
             stepper.close()
-        lanes = {lane: [span for span in stepper.trainer.spans if span.lane == lane][-config.layers :] for lane in LANES}
+        lanes = {
+            lane: [span for span in stepper.trainer.spans if span.lane == lane][-config.layers :]
+            for lane in LANES
+        }
         start = lanes["compute"][0].start
         for span in (span for of_lane in lanes.values() for span in of_lane):
             run.row(

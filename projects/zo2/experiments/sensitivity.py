@@ -1,8 +1,8 @@
-"""Table "sensitivity" and figure "offloading_cost": step time with offloading to a cold disk over step time on the
-device, against tokens per step.
+"""Table "sensitivity" and figure "offloading_cost": step time with offloading to a cold disk over
+step time on the device, against tokens per step.
 
-The prediction beside it follows the paper's overlap condition: from the spans of a run without overlap, a step with
-overlap takes what is outside the blocks plus the longest of the three lanes.
+The prediction beside it follows the paper's overlap condition: from the spans of a run without
+overlap, a step with overlap takes what is outside the blocks plus the longest of the three lanes.
 """
 
 from typing import Any
@@ -16,7 +16,11 @@ from projects.zo2.tasks import random_tokens
 from shared import experiment
 from shared.models import causal_lm_config, random_causal_lm
 
-VARIANTS: dict[str, dict[str, Any]] = {"resident": RESIDENT, "overlap": COLD, "no overlap": {**COLD, **SYNC, "trace": True}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "resident": RESIDENT,
+    "overlap": COLD,
+    "no overlap": {**COLD, **SYNC, "trace": True},
+}
 
 
 class Config(experiment.Config):
@@ -29,12 +33,16 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    shape = causal_lm_config("opt", config.layers, config.hidden, config.heads, config.vocabulary, tied=True)
+    shape = causal_lm_config(
+        "opt", config.layers, config.hidden, config.heads, config.vocabulary, tied=True
+    )
     for batch_size, tokens in run.progress(config.grid, "batch and sequence"):
         batch = random_tokens(config.vocabulary, batch_size, tokens, 1, config.seed)[0]
         with _timing.scratch() as folder:
             steppers = {
-                name: _timing.make("zo2", random_causal_lm(shape, config.seed), batch, options, folder, "cpu")
+                name: _timing.make(
+                    "zo2", random_causal_lm(shape, config.seed), batch, options, folder, "cpu"
+                )
                 for name, options in VARIANTS.items()
             }
             found = _timing.measure(run, steppers, config.repeats, f"{batch_size} x {tokens}")

@@ -1,6 +1,8 @@
-"""Table "throughput": tokens per second of MeZO, of ZO2 with all blocks on the device, and of ZO2 from each storage tier.
+"""Table "throughput": tokens per second of MeZO, of ZO2 with all blocks on the device, and of ZO2
+from each storage tier.
 
-SmolLM2-135M on real text at the cpu scale; OPT shapes with random weights on a GPU. One step of each variant in turns.
+SmolLM2-135M on real text at the cpu scale; OPT shapes with random weights on a GPU. One step of
+each variant in turns.
 """
 
 from typing import Any, Literal
@@ -62,13 +64,19 @@ def run(config: Config, run: experiment.Run) -> None:
 
 
 def load(name: str, config: Config) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A model by the name of a shape (random weights, random tokens) or of a pretrained one (real text), and a batch."""
+    """A model by the name of a shape (random weights, random tokens) or of a pretrained one (real
+    text), and a batch.
+    """
     dtype = getattr(torch, config.dtype)
     if name in SHAPES:
-        model = random_causal_lm(causal_lm_config("opt", *SHAPES[name], positions=2048, tied=False), config.seed, dtype)
+        model = random_causal_lm(
+            causal_lm_config("opt", *SHAPES[name], positions=2048, tied=False), config.seed, dtype
+        )
         return model, random_tokens(50272, config.batch_size, config.tokens, 1, config.seed)[0]
     from shared.data.loaders import wiki100
     from shared.models import load_causal_lm
 
     model, tokenizer = load_causal_lm(name, dtype)
-    return model, text_tokens(tokenizer, list(wiki100().values()), config.batch_size, config.tokens, 1)[0]
+    return model, text_tokens(
+        tokenizer, list(wiki100().values()), config.batch_size, config.tokens, 1
+    )[0]

@@ -1,7 +1,9 @@
-"""One function for each dataset of the catalogue: from the files in the cache to numpy arrays, DataFrames, lists.
+"""One function for each dataset of the catalogue: from the files in the cache to numpy arrays,
+DataFrames, lists.
 
-Each raises UserError, naming the command that fetches it, when the dataset is not in the cache. None touches the network. Models and
-tokenizers are read in `shared/models/`, from `shared.data.path(name)`.
+Each raises UserError, naming the command that fetches it, when the dataset is not in the cache.
+None touches the network. Models and tokenizers are read in `shared/models/`, from
+`shared.data.path(name)`.
 """
 
 from shared.data.loaders.graphs import CORA_CLASSES, Cora, cora, debian_packages, wordnet
@@ -30,7 +32,15 @@ from shared.data.loaders.scenes import (
     motorcycle,
 )
 from shared.data.loaders.tables import letter
-from shared.data.loaders.text import fine_food_reviews, fortunes, gcide, gsm_symbolic, imdb, vader_ground_truth, wiki100
+from shared.data.loaders.text import (
+    fine_food_reviews,
+    fortunes,
+    gcide,
+    gsm_symbolic,
+    imdb,
+    vader_ground_truth,
+    wiki100,
+)
 
 __all__ = [
     "CIFAR10_CLASSES",

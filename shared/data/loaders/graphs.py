@@ -36,8 +36,12 @@ def cora() -> Cora:
     nodes = pd.read_parquet(folder / "cora_nodes.parquet.gzip")
     citations = pd.read_parquet(folder / "cora_rels.parquet.gzip")
     row = pd.Series(range(len(nodes)), index=nodes["nodeId"])
-    edges = np.stack([row[citations[column]] for column in ("sourceNodeId", "targetNodeId")], axis=1).astype(np.int64)
-    return Cora(np.array(nodes["features"].tolist(), np.uint8), nodes["subject"].to_numpy(np.int64), edges)
+    edges = np.stack(
+        [row[citations[column]] for column in ("sourceNodeId", "targetNodeId")], axis=1
+    ).astype(np.int64)
+    return Cora(
+        np.array(nodes["features"].tolist(), np.uint8), nodes["subject"].to_numpy(np.int64), edges
+    )
 
 
 # lexnames(5WN): the lexicographer files by number.
@@ -97,12 +101,13 @@ _LEXICOGRAPHER_FILES = [
 def wordnet(
     part: Literal["noun", "verb", "adj", "adv"] = "noun", release: Literal["3.0", "3.1"] = "3.0"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """WordNet's synsets of one part of speech and the pointers that leave them. Release 3.0 has 82,115 nouns, 3.1 has 82,192.
+    """WordNet's synsets of one part of speech and the pointers that leave them. Release 3.0 has
+    82,115 nouns, 3.1 has 82,192.
 
-    Synsets have the columns `id` (part-of-speech letter and offset, "n00001740"), `file` (the lexicographer file, 26 of nouns),
-    `words` (list of str), `gloss` (str: definition and examples).
-    Pointers have `source`, `target` (ids; a target may be of another part of speech) and `symbol` (`@` hypernym, `~` hyponym, `!` antonym,
-    `#p` part holonym, ...: wninput(5WN)).
+    Synsets have the columns `id` (part-of-speech letter and offset, "n00001740"), `file` (the
+    lexicographer file, 26 of nouns), `words` (list of str), `gloss` (str: definition and examples).
+    Pointers have `source`, `target` (ids; a target may be of another part of speech) and `symbol`
+    (`@` hypernym, `~` hyponym, `!` antonym, `#p` part holonym, ...: wninput(5WN)).
     """
     file = path("wordnet" if release == "3.0" else "wordnet31") / f"data.{part}"
     synsets: list[tuple[str, str, list[str], str]] = []
@@ -114,7 +119,14 @@ def wordnet(
         fields = head.split()
         identifier = _synset_id(fields[2], fields[0])
         words = int(fields[3], 16)
-        synsets.append((identifier, _LEXICOGRAPHER_FILES[int(fields[1])], fields[4 : 4 + 2 * words : 2], gloss.strip()))
+        synsets.append(
+            (
+                identifier,
+                _LEXICOGRAPHER_FILES[int(fields[1])],
+                fields[4 : 4 + 2 * words : 2],
+                gloss.strip(),
+            )
+        )
         start = 5 + 2 * words
         for at in range(start, start + 4 * int(fields[start - 1]), 4):
             pointers.append((identifier, fields[at], _synset_id(fields[at + 2], fields[at + 1])))
@@ -133,15 +145,19 @@ _RELATIONS = ("Depends", "Recommends", "Suggests", "Enhances")
 
 
 def debian_packages() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Debian's packages and what they name as related, as the fetching machine's own release had them (about 64,000 in Debian 12).
+    """Debian's packages and what they name as related, as the fetching machine's own release had
+    them (about 64,000 in Debian 12).
 
-    Packages have the columns, all str: `package`, `source` (the source package), `section`, `synopsis`, `description` (long; may be empty).
-    Relations have `package`, `relation` (Depends, Recommends, Suggests, Enhances) and `other` (a package's name, which may be virtual or
-    absent from `packages`; alternatives each have a row).
+    Packages have the columns, all str: `package`, `source` (the source package), `section`,
+    `synopsis`, `description` (long; may be empty). Relations have `package`, `relation` (Depends,
+    Recommends, Suggests, Enhances) and `other` (a package's name, which may be virtual or absent
+    from `packages`; alternatives each have a row).
     """
     folder = path("debian-packages")
     long = {
-        item["Description-md5"]: item.get("Description-en", "") for item in _stanzas(folder / "Translation-en") if "Description-md5" in item
+        item["Description-md5"]: item.get("Description-en", "")
+        for item in _stanzas(folder / "Translation-en")
+        if "Description-md5" in item
     }
     packages: list[tuple[str, str, str, str, str]] = []
     relations: list[tuple[str, str, str]] = []
@@ -150,7 +166,9 @@ def debian_packages() -> tuple[pd.DataFrame, pd.DataFrame]:
         text = long.get(item.get("Description-md5", ""), "")
         section = item.get("Section", "").rsplit("/", 1)[-1]
         source = item.get("Source", name).split(" ", 1)[0]
-        packages.append((name, source, section, item.get("Description", "").split("\n", 1)[0], _prose(text)))
+        packages.append(
+            (name, source, section, item.get("Description", "").split("\n", 1)[0], _prose(text))
+        )
         for relation in _RELATIONS:
             others = re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9+.-]+)", item.get(relation, ""))
             relations += [(name, relation, other) for other in dict.fromkeys(others)]
@@ -161,13 +179,17 @@ def debian_packages() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _stanzas(file: Path) -> Iterator[dict[str, str]]:
-    """The paragraphs of a Debian control file, as {field: value}; continuation lines keep their line breaks."""
+    """The paragraphs of a Debian control file, as {field: value}; continuation lines keep their
+    line breaks.
+    """
     for stanza in re.split(r"\n\n+", file.read_text(encoding="utf-8").strip("\n")):
         fields = re.split(r"\n(?=\S)", stanza)
         yield {key: value.strip() for key, _, value in (field.partition(":") for field in fields)}
 
 
 def _prose(description: str) -> str:
-    """A long description without its first line (the synopsis) and without the marks of the control format."""
+    """A long description without its first line (the synopsis) and without the marks of the control
+    format.
+    """
     lines = [line.strip() for line in description.split("\n")[1:]]
     return "\n".join("" if line == "." else line for line in lines)

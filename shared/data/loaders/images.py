@@ -13,8 +13,30 @@ from numpy.typing import NDArray
 from shared.data.cache import path
 from shared.errors import UserError
 
-FASHION_MNIST_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -30,22 +52,35 @@ class Labelled(NamedTuple):
 
 
 def mnist() -> Labelled:
-    """Handwritten digits: images uint8 [60000 and 10000, 28, 28] (0 background, 255 ink), labels int64 0 to 9."""
+    """Handwritten digits: images uint8 [60000 and 10000, 28, 28] (0 background, 255 ink), labels
+    int64 0 to 9.
+    """
     folder = path("mnist")
     return Labelled(*(_idx((folder / name).read_bytes()) for name in _IDX_NAMES))
 
 
 def fashion_mnist() -> Labelled:
-    """Photographs of clothing: images uint8 [60000 and 10000, 28, 28], labels int64, names in `FASHION_MNIST_CLASSES`."""
+    """Photographs of clothing: images uint8 [60000 and 10000, 28, 28], labels int64, names in
+    `FASHION_MNIST_CLASSES`.
+    """
     folder = path("fashion-mnist")
-    return Labelled(*(_idx(gzip.decompress((folder / f"{name}.gz").read_bytes())) for name in _IDX_NAMES))
+    return Labelled(
+        *(_idx(gzip.decompress((folder / f"{name}.gz").read_bytes())) for name in _IDX_NAMES)
+    )
 
 
-_IDX_NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_IDX_NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def _idx(data: bytes) -> NDArray:
-    """An IDX file: two zero bytes, 8 for uint8, the number of axes, their lengths as big-endian uint32, the values."""
+    """An IDX file: two zero bytes, 8 for uint8, the number of axes, their lengths as big-endian
+    uint32, the values.
+    """
     assert data[:3] == b"\0\0\x08"
     shape = np.frombuffer(data, ">u4", data[3], 4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
@@ -53,10 +88,15 @@ def _idx(data: bytes) -> NDArray:
 
 
 def cifar10() -> Labelled:
-    """Small photographs: images uint8 [50000 and 10000, 32, 32, 3] (RGB), labels int64, names in `CIFAR10_CLASSES`."""
+    """Small photographs: images uint8 [50000 and 10000, 32, 32, 3] (RGB), labels int64, names in
+    `CIFAR10_CLASSES`.
+    """
     folder = path("cifar10")
     train = np.concatenate([_sheet(folder / f"data_batch_{number}.png") for number in range(1, 6)])
-    train_labels, test_labels = (np.array(json.loads((folder / f"{part}_lables.json").read_text()), np.int64) for part in ("train", "test"))
+    train_labels, test_labels = (
+        np.array(json.loads((folder / f"{part}_lables.json").read_text()), np.int64)
+        for part in ("train", "test")
+    )
     return Labelled(train, train_labels, _sheet(folder / "test_batch.png"), test_labels)
 
 
@@ -69,7 +109,9 @@ def _sheet(file: Path) -> Images:
 
 
 def digits() -> tuple[Images, Labels]:
-    """Handwritten digits of the UCI optdigits test set: images uint8 [1797, 8, 8] with values 0 to 16, labels int64 0 to 9."""
+    """Handwritten digits of the UCI optdigits test set: images uint8 [1797, 8, 8] with values 0 to
+    16, labels int64 0 to 9.
+    """
     with gzip.open(path("digits") / "digits.csv.gz") as stream:
         table = np.loadtxt(stream, delimiter=",", dtype=np.int64)
     return table[:, :64].reshape(-1, 8, 8).astype(np.uint8), table[:, 64]
@@ -78,31 +120,42 @@ def digits() -> tuple[Images, Labels]:
 def quickdraw(classes: Sequence[str] | None = None) -> tuple[NDArray[np.float32], list[str]]:
     """Sketches: float32 [classes, 100, 28, 28] in [0, 1] (1: ink), and the classes' names.
 
-    `classes` picks some of the 345 by name, in that order; None takes all, by name. Raises UserError for a name that is not there.
+    `classes` picks some of the 345 by name, in that order; None takes all, by name. Raises
+    UserError for a name that is not there.
     """
     folder = path("quickdraw")
     names = sorted(file.name.removesuffix(".ndjson.gz") for file in folder.glob("*.ndjson.gz"))
     if classes is not None:
         if unknown := sorted(set(classes) - set(names)):
-            raise UserError(f"Quick, Draw! has no class {unknown[0]!r}; the {len(names)} names are the files in {folder}")
+            raise UserError(
+                f"Quick, Draw! has no class {unknown[0]!r}; the {len(names)} names are the files in"
+                f" {folder}"
+            )
         names = list(classes)
     drawings = np.empty((len(names), 100, 28, 28), np.float32)
     for index, name in enumerate(names):
         lines = gzip.decompress((folder / f"{name}.ndjson.gz").read_bytes()).splitlines()
-        drawings[index] = np.array([json.loads(line) for line in lines], np.float32).reshape(100, 28, 28)
+        drawings[index] = np.array([json.loads(line) for line in lines], np.float32).reshape(
+            100, 28, 28
+        )
     return drawings, names
 
 
 def emoji(vendor: Literal["google", "twitter"] = "google") -> tuple[Images, pd.DataFrame]:
-    """1,911 emoji without their skin-tone variants: images uint8 [1911, 64, 64, 4] (RGBA), and a row for each image.
+    """1,911 emoji without their skin-tone variants: images uint8 [1911, 64, 64, 4] (RGBA), and a
+    row for each image.
 
-    Columns, all str: `name` (lower case), `short_name`, `category` (10), `subcategory` (about 100), `unified` (code points in
-    hexadecimal), by Unicode's order.
+    Columns, all str: `name` (lower case), `short_name`, `category` (10), `subcategory` (about 100),
+    `unified` (code points in hexadecimal), by Unicode's order.
     """
     from PIL import Image
 
     folder = path("emoji" if vendor == "google" else "emoji-twitter")
-    entries = [item for item in json.loads((folder / "emoji.json").read_text()) if item[f"has_img_{vendor}"]]
+    entries = [
+        item
+        for item in json.loads((folder / "emoji.json").read_text())
+        if item[f"has_img_{vendor}"]
+    ]
     entries.sort(key=lambda item: item["sort_order"])
     images = np.empty((len(entries), 64, 64, 4), np.uint8)
     for index, item in enumerate(entries):
@@ -113,7 +166,9 @@ def emoji(vendor: Literal["google", "twitter"] = "google") -> tuple[Images, pd.D
 
 
 def photos() -> dict[str, Images]:
-    """Photographs and textures by name (`retina`, `ihc`, `brick`, `grass`, ...): uint8 [height, width] or [height, width, 3]."""
+    """Photographs and textures by name (`retina`, `ihc`, `brick`, `grass`, ...): uint8 [height,
+    width] or [height, width, 3].
+    """
     from PIL import Image
 
     found = {}
@@ -125,10 +180,12 @@ def photos() -> dict[str, Images]:
 
 
 def font_glyphs(characters: str, size: int = 28) -> tuple[Images, NDArray[np.bool_], list[str]]:
-    """`characters` drawn in each of 250 fonts, centred on their ink, the font's size 0.75 of the image's.
+    """`characters` drawn in each of 250 fonts, centred on their ink, the font's size 0.75 of the
+    image's.
 
-    Returns images uint8 [fonts, characters, size, size] (0 background, 255 ink), whether the font has the character
-    bool [fonts, characters] (its image is empty otherwise), and the fonts' names (folder and file, by name).
+    Returns images uint8 [fonts, characters, size, size] (0 background, 255 ink), whether the font
+    has the character bool [fonts, characters] (its image is empty otherwise), and the fonts' names
+    (folder and file, by name).
     """
     from fontTools.ttLib import TTFont
     from PIL import Image, ImageDraw, ImageFont
@@ -140,13 +197,17 @@ def font_glyphs(characters: str, size: int = 28) -> tuple[Images, NDArray[np.boo
     for row, file in enumerate(files):
         with TTFont(file, lazy=True) as tables:
             known = tables.getBestCmap()
-        font = ImageFont.truetype(str(file), round(0.75 * size), layout_engine=ImageFont.Layout.BASIC)
+        font = ImageFont.truetype(
+            str(file), round(0.75 * size), layout_engine=ImageFont.Layout.BASIC
+        )
         for column, character in enumerate(characters):
             if ord(character) not in known:
                 continue
             left, top, right, bottom = font.getbbox(character)
             canvas = Image.new("L", (size, size))
-            ImageDraw.Draw(canvas).text(((size - left - right) / 2, (size - top - bottom) / 2), character, 255, font)
+            ImageDraw.Draw(canvas).text(
+                ((size - left - right) / 2, (size - top - bottom) / 2), character, 255, font
+            )
             images[row, column] = np.asarray(canvas)
             present[row, column] = bool(images[row, column].any())
     return images, present, [str(file.relative_to(folder).with_suffix("")) for file in files]

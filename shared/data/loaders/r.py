@@ -1,4 +1,6 @@
-"""Reading what R wrote: the one object of an .rda file, or one object of a package's lazy-load database."""
+"""Reading what R wrote: the one object of an .rda file, or one object of a package's lazy-load
+database.
+"""
 
 import lzma
 import struct
@@ -7,16 +9,20 @@ from typing import Any
 
 
 def rda(file: Path, name: str) -> Any:
-    """The object `name` of an .rda file; a data frame becomes a DataFrame, a factor a Categorical."""
+    """The object `name` of an .rda file; a data frame becomes a DataFrame, a factor a
+    Categorical.
+    """
     import rdata
 
     return rdata.read_rda(file, default_encoding="utf-8")[name]
 
 
 def lazy_load(database: Path, name: str) -> Any:
-    """The object `name` of `<database>.rdx` (where each object is) and `<database>.rdb` (the objects).
+    """The object `name` of `<database>.rdx` (where each object is) and `<database>.rdb` (the
+    objects).
 
-    Each object is a 4-byte big-endian length of what it decompresses to, the letter Z, and a raw LZMA2 stream of R's serialisation.
+    Each object is a 4-byte big-endian length of what it decompresses to, the letter Z, and a raw
+    LZMA2 stream of R's serialisation.
     """
     import rdata
 
@@ -31,4 +37,6 @@ def lazy_load(database: Path, name: str) -> Any:
     # A tibble is a data frame with other manners of printing.
     frame = rdata.conversion.DEFAULT_CLASS_MAP["data.frame"]
     classes = {**rdata.conversion.DEFAULT_CLASS_MAP, "tbl_df": frame, "tbl": frame}
-    return rdata.conversion.convert(rdata.parser.parse_data(serialised, extension=".rds"), classes, default_encoding="utf-8")
+    return rdata.conversion.convert(
+        rdata.parser.parse_data(serialised, extension=".rds"), classes, default_encoding="utf-8"
+    )

@@ -1,4 +1,6 @@
-"""Frames and stereo pairs with true depth. Depth is along the optical axis; a pixel without it has NaN, or 0 where values are raw."""
+"""Frames and stereo pairs with true depth. Depth is along the optical axis; a pixel without it has
+NaN, or 0 where values are raw.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -28,17 +30,21 @@ def castle_simu() -> RenderedFrames:
     depth = raw * np.float32(3.0518e-5)  # one unit in metres: 1 m / 2^15
     depth[raw == 0] = np.nan
     poses = np.stack([np.loadtxt(file) for file in sorted((folder / "CameraPose").glob("*.txt"))])
-    return RenderedFrames(_images(folder / "Images"), depth, poses, _intrinsics(folder / "Config" / "chateau.xml"))
+    return RenderedFrames(
+        _images(folder / "Images"), depth, poses, _intrinsics(folder / "Config" / "chateau.xml")
+    )
 
 
 class SensorFrames(NamedTuple):
     """A sequence of a real depth camera. The depth image is not aligned with the grey one."""
 
     images: Gray  # [30, 480, 640]
-    depth_raw: NDArray[np.uint16]  # [30, 480, 640]; unit not stated, so compare after scaling by the median; 0: not measured
+    # [30, 480, 640]; unit not stated, so compare after scaling by the median; 0: not measured
+    depth_raw: NDArray[np.uint16]
     intrinsics: Float  # [3, 3]; of the grey images, pixels
     depth_intrinsics: Float  # [3, 3]; of the depth images, pixels
-    depth_from_color: Float  # [4, 4]; takes a point from the grey camera's frame into the depth camera's; metres
+    # [4, 4]; takes a point from the grey camera's frame into the depth camera's; metres
+    depth_from_color: Float
 
 
 def castel_real() -> SensorFrames:
@@ -76,7 +82,9 @@ def _intrinsics(file: Path) -> Float:
 
 
 class Stereo(NamedTuple):
-    """A rectified pair: the point at column x of the left image is at column x - disparity of the right one."""
+    """A rectified pair: the point at column x of the left image is at column x - disparity of the
+    right one.
+    """
 
     left: NDArray[np.uint8]  # [height, width, 3]; RGB
     right: NDArray[np.uint8]  # [height, width, 3]
@@ -97,19 +105,29 @@ MOTORCYCLE_CALIBRATION = StereoCalibration(994.978, 311.193, 254.877, 31.086, 19
 
 
 def motorcycle() -> Stereo:
-    """The Motorcycle pair of Middlebury 2014, [500, 741]; disparity 7.2 to 59.9 pixels. See `MOTORCYCLE_CALIBRATION`."""
+    """The Motorcycle pair of Middlebury 2014, [500, 741]; disparity 7.2 to 59.9 pixels. See
+    `MOTORCYCLE_CALIBRATION`.
+    """
     folder = path("motorcycle")
     disparity = np.load(folder / "motorcycle_disp.npz", allow_pickle=False)["arr_0"]
-    return Stereo(_rgb(folder / "motorcycle_left.png"), _rgb(folder / "motorcycle_right.png"), _known(disparity, np.isfinite(disparity)))
+    return Stereo(
+        _rgb(folder / "motorcycle_left.png"),
+        _rgb(folder / "motorcycle_right.png"),
+        _known(disparity, np.isfinite(disparity)),
+    )
 
 
 def aloe() -> Stereo:
-    """The Aloe pair of Middlebury 2006, [1110, 1282]; disparity in whole pixels, up to 211; its calibration is not in the package."""
+    """The Aloe pair of Middlebury 2006, [1110, 1282]; disparity in whole pixels, up to 211; its
+    calibration is not in the package.
+    """
     from PIL import Image
 
     folder = path("aloe")
     disparity = np.asarray(Image.open(folder / "aloeGT.png"))
-    return Stereo(_rgb(folder / "aloeL.jpg"), _rgb(folder / "aloeR.jpg"), _known(disparity, disparity > 0))
+    return Stereo(
+        _rgb(folder / "aloeL.jpg"), _rgb(folder / "aloeR.jpg"), _known(disparity, disparity > 0)
+    )
 
 
 def _rgb(file: Path) -> NDArray[np.uint8]:

@@ -10,17 +10,29 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-ENGINE, ZO2, STORAGE = "projects/distzo2/engine.py", "projects/zo2/engine.py", "projects/zo2/storage.py"
-COST, MESHES, TABLES = "projects/distzo2/cost_model.py", "projects/distzo2/meshes.py", "projects/distzo2/tables.py"
-CLAIMS, LAUNCH, RANK = "projects/distzo2/claims.py", "projects/distzo2/experiments/_launch.py", "projects/distzo2/experiments/_ranks.py"
+ENGINE, ZO2, STORAGE = (
+    "projects/distzo2/engine.py",
+    "projects/zo2/engine.py",
+    "projects/zo2/storage.py",
+)
+COST, MESHES, TABLES = (
+    "projects/distzo2/cost_model.py",
+    "projects/distzo2/meshes.py",
+    "projects/distzo2/tables.py",
+)
+CLAIMS, LAUNCH, RANK = (
+    "projects/distzo2/claims.py",
+    "projects/distzo2/experiments/_launch.py",
+    "projects/distzo2/experiments/_ranks.py",
+)
 TASKS, PLAN = "projects/distzo2/experiments/_tasks.py", "projects/distzo2/plan.py"
 RANKS, MODEL, ROWS, RUNS = ("ranks",), ("cost_model",), ("claims",), ("experiments",)
 
 MUTATIONS = [
     Mutation(
         ZO2,
-        '                    if self._visit is not None and self._visit.phase == "plus" and self.probe == "inplace":\n',
-        "                    if False:\n",
+        '                        and self._visit.phase == "plus"\n',
+        "                        and False\n",
         "a rank restores its weights by other roundings than its partner",
         RANKS,
     ),
@@ -47,10 +59,10 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "dtype=torch.float64, device=wire())\n        found = [torch.empty_like(own) for _ in range(self.world)]\n"
-        "        dist.all_gather(found, own)\n        self.bytes_sent",
-        "dtype=torch.float32, device=wire())\n        found = [torch.empty_like(own) for _ in range(self.world)]\n"
-        "        dist.all_gather(found, own)\n        self.bytes_sent",
+        "dtype=torch.float64, device=wire())\n        found = [torch.empty_like(own) for _ in"
+        " range(self.world)]\n        dist.all_gather(found, own)\n        self.bytes_sent",
+        "dtype=torch.float32, device=wire())\n        found = [torch.empty_like(own) for _ in"
+        " range(self.world)]\n        dist.all_gather(found, own)\n        self.bytes_sent",
         "losses travel in float32",
         RANKS,
     ),
@@ -77,8 +89,10 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "self.rank in ranks:\n                group, file.part = made, (ranks.index(self.rank), len(ranks))",
-        "self.rank in ranks:\n                group, file.part = made, ((ranks.index(self.rank) + 1) % len(ranks), len(ranks))",
+        "self.rank in ranks:\n                group, file.part = made, (ranks.index(self.rank),"
+        " len(ranks))",
+        "self.rank in ranks:\n                group, file.part = made, ((ranks.index(self.rank) +"
+        " 1) % len(ranks), len(ranks))",
         "a rank uploads one slice and puts it in the place of another",
         RANKS,
     ),
@@ -119,14 +133,34 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "            of_plus, of_minus, weights = found[ranks[0]][0], found[ranks[-1]][1], found[ranks[0]][2]\n",
-        "            of_plus, of_minus, weights = found[min(ranks)][0], found[max(ranks)][1], found[ranks[0]][2]\n",
+        "            of_plus, of_minus, weights = found[ranks[0]][0], found[ranks[-1]][1],"
+        " found[ranks[0]][2]\n",
+        "            of_plus, of_minus, weights = found[min(ranks)][0], found[max(ranks)][1],"
+        " found[ranks[0]][2]\n",
         "the lower rank is taken for the one at theta + eps z",
         RANKS,
     ),
-    Mutation(MESHES, '"nccl" if ranks <= count else "gloo"', '"nccl"', "ranks that share a GPU speak by NCCL", RUNS),
-    Mutation(MESHES, 'torch.device("cuda", rank % count)', 'torch.device("cuda", rank)', "a rank wants a GPU that is not there", RUNS),
-    Mutation(COST, "4.0 * self.width * rows * tokens**2", "2.0 * self.width * rows * tokens**2", "half of attention is not counted", MODEL),
+    Mutation(
+        MESHES,
+        '"nccl" if ranks <= count else "gloo"',
+        '"nccl"',
+        "ranks that share a GPU speak by NCCL",
+        RUNS,
+    ),
+    Mutation(
+        MESHES,
+        'torch.device("cuda", rank % count)',
+        'torch.device("cuda", rank)',
+        "a rank wants a GPU that is not there",
+        RUNS,
+    ),
+    Mutation(
+        COST,
+        "4.0 * self.width * rows * tokens**2",
+        "2.0 * self.width * rows * tokens**2",
+        "half of attention is not counted",
+        MODEL,
+    ),
     Mutation(COST, "if p.ndim > 1)", "if p.ndim > 0)", "norms and biases count as matrices", MODEL),
     Mutation(
         COST,
@@ -149,7 +183,13 @@ MUTATIONS = [
         "two ranks of PertP divide the noise",
         MODEL,
     ),
-    Mutation(COST, "        forwards = sides * sum", "        forwards = 2 * sum", "a rank of PertP runs both forwards", MODEL),
+    Mutation(
+        COST,
+        "        forwards = sides * sum",
+        "        forwards = 2 * sum",
+        "a rank of PertP runs both forwards",
+        MODEL,
+    ),
     Mutation(
         COST,
         "            exchange=block_bytes * (1 - self.part)",
@@ -165,7 +205,11 @@ MUTATIONS = [
         MODEL,
     ),
     Mutation(
-        COST, "after(compute, one - slots), after(offload, one - slots), ", "", "a slot takes a block before the last has left", MODEL
+        COST,
+        "after(compute, one - slots), after(offload, one - slots), ",
+        "",
+        "a slot takes a block before the last has left",
+        MODEL,
     ),
     Mutation(
         COST,
@@ -181,9 +225,15 @@ MUTATIONS = [
         "an exchange does not wait for its upload",
         MODEL,
     ),
-    Mutation(COST, "            clock += lanes.outside\n", "", "nothing is outside the blocks", MODEL),
     Mutation(
-        COST, "    ahead = max(1, slots - 2)\n", "    ahead = max(1, slots - 1)\n", "the engine prefetches further than it does", MODEL
+        COST, "            clock += lanes.outside\n", "", "nothing is outside the blocks", MODEL
+    ),
+    Mutation(
+        COST,
+        "    ahead = max(1, slots - 2)\n",
+        "    ahead = max(1, slots - 1)\n",
+        "the engine prefetches further than it does",
+        MODEL,
     ),
     Mutation(
         COST,
@@ -195,12 +245,17 @@ MUTATIONS = [
     Mutation(
         COST,
         "    found, _ = nnls(scaled / size, np.ones(len(seconds)))\n",
-        "    found = np.linalg.lstsq(scaled[:, :2] / size[:2], np.ones(len(seconds)))[0].tolist() + [0.0]\n    found = np.array(found)\n",
+        "    found = np.linalg.lstsq(scaled[:, :2] / size[:2], np.ones(len(seconds)))[0].tolist() +"
+        " [0.0]\n    found = np.array(found)\n",
         "calls cost nothing",
         MODEL,
     ),
     Mutation(
-        COST, '(f"{lane}_busy_seconds", "min")', '(f"{lane}_busy_seconds", "max")', "waiting for the last rank counts as exchange", MODEL
+        COST,
+        '(f"{lane}_busy_seconds", "min")',
+        '(f"{lane}_busy_seconds", "max")',
+        "waiting for the last rank counts as exchange",
+        MODEL,
     ),
     Mutation(
         COST,
@@ -209,22 +264,47 @@ MUTATIONS = [
         "the faster rank is the step",
         MODEL,
     ),
-    Mutation(COST, "host = plan.ranks / (1e9 *", "host = 1 / (1e9 *", "each rank has the emulated link to itself", MODEL),
     Mutation(
-        COST, '("DDP, sliced" if plan.transfer == "sliced" else "DDP")', '"DDP"', "slices come out of memory and not out of a file", MODEL
+        COST,
+        "host = plan.ranks / (1e9 *",
+        "host = 1 / (1e9 *",
+        "each rank has the emulated link to itself",
+        MODEL,
     ),
-    Mutation(COST, "return compute / (compute + moving / ranks)", "return compute / (compute + moving)", "slicing changes nothing", MODEL),
+    Mutation(
+        COST,
+        '("DDP, sliced" if plan.transfer == "sliced" else "DDP")',
+        '"DDP"',
+        "slices come out of memory and not out of a file",
+        MODEL,
+    ),
+    Mutation(
+        COST,
+        "return compute / (compute + moving / ranks)",
+        "return compute / (compute + moving)",
+        "slicing changes nothing",
+        MODEL,
+    ),
     Mutation(
         PLAN,
-        "    alone = Plan().tokens_per_second(shape, gpu_rates(options.gpu, 1, **given), batches, ITEMSIZE)\n",
-        "    alone = Plan().tokens_per_second(shape, gpu_rates(options.gpu, 1, **given), batches[:1], ITEMSIZE)\n",
+        "    alone = Plan().tokens_per_second(shape, gpu_rates(options.gpu, 1, **given), batches,"
+        " ITEMSIZE)\n",
+        "    alone = Plan().tokens_per_second(shape, gpu_rates(options.gpu, 1, **given),"
+        " batches[:1], ITEMSIZE)\n",
         "the command compares with another batch",
         MODEL,
     ),
-    Mutation(TABLES, "np.mean(np.diff(steps) ** 2) / 2", "np.var(steps)", "a fall counts as roughness", ROWS),
     Mutation(
         TABLES,
-        'rows[rows["kind"] == "step"].sort_values("step")["train_loss"].to_numpy(float)\n        tenth',
+        "np.mean(np.diff(steps) ** 2) / 2",
+        "np.var(steps)",
+        "a fall counts as roughness",
+        ROWS,
+    ),
+    Mutation(
+        TABLES,
+        'rows[rows["kind"] == "step"].sort_values("step")["train_loss"].to_numpy(float)\n       '
+        " tenth",
         'rows[rows["kind"] == "step"]["train_loss"].to_numpy(float)\n        tenth',
         "steps are taken in the order of the rows",
         ROWS,
@@ -232,19 +312,28 @@ MUTATIONS = [
     Mutation(
         TABLES,
         '    moving = float((rows["upload_share"] + rows["offload_share"]).mean())',
-        '    moving = float((rows["upload_share"] + rows["offload_share"] + rows["exchange_share"]).mean())',
+        '    moving = float((rows["upload_share"] + rows["offload_share"] +'
+        ' rows["exchange_share"]).mean())',
         "exchange counts as the link to the host",
         ROWS,
     ),
     Mutation(
         CLAIMS,
-        '    better = mezo["test_accuracy"] > start["test_accuracy"] and',
-        '    better = mezo["test_accuracy"] >= start["test_accuracy"] and',
+        'mezo["test_accuracy"] > start["test_accuracy"] and',
+        'mezo["test_accuracy"] >= start["test_accuracy"] and',
         "no progress is progress",
         ROWS,
     ),
-    Mutation(CLAIMS, '(plan["gpus"] == 4) & (plan["links"] == "own") &', '(plan["gpus"] >= 4) &', "eight GPUs count as four", ROWS),
-    Mutation(LAUNCH, "world if task in TIMED else 1", "1", "ranks are timed on a GPU they share", RUNS),
+    Mutation(
+        CLAIMS,
+        '(plan["gpus"] == 4) & (plan["links"] == "own") &',
+        '(plan["gpus"] >= 4) &',
+        "eight GPUs count as four",
+        ROWS,
+    ),
+    Mutation(
+        LAUNCH, "world if task in TIMED else 1", "1", "ranks are timed on a GPU they share", RUNS
+    ),
     Mutation(
         RANK,
         "            losses = [ddp.step(batch, seed=number).loss",
@@ -252,7 +341,13 @@ MUTATIONS = [
         "ranks draw other noise than MeZO",
         RUNS,
     ),
-    Mutation(TASKS, "parts[step * shares : (step + 1) * shares]", "parts[step : step + shares]", "global batches overlap", RUNS),
+    Mutation(
+        TASKS,
+        "parts[step * shares : (step + 1) * shares]",
+        "parts[step : step + shares]",
+        "global batches overlap",
+        RUNS,
+    ),
 ]
 
 

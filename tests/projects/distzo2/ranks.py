@@ -1,4 +1,5 @@
-"""What one rank of a test's launch does; test_ranks.py starts several with torchrun and compares what they write.
+"""What one rank of a test's launch does; test_ranks.py starts several with torchrun and compares
+what they write.
 
 torchrun --standalone --nproc-per-node 4 tests/projects/distzo2/ranks.py FOLDER
 """
@@ -30,11 +31,17 @@ WIDTH = 7
 
 
 class Block(nn.Module):
-    """Sizes that are no multiples of 16 or of the number of ranks; a frozen part, and a buffer that scales."""
+    """Sizes that are no multiples of 16 or of the number of ranks; a frozen part, and a buffer that
+    scales.
+    """
 
     def __init__(self, inner: int):
         super().__init__()
-        self.norm, self.up, self.down = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, inner), nn.Linear(inner, WIDTH, bias=False)
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(WIDTH),
+            nn.Linear(WIDTH, inner),
+            nn.Linear(inner, WIDTH, bias=False),
+        )
         self.norm.bias.requires_grad_(False)
         self.register_buffer("scale", torch.linspace(0.5, 1.5, WIDTH))
 
@@ -72,12 +79,23 @@ def loss(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 def batches(step: int, sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
     """Micro-batches of these sizes; the rows are the same however they are divided."""
     generator = torch.Generator().manual_seed(1000 + step)
-    x, y = torch.randn(sum(sizes), 5, generator=generator), torch.randint(0, 3, (sum(sizes),), generator=generator)
+    x, y = (
+        torch.randn(sum(sizes), 5, generator=generator),
+        torch.randint(0, 3, (sum(sizes),), generator=generator),
+    )
     return list(zip(x.split(sizes), y.split(sizes), strict=True))
 
 
 def options(**more: Any) -> dict[str, Any]:
-    return {"lr": lambda step: 2e-2 / (1 + step), "eps": 1e-2, "seed": 3, "weight_decay": 0.1, "loss": loss, "no_decay": ("norm",), **more}
+    return {
+        "lr": lambda step: 2e-2 / (1 + step),
+        "eps": 1e-2,
+        "seed": 3,
+        "weight_decay": 0.1,
+        "loss": loss,
+        "no_decay": ("norm",),
+        **more,
+    }
 
 
 def digest(tensors: Any) -> str:
@@ -88,11 +106,12 @@ def digest(tensors: Any) -> str:
     return found.hexdigest()
 
 
-# Of the options, these are the scenario's and not the engine's: a model in float64, the ranks in other places of the mesh, and the
-# micro-batches in another order.
+# Of the options, these are the scenario's and not the engine's: a model in float64, the ranks in
+# other places of the mesh, and the micro-batches in another order.
 OWN = ("double", "places", "order")
 
-# world size -> name -> (dp, pert, transfer, options of the engine, sizes of the micro-batches, by their rows or all alike)
+# world size -> name -> (dp, pert, transfer, options of the engine, sizes of the micro-batches, by
+# their rows or all alike)
 SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], bool]]] = {
     1: {"alone": (1, 1, "replicated", {}, [4, 4], False)},
     2: {
@@ -113,9 +132,17 @@ SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], b
     3: {
         "DDP": (3, 1, "replicated", {}, [2, 2, 2], False),
         "DDP, sliced": (3, 1, "sliced", {}, [2, 2, 2], False),
-        "DDP, float64": (3, 1, "replicated", {"double": True}, [2, 2, 2], False),  # sums of float32 losses are exact in any order
+        # sums of float32 losses are exact in any order
+        "DDP, float64": (3, 1, "replicated", {"double": True}, [2, 2, 2], False),
         "DDP, other order": (3, 1, "replicated", {"order": [1, 2, 0]}, [2, 2, 2], False),
-        "DDP, other order, float64": (3, 1, "replicated", {"double": True, "order": [1, 2, 0]}, [2, 2, 2], False),
+        "DDP, other order, float64": (
+            3,
+            1,
+            "replicated",
+            {"double": True, "order": [1, 2, 0]},
+            [2, 2, 2],
+            False,
+        ),
     },
     4: {
         "DDP": (4, 1, "replicated", {}, [2, 2, 2, 2], False),
@@ -130,7 +157,12 @@ SCENARIOS: dict[int, dict[str, tuple[int, int, str, dict[str, Any], list[int], b
 def replica(more: dict[str, Any]) -> ZO2:
     """An engine with a host tier of its own."""
     net = model().double() if more.get("double") else model()
-    return ZO2(net, **options(**{"storage": "ram", **{key: value for key, value in more.items() if key not in OWN}}))
+    return ZO2(
+        net,
+        **options(
+            **{"storage": "ram", **{key: value for key, value in more.items() if key not in OWN}}
+        ),
+    )
 
 
 def one_process(name: str, world: int) -> dict[str, Any]:
@@ -138,26 +170,42 @@ def one_process(name: str, world: int) -> dict[str, Any]:
     _, _, _, more, sizes, _ = SCENARIOS[world][name]
     engine = replica(more)
     steps = [engine.step(batches(step, sizes)) for step in range(STEPS)]
-    return {"steps": [[one.loss.hex(), one.projected_gradient.hex()] for one in steps], "weights": digest(engine.tensors())}
+    return {
+        "steps": [[one.loss.hex(), one.projected_gradient.hex()] for one in steps],
+        "weights": digest(engine.tensors()),
+    }
 
 
 def run(name: str, world: int, folder: Path) -> dict[str, Any]:
     dp, pert, transfer, more, sizes, by_rows = SCENARIOS[world][name]
     if transfer == "sliced":
         own = {key: value for key, value in more.items() if key not in OWN}
-        engine = shared_engine(model, folder / f"{name}.safetensors".replace(", ", "-"), **options(**own))
+        engine = shared_engine(
+            model, folder / f"{name}.safetensors".replace(", ", "-"), **options(**own)
+        )
     else:
         engine = replica(more)
-    mesh = DeviceMesh("cpu", more["places"], mesh_dim_names=("dp", "pert")) if "places" in more else device_mesh(dp, pert)
+    mesh = (
+        DeviceMesh("cpu", more["places"], mesh_dim_names=("dp", "pert"))
+        if "places" in more
+        else device_mesh(dp, pert)
+    )
     ddp = DistZO2(engine, mesh, transfer, check_every=5)
     weights = [float(size) for size in sizes] if by_rows else None
     order = more.get("order", range(len(sizes)))
-    steps = [ddp.step([batches(step, sizes)[place] for place in order], weights) for step in range(STEPS)]
-    found: dict[str, Any] = {"steps": [[one.loss.hex(), one.projected_gradient.hex()] for one in steps]}
+    steps = [
+        ddp.step([batches(step, sizes)[place] for place in order], weights) for step in range(STEPS)
+    ]
+    found: dict[str, Any] = {
+        "steps": [[one.loss.hex(), one.projected_gradient.hex()] for one in steps]
+    }
     traffic = engine.traffic
     found |= {"sent": ddp.bytes_sent, "exchanged": ddp.exchanged.total()}
     found |= {"up": traffic.bytes_up, "down": traffic.bytes_down}
-    found |= {"uploads": [traffic.uploads[b] for b in range(4)], "offloads": [traffic.offloads[b] for b in range(4)]}
+    found |= {
+        "uploads": [traffic.uploads[b] for b in range(4)],
+        "offloads": [traffic.offloads[b] for b in range(4)],
+    }
     found["weights"] = digest(engine.tensors())
     ddp.save(folder / f"{name}.out.safetensors".replace(", ", "-"))
     engine.close()
@@ -166,13 +214,21 @@ def run(name: str, world: int, folder: Path) -> dict[str, Any]:
 
 def at_rest(**more: Any) -> ZO2:
     """An engine whose weights do not move: no learning rate, and no rounding from restoring."""
-    return ZO2(model(), **options(**{"storage": "ram", "lr": 0.0, "weight_decay": 0.0, "probe": "fresh", **more}))
+    return ZO2(
+        model(),
+        **options(**{"storage": "ram", "lr": 0.0, "weight_decay": 0.0, "probe": "fresh", **more}),
+    )
 
 
 def spread(world: int) -> list[str]:
-    """Projected gradients of one direction at one point on many batches, each of a micro-batch a rank."""
+    """Projected gradients of one direction at one point on many batches, each of a micro-batch a
+    rank.
+    """
     ddp = DistZO2(at_rest(), device_mesh(world), check_every=0)
-    return [ddp.step(batches(step, [2] * world), seed=7).projected_gradient.hex() for step in range(DRAWS)]
+    return [
+        ddp.step(batches(step, [2] * world), seed=7).projected_gradient.hex()
+        for step in range(DRAWS)
+    ]
 
 
 def refusals(world: int, folder: Path) -> dict[str, str]:
@@ -216,7 +272,8 @@ def refusals(world: int, folder: Path) -> dict[str, str]:
     refused("one bit", parted)
 
     def not_a_number() -> None:
-        ddp = DistZO2(engine(probe="fresh"), mesh, check_every=1)  # fresh: restoring leaves no rounding
+        # fresh: restoring leaves no rounding
+        ddp = DistZO2(engine(probe="fresh"), mesh, check_every=1)
         before = digest(ddp.engine.tensors())
         parts = batches(0, [2] * world)
         parts[-1] = (parts[-1][0] * math.nan, parts[-1][1])
@@ -229,7 +286,10 @@ def refusals(world: int, folder: Path) -> dict[str, str]:
 
     refused("NaN on one rank", not_a_number)
     refused("no batch", lambda: DistZO2(engine(), mesh).step([]))
-    refused("weights of nothing", lambda: DistZO2(engine(), mesh).step(batches(0, [2] * world), [0.0] * world))
+    refused(
+        "weights of nothing",
+        lambda: DistZO2(engine(), mesh).step(batches(0, [2] * world), [0.0] * world),
+    )
     return found
 
 

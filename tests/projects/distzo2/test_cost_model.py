@@ -1,4 +1,6 @@
-"""The cost model against what it models: counted operations and bytes, real lanes that wait, rates that are known."""
+"""The cost model against what it models: counted operations and bytes, real lanes that wait, rates
+that are known.
+"""
 
 import importlib.util
 import time
@@ -12,7 +14,18 @@ from transformers import AutoModelForCausalLM
 
 from projects.distzo2 import cost_model, tables
 from projects.distzo2.__main__ import main
-from projects.distzo2.cost_model import Lanes, Plan, Rates, Shape, busiest, fit, gpu_rates, predictions, schedule, sliced_compute_share
+from projects.distzo2.cost_model import (
+    Lanes,
+    Plan,
+    Rates,
+    Shape,
+    busiest,
+    fit,
+    gpu_rates,
+    predictions,
+    schedule,
+    sliced_compute_share,
+)
 from projects.distzo2.experiments._ranks import MODES
 from projects.zo2 import ZO2
 from projects.zo2.lanes import Pager
@@ -23,7 +36,9 @@ from shared.models import causal_lm_config, random_causal_lm
 
 
 def _beside(name: str):
-    specification = importlib.util.spec_from_file_location(f"distzo2_{name}", Path(__file__).with_name(f"{name}.py"))
+    specification = importlib.util.spec_from_file_location(
+        f"distzo2_{name}", Path(__file__).with_name(f"{name}.py")
+    )
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -34,7 +49,7 @@ RATES = Rates(2e-11, 5e-9, 3e-4, 1e-10, 4e-10, 2e-3)
 SMALL = causal_lm_config("llama", 3, 48, 4, 101)
 
 
-# ---- counts ----------------------------------------------------------------------------------------------------------
+# ---- counts --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["opt", "llama", "qwen3"])
@@ -45,7 +60,9 @@ def test_operations_are_those_that_are_counted(family, rows, tokens):
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     ids = torch.zeros(rows, tokens, dtype=torch.int64)
     counted = count_flops(lambda: model(input_ids=ids))
-    assert counted == shape.blocks * shape.block_flops(rows, tokens) + shape.head_flops(rows, tokens)
+    assert counted == shape.blocks * shape.block_flops(rows, tokens) + shape.head_flops(
+        rows, tokens
+    )
 
 
 def test_parameters_of_opt_are_those_of_its_formula():
@@ -55,7 +72,8 @@ def test_parameters_of_opt_are_those_of_its_formula():
     assert shape.parameters == 12 * h**2 + 13 * h
     assert shape.matrix == 12 * h**2
     assert shape.head == vocabulary * h
-    assert shape.resident == 2 * vocabulary * h + 2050 * h + 2 * h  # two embeddings, positions, the last norm
+    # two embeddings, positions, the last norm
+    assert shape.resident == 2 * vocabulary * h + 2050 * h + 2 * h
     assert shape.blocks * shape.parameters + shape.resident == pytest.approx(175e9, rel=0.01)
     tied = Shape.of(causal_lm_config("opt", 2, 64, 4, 100, tied=True))
     assert tied.resident == 100 * 64 + 2050 * 64 + 2 * 64
@@ -90,8 +108,15 @@ def test_slices_divide_the_link_and_meet_in_the_exchange():
         assert sliced.exchanged_bytes(shape, 2) == pytest.approx(whole * (ranks - 1) / ranks)
         assert Plan(dp, pert).host_bytes(shape, 2) == whole
         assert Plan(dp, pert).exchanged_bytes(shape, 2) == 0
-    alone, sliced = (plan.lanes(shape, RATES, [(1, 8)] * 4, 2) for plan in (Plan(2), Plan(2, 1, "sliced")))
-    assert sliced.upload == sliced.offload == pytest.approx(alone.upload / 2) == pytest.approx(whole / 3 / 2 * 1e-10)
+    alone, sliced = (
+        plan.lanes(shape, RATES, [(1, 8)] * 4, 2) for plan in (Plan(2), Plan(2, 1, "sliced"))
+    )
+    assert (
+        sliced.upload
+        == sliced.offload
+        == pytest.approx(alone.upload / 2)
+        == pytest.approx(whole / 3 / 2 * 1e-10)
+    )
     assert alone.exchange == 0
     assert sliced.exchange == pytest.approx(whole / 3 / 2 * 4e-10)
     assert alone.compute == sliced.compute
@@ -107,7 +132,8 @@ def test_a_mode_divides_forwards_and_not_noise():
         assert found["flops"] == alone["flops"] / part
         assert found["calls"] == alone["calls"] / part
         assert found["draws"] == alone["draws"]
-    assert Plan(3).work(shape, batches, 2)["flops"] == alone["flops"] / 2  # the fullest share has two of four
+    # the fullest share has two of four
+    assert Plan(3).work(shape, batches, 2)["flops"] == alone["flops"] / 2
     assert Plan().work(shape, batches, 4)["draws"] == 4 * (3 * shape.parameters + shape.resident)
 
 
@@ -115,13 +141,21 @@ def test_the_lanes_of_a_step_are_its_work_at_the_rates():
     shape, batches = Shape.of(SMALL), [(2, 9), (2, 9)]
     for plan in (Plan(), Plan(1, 2), Plan(2, 2)):
         work, lanes = plan.work(shape, batches, 2), plan.lanes(shape, RATES, batches, 4)
-        wanted = 2e-11 * work["flops"] + 5e-9 * work["draws"] + 3e-4 * work["calls"] + (2e-3 if plan.ranks > 1 else 0)
+        wanted = (
+            2e-11 * work["flops"]
+            + 5e-9 * work["draws"]
+            + 3e-4 * work["calls"]
+            + (2e-3 if plan.ranks > 1 else 0)
+        )
         assert shape.blocks * lanes.compute + lanes.outside == pytest.approx(wanted)
     device = Plan(slots=5).device_bytes(shape, 2, 2), Plan(slots=5).device_bytes(shape, 2, 4)
-    assert device == (2 * (6 * shape.parameters + shape.resident), 2 * (5 * shape.parameters + shape.resident))
+    assert device == (
+        2 * (6 * shape.parameters + shape.resident),
+        2 * (5 * shape.parameters + shape.resident),
+    )
 
 
-# ---- the schedule ----------------------------------------------------------------------------------------------------
+# ---- the schedule --------------------------------------------------------------------------------
 
 
 def test_the_slowest_lane_sets_the_pace():
@@ -141,20 +175,30 @@ def test_one_slot_makes_lanes_take_turns():
 
 
 def test_four_lanes_want_a_fourth_slot():
-    """With three, the next upload begins when the block before it does, so that upload and exchange follow one another."""
+    """With three, the next upload begins when the block before it does, so that upload and exchange
+    follow one another.
+    """
     lanes = Lanes(3, 3, 4, 3, 0)
     assert schedule(lanes, 24, slots=3).step == pytest.approx(24 * 6)
     assert schedule(lanes, 24, slots=4).step == pytest.approx(24 * 4)
 
 
-# ---- rates -----------------------------------------------------------------------------------------------------------
+# ---- rates ---------------------------------------------------------------------------------------
 
 
 def _steps(shapes: dict[str, Shape], rates: Rates) -> pd.DataFrame:
     cases = [("a", 8, 2), ("a", 64, 2), ("b", 8, 3), ("b", 32, 1)]
     rows = [{"shape": s, "tokens": t, "batch_size": 2, "shares": m} for s, t, m in cases]
     return pd.DataFrame(
-        [row | {"step_seconds": Plan().step_seconds(shapes[row["shape"]], rates, cost_model.batches_of(row))} for row in rows]
+        [
+            row
+            | {
+                "step_seconds": Plan().step_seconds(
+                    shapes[row["shape"]], rates, cost_model.batches_of(row)
+                )
+            }
+            for row in rows
+        ]
     )
 
 
@@ -173,29 +217,42 @@ def test_rates_that_are_known_are_found():
 def test_a_gpu_is_known_or_named():
     one, four = gpu_rates("a100-sxm", 1), gpu_rates("a100-sxm", 4)
     assert one == four  # a link each
-    assert gpu_rates("a100-sxm", 4, links=1).seconds_per_host_byte == pytest.approx(4 * one.seconds_per_host_byte)
-    assert gpu_rates("a100-sxm", 4, links=2).seconds_per_host_byte == pytest.approx(2 * one.seconds_per_host_byte)
+    assert gpu_rates("a100-sxm", 4, links=1).seconds_per_host_byte == pytest.approx(
+        4 * one.seconds_per_host_byte
+    )
+    assert gpu_rates("a100-sxm", 4, links=2).seconds_per_host_byte == pytest.approx(
+        2 * one.seconds_per_host_byte
+    )
     assert gpu_rates("a100-sxm", 1, links=2) == one
     assert one.seconds_per_flop == pytest.approx(1 / 156e12)
     assert one.seconds_per_host_byte == pytest.approx(1 / 25.6e9)
     assert gpu_rates("a100-sxm", 1, host_link=10).seconds_per_host_byte == pytest.approx(1 / 8e9)
-    assert gpu_rates("a100-sxm", 1, exchange=10).seconds_per_exchanged_byte == pytest.approx(1 / 8e9)
+    assert gpu_rates("a100-sxm", 1, exchange=10).seconds_per_exchanged_byte == pytest.approx(
+        1 / 8e9
+    )
     assert (cost_model.hardware()["source"].str.len() > 20).all()
     with pytest.raises(UserError, match="no GPU 'b300'; there are: a100-sxm"):
         gpu_rates("b300", 1)
 
 
 def test_the_busiest_lane_and_what_slicing_leaves_it():
-    assert busiest(Lanes(5, 1, 2, 1, 1), 10) == busiest(Lanes(1, 1, 2, 5, 1), 10) == "link to the host"
+    assert (
+        busiest(Lanes(5, 1, 2, 1, 1), 10) == busiest(Lanes(1, 1, 2, 5, 1), 10) == "link to the host"
+    )
     assert busiest(Lanes(1, 5, 2, 1, 1), 10) == "exchange"
     assert busiest(Lanes(5, 1, 4, 1, 11), 10) == "computing"
     shape, batches = Shape.of(SMALL), [(1, 8)] * 4
-    whole, sliced = (Plan(4, 1, transfer).lanes(shape, RATES, batches, 4) for transfer in ("replicated", "sliced"))
+    whole, sliced = (
+        Plan(4, 1, transfer).lanes(shape, RATES, batches, 4)
+        for transfer in ("replicated", "sliced")
+    )
     wanted = sliced.compute / (sliced.compute + sliced.upload + sliced.offload)
-    assert sliced_compute_share(whole.compute, whole.upload + whole.offload, 4) == pytest.approx(wanted)
+    assert sliced_compute_share(whole.compute, whole.upload + whole.offload, 4) == pytest.approx(
+        wanted
+    )
 
 
-# ---- predictions -----------------------------------------------------------------------------------------------------
+# ---- predictions ---------------------------------------------------------------------------------
 
 
 def test_steps_that_keep_to_the_model_are_predicted_and_others_are_not():
@@ -205,7 +262,9 @@ def test_steps_that_keep_to_the_model_are_predicted_and_others_are_not():
     assert {"PertP, sliced", "DDP"} <= set(found["mode"])
     assert (found["link_gigabytes_per_second"] > 0).any()
     assert rates[2].seconds_per_flop == pytest.approx(2 * rates[1].seconds_per_flop)
-    off = predictions(pd.DataFrame(make_cost(held_out=1.25)), MODES)[0].set_index("kind")["error_ratio"]
+    off = predictions(pd.DataFrame(make_cost(held_out=1.25)), MODES)[0].set_index("kind")[
+        "error_ratio"
+    ]
     assert off["held out"].tolist() == pytest.approx([-0.2] * len(off["held out"]))
     assert off["fit"].abs().max() < 1e-6
 
@@ -218,7 +277,7 @@ def test_the_slower_rank_is_the_step_and_the_faster_one_has_not_waited():
     assert predictions(rows, MODES)[0]["error_ratio"].abs().max() < 1e-6
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def test_the_command_predicts(capsys, monkeypatch):
@@ -227,9 +286,18 @@ def test_the_command_predicts(capsys, monkeypatch):
     said = capsys.readouterr().out
     shape, batches = Shape.of(causal_lm_config("opt", 24, 2048, 32)), [(1, 2048)] * 8
     alone = Plan().tokens_per_second(shape, gpu_rates("a100-sxm", 1), batches, 2)
-    for mode, plan in (("DDP", Plan(4)), ("DDP", Plan(4, 1, "sliced")), ("2D", Plan(2, 2)), ("2D", Plan(2, 2, "sliced"))):
+    for mode, plan in (
+        ("DDP", Plan(4)),
+        ("DDP", Plan(4, 1, "sliced")),
+        ("2D", Plan(2, 2)),
+        ("2D", Plan(2, 2, "sliced")),
+    ):
         speed = plan.tokens_per_second(shape, gpu_rates("a100-sxm", 4, links=1), batches, 2)
-        (line,) = [line for line in said.splitlines() if f" {mode} " in line and f" {plan.transfer} " in line]
+        (line,) = [
+            line
+            for line in said.splitlines()
+            if f" {mode} " in line and f" {plan.transfer} " in line
+        ]
         assert f"{speed:,.0f}" in line
         assert f" {speed / alone:.2f} " in line
     assert "Predictions, not measurements: 8 sequences of 2048 tokens" in said
@@ -254,7 +322,7 @@ def test_what_is_wrong_is_one_line(arguments, told, capsys):
     assert error.count("\n") == 1
 
 
-# ---- the schedule, once more: real lanes, last because they take their time ---------------------------------------------
+# ---- the schedule, once more: real lanes, last because they take their time ----------------------
 
 
 class _Slow:
@@ -277,7 +345,9 @@ class _Slow:
 
 def _run(lanes: Lanes, blocks: int, slots: int) -> float:
     """Seconds of a step on the real lanes, all of which sleep."""
-    pager = Pager(_Slow(lanes), blocks, 16, torch.device("cpu"), slots, overlap=True, reuse=True, trace=False)
+    pager = Pager(
+        _Slow(lanes), blocks, 16, torch.device("cpu"), slots, overlap=True, reuse=True, trace=False
+    )
     if lanes.exchange:
         pager.exchange_through(lambda block, buffer: time.sleep(lanes.exchange), 16)
     ends = []
@@ -304,7 +374,9 @@ def _run(lanes: Lanes, blocks: int, slots: int) -> float:
     ids=["computing", "upload", "offload", "exchange"],
 )
 def test_the_schedule_is_that_of_the_engine_s_lanes(lanes, slots):
-    """The engine's own lanes, which only sleep: no faster than the model, and at most a tenth slower in the best of some tries."""
+    """The engine's own lanes, which only sleep: no faster than the model, and at most a tenth
+    slower in the best of some tries.
+    """
     predicted, best = schedule(lanes, 5, slots).step, float("inf")
     for _ in range(10):
         best = min(best, _run(lanes, 5, slots))

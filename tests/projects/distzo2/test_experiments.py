@@ -1,4 +1,6 @@
-"""Where ranks compute; what experiments say when something is missing; real training on ranks where the data are there."""
+"""Where ranks compute; what experiments say when something is missing; real training on ranks where
+the data are there.
+"""
 
 import math
 
@@ -9,7 +11,15 @@ from pydantic import ValidationError
 from torch import nn
 
 from projects.distzo2 import meshes
-from projects.distzo2.experiments import _launch, _ranks, accuracy, cost, largebatch, plan, throughput
+from projects.distzo2.experiments import (
+    _launch,
+    _ranks,
+    accuracy,
+    cost,
+    largebatch,
+    plan,
+    throughput,
+)
 from projects.distzo2.experiments._ranks import MODES
 from projects.distzo2.experiments._tasks import Digits, global_batches
 from projects.zo2 import MeZO
@@ -23,9 +33,16 @@ from shared.experiment import Run, load
 
 @pytest.mark.parametrize(
     ("gpus", "rank", "ranks", "wanted"),
-    [(4, 3, 4, ("cuda:3", "nccl")), (1, 0, 1, ("cuda:0", "nccl")), (1, 1, 2, ("cuda:0", "gloo")), (2, 3, 4, ("cuda:1", "gloo"))],
+    [
+        (4, 3, 4, ("cuda:3", "nccl")),
+        (1, 0, 1, ("cuda:0", "nccl")),
+        (1, 1, 2, ("cuda:0", "gloo")),
+        (2, 3, 4, ("cuda:1", "gloo")),
+    ],
 )
-def test_each_rank_has_its_gpu_and_shares_one_where_there_are_too_few(gpus, rank, ranks, wanted, monkeypatch):
+def test_each_rank_has_its_gpu_and_shares_one_where_there_are_too_few(
+    gpus, rank, ranks, wanted, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
@@ -43,7 +60,9 @@ def test_a_gpu_that_is_wanted_and_not_there_is_one_line(monkeypatch):
             module, config = load("distzo2", name, scale)
             if getattr(config, "device", "cpu") == "cuda":
                 assert manifest.needs("distzo2", name, scale).gpu
-                with pytest.raises(UserError, match=f"distzo2/{name} wants [0-9]+ GPUs? and here are 0"):
+                with pytest.raises(
+                    UserError, match=f"distzo2/{name} wants [0-9]+ GPUs? and here are 0"
+                ):
                     module.run(config, Run(quiet=True))
 
 
@@ -86,13 +105,19 @@ def test_a_model_that_is_missing_is_one_line():
 def test_plans_cover_the_sizes_and_say_what_bounds_them():
     run = Run(quiet=True)
     plan.run(plan.Config(models=["opt-1.3b", "opt-175b"], gpus=["a100-sxm"], counts=[2, 4]), run)
-    rows = {tuple(row[k] for k in ("model", "gpus", "mode", "links", "transfer", "same_batch")): row for row in run.rows}
+    rows = {
+        tuple(row[k] for k in ("model", "gpus", "mode", "links", "transfer", "same_batch")): row
+        for row in run.rows
+    }
     assert len(rows) == len(run.rows) == 2 * 2 * 2 * 2 * 2 * 2
     weak = rows["opt-175b", 4, "DDP", "own", "sliced", "a GPU"]
     assert weak["speedup_ratio"] == pytest.approx(4)  # each GPU does what the one did
     shared = rows["opt-175b", 4, "DDP", "shared", "replicated", "in all"]
     assert shared["busiest"] == "link to the host"
-    assert shared["speedup_ratio"] < rows["opt-175b", 4, "DDP", "shared", "sliced", "in all"]["speedup_ratio"]
+    assert (
+        shared["speedup_ratio"]
+        < rows["opt-175b", 4, "DDP", "shared", "sliced", "in all"]["speedup_ratio"]
+    )
     assert weak["host_bytes"] == pytest.approx(shared["host_bytes"] / 4)
     for row in run.rows:
         assert row["speedup_ratio"] <= row["gpus"] * (1 + 1e-9)
@@ -105,11 +130,13 @@ def test_a_cost_run_needs_enough_sizes():
         cost.Config(modes=["DDP"], cases=[])
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 class Parity(Classification):
-    """Whether a number is odd, told from its bits by a small network; made up, so that no data are needed."""
+    """Whether a number is odd, told from its bits by a small network; made up, so that no data are
+    needed.
+    """
 
     def __init__(self):
         numbers = [[float(bit) for bit in f"{n:06b}"] for n in range(64)]
@@ -119,7 +146,9 @@ class Parity(Classification):
     def model(self):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return nn.Sequential(nn.Linear(6, 17), nn.Tanh(), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 2))
+            return nn.Sequential(
+                nn.Linear(6, 17), nn.Tanh(), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 2)
+            )
 
     def encode(self, texts):
         return {"bits": torch.tensor(texts)}
@@ -132,25 +161,36 @@ def test_a_global_batch_is_its_micro_batches_in_order():
     task = Parity()
     parts = global_batches(task, {"shares": 3, "steps": 6, "seed": 1}, 12)
     assert [[len(part["labels"]) for part in step] for step in parts] == [[4] * 3] * 6
-    for step, batch in zip(parts, task.train_batches(6, 12, 1), strict=True):  # the rows of a step are the same however it is cut
+    # the rows of a step are the same however it is cut
+    for step, batch in zip(parts, task.train_batches(6, 12, 1), strict=True):
         assert torch.cat([part["inputs"]["bits"] for part in step]).equal(batch["inputs"]["bits"])
 
 
 def test_a_rank_trains_as_mezo_does(monkeypatch, tmp_path):
     monkeypatch.setattr(_ranks, "make_task", lambda config: Parity())
-    values = {"shares": 2, "steps": 8, "seed": 3, "lr": 1e-2, "eps": 1e-3, "device": "cpu", "test_rows": 16}
+    values = {
+        "shares": 2,
+        "steps": 8,
+        "seed": 3,
+        "lr": 1e-2,
+        "eps": 1e-3,
+        "device": "cpu",
+        "test_rows": 16,
+    }
     with meshes.distributed():
         (found,) = _ranks.train({**values, "modes": ["ZO2"], "batch_sizes": [8]}, tmp_path)
     task = Parity()
     model = task.model()
     mezo = MeZO(model, lr=1e-2, eps=1e-3, loss=task.loss)
-    losses = [mezo.step(batch, number)[0] for number, batch in enumerate(global_batches(task, values, 8))]
+    losses = [
+        mezo.step(batch, number)[0] for number, batch in enumerate(global_batches(task, values, 8))
+    ]
     assert found["losses"] == losses
     assert found["scores"] == task.evaluate(model, 16)
     assert found["weights"] == digest(model.named_parameters())
 
 
-# ---- real data -------------------------------------------------------------------------------------------------------
+# ---- real data -----------------------------------------------------------------------------------
 
 
 def _fetched(*names: str) -> bool:
@@ -166,11 +206,17 @@ def test_ranks_train_on_digits_and_learn():
     task = Digits()
     sizes = [len(labels) for _, labels in task.splits.values()]
     assert sizes == [1437, 360]
-    assert not {text.tobytes() for text in task.splits["train"][0]} & {text.tobytes() for text in task.splits["test"][0]}
+    assert not {text.tobytes() for text in task.splits["train"][0]} & {
+        text.tobytes() for text in task.splits["test"][0]
+    }
     run = Run(quiet=True)
     largebatch.run(largebatch.Config(batch_sizes=[16, 64], steps=120, test_rows=60, lr=5e-3), run)
     for size in (16, 64):
-        losses = [row["train_loss"] for row in run.rows if row["batch_size"] == size and row["kind"] == "step"]
+        losses = [
+            row["train_loss"]
+            for row in run.rows
+            if row["batch_size"] == size and row["kind"] == "step"
+        ]
         assert len(losses) == 120
         assert sum(losses[-20:]) < sum(losses[:20])
         assert sum(row["kind"] == "end" and row["batch_size"] == size for row in run.rows) == 1
@@ -180,12 +226,20 @@ def test_ranks_train_on_digits_and_learn():
 @pytest.mark.skipif(not _fetched("digits"), reason="digits are not fetched")
 def test_every_mode_is_mezo_on_real_data():
     run = Run(quiet=True)
-    accuracy.run(accuracy.Config(task="digits", modes=["PertP", "DDP"], steps=25, batch_size=32, test_rows=60, lr=3e-3), run)
+    accuracy.run(
+        accuracy.Config(
+            task="digits", modes=["PertP", "DDP"], steps=25, batch_size=32, test_rows=60, lr=3e-3
+        ),
+        run,
+    )
     ends = {row["mode"]: row for row in run.rows if row["kind"] == "end"}
     assert set(ends) == {"start", "ZO2", "MeZO", "PertP", "DDP"}
     for mode in ("ZO2", "PertP", "DDP"):
         assert ends[mode] | {"mode": "", "ranks": 1} == ends["MeZO"] | {"mode": "", "ranks": 1}
-        losses = {m: [row["train_loss"] for row in run.rows if row["mode"] == m and row["kind"] == "step"] for m in (mode, "MeZO")}
+        losses = {
+            m: [row["train_loss"] for row in run.rows if row["mode"] == m and row["kind"] == "step"]
+            for m in (mode, "MeZO")
+        }
         assert losses[mode] == losses["MeZO"]
         assert len(losses[mode]) == 25
     assert ends["start"]["weights_sha256"] != ends["MeZO"]["weights_sha256"]

@@ -1,4 +1,6 @@
-"""Under torchrun the command leaves what ZO2's command leaves, to the last bit; it goes on after a stop; what is wrong is one line."""
+"""Under torchrun the command leaves what ZO2's command leaves, to the last bit; it goes on after a
+stop; what is wrong is one line.
+"""
 
 import hashlib
 import json
@@ -25,7 +27,13 @@ def folder(tmp_path_factory, save_tokenizer):
     """A model with random weights, its tokenizer and data."""
     root = tmp_path_factory.mktemp("finetune")
     torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=80, vocab_size=260)
+    config = LlamaConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=80,
+        vocab_size=260,
+    )
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     LlamaForCausalLM(config).save_pretrained(root / "llama")
     save_tokenizer(root / "llama")
@@ -35,8 +43,29 @@ def folder(tmp_path_factory, save_tokenizer):
 
 
 def options(folder: Path, out: Path, *more: str) -> list[str]:
-    given = ["--model", str(folder / "llama"), "--data", str(folder / "text.jsonl"), "--out", str(out), "--steps", str(STEPS)]
-    return ["finetune", *given, "--sequence-length", "24", "--accumulate", "4", "--lr", "1e-3", "--checkpoint-every", "5", *more]
+    given = [
+        "--model",
+        str(folder / "llama"),
+        "--data",
+        str(folder / "text.jsonl"),
+        "--out",
+        str(out),
+        "--steps",
+        str(STEPS),
+    ]
+    return [
+        "finetune",
+        *given,
+        "--sequence-length",
+        "24",
+        "--accumulate",
+        "4",
+        "--lr",
+        "1e-3",
+        "--checkpoint-every",
+        "5",
+        *more,
+    ]
 
 
 def command(world: int, arguments: list[str]) -> list[str]:
@@ -54,11 +83,24 @@ def command(world: int, arguments: list[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def torchrun(world: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(world, arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=150, check=False)
+    return subprocess.run(
+        command(world, arguments),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
 
 
 def digest(file: Path) -> str:
@@ -73,7 +115,11 @@ def alone(folder):
     return digest(out / "model.safetensors")
 
 
-@pytest.mark.parametrize("more", [(), ("--pert", "2"), ("--transfer", "sliced"), ("--pert", "2", "--transfer", "sliced")], ids=" ".join)
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--pert", "2"), ("--transfer", "sliced"), ("--pert", "2", "--transfer", "sliced")],
+    ids=" ".join,
+)
 def test_the_model_is_that_of_one_process(more, folder, alone, tmp_path):
     out = tmp_path / "out"
     done = torchrun(2, options(folder, out, *more))
@@ -86,18 +132,25 @@ def test_the_model_is_that_of_one_process(more, folder, alone, tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_model(folder, alone, tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command(2, options(folder, out)), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(2, options(folder, out)),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     log = out / "steps.jsonl"
     deadline = time.monotonic() + 100
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 4):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    for child in subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True, check=False).stdout.split():
+    for child in subprocess.run(
+        ["pgrep", "-f", str(out)], capture_output=True, text=True, check=False
+    ).stdout.split():
         os.kill(int(child), signal.SIGKILL)  # torchrun cannot end its ranks any more
     process.wait()
     assert not (out / "model.safetensors").exists()
-    done = torchrun(2, options(folder, out, "--transfer", "sliced"))  # how work is shared out may change
+    # how work is shared out may change
+    done = torchrun(2, options(folder, out, "--transfer", "sliced"))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "going on after step" in done.stdout
     assert digest(out / "model.safetensors") == alone
@@ -140,8 +193,18 @@ def node(port: int, arguments: list[str]) -> subprocess.Popen[str]:
         "--rdzv-endpoint",
         f"127.0.0.1:{port}",
     ]
-    line = [sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "projects.distzo2", *arguments]
-    return subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meeting,
+        "-m",
+        "projects.distzo2",
+        *arguments,
+    ]
+    return subprocess.Popen(
+        line, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_launchers_that_meet_at_an_endpoint_make_the_same_model(folder, alone, tmp_path):

@@ -1,4 +1,6 @@
-"""Ranks under torchrun against one process: equal losses, gradients and weights to the last bit, however work and transfers are divided."""
+"""Ranks under torchrun against one process: equal losses, gradients and weights to the last bit,
+however work and transfers are divided.
+"""
 
 import importlib.util
 import json
@@ -26,10 +28,29 @@ CASES = [(world, name) for world, scenarios in ONE.SCENARIOS.items() for name in
 _launched: dict[int, list[dict]] = {}
 
 
-def launch(world: int, folder: Path, script: Path = SCRIPT, timeout: float = 170) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), str(script), str(folder)]
+def launch(
+    world: int, folder: Path, script: Path = SCRIPT, timeout: float = 170
+) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(world),
+        str(script),
+        str(folder),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(command, env=environment, cwd=SCRIPT.parents[3], capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        command,
+        env=environment,
+        cwd=SCRIPT.parents[3],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +68,9 @@ def ranks(folder):
             own.mkdir()
             done = launch(world, own)
             assert done.returncode == 0, done.stderr[-3000:]
-            _launched[world] = [json.loads((own / f"{rank}.json").read_text()) for rank in range(world)]
+            _launched[world] = [
+                json.loads((own / f"{rank}.json").read_text()) for rank in range(world)
+            ]
         return _launched[world]
 
     return of
@@ -57,18 +80,27 @@ def ranks(folder):
 def test_every_rank_is_one_process(world, name, ranks):
     *_, sizes, by_rows = ONE.SCENARIOS[world][name]
     found = [one[name] for one in ranks(world)]
-    assert all(one["steps"] == found[0]["steps"] and one["weights"] == found[0]["weights"] for one in found)
+    assert all(
+        one["steps"] == found[0]["steps"] and one["weights"] == found[0]["weights"] for one in found
+    )
     assert len(found[0]["steps"]) == ONE.STEPS >= 20
     wanted = ONE.one_process(name, world)
-    if by_rows:  # ZO2's own mean takes micro-batches to be alike; all rows in one are the same loss but for its rounding
+    # ZO2's own mean takes micro-batches to be alike; all rows in one are the same loss but for its
+    # rounding
+    if by_rows:
         assert len(set(sizes)) > 1
         whole = ONE.ZO2(ONE.model(), **ONE.options(storage="ram"))
         step = whole.step(ONE.batches(0, [sum(sizes)])[0])
         assert float.fromhex(found[0]["steps"][0][0]) == pytest.approx(step.loss, rel=1e-6)
-        assert float.fromhex(found[0]["steps"][0][0]) != pytest.approx(float.fromhex(wanted["steps"][0][0]), rel=1e-4)
-    elif "other order, float64" in name:  # added in another order, losses in float64 round otherwise
+        assert float.fromhex(found[0]["steps"][0][0]) != pytest.approx(
+            float.fromhex(wanted["steps"][0][0]), rel=1e-4
+        )
+    elif "other order, float64" in name:
+        # added in another order, losses in float64 round otherwise
         pairs = [[float.fromhex(value) for value in step] for step in found[0]["steps"]]
-        for (loss, g), (wanted_loss, wanted_g) in zip(pairs, ([float.fromhex(v) for v in s] for s in wanted["steps"]), strict=True):
+        for (loss, g), (wanted_loss, wanted_g) in zip(
+            pairs, ([float.fromhex(v) for v in s] for s in wanted["steps"]), strict=True
+        ):
             assert loss == pytest.approx(wanted_loss, rel=1e-13)
             assert g == pytest.approx(wanted_g, rel=1e-9, abs=1e-11)
     else:
@@ -77,10 +109,18 @@ def test_every_rank_is_one_process(world, name, ranks):
 
 
 def test_g_is_the_mean_of_the_shards_and_varies_the_less_the_more_there_are(ranks):
-    """At one point and in one direction: g on D independent micro-batches has a D-th of the variance of g on one."""
+    """At one point and in one direction: g on D independent micro-batches has a D-th of the
+    variance of g on one.
+    """
     shards, alone = 4, ONE.at_rest()
     each = np.array(
-        [[alone.step(part, seed=7).projected_gradient for part in ONE.batches(step, [2] * shards)] for step in range(ONE.DRAWS)]
+        [
+            [
+                alone.step(part, seed=7).projected_gradient
+                for part in ONE.batches(step, [2] * shards)
+            ]
+            for step in range(ONE.DRAWS)
+        ]
     )
     for one in ranks(shards):
         found = np.array([float.fromhex(g) for g in one["spread"]])
@@ -95,19 +135,31 @@ def test_a_rank_sends_24_bytes_a_micro_batch_and_step(world, name, ranks):
         assert one[name]["sent"] == 24 * ONE.STEPS * -(-len(sizes) // dp)
 
 
-@pytest.mark.parametrize(("world", "name"), [(w, n) for w, n in CASES if ONE.SCENARIOS[w][n][2] == "sliced"])
+@pytest.mark.parametrize(
+    ("world", "name"), [(w, n) for w, n in CASES if ONE.SCENARIOS[w][n][2] == "sliced"]
+)
 def test_slices_of_the_ranks_make_up_each_block_once(world, name, ranks):
-    """Together the ranks move each block once a visit, to the byte; no rank more than its N-th, rounded up to the alignment."""
+    """Together the ranks move each block once a visit, to the byte; no rank more than its N-th,
+    rounded up to the alignment.
+    """
     found = [one[name] for one in ranks(world)]
     codecs = ONE.ZO2(ONE.model(), **ONE.options(storage="ram")).store.codecs
     for lane, visits, writable in (("up", "uploads", False), ("down", "offloads", True)):
         counts = found[0][visits]
         assert min(counts) >= ONE.STEPS
         assert all(one[visits] == counts for one in found)
-        whole = [sum(f.nbytes for f in codec.stored.fields if f.writable or not writable) for codec in codecs]
-        assert sum(one[lane] for one in found) == sum(n * nbytes for n, nbytes in zip(counts, whole, strict=True))
+        whole = [
+            sum(f.nbytes for f in codec.stored.fields if f.writable or not writable)
+            for codec in codecs
+        ]
+        assert sum(one[lane] for one in found) == sum(
+            n * nbytes for n, nbytes in zip(counts, whole, strict=True)
+        )
         slices = [-(-codec.stored.nbytes // world) + 63 for codec in codecs]
-        assert all(one[lane] <= sum(n * nbytes for n, nbytes in zip(counts, slices, strict=True)) for one in found)
+        assert all(
+            one[lane] <= sum(n * nbytes for n, nbytes in zip(counts, slices, strict=True))
+            for one in found
+        )
     assert all(one["exchanged"] > 0 for one in found)
 
 
@@ -155,7 +207,9 @@ sys.path.insert(0, {root!r})
 from projects.distzo2 import DistZO2, device_mesh, distributed
 from projects.zo2 import ZO2
 import importlib.util
-s = importlib.util.spec_from_file_location("r", {script!r}); r = importlib.util.module_from_spec(s); s.loader.exec_module(r)
+s = importlib.util.spec_from_file_location("r", {script!r})
+r = importlib.util.module_from_spec(s)
+s.loader.exec_module(r)
 with distributed(timeout_seconds=20):
     import torch.distributed as dist
     ddp = DistZO2(ZO2(r.model(), **r.options(storage="ram")), device_mesh(2), check_every=0)
@@ -167,7 +221,9 @@ with distributed(timeout_seconds=20):
 """
 
 
-@pytest.mark.parametrize("fault", ["os.kill(os.getpid(), signal.SIGKILL)", "raise RuntimeError('a rank raises')"])
+@pytest.mark.parametrize(
+    "fault", ["os.kill(os.getpid(), signal.SIGKILL)", "raise RuntimeError('a rank raises')"]
+)
 def test_the_others_end_when_a_rank_dies(fault, tmp_path):
     script = tmp_path / "dying.py"
     script.write_text(DYING.format(root=str(SCRIPT.parents[3]), script=str(SCRIPT), fault=fault))

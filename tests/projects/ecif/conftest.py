@@ -1,4 +1,6 @@
-"""A trained problem for all tests; what makes it is in `ecif_problems`, which tests import (pytest's importlib mode knows no siblings)."""
+"""A trained problem for all tests; what makes it is in `ecif_problems`, which tests import
+(pytest's importlib mode knows no siblings).
+"""
 
 import sys
 from pathlib import Path
@@ -21,4 +23,6 @@ def trained() -> tuple[Contrastive, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def validation(trained) -> Contrastive:
-    return Contrastive(trained[0].towers, Pairs.of((normal(9, 5, seed=8), normal(9, 7, seed=9)), 5), 0.0)
+    return Contrastive(
+        trained[0].towers, Pairs.of((normal(9, 5, seed=8), normal(9, 7, seed=9)), 5), 0.0
+    )

@@ -1,4 +1,6 @@
-"""Small trained problems in odd shapes, and the loss written as loops over pairs, which shares nothing with the project's."""
+"""Small trained problems in odd shapes, and the loss written as loops over pairs, which shares
+nothing with the project's.
+"""
 
 import math
 
@@ -26,11 +28,19 @@ def loop_loss(s: Tensor, rows: list[int] | None = None) -> float:
     return total
 
 
-def make(n: int = 11, batch: int = 4, delta: float = 6.0, seed: int = 0, inputs: tuple[Tensor, Tensor] | None = None) -> Contrastive:
+def make(
+    n: int = 11,
+    batch: int = 4,
+    delta: float = 6.0,
+    seed: int = 0,
+    inputs: tuple[Tensor, Tensor] | None = None,
+) -> Contrastive:
     """Heads 5 -> 3 and 7 -> 3 on random features; the last batch is short."""
     towers = TwoTower(Heads(5, 7, 3, seed))
     texts, images = inputs or (normal(n, 5, seed=seed + 1), normal(n, 7, seed=seed + 2))
-    return Contrastive(towers, Pairs.of((texts, images), batch, seed), delta, towers.parameters.flat())
+    return Contrastive(
+        towers, Pairs.of((texts, images), batch, seed), delta, towers.parameters.flat()
+    )
 
 
 def train(problem: Contrastive, start: Tensor | None = None) -> Tensor:

@@ -28,7 +28,12 @@ MUTATIONS = [
         'terms = (lambda x: -_log_others(x)) if mode == "exact" else (lambda x: 1 / x.softmax(-1))',
         "the negative part is the reciprocal of the softmax",
     ),
-    Mutation(LOSS, "both = terms(masked) + terms(masked.mT)", "both = terms(masked) - terms(masked.mT)", "texts' softmaxes are subtracted"),
+    Mutation(
+        LOSS,
+        "both = terms(masked) + terms(masked.mT)",
+        "both = terms(masked) - terms(masked.mT)",
+        "texts' softmaxes are subtracted",
+    ),
     Mutation(
         LOSS,
         "return torch.where(others, both, 0.0).sum(-2)",
@@ -73,8 +78,10 @@ MUTATIONS = [
     ),
     Mutation(
         INFLUENCE,
-        "return removal_losses(self.towers.logits(at, piece[:-1]), piece[-1], mode, parts)\n\n        return products",
-        'return removal_losses(self.towers.logits(at, piece[:-1]), piece[-1], mode, "positive")\n\n        return products',
+        "return removal_losses(self.towers.logits(at, piece[:-1]), piece[-1], mode, parts)\n\n     "
+        "   return products",
+        'return removal_losses(self.towers.logits(at, piece[:-1]), piece[-1], mode, "positive")\n\n'
+        "        return products",
         "scores forget the negative part",
     ),
     Mutation(
@@ -96,7 +103,10 @@ MUTATIONS = [
         "retraining keeps the removed pairs",
     ),
     Mutation(
-        PAIRS, "return values.flatten(0, 1)[self.order]", "return values.flatten(0, 1)[: self.n]", "scores are in the order of places"
+        PAIRS,
+        "return values.flatten(0, 1)[self.order]",
+        "return values.flatten(0, 1)[: self.n]",
+        "scores are in the order of places",
     ),
     Mutation(
         PAIRS,
@@ -104,7 +114,13 @@ MUTATIONS = [
         "present = (torch.arange(places, device=filled.device) < n + 1)",
         "a place that repeats a pair counts as one",
     ),
-    Mutation(TOWERS, "-self._logit_scale(w)", "self._logit_scale(w)", "CLIP's logit scale is taken for log tau", ("clip",)),
+    Mutation(
+        TOWERS,
+        "-self._logit_scale(w)",
+        "self._logit_scale(w)",
+        "CLIP's logit scale is taken for log tau",
+        ("clip",),
+    ),
     Mutation(
         FIT,
         "        require_positive(matrix.matmul, w, damping)\n",
@@ -120,12 +136,18 @@ MUTATIONS = [
         ("refusals",),
     ),
     Mutation(
-        COMMAND, "getattr(options, name) for name in known", "name for name in known", "chunks of other options are taken", ("refusals",)
+        COMMAND,
+        "getattr(options, name) for name in known",
+        "name for name in known",
+        "chunks of other options are taken",
+        ("refusals",),
     ),
     Mutation(
         CLAIMS,
-        'return Verdict(_count(sum(gain.low > 0 for gain in gains.values()), len(gains)), measured)\n\n\n@claim(\n    id="ecif.peers"',
-        'return Verdict(_count(sum(gain.value > 0 for gain in gains.values()), len(gains)), measured)\n\n\n@claim(\n    id="ecif.peers"',
+        "return Verdict(_count(sum(gain.low > 0 for gain in gains.values()), len(gains)),"
+        ' measured)\n\n\n@claim(\n    id="ecif.peers"',
+        "return Verdict(_count(sum(gain.value > 0 for gain in gains.values()), len(gains)),"
+        ' measured)\n\n\n@claim(\n    id="ecif.peers"',
         "a gain within its interval counts",
         ("claims",),
     ),
@@ -151,15 +173,30 @@ MUTATIONS = [
         ("finetune",),
     ),
     Mutation(
-        FINETUNE, "added = damping * spectral_radius(", "added = damping / spectral_radius(", "the damping is no share", ("finetune",)
+        FINETUNE,
+        "added = damping * spectral_radius(",
+        "added = damping / spectral_radius(",
+        "the damping is no share",
+        ("finetune",),
     ),
-    Mutation(FINETUNE, "copy.deepcopy(base.model)", "base.model", "adapters of one seed stay for the next", ("finetune",)),
     Mutation(
-        TOWERS, "(pixels.to(dtype) / 255 - mean) / deviation", "(pixels.to(dtype) / 255 - mean)", "pixels are not scaled", ("finetune",)
+        FINETUNE,
+        "copy.deepcopy(base.model)",
+        "base.model",
+        "adapters of one seed stay for the next",
+        ("finetune",),
+    ),
+    Mutation(
+        TOWERS,
+        "(pixels.to(dtype) / 255 - mean) / deviation",
+        "(pixels.to(dtype) / 255 - mean)",
+        "pixels are not scaled",
+        ("finetune",),
     ),
     Mutation(
         INFLUENCE,
-        "            total = total + grad(loss)(w)\n        return total / self.pairs.present.sum()",
+        "            total = total + grad(loss)(w)\n        return total /"
+        " self.pairs.present.sum()",
         "            total = grad(loss)(w)\n        return total / self.pairs.present.sum()",
         "the validation gradient is of its last chunk",
         ("finetune",),

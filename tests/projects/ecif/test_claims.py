@@ -1,4 +1,6 @@
-"""Every claim of ECIF fails on rows that must fail it, and holds on rows that must hold it; in between it says so."""
+"""Every claim of ECIF fails on rows that must fail it, and holds on rows that must hold it; in
+between it says so.
+"""
 
 import pandas as pd
 import pytest
@@ -17,24 +19,64 @@ def ablation(exact=0.2, paper=0.3, positive=0.5, seeds=5, correlations=(0.95, 0.
         rows.append({**whole, "kind": "scores", "score_correlation": 1.0})
         for variant, error in (("exact", exact), ("paper", paper), ("positive", positive)):
             rows.append(
-                {**whole, "kind": "pair", "variant": variant, "parameter_error": error + (NOISE[seed] if variant == "exact" else 0)}
+                {
+                    **whole,
+                    "kind": "pair",
+                    "variant": variant,
+                    "parameter_error": error + (NOISE[seed] if variant == "exact" else 0),
+                }
             )
         for dimension, correlation in zip((200, 450), correlations, strict=True):
             rows.append(
-                {**common, "kind": "scores", "curvature": f"LoGra {dimension}", "dimension": dimension, "score_correlation": correlation}
+                {
+                    **common,
+                    "kind": "scores",
+                    "curvature": f"LoGra {dimension}",
+                    "dimension": dimension,
+                    "score_correlation": correlation,
+                }
             )
     return {"ablation": rows}
 
 
-def removal(edit=0.8, retrained=0.8, error=0.3, positive=0.5, harmful=0.0, valuable=0.0, selected=None, seeds=5):
+def removal(
+    edit=0.8,
+    retrained=0.8,
+    error=0.3,
+    positive=0.5,
+    harmful=0.0,
+    valuable=0.0,
+    selected=None,
+    seeds=5,
+):
     rows = []
     for seed in range(seeds):
         for kind, moved in (("harmful", harmful), ("random", 0.0), ("valuable", valuable)):
             common = {"dataset": "emoji", "seed": seed, "kind": kind, "share": 0.1}
-            rows.append({**common, "method": "retrain", "test_accuracy": retrained + moved + NOISE[seed] * (kind != "random")})
-            rows.append({**common, "method": "ECIF", "test_accuracy": edit + moved, "parameter_error": error})
+            rows.append(
+                {
+                    **common,
+                    "method": "retrain",
+                    "test_accuracy": retrained + moved + NOISE[seed] * (kind != "random"),
+                }
+            )
+            rows.append(
+                {
+                    **common,
+                    "method": "ECIF",
+                    "test_accuracy": edit + moved,
+                    "parameter_error": error,
+                }
+            )
             worse = positive if kind == "random" or selected is None else selected
-            rows.append({**common, "method": "positive only", "test_accuracy": edit, "parameter_error": worse})
+            rows.append(
+                {
+                    **common,
+                    "method": "positive only",
+                    "test_accuracy": edit,
+                    "parameter_error": worse,
+                }
+            )
     return {"removal": rows}
 
 
@@ -57,18 +99,41 @@ def misalignment(gain=0.03, peer=-0.03, hits=0.9, auc=0.9, simple=0.6, seeds=5, 
                 }
             )
             for name in ("IF-EKFAC", "TRAK", "TracIn"):
-                rows.append({**common, "method": name, "test_accuracy": 0.5 + peer, "ten_precision": 0.2, "detection_auc": 0.5})
+                rows.append(
+                    {
+                        **common,
+                        "method": name,
+                        "test_accuracy": 0.5 + peer,
+                        "ten_precision": 0.2,
+                        "detection_auc": 0.5,
+                    }
+                )
             for name in ("CLIP-score", "pair loss"):
-                rows.append({**common, "method": name, "test_accuracy": 0.5, "ten_precision": 0.2, "detection_auc": simple})
+                rows.append(
+                    {
+                        **common,
+                        "method": name,
+                        "test_accuracy": 0.5,
+                        "ten_precision": 0.2,
+                        "detection_auc": simple,
+                    }
+                )
     return {"misalignment": rows}
 
 
 def trace(relative=0.5, influence=0.2, random=0.02, queries=24):
     rows = []
     for query in range(queries):
-        for name, share in (("relative influence", relative), ("influence", influence), ("random", random), ("cosine", 0.4)):
+        for name, share in (
+            ("relative influence", relative),
+            ("influence", influence),
+            ("random", random),
+            ("cosine", 0.4),
+        ):
             own = share + NOISE[query % 5] * (name == "relative influence")
-            rows.append({"seed": 0, "query": query, "ranking": name, "same_share": own, "got_share": 0.0})
+            rows.append(
+                {"seed": 0, "query": query, "ranking": name, "same_share": own, "got_share": 0.0}
+            )
     return {"trace": rows}
 
 
@@ -85,28 +150,72 @@ def cost(retrain=3.0, trak=2.0, gradients=2.0, forward=2.0, passes=1, per_sample
     }
     rows = []
     for (task, method), each in seconds.items():
-        counted = {"gradients": 1, "curvature_products": 9, "forward_mode": passes, "per_sample_gradients": per_sample}
-        rows.append({"task": task, "method": method, "kind": "passes", "score_error": 1e-3 if method == "ECIF" else None, **counted})
-        rows += [{"task": task, "method": method, "kind": "time", "repeat": r, "work_seconds": each} for r in range(6)]
+        counted = {
+            "gradients": 1,
+            "curvature_products": 9,
+            "forward_mode": passes,
+            "per_sample_gradients": per_sample,
+        }
+        rows.append(
+            {
+                "task": task,
+                "method": method,
+                "kind": "passes",
+                "score_error": 1e-3 if method == "ECIF" else None,
+                **counted,
+            }
+        )
+        rows += [
+            {"task": task, "method": method, "kind": "time", "repeat": r, "work_seconds": each}
+            for r in range(6)
+        ]
     return {"cost": rows}
 
 
-def clip(gap=0.0, speed=2.0, ecif=0.02, peers=-0.05, seeds=5, weights="pretrained", shuffled=(0.0, 0.15)):
-    """`gap` by kind, or one number; `ecif` by share of exchanged captions, or one number; peers' noise is twice ECIF's."""
+def clip(
+    gap=0.0, speed=2.0, ecif=0.02, peers=-0.05, seeds=5, weights="pretrained", shuffled=(0.0, 0.15)
+):
+    """`gap` by kind, or one number; `ecif` by share of exchanged captions, or one number; peers'
+    noise is twice ECIF's.
+    """
     common = {"dataset": "food101", "model": "clip", "weights": weights}
     rows = []
     for seed in range(seeds):
         for number, kind in enumerate(("random", "valuable", "harmful")):
             away = gap[number] if isinstance(gap, tuple) else gap
-            cell = {**common, "part": "removal", "seed": seed, "kind": kind, "share": 0.1, "shuffled_share": 0.0}
-            rows.append({**cell, "method": "retrain", "test_accuracy": 0.8, "work_seconds": speed * (1 + 0.1 * number)})
-            rows.append({**cell, "method": "ECIF", "test_accuracy": 0.8 + away + NOISE[seed], "work_seconds": 1 + 0.1 * number})
+            cell = {
+                **common,
+                "part": "removal",
+                "seed": seed,
+                "kind": kind,
+                "share": 0.1,
+                "shuffled_share": 0.0,
+            }
+            rows.append(
+                {
+                    **cell,
+                    "method": "retrain",
+                    "test_accuracy": 0.8,
+                    "work_seconds": speed * (1 + 0.1 * number),
+                }
+            )
+            rows.append(
+                {
+                    **cell,
+                    "method": "ECIF",
+                    "test_accuracy": 0.8 + away + NOISE[seed],
+                    "work_seconds": 1 + 0.1 * number,
+                }
+            )
         for number, share in enumerate(shuffled):
             gain = ecif[number] if isinstance(ecif, tuple) else ecif
             cell = {**common, "part": "harmful", "seed": seed, "shuffled_share": share}
             rows.append({**cell, "method": "no removal", "test_accuracy": 0.8})
             rows.append({**cell, "method": "ECIF", "test_accuracy": 0.8 + gain + NOISE[seed]})
-            rows += [{**cell, "method": one, "test_accuracy": 0.8 + peers + 2 * NOISE[seed]} for one in ("IF-EKFAC", "TRAK", "TracIn")]
+            rows += [
+                {**cell, "method": one, "test_accuracy": 0.8 + peers + 2 * NOISE[seed]}
+                for one in ("IF-EKFAC", "TRAK", "TracIn")
+            ]
     return {"clip": rows}
 
 
@@ -188,7 +297,9 @@ def test_what_is_half_true_holds_partly(name):
 
 @pytest.mark.parametrize("name", TOO_FEW)
 def test_too_few_seeds_are_no_verdict(name):
-    found = getattr(claims, name)(**{key: pd.DataFrame(rows) for key, rows in TOO_FEW[name].items()})
+    found = getattr(claims, name)(
+        **{key: pd.DataFrame(rows) for key, rows in TOO_FEW[name].items()}
+    )
     assert found.verdict == "not tested here"
 
 

@@ -1,4 +1,6 @@
-"""A tiny CLIP of transformers with LoRA adapters, built here: its logits, its scores, and the command on a folder of images."""
+"""A tiny CLIP of transformers with LoRA adapters, built here: its logits, its scores, and the
+command on a folder of images.
+"""
 
 import csv
 
@@ -18,12 +20,24 @@ from projects.ecif.fit import fit
 from shared.errors import UserError
 from shared.influence.solvers import dense, matrix_of
 
-SIZES = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_hidden_layers": 1}
+SIZES = {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+}
 
 
 def tiny(vocabulary: int = 30, end: int = 2) -> CLIPModel:
     torch.manual_seed(0)
-    text = {**SIZES, "vocab_size": vocabulary, "max_position_embeddings": 7, "eos_token_id": end, "bos_token_id": 1, "pad_token_id": 0}
+    text = {
+        **SIZES,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 7,
+        "eos_token_id": end,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+    }
     vision = {**SIZES, "image_size": 8, "patch_size": 4}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=6))
     for parameter in model.parameters():  # wide enough apart that pairs differ
@@ -33,7 +47,9 @@ def tiny(vocabulary: int = 30, end: int = 2) -> CLIPModel:
 
 def adapted(model: CLIPModel):
     torch.manual_seed(1)
-    tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)).eval()
+    tuned = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.0)
+    ).eval()
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -56,7 +72,9 @@ def test_the_logits_are_clips_own(inputs):
     found = towers.logits(w, tuple(one.view(1, *one.shape) for one in inputs))[0]
     ids, mask, pixels = inputs
     with torch.no_grad():
-        truth = towers.parameters.call(w, input_ids=ids, attention_mask=mask, pixel_values=pixels).logits_per_text
+        truth = towers.parameters.call(
+            w, input_ids=ids, attention_mask=mask, pixel_values=pixels
+        ).logits_per_text
     assert torch.allclose(found, truth, atol=1e-10)
     assert any("logit_scale" in name for name in towers.parameters.names)
 
@@ -68,12 +86,16 @@ def test_the_temperature_is_a_parameter(inputs):
     moved = w.clone()
     moved[scale] += 0.1
     batch = tuple(one.unsqueeze(0) for one in inputs)
-    assert torch.allclose(towers.logits(moved, batch), towers.logits(w, batch) * np.exp(0.1), atol=1e-12)
+    assert torch.allclose(
+        towers.logits(moved, batch), towers.logits(w, batch) * np.exp(0.1), atol=1e-12
+    )
 
 
 def test_scores_of_a_converged_clip_are_dot_products_pair_by_pair(inputs):
     towers = Clip(adapted(tiny()), select=("*lora_*",), dtype=torch.float64)
-    problem = Contrastive(towers, Pairs.of(inputs, 4), 500.0, torch.zeros(towers.parameters.size, dtype=torch.float64))
+    problem = Contrastive(
+        towers, Pairs.of(inputs, 4), 500.0, torch.zeros(towers.parameters.size, dtype=torch.float64)
+    )
     w = fit(problem, towers.parameters.flat(), hessian=False).w
     matrix = matrix_of(problem.objective().hessian(w), w)
     metric = Contrastive(towers, Pairs.of([one.flip(0) for one in inputs], 5), 0.0).mean_loss
@@ -94,25 +116,48 @@ def folders(tmp_path_factory, save_tokenizer):
     tokenizer.save_pretrained(root / "clip")
     model = tiny(len(tokenizer), tokenizer.eos_token_id)
     model.save_pretrained(root / "clip")
-    CLIPImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}).save_pretrained(root / "clip")
+    CLIPImageProcessor(
+        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}
+    ).save_pretrained(root / "clip")
     adapted(model).save_pretrained(root / "lora")
     draw = np.random.default_rng(0)
     names = {"train": range(9), "clean": range(9, 13), "one": range(9, 10)}
     for number in range(13):
-        Image.fromarray(draw.integers(0, 256, (10, 9, 3), dtype=np.uint8)).save(root / f"{number}.png")
+        Image.fromarray(draw.integers(0, 256, (10, 9, 3), dtype=np.uint8)).save(
+            root / f"{number}.png"
+        )
     for name, numbers in names.items():
         with open(root / f"{name}.csv", "w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["image", "caption"])
-            writer.writerows([f"{number}.png", f"{'abcdefghijklm'[number]}x{number}"] for number in numbers)
+            writer.writerows(
+                [f"{number}.png", f"{'abcdefghijklm'[number]}x{number}"] for number in numbers
+            )
     return root
 
 
 @pytest.mark.parametrize("query", ["clean", "one"])
 def test_the_command_on_a_clip_folder(folders, query):
     out = folders / f"{query}.scores.csv"
-    options = ["--fit", "--dtype", "float64", "--batch", "4", "--delta", "500", "--gradient-tol", "1e-7"]
-    arguments = ["--model", folders / "clip", "--adapter", folders / "lora", "--data", folders / "train.csv"]
+    options = [
+        "--fit",
+        "--dtype",
+        "float64",
+        "--batch",
+        "4",
+        "--delta",
+        "500",
+        "--gradient-tol",
+        "1e-7",
+    ]
+    arguments = [
+        "--model",
+        folders / "clip",
+        "--adapter",
+        folders / "lora",
+        "--data",
+        folders / "train.csv",
+    ]
     arguments += ["--query", folders / f"{query}.csv", "--out", out, *options]
     assert main(["score", *map(str, arguments)]) == 0
     found = pd.read_csv(out)
@@ -122,8 +167,26 @@ def test_the_command_on_a_clip_folder(folders, query):
 
 
 def test_adapters_that_are_not_at_a_minimum_are_refused(folders, capsys):
-    arguments = ["--model", folders / "clip", "--adapter", folders / "lora", "--data", folders / "train.csv"]
-    assert main(["score", *map(str, [*arguments, "--query", folders / "clean.csv", "--out", folders / "never.csv"])]) == 2
+    arguments = [
+        "--model",
+        folders / "clip",
+        "--adapter",
+        folders / "lora",
+        "--data",
+        folders / "train.csv",
+    ]
+    assert (
+        main(
+            [
+                "score",
+                *map(
+                    str,
+                    [*arguments, "--query", folders / "clean.csv", "--out", folders / "never.csv"],
+                ),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("ecif: the model is not trained to a minimum: the gradient's norm is")
 

@@ -1,4 +1,6 @@
-"""The experiment on a CLIP, at its smallest: what its rows hold, and that a user's mistakes are one line."""
+"""The experiment on a CLIP, at its smallest: what its rows hold, and that a user's mistakes are one
+line.
+"""
 
 import pandas as pd
 import pytest
@@ -29,20 +31,35 @@ def rows(config):
 @pytest.fixture(scope="module")
 def case(config):
     base = base_model(config.model)
-    pictures = load(config.dataset, None, config.train, config.validation, config.test, base.size, 0)
+    pictures = load(
+        config.dataset, None, config.train, config.validation, config.test, base.size, 0
+    )
     return clip.build(config, base, pictures, 0, 0.2)
 
 
 def test_both_tables_have_all_their_rows(rows):
     removal = rows[rows["part"] == "removal"]
     assert set(zip(removal["kind"], removal["method"], strict=True)) == {
-        (kind, method) for kind in ("random", "valuable", "harmful") for method in ("retrain", *clip.EDITS)
+        (kind, method)
+        for kind in ("random", "valuable", "harmful")
+        for method in ("retrain", *clip.EDITS)
     }
     harmful = rows[rows["part"] == "harmful"]
-    methods = ["no removal", "ECIF", "IF-EKFAC", "TRAK", "TracIn", "CLIP-score", "pair loss", "random"]
+    methods = [
+        "no removal",
+        "ECIF",
+        "IF-EKFAC",
+        "TRAK",
+        "TracIn",
+        "CLIP-score",
+        "pair loss",
+        "random",
+    ]
     for share, own in harmful.groupby("shuffled_share"):
         assert own["method"].tolist() == methods
-        assert own["detection_auc"].notna().tolist() == [share > 0 and method != "no removal" for method in methods]
+        assert own["detection_auc"].notna().tolist() == [
+            share > 0 and method != "no removal" for method in methods
+        ]
     assert (removal["shuffled_share"] == 0).all()
     edits = removal[removal["method"] != "retrain"]
     assert (edits["products"] == 5).all()
@@ -51,10 +68,19 @@ def test_both_tables_have_all_their_rows(rows):
 
 
 def test_what_removal_trained_again_is_what_harmful_did(rows):
-    """The most harmful tenth on clean captions stands in both tables, by two ways through the code."""
-    again = rows[(rows["part"] == "removal") & (rows["kind"] == "harmful") & (rows["method"] == "retrain")].iloc[0]
-    ecif = rows[(rows["part"] == "harmful") & (rows["method"] == "ECIF") & (rows["shuffled_share"] == 0)].iloc[0]
-    assert (again["validation_loss"], again["test_accuracy"]) == (ecif["validation_loss"], ecif["test_accuracy"])
+    """The most harmful tenth on clean captions stands in both tables, by two ways through
+    the code.
+    """
+    again = rows[
+        (rows["part"] == "removal") & (rows["kind"] == "harmful") & (rows["method"] == "retrain")
+    ].iloc[0]
+    ecif = rows[
+        (rows["part"] == "harmful") & (rows["method"] == "ECIF") & (rows["shuffled_share"] == 0)
+    ].iloc[0]
+    assert (again["validation_loss"], again["test_accuracy"]) == (
+        ecif["validation_loss"],
+        ecif["test_accuracy"],
+    )
 
 
 def test_fine_tuning_lowers_the_loss_and_training_again_without_nothing_is_the_same(rows, case):
@@ -67,12 +93,17 @@ def test_fine_tuning_lowers_the_loss_and_training_again_without_nothing_is_the_s
 
 def test_exchanged_captions_are_of_training_pairs_only(config, case):
     base = base_model(config.model)
-    pictures = load(config.dataset, None, config.train, config.validation, config.test, base.size, 0)
+    pictures = load(
+        config.dataset, None, config.train, config.validation, config.test, base.size, 0
+    )
     ids, _ = base.tokens([config.prompt.format(name) for name in pictures.classes])
     found = case.problem.pairs.by_pair(case.problem.pairs.inputs[0])
     assert torch.equal((found != ids[pictures.train.labels]).any(1), case.corrupted)
     assert int(case.corrupted.sum()) == round(0.2 * 40)
-    assert torch.equal(case.validation.pairs.by_pair(case.validation.pairs.inputs[0]), ids[pictures.validation.labels])
+    assert torch.equal(
+        case.validation.pairs.by_pair(case.validation.pairs.inputs[0]),
+        ids[pictures.validation.labels],
+    )
     captions = [tuple(one) for one in found.tolist()]
     assert case.repeated_share == case.problem.pairs.repeated_share(captions)
 
@@ -84,7 +115,9 @@ def test_the_most_harmful_pairs_are_those_whose_removal_lowers_the_clean_loss(ca
     scores = clip.harmful(case, case.curvature(), 0.0, run, {"seed": 0})
     g = torch.func.grad(case.validation.mean_loss)(case.w)
     matrix = case.problem.objective().ggn(case.w)
-    effects = case.problem.removal_effect(case.w, [[pair] for pair in range(40)], lambda b: clip_solve(matrix, b, case))
+    effects = case.problem.removal_effect(
+        case.w, [[pair] for pair in range(40)], lambda b: clip_solve(matrix, b, case)
+    )
     assert float(torch.corrcoef(torch.stack([scores, g @ effects]))[0, 1]) > 0.99
     assert seen[0] == most_harmful(-scores)[:4].tolist()
 
@@ -117,7 +150,10 @@ def test_the_table_has_areas_where_captions_were_exchanged_alone(rows):
 
 def test_a_missing_folder_or_model_is_one_line(tmp_path, capsys):
     for change, message in (
-        (["dataset=food101", f"folder={tmp_path}"], f"there is no {tmp_path}/food-101: set `folder`"),
+        (
+            ["dataset=food101", f"folder={tmp_path}"],
+            f"there is no {tmp_path}/food-101: set `folder`",
+        ),
         ([f"model={tmp_path}"], "holds no config.json"),
         (["prompt=a photo"], "prompt"),
     ):

@@ -1,4 +1,6 @@
-"""A CLIP with LoRA as it is fine-tuned and differentiated: against finite differences, AdamW by hand, and CLIP's own preparation."""
+"""A CLIP with LoRA as it is fine-tuned and differentiated: against finite differences, AdamW by
+hand, and CLIP's own preparation.
+"""
 
 import math
 
@@ -24,17 +26,28 @@ def base():
     found = base_model("tiny")
     with torch.no_grad():
         for parameter in found.model.parameters():  # wide enough apart that pairs differ
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+            parameter.add_(
+                0.1
+                * torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+                )
+            )
     return found
 
 
 @pytest.fixture(scope="module")
 def problem(base):
-    """Eleven pairs in three batches, the last of them short, in float64; away from theta_0, where half of LoRA's gradients are 0."""
+    """Eleven pairs in three batches, the last of them short, in float64; away from theta_0, where
+    half of LoRA's gradients are 0.
+    """
     towers = Clip(with_lora(base, 2, 0), select=("*lora_*",), dtype=torch.float64)
     ids, mask = base.tokens([f"a {'bcdefghijkl'[one]}{'x' * (one % 3)}" for one in range(11)])
-    pixels = torch.randint(0, 256, (11, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    return Contrastive(towers, Pairs.of((ids, mask, pixels), 4), 3.0, towers.parameters.flat(), chunk=1)
+    pixels = torch.randint(
+        0, 256, (11, 3, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
+    return Contrastive(
+        towers, Pairs.of((ids, mask, pixels), 4), 3.0, towers.parameters.flat(), chunk=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +63,12 @@ def w(problem):
 
 def differences(f, w, v, step=1e-4):
     """The derivative of f at w along v, to fourth order."""
-    return (8 * (f(w + step * v) - f(w - step * v)) - (f(w + 2 * step * v) - f(w - 2 * step * v))) / (12 * step)
+    return (
+        8 * (f(w + step * v) - f(w - step * v)) - (f(w + 2 * step * v) - f(w - 2 * step * v))
+    ) / (12 * step)
 
 
-# ---- derivatives -----------------------------------------------------------------------------------------------------
+# ---- derivatives ---------------------------------------------------------------------------------
 
 
 def test_forward_mode_through_lora_is_a_finite_difference(problem, w):
@@ -72,11 +87,18 @@ def test_forward_mode_through_lora_is_a_finite_difference(problem, w):
 
 def test_gauss_newton_products_through_lora_are_finite_differences(problem, whole, w):
     v = normal(w.numel(), seed=3)
-    outputs, present = (lambda at: problem.towers.logits(at, problem.pairs.inputs)), problem.pairs.present
+    outputs, present = (
+        (lambda at: problem.towers.logits(at, problem.pairs.inputs)),
+        problem.pairs.present,
+    )
     with torch.no_grad():
-        jacobian = torch.stack([differences(outputs, w, e).flatten() for e in torch.eye(w.numel(), dtype=w.dtype)], 1)
+        jacobian = torch.stack(
+            [differences(outputs, w, e).flatten() for e in torch.eye(w.numel(), dtype=w.dtype)], 1
+        )
         s = outputs(w)
-    bend = torch.autograd.functional.hessian(lambda x: batch_losses(x, present).sum() / 3, s).view(s.numel(), -1)
+    bend = torch.autograd.functional.hessian(lambda x: batch_losses(x, present).sum() / 3, s).view(
+        s.numel(), -1
+    )
     wanted = jacobian.T @ (bend @ (jacobian @ v)) + v  # delta / m = 1
     assert torch.allclose(problem.objective().ggn(w)(v), wanted, atol=1e-8)
     assert torch.allclose(whole.objective().ggn(w)(v), wanted, atol=1e-8)
@@ -84,7 +106,11 @@ def test_gauss_newton_products_through_lora_are_finite_differences(problem, whol
 
 def test_hessian_products_through_lora_are_finite_differences_of_the_gradient(problem, w):
     v = normal(w.numel(), seed=4)
-    assert torch.allclose(problem.objective().hessian(w)(v), differences(problem.objective().gradient, w, v), atol=1e-7)
+    assert torch.allclose(
+        problem.objective().hessian(w)(v),
+        differences(problem.objective().gradient, w, v),
+        atol=1e-7,
+    )
 
 
 def test_the_gradient_in_chunks_is_that_of_the_mean_loss(problem, w):
@@ -93,7 +119,9 @@ def test_the_gradient_in_chunks_is_that_of_the_mean_loss(problem, w):
 
 def test_some_batches_estimate_the_objective(problem, w):
     parts = [problem.objective(slice(b, b + 1)) for b in range(3)]
-    assert float(sum(part(w) for part in parts)) / 3 == pytest.approx(float(problem.objective()(w)), rel=1e-12)
+    assert float(sum(part(w) for part in parts)) / 3 == pytest.approx(
+        float(problem.objective()(w)), rel=1e-12
+    )
     assert parts[0].n == 1
 
 
@@ -104,7 +132,8 @@ def test_a_damped_solve_and_its_truncation(whole, w):
     b = normal(w.numel(), seed=6)
     x, info = solve(b)
     wanted = torch.linalg.solve(matrix + 0.1 * top * torch.eye(w.numel(), dtype=w.dtype), b)
-    assert float((x - wanted).norm() / wanted.norm()) < 0.02  # ten iterations find the largest eigenvalue to some per cent
+    # ten iterations find the largest eigenvalue to some per cent
+    assert float((x - wanted).norm() / wanted.norm()) < 0.02
     assert info.relative_residual < 1e-8
     short, told = damped_ggn(whole, w, damping=0.1, iterations=3, batches=2)(b)
     assert told.products == 4  # and one for the residual
@@ -112,7 +141,7 @@ def test_a_damped_solve_and_its_truncation(whole, w):
     assert not torch.allclose(short, x)
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def test_fine_tuning_is_adamw_without_decay_and_with_the_regulariser():
@@ -126,9 +155,13 @@ def test_fine_tuning_is_adamw_without_decay_and_with_the_regulariser():
             kept = problem.pairs.present[b]
 
             def loss(at, b=b, kept=kept):
-                s = problem.towers.logits(at, tuple(x[b] for x in problem.pairs.inputs))[kept][:, kept]
+                s = problem.towers.logits(at, tuple(x[b] for x in problem.pairs.inputs))[kept][
+                    :, kept
+                ]
                 own = torch.arange(len(s))
-                total = sum(torch.nn.functional.cross_entropy(x, own, reduction="sum") for x in (s, s.T))
+                total = sum(
+                    torch.nn.functional.cross_entropy(x, own, reduction="sum") for x in (s, s.T)
+                )
                 return total + 30.0 / 6 * (at - start).square().sum()
 
             g, step = grad(loss)(w), step + 1
@@ -140,13 +173,24 @@ def test_fine_tuning_is_adamw_without_decay_and_with_the_regulariser():
 
 def test_training_again_keeps_the_order_of_batches_and_skips_empty_ones():
     problem = make(8, 4)
-    again = [fine_tune(problem, problem.centre, epochs=2, rate=0.01, seed=seed)[-1] for seed in (0, 0, 1)]
+    again = [
+        fine_tune(problem, problem.centre, epochs=2, rate=0.01, seed=seed)[-1] for seed in (0, 0, 1)
+    ]
     assert torch.equal(again[0], again[1])
     assert not torch.equal(again[0], again[2])
     gone = torch.nonzero(problem.pairs.order < 4).flatten().tolist()  # the whole of the first batch
-    alone = Contrastive(problem.towers, Pairs(tuple(x[1:] for x in problem.pairs.inputs), problem.pairs.present[1:], torch.arange(4)), 3.0)
-    found = fine_tune(problem.without(gone), problem.centre, epochs=2, rate=0.01, seed=0)[-1]  # delta / m = 6 / 2
-    assert torch.allclose(found, fine_tune(alone, problem.centre, epochs=2, rate=0.01, seed=0)[-1], atol=1e-12)
+    alone = Contrastive(
+        problem.towers,
+        Pairs(
+            tuple(x[1:] for x in problem.pairs.inputs), problem.pairs.present[1:], torch.arange(4)
+        ),
+        3.0,
+    )
+    # delta / m = 6 / 2
+    found = fine_tune(problem.without(gone), problem.centre, epochs=2, rate=0.01, seed=0)[-1]
+    assert torch.allclose(
+        found, fine_tune(alone, problem.centre, epochs=2, rate=0.01, seed=0)[-1], atol=1e-12
+    )
 
 
 def test_adapters_are_of_queries_and_values_of_both_towers_and_leave_the_base_alone():
@@ -163,7 +207,12 @@ def test_adapters_are_of_queries_and_values_of_both_towers_and_leave_the_base_al
 
 def test_accuracy_is_of_the_nearest_class_caption(problem, base, w):
     classes = base.tokens(["one", "two", "three"])
-    part = Part(torch.randint(0, 256, (7, 3, 8, 8), generator=torch.Generator().manual_seed(8), dtype=torch.uint8), torch.arange(7) % 3)
+    part = Part(
+        torch.randint(
+            0, 256, (7, 3, 8, 8), generator=torch.Generator().manual_seed(8), dtype=torch.uint8
+        ),
+        torch.arange(7) % 3,
+    )
     right = 0
     for image, label in zip(part.images, part.labels, strict=True):
         texts, picture, _ = problem.towers.embed(w, (*classes, image.unsqueeze(0)))
@@ -171,7 +220,7 @@ def test_accuracy_is_of_the_nearest_class_caption(problem, base, w):
     assert class_accuracy(problem.towers, w, classes, part, chunk=3) == right / 7
 
 
-# ---- the model's inputs ----------------------------------------------------------------------------------------------
+# ---- the model's inputs --------------------------------------------------------------------------
 
 
 def test_pixels_are_normalised_as_by_clips_own_processor():
@@ -180,7 +229,8 @@ def test_pixels_are_normalised_as_by_clips_own_processor():
     wanted = processor(images=picture, return_tensors="pt")["pixel_values"]
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).unsqueeze(0)
     assert torch.allclose(Clip.normalise(pixels, torch.float32), wanted, atol=1e-6)
-    assert torch.equal(Clip.normalise(wanted, torch.float64), wanted.double())  # what is no uint8 has been prepared
+    # what is no uint8 has been prepared
+    assert torch.equal(Clip.normalise(wanted, torch.float64), wanted.double())
 
 
 def test_captions_end_where_they_end(base):
@@ -189,11 +239,14 @@ def test_captions_end_where_they_end(base):
     assert mask.sum(1).tolist() == [4, 6, 32]  # the longest is cut at the model's 32 positions
     towers = Clip(with_lora(base, 2, 0), select=("*lora_*",), dtype=torch.float64)
     pixels, at = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), towers.parameters.flat()
-    long, short = towers.embed(at, (ids[:2], mask[:2], pixels))[0], towers.embed(at, (*base.tokens(["ab"] * 2), pixels))[0]
+    long, short = (
+        towers.embed(at, (ids[:2], mask[:2], pixels))[0],
+        towers.embed(at, (*base.tokens(["ab"] * 2), pixels))[0],
+    )
     assert torch.allclose(long[0], short[0], atol=1e-10)
 
 
-# ---- other methods ---------------------------------------------------------------------------------------------------
+# ---- other methods -------------------------------------------------------------------------------
 
 
 def test_trak_by_forward_mode_is_trak(validation):
@@ -206,7 +259,11 @@ def test_trak_by_forward_mode_is_trak(validation):
 
 def test_ekfac_by_rows_has_what_passes_through_each_row(problem, w, monkeypatch):
     fitted, seen = EKFAC.fit, []
-    monkeypatch.setattr(baselines.EKFAC, "fit", lambda *args, **options: seen.append(fitted(*args, **options)) or seen[-1])
+    monkeypatch.setattr(
+        baselines.EKFAC,
+        "fit",
+        lambda *args, **options: seen.append(fitted(*args, **options)) or seen[-1],
+    )
     scores = if_ekfac_by_rows(problem, w, lambda at: at.square().sum())
     assert scores.shape == (11,)
     squares = torch.zeros((), dtype=torch.float64)
@@ -227,12 +284,19 @@ def test_ekfac_by_rows_has_what_passes_through_each_row(problem, w, monkeypatch)
                     return batch_losses(logits(*embeddings, log_tau, 0.0), kept)
 
                 squares = squares + grad(loss)(w).square().sum() / 3
-    assert float(sum(block.lambda_OI.sum() for block in seen[0].blocks)) == pytest.approx(float(squares), rel=1e-8)
-    assert all(block.damping == pytest.approx(0.1 * float(block.lambda_OI.mean()) + 1.0) for block in seen[0].blocks)
+    assert float(sum(block.lambda_OI.sum() for block in seen[0].blocks)) == pytest.approx(
+        float(squares), rel=1e-8
+    )
+    assert all(
+        block.damping == pytest.approx(0.1 * float(block.lambda_OI.mean()) + 1.0)
+        for block in seen[0].blocks
+    )
 
 
 def test_scores_by_passes_are_those_of_the_metric_itself(problem, whole, w):
-    held_out = Contrastive(problem.towers, Pairs.of([x[0] for x in problem.pairs.inputs], 3), 0.0, chunk=1)
+    held_out = Contrastive(
+        problem.towers, Pairs.of([x[0] for x in problem.pairs.inputs], 3), 0.0, chunk=1
+    )
     solve = damped_ggn(whole, w, damping=0.1, iterations=6, batches=None)
     points = [problem.centre, w]
     calls = scores_by_passes(problem, w, held_out, solve, points=points, seed=0, dimension=3)
@@ -256,8 +320,14 @@ def test_scores_by_passes_are_those_of_the_metric_itself(problem, whole, w):
 
 
 def test_a_small_clip_is_trained_on_drawings(monkeypatch):
-    monkeypatch.setattr(finetune, "quickdraw_classes", lambda: (["held"], [f"class {letter}" for letter in "abcd"]))
-    monkeypatch.setattr(finetune, "sketches", lambda names: (255 * np.eye(28)[None, None].repeat(4, 0).repeat(5, 1)).astype(np.uint8))
+    monkeypatch.setattr(
+        finetune, "quickdraw_classes", lambda: (["held"], [f"class {letter}" for letter in "abcd"])
+    )
+    monkeypatch.setattr(
+        finetune,
+        "sketches",
+        lambda names: (255 * np.eye(28)[None, None].repeat(4, 0).repeat(5, 1)).astype(np.uint8),
+    )
     random = base_model("small")
     before = random.model.text_projection.weight.clone()
     finetune.pretrain(random, 2, classes=4, batch=3)

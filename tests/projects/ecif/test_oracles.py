@@ -1,4 +1,6 @@
-"""The identities that ECIF rests on, against loops, autodiff of the composed problem, and training again."""
+"""The identities that ECIF rests on, against loops, autodiff of the composed problem, and training
+again.
+"""
 
 import math
 from functools import partial
@@ -10,7 +12,14 @@ from ecif_problems import loop_loss, make, normal, train
 from torch.func import grad, jacrev
 
 from projects.ecif import Contrastive, Pairs, relative
-from projects.ecif.loss import batch_losses, group_losses, logits, negative_losses, pair_losses, removal_losses
+from projects.ecif.loss import (
+    batch_losses,
+    group_losses,
+    logits,
+    negative_losses,
+    pair_losses,
+    removal_losses,
+)
 from shared.influence.products import count_passes, hessian
 from shared.influence.solvers import dense
 
@@ -22,7 +31,9 @@ def all_present(*shape: int) -> torch.Tensor:
 
 
 def zeta_loss(s: torch.Tensor, n: int, zeta: torch.Tensor) -> torch.Tensor:
-    """The batch's loss with log(zeta) added to row and column n of its logits: the paper's device, by torch's own cross-entropy."""
+    """The batch's loss with log(zeta) added to row and column n of its logits: the paper's device,
+    by torch's own cross-entropy.
+    """
     ones = torch.zeros_like(s)
     ones[n, :] = ones[:, n] = 1
     moved = s + zeta.log() * ones
@@ -36,7 +47,7 @@ def hessian_solve(problem: Contrastive, w: torch.Tensor):
     return lambda b: dense(matrix, b)
 
 
-# ---- the loss --------------------------------------------------------------------------------------------------------
+# ---- the loss ------------------------------------------------------------------------------------
 
 
 def test_the_loss_is_that_of_loops():
@@ -83,7 +94,9 @@ def test_a_group_of_one_is_the_pair(mode):
     for n in range(6):
         gone = torch.zeros(6, dtype=torch.bool)
         gone[n] = True
-        assert float(group_losses(s, present, gone, mode)) == pytest.approx(float(removal_losses(s, present, mode)[n]), abs=1e-12)
+        assert float(group_losses(s, present, gone, mode)) == pytest.approx(
+            float(removal_losses(s, present, mode)[n]), abs=1e-12
+        )
 
 
 def test_the_papers_group_form_is_a_sum_over_who_stays():
@@ -92,7 +105,9 @@ def test_the_papers_group_form_is_a_sum_over_who_stays():
     gone = torch.zeros(5, dtype=torch.bool)
     gone[removed] = True
     wanted = sum(float(p[k, i] + q[i, k]) for k in (0, 2, 3) for i in removed)
-    assert float(group_losses(s, all_present(5), gone, "paper", "negative")) == pytest.approx(wanted, abs=1e-12)
+    assert float(group_losses(s, all_present(5), gone, "paper", "negative")) == pytest.approx(
+        wanted, abs=1e-12
+    )
 
 
 def test_the_papers_negative_part_is_the_derivative_in_zeta():
@@ -114,7 +129,9 @@ def test_the_exact_form_keeps_its_digits_where_a_negative_has_all_of_the_softmax
     s = torch.zeros(3, 3)
     s[0, 1] = 40.0  # in float32 the softmax of text 0 on image 1 is 1
     found = negative_losses(s, all_present(3))[1]
-    assert float(found) == pytest.approx(loop_loss(s) - loop_loss(s, [0, 2]) - float(pair_losses(s, all_present(3))[1]), rel=1e-5)
+    assert float(found) == pytest.approx(
+        loop_loss(s) - loop_loss(s, [0, 2]) - float(pair_losses(s, all_present(3))[1]), rel=1e-5
+    )
     slope = grad(lambda x: negative_losses(x, all_present(3))[1])(s)
     assert bool(slope.isfinite().all())
 
@@ -124,26 +141,36 @@ def test_a_batch_of_one_pair_has_no_loss_and_no_influence():
     for mode in MODES:
         assert float(batch_losses(s, present)) == 0
         assert removal_losses(s, present, mode).tolist() == [0]
-        assert grad(lambda x, mode=mode: removal_losses(x, present, mode).sum())(s).tolist() == [[0]]
+        assert grad(lambda x, mode=mode: removal_losses(x, present, mode).sum())(s).tolist() == [
+            [0]
+        ]
 
 
 def test_equal_pairs_have_equal_losses_and_swapped_modalities_the_same():
-    texts, images, log_tau = normal(5, 3), normal(5, 3, seed=1), torch.tensor(-0.5, dtype=torch.float64)
+    texts, images, log_tau = (
+        normal(5, 3),
+        normal(5, 3, seed=1),
+        torch.tensor(-0.5, dtype=torch.float64),
+    )
     texts[4], images[4] = texts[1], images[1]
     s, swapped = logits(texts, images, log_tau, 1.0), logits(images, texts, log_tau, 1.0)
     for mode in MODES:
         found = removal_losses(s, all_present(5), mode)
         assert float(found[1]) == pytest.approx(float(found[4]), abs=1e-12)
-        assert found.tolist() == pytest.approx(removal_losses(swapped, all_present(5), mode).tolist(), abs=1e-12)
+        assert found.tolist() == pytest.approx(
+            removal_losses(swapped, all_present(5), mode).tolist(), abs=1e-12
+        )
 
 
 def test_the_smoothed_cosine_by_hand():
     texts, images = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
     assert float(logits(texts, images, torch.tensor(0.5).log(), 0.0)) == pytest.approx(0.8 / 0.5)
-    assert float(logits(texts, images, torch.tensor(0.0), 1.0)) == pytest.approx(8 / math.sqrt(26 * 5))
+    assert float(logits(texts, images, torch.tensor(0.0), 1.0)) == pytest.approx(
+        8 / math.sqrt(26 * 5)
+    )
 
 
-# ---- influence -------------------------------------------------------------------------------------------------------
+# ---- influence -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pair", [0, 3, 10])
@@ -176,7 +203,9 @@ def test_linear_ecif_is_the_derivative_of_the_re_solved_optimum(trained, pair):
         return at
 
     step = 1e-4
-    truth = (8 * (solved(step) - solved(-step)) - (solved(2 * step) - solved(-2 * step))) / (12 * step)
+    truth = (8 * (solved(step) - solved(-step)) - (solved(2 * step) - solved(-2 * step))) / (
+        12 * step
+    )
     found = problem.removal_effect(w, [[pair]], hessian_solve(problem, w), "paper")[:, 0]
     assert float((found - truth).norm() / truth.norm()) < 1e-6
 
@@ -217,10 +246,16 @@ def test_scores_of_one_forward_pass_are_the_closed_form(mode):
                 if k != i:
                     row = p[k, i] * (d[k, i] - (p[k] * d[k]).sum())
                     column = q[i, k] * (d[i, k] - (q[:, k] * d[:, k]).sum())
-                    wanted[b, i] += row / (1 - p[k, i]) + column / (1 - q[i, k]) if mode == "exact" else row + column
+                    wanted[b, i] += (
+                        row / (1 - p[k, i]) + column / (1 - q[i, k])
+                        if mode == "exact"
+                        else row + column
+                    )
     found = problem.scores_along(w, v, mode)
     assert torch.allclose(found, wanted / problem.pairs.batches, atol=1e-12)
-    assert torch.allclose(problem.scores_along(w, v, mode, batches=slice(1, 2)), found[1:], atol=1e-14)
+    assert torch.allclose(
+        problem.scores_along(w, v, mode, batches=slice(1, 2)), found[1:], atol=1e-14
+    )
     assert torch.equal(problem.pairs.by_pair(found)[3], found.flatten()[problem.pairs.order[3]])
 
 
@@ -229,7 +264,12 @@ def test_scoring_costs_a_solve_and_one_forward_pass(trained, validation):
     solve = hessian_solve(problem, w)
     with count_passes() as passes:
         problem.scores(w, validation.mean_loss, solve)
-    assert (passes.gradients, passes.forward_mode, passes.per_sample_gradients, passes.curvature_products) == (1, 1, 0, 0)
+    assert (
+        passes.gradients,
+        passes.forward_mode,
+        passes.per_sample_gradients,
+        passes.curvature_products,
+    ) == (1, 1, 0, 0)
 
 
 def test_only_the_exact_form_tends_to_retraining_as_effects_become_small():
@@ -240,10 +280,20 @@ def test_only_the_exact_form_tends_to_retraining_as_effects_become_small():
     for group in ([0], [5], [10, 3], [2, 6, 20]):
         truth = train(problem.without(group), w) - w
         for (mode, parts), found in errors.items():
-            found.append(float((problem.removal_effect(w, [group], solve, mode, parts)[:, 0] - truth).norm() / truth.norm()))
+            found.append(
+                float(
+                    (problem.removal_effect(w, [group], solve, mode, parts)[:, 0] - truth).norm()
+                    / truth.norm()
+                )
+            )
     assert max(errors["exact", "both"]) < 0.02
     assert min(errors["paper", "both"]) > 0.02
-    assert all(positive > paper for positive, paper in zip(errors["exact", "positive"], errors["paper", "both"], strict=True))
+    assert all(
+        positive > paper
+        for positive, paper in zip(
+            errors["exact", "positive"], errors["paper", "both"], strict=True
+        )
+    )
 
 
 def test_a_stiff_regulariser_leaves_a_gradient_step(trained):
@@ -275,9 +325,15 @@ def test_order_within_a_batch_does_not_matter_and_the_partition_does():
     def scores(order):
         pairs = Pairs.of((texts[order], images[order]), 4, seed=None)
         found = Contrastive(problem.towers, pairs, 1.0).scores_along(problem.centre, v)
-        return torch.empty(8, dtype=torch.float64).index_copy(0, torch.tensor(order), pairs.by_pair(found))
+        return torch.empty(8, dtype=torch.float64).index_copy(
+            0, torch.tensor(order), pairs.by_pair(found)
+        )
 
-    plain, permuted, mixed = scores([0, 1, 2, 3, 4, 5, 6, 7]), scores([2, 0, 3, 1, 7, 6, 5, 4]), scores([0, 4, 1, 5, 2, 6, 3, 7])
+    plain, permuted, mixed = (
+        scores([0, 1, 2, 3, 4, 5, 6, 7]),
+        scores([2, 0, 3, 1, 7, 6, 5, 4]),
+        scores([0, 4, 1, 5, 2, 6, 3, 7]),
+    )
     assert torch.allclose(plain, permuted, atol=1e-12)
     assert not torch.allclose(plain, mixed, atol=1e-3)
 
@@ -297,13 +353,20 @@ def test_relative_influence_is_a_projection(trained, validation):
     g = grad(validation.mean_loss)(w)
     found = problem.relative_scores(w, validation.mean_loss, solve)
     for pair in range(11):
-        a, b = (problem.removal_effect(w, [[pair]], solve, "exact", part)[:, 0] for part in ("positive", "negative"))
+        a, b = (
+            problem.removal_effect(w, [[pair]], solve, "exact", part)[:, 0]
+            for part in ("positive", "negative")
+        )
         span = torch.stack([a, b], 1).numpy()
         shadow = span @ np.linalg.lstsq(span, g.numpy(), rcond=None)[0]
         assert float(found.span[pair]) == pytest.approx(float(np.linalg.norm(shadow)), rel=1e-8)
         c, gram = span.T @ g.numpy(), span.T @ span
-        assert float(found.span[pair]) == pytest.approx(float(np.sqrt(c @ np.linalg.solve(gram, c))), rel=1e-6)
-        assert float(found.signed[pair]) == pytest.approx(float(g @ (a + b) / (a + b).norm()), rel=1e-8)
+        assert float(found.span[pair]) == pytest.approx(
+            float(np.sqrt(c @ np.linalg.solve(gram, c))), rel=1e-6
+        )
+        assert float(found.signed[pair]) == pytest.approx(
+            float(g @ (a + b) / (a + b).norm()), rel=1e-8
+        )
 
 
 def test_relative_influence_where_the_gram_matrix_is_singular():
@@ -311,8 +374,11 @@ def test_relative_influence_where_the_gram_matrix_is_singular():
     e = torch.eye(3, dtype=torch.float64)
     a = torch.stack([e[0], e[0], 0 * e[0], 0 * e[0], e[2]])
     b = torch.stack([2 * e[0], 0 * e[0], e[1], 0 * e[0], -e[2]])
-    odd, h = normal(40, 7), normal(7, seed=1)  # b a multiple of a to rounding, which is no direction of its own
-    assert relative(odd, math.pi * odd, h).span.tolist() == pytest.approx(((odd @ h) / odd.norm(dim=1)).abs().tolist())
+    # b a multiple of a to rounding, which is no direction of its own
+    odd, h = normal(40, 7), normal(7, seed=1)
+    assert relative(odd, math.pi * odd, h).span.tolist() == pytest.approx(
+        ((odd @ h) / odd.norm(dim=1)).abs().tolist()
+    )
     found = relative(a, b, g)
     assert found.span.tolist() == pytest.approx([3, 3, 4, 0, 0])
     assert found.signed.tolist() == pytest.approx([3, 3, 4, 0, 0])

@@ -17,7 +17,11 @@ from shared.errors import UserError
 def test_a_set_that_is_not_there_is_one_line(source, tmp_path):
     below, kind = TORCHVISION[source].below, TORCHVISION[source].kind
     with pytest.raises(
-        UserError, match=rf"there is no {tmp_path / below}: set `folder` to one that holds {below}/ as torchvision's {kind}"
+        UserError,
+        match=(
+            rf"there is no {tmp_path / below}: set `folder` to one that holds {below}/ as"
+            rf" torchvision's {kind}"
+        ),
     ):
         load(source, str(tmp_path), 4, 2, 2, 8, 0)
     if source != "cifar10":  # which is the catalogue's without a folder
@@ -42,13 +46,17 @@ def test_torchvision_has_the_set_under_that_folder_and_with_those_parts(source):
 
 @pytest.fixture
 def imagenette(tmp_path):
-    """Two classes of three sizes in torchvision's layout; the red channel tells the picture, the green one the part."""
+    """Two classes of three sizes in torchvision's layout; the red channel tells the picture, the
+    green one the part.
+    """
     for part, green in (("train", 50), ("val", 200)):
         for label, wnid in enumerate(("n01440764", "n03028079")):
             folder = tmp_path / "imagenette2" / part / wnid
             folder.mkdir(parents=True)
             for number, shape in enumerate(((10, 10), (31, 10), (12, 25))):
-                Image.fromarray(np.full((*shape, 3), (40 * number + 120 * label, green, 0), np.uint8)).save(folder / f"{number}.png")
+                Image.fromarray(
+                    np.full((*shape, 3), (40 * number + 120 * label, green, 0), np.uint8)
+                ).save(folder / f"{number}.png")
                 (folder / f"{number}.png").rename(folder / f"{number}.JPEG")
     return str(tmp_path)
 
@@ -67,12 +75,27 @@ def test_a_set_of_torchvision_keeps_its_own_test_part(imagenette):
     assert torch.equal(again.train.images, found.train.images[:3])
     assert len(again.test) == 4
     assert (
-        len({tuple(load("imagenette", imagenette, None, 2, None, 8, seed).validation.images[:, 0, 0, 0].tolist()) for seed in range(5)}) > 1
+        len(
+            {
+                tuple(
+                    load("imagenette", imagenette, None, 2, None, 8, seed)
+                    .validation.images[:, 0, 0, 0]
+                    .tolist()
+                )
+                for seed in range(5)
+            }
+        )
+        > 1
     )
 
 
 @pytest.mark.parametrize(
-    ("wanted", "part"), [((5, 2, 2), "5 were asked for"), ((1, 7, 2), "validation pictures"), ((4, 2, 7), "6 test pictures")]
+    ("wanted", "part"),
+    [
+        ((5, 2, 2), "5 were asked for"),
+        ((1, 7, 2), "validation pictures"),
+        ((4, 2, 7), "6 test pictures"),
+    ],
 )
 def test_a_set_that_is_too_small_is_refused(imagenette, wanted, part):
     with pytest.raises(UserError, match=part):
@@ -81,14 +104,22 @@ def test_a_set_that_is_too_small_is_refused(imagenette, wanted, part):
 
 @pytest.mark.parametrize("shape", [(8, 8), (23, 9), (10, 31)])
 def test_the_middle_square_is_torchvisions(shape):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
-    steps = [transforms.Resize(8, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(8), transforms.PILToTensor()]
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    )
+    steps = [
+        transforms.Resize(8, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(8),
+        transforms.PILToTensor(),
+    ]
     assert torch.equal(pictures._square(picture, 8), transforms.Compose(steps)(picture))
 
 
 def test_a_set_without_a_test_part_is_split():
     found = load("synthetic", None, 30, 10, 20, 8, 0)
-    rows = torch.cat([part.images.flatten(1) for part in (found.train, found.validation, found.test)])
+    rows = torch.cat(
+        [part.images.flatten(1) for part in (found.train, found.validation, found.test)]
+    )
     assert len(rows.unique(dim=0)) == 60  # noise tells pictures apart
     assert found.train.labels.unique().numel() == 8
     with pytest.raises(UserError, match="set `test` to a number"):
@@ -108,12 +139,16 @@ def test_emoji_are_of_their_sub_category(monkeypatch):
     import pandas as pd
 
     whole = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
-    table = pd.DataFrame({"subcategory": ["cat-face", "plant", "cat-face", "plant", "plant", "cat-face"]})
+    table = pd.DataFrame(
+        {"subcategory": ["cat-face", "plant", "cat-face", "plant", "plant", "cat-face"]}
+    )
     monkeypatch.setattr(pictures, "emoji_on_white", lambda: (whole, table))
     found = load("emoji", None, 2, 2, 2, 4, 0)
     assert found.classes == ("cat face", "plant")
     for part in (found.train, found.validation, found.test):
-        assert [table["subcategory"][int(image.max())] for image in part.images] == [("cat-face", "plant")[label] for label in part.labels]
+        assert [table["subcategory"][int(image.max())] for image in part.images] == [
+            ("cat-face", "plant")[label] for label in part.labels
+        ]
 
 
 def test_drawings_held_out_are_of_other_classes(tmp_path, monkeypatch):
@@ -123,7 +158,11 @@ def test_drawings_held_out_are_of_other_classes(tmp_path, monkeypatch):
     held, rest = pictures.quickdraw_classes()
     assert (len(held), len(rest)) == (20, 10)
     assert sorted(held + rest) == [f"class {number:02d}" for number in range(30)]
-    monkeypatch.setattr(pictures.loaders, "quickdraw", lambda names: (np.full((len(names), 3, 28, 28), 0.5, np.float32), names))
+    monkeypatch.setattr(
+        pictures.loaders,
+        "quickdraw",
+        lambda names: (np.full((len(names), 3, 28, 28), 0.5, np.float32), names),
+    )
     found = load("quickdraw", None, 40, 10, 10, 28, 0)
     assert found.classes == tuple(held)
     assert found.train.images.unique().tolist() == [128]

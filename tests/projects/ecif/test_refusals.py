@@ -1,4 +1,6 @@
-"""What a user can get wrong is one line and exit status 2; the command goes on where it was stopped."""
+"""What a user can get wrong is one line and exit status 2; the command goes on where it was
+stopped.
+"""
 
 import os
 import signal
@@ -23,12 +25,25 @@ SIZES = ["--model", "heads", "--batch", "4", "--size", "3", "--delta", "6"]
 def files(tmp_path):
     """Embeddings of 11 pairs, of 9 clean ones and of one."""
     for name, n, seed in (("train", 11, 1), ("clean", 9, 8), ("one", 1, 8)):
-        np.savez(tmp_path / f"{name}.npz", text=normal(n, 5, seed=seed), image=normal(n, 7, seed=seed + 1))
+        np.savez(
+            tmp_path / f"{name}.npz",
+            text=normal(n, 5, seed=seed),
+            image=normal(n, 7, seed=seed + 1),
+        )
     return tmp_path
 
 
 def run(files, *options, data="train", query="clean", out="scores.csv") -> int:
-    arguments = ["--data", files / f"{data}.npz", "--query", files / f"{query}.npz", "--out", files / out, *SIZES, *options]
+    arguments = [
+        "--data",
+        files / f"{data}.npz",
+        "--query",
+        files / f"{query}.npz",
+        "--out",
+        files / out,
+        *SIZES,
+        *options,
+    ]
     return main(["score", *map(str, arguments)])
 
 
@@ -40,7 +55,7 @@ def refused(capsys, status) -> str:
     return lines[-1]
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("out", ["scores.csv", "scores.parquet"])
@@ -48,9 +63,16 @@ def test_the_command_scores_as_the_library_does(files, out):
     assert run(files, "--gradient-tol", "1e-9", "--solver", "dense", out=out) == 0
     found = pd.read_csv(files / out) if out.endswith("csv") else pd.read_parquet(files / out)
     towers = TwoTower(Heads(5, 7, 3))
-    problem = Contrastive(towers, Pairs.of((normal(11, 5, seed=1), normal(11, 7, seed=2)), 4), 6.0, towers.parameters.flat())
+    problem = Contrastive(
+        towers,
+        Pairs.of((normal(11, 5, seed=1), normal(11, 7, seed=2)), 4),
+        6.0,
+        towers.parameters.flat(),
+    )
     w = fit(problem).w
-    metric = Contrastive(towers, Pairs.of((normal(9, 5, seed=8), normal(9, 7, seed=9)), 4), 0.0).mean_loss
+    metric = Contrastive(
+        towers, Pairs.of((normal(9, 5, seed=8), normal(9, 7, seed=9)), 4), 0.0
+    ).mean_loss
     scores = problem.scores(w, metric, solver(problem, w, "dense"))
     assert found["score"].tolist() == pytest.approx(scores.tolist(), rel=1e-5, abs=1e-8)
     assert found["rank"].tolist() == (scores.argsort().argsort() + 1).tolist()
@@ -58,20 +80,35 @@ def test_the_command_scores_as_the_library_does(files, out):
 
 def test_every_kind_of_score_agrees_with_the_library(files):
     towers = TwoTower(Heads(5, 7, 3))
-    problem = Contrastive(towers, Pairs.of((normal(11, 5, seed=1), normal(11, 7, seed=2)), 4), 6.0, towers.parameters.flat())
+    problem = Contrastive(
+        towers,
+        Pairs.of((normal(11, 5, seed=1), normal(11, 7, seed=2)), 4),
+        6.0,
+        towers.parameters.flat(),
+    )
     w = fit(problem).w
     solve = solver(problem, w, "dense")
     metric = command.query_metric(problem, (normal(1, 5, seed=8), normal(1, 7, seed=9)), 4)
     related = problem.relative_scores(w, metric, solve)
-    wanted = {"relative": related.signed, "span": related.span, "self": -problem.self_influence(w, solve)}
+    wanted = {
+        "relative": related.signed,
+        "span": related.span,
+        "self": -problem.self_influence(w, solve),
+    }
     for kind, scores in wanted.items():
-        assert run(files, "--score", kind, "--gradient-tol", "1e-9", "--solver", "dense", query="one") == 0
-        assert pd.read_csv(files / "scores.csv")["score"].tolist() == pytest.approx(scores.tolist(), rel=1e-5, abs=1e-8)
+        assert (
+            run(files, "--score", kind, "--gradient-tol", "1e-9", "--solver", "dense", query="one")
+            == 0
+        )
+        assert pd.read_csv(files / "scores.csv")["score"].tolist() == pytest.approx(
+            scores.tolist(), rel=1e-5, abs=1e-8
+        )
 
 
 def test_a_single_query_is_taken_among_training_pairs(files):
     assert run(files, query="one") == 0
-    assert pd.read_csv(files / "scores.csv")["score"].abs().max() > 1e-4  # alone in a batch its loss would be 0
+    # alone in a batch its loss would be 0
+    assert pd.read_csv(files / "scores.csv")["score"].abs().max() > 1e-4
 
 
 def test_the_command_goes_on_where_it_was_stopped(files, monkeypatch, capsys):
@@ -93,7 +130,9 @@ def test_the_command_goes_on_where_it_was_stopped(files, monkeypatch, capsys):
     assert not (files / "scores.csv").exists()
     assert run(files) == 0
     assert [one.start for one in calls] == [0, 1, 2]
-    assert pd.read_csv(files / "scores.csv")["score"].tolist() == pytest.approx(whole["score"].tolist(), rel=1e-12)
+    assert pd.read_csv(files / "scores.csv")["score"].tolist() == pytest.approx(
+        whole["score"].tolist(), rel=1e-12
+    )
     assert not list(files.glob("*.chunks"))
 
 
@@ -101,7 +140,8 @@ def test_the_chunks_of_other_options_are_not_taken(files, monkeypatch):
     assert run(files, "--mode", "paper") == 0
     wanted = pd.read_csv(files / "scores.csv")["score"]
     with monkeypatch.context() as killed:
-        killed.setattr(command, "write_scores", lambda *_: None)  # ended with all chunks there, and no file of scores
+        # ended with all chunks there, and no file of scores
+        killed.setattr(command, "write_scores", lambda *_: None)
         assert run(files) == 0
     assert list(files.glob("*.chunks"))
     assert run(files, "--mode", "paper") == 0
@@ -112,11 +152,20 @@ def test_the_chunks_of_other_options_are_not_taken(files, monkeypatch):
     ("arrays", "message"),
     [
         ({"text": normal(4, 5)}, "has no array 'image'"),
-        ({"text": normal(4, 5), "image": normal(4)}, "'image' must be numbers of shape [pairs, features]"),
+        (
+            {"text": normal(4, 5), "image": normal(4)},
+            "'image' must be numbers of shape [pairs, features]",
+        ),
         ({"text": normal(4, 5), "image": normal(3, 7)}, "texts and images do not pair up"),
         ({"text": normal(4, 5) * np.nan, "image": normal(4, 7)}, "'text' of pair 0 is not finite"),
-        ({"text": normal(4, 5), "image": normal(4, 7), "ids": np.array(["a", "b", "a", "c"])}, "samples 0 and 2 have the same id 'a'"),
-        ({"text": normal(4, 5), "image": normal(4, 6)}, "tensor 1 has the shape (7,), a training sample's (6,)"),
+        (
+            {"text": normal(4, 5), "image": normal(4, 7), "ids": np.array(["a", "b", "a", "c"])},
+            "samples 0 and 2 have the same id 'a'",
+        ),
+        (
+            {"text": normal(4, 5), "image": normal(4, 6)},
+            "tensor 1 has the shape (7,), a training sample's (6,)",
+        ),
         ({"text": np.array(["x"] * 4), "image": normal(4, 6)}, "'text' must be numbers"),
     ],
 )
@@ -141,7 +190,9 @@ def test_a_solver_that_does_not_converge_is_refused_with_its_residual(files, cap
 
 def test_a_model_that_is_not_at_a_minimum_is_not_scored(files, capsys, monkeypatch):
     monkeypatch.setattr(command, "fit", lambda problem, start, **_: Fit(problem, start, 0.0, None))
-    assert "the model is not trained to a minimum: the gradient's norm is" in refused(capsys, run(files))
+    assert "the model is not trained to a minimum: the gradient's norm is" in refused(
+        capsys, run(files)
+    )
     assert not (files / "scores.csv").exists()
 
 
@@ -152,7 +203,7 @@ def test_help_has_an_example(capsys):
     assert "python -m projects.ecif score --model heads --data train.npz" in capsys.readouterr().out
 
 
-# ---- the library -----------------------------------------------------------------------------------------------------
+# ---- the library ---------------------------------------------------------------------------------
 
 
 def test_an_untrained_model_and_a_loss_that_is_not_finite_are_refused(trained):
@@ -172,7 +223,11 @@ def test_an_indefinite_hessian_needs_damping(trained):
     with pytest.raises(UserError, match="negative curvature"):
         solver(problem, w, "cg")(metric_gradient(problem.mean_loss, w))
     for name, damping in (("dense", 50.0), ("cg", 50.0), ("ggn", 0.0), ("logra", 0.0)):
-        assert solver(problem, w, name, damping, rank=2)(metric_gradient(problem.mean_loss, w))[0].isfinite().all()
+        assert (
+            solver(problem, w, name, damping, rank=2)(metric_gradient(problem.mean_loss, w))[0]
+            .isfinite()
+            .all()
+        )
     with pytest.raises(UserError, match="the solver is one of"):
         solver(problem, w, "lu")
 
@@ -183,11 +238,18 @@ def test_the_solvers_agree_on_the_gauss_newton_matrix_where_they_must(trained):
     ggn = solver(problem, w, "ggn", tol=1e-10)(b)[0]
     whole = solver(problem, w, "logra", rank=7)(b)[0]  # as many directions as there are
     assert torch.allclose(ggn, whole, atol=1e-8)
-    assert torch.allclose(solver(problem, w, "cg", tol=1e-10)(b)[0], solver(problem, w, "dense")(b)[0], atol=1e-8)
+    assert torch.allclose(
+        solver(problem, w, "cg", tol=1e-10)(b)[0], solver(problem, w, "dense")(b)[0], atol=1e-8
+    )
 
 
 @pytest.mark.parametrize(
-    ("removed", "message"), [([11], "sample 11 cannot be removed"), ([-1], "sample -1"), ([3, 3], "sample 3 is to be removed twice")]
+    ("removed", "message"),
+    [
+        ([11], "sample 11 cannot be removed"),
+        ([-1], "sample -1"),
+        ([3, 3], "sample 3 is to be removed twice"),
+    ],
 )
 def test_pairs_that_are_not_there_cannot_be_removed(trained, removed, message):
     problem, w = trained

@@ -17,7 +17,12 @@ def test_a_mean_has_students_interval():
 
 def test_differences_are_paired_by_seed_after_the_mean_over_draws():
     rows = [
-        {"seed": seed, "draw": draw, "method": method, "x": base + seed + (1 + draw if method == "a" else 0)}
+        {
+            "seed": seed,
+            "draw": draw,
+            "method": method,
+            "x": base + seed + (1 + draw if method == "a" else 0),
+        }
         for seed, base in ((0, 10.0), (1, 20.0))
         for draw in (0, 1)
         for method in ("a", "b")
@@ -40,8 +45,26 @@ def test_times_are_over_ecifs_of_the_same_round():
         for m in ("ECIF", "TRAK")
     ]
     for repeat, own in enumerate((1.0, 10.0, 4.0)):
-        rows.append({"task": "score", "method": "ECIF", "kind": "time", "repeat": repeat, "work_seconds": own})
-        rows.append({"task": "score", "method": "TRAK", "kind": "time", "repeat": repeat, "work_seconds": 3 * own})
+        rows.append(
+            {
+                "task": "score",
+                "method": "ECIF",
+                "kind": "time",
+                "repeat": repeat,
+                "work_seconds": own,
+            }
+        )
+        rows.append(
+            {
+                "task": "score",
+                "method": "TRAK",
+                "kind": "time",
+                "repeat": repeat,
+                "work_seconds": 3 * own,
+            }
+        )
     found = costs(pd.DataFrame(rows)).set_index("method")
     assert found.loc["TRAK", ["time_ratio", "low_ratio", "high_ratio"]].tolist() == [3, 3, 3]
-    assert found.loc["ECIF", ["work_seconds", "time_ratio", "curvature_products", "score_error"]].tolist() == [4, 1, 2, 1e-3]
+    assert found.loc[
+        "ECIF", ["work_seconds", "time_ratio", "curvature_products", "score_error"]
+    ].tolist() == [4, 1, 2, 1e-3]

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mutating import Mutation, main
 
 PRIVATE, LAYERS, BACKENDS, ACCOUNTING, SAMPLING, LOSSES, NOISE = (
-    f"projects/flashdp/{name}.py" for name in ("private", "layers", "backends", "accounting", "sampling", "losses", "noise")
+    f"projects/flashdp/{name}.py"
+    for name in ("private", "layers", "backends", "accounting", "sampling", "losses", "noise")
 )
 
 MUTATIONS = [
@@ -118,7 +119,8 @@ MUTATIONS = [
     Mutation(
         NOISE,
         "            if self._taken == BLOCK:\n                self._draw()\n",
-        "            if self._taken == BLOCK:\n                self._taken = 0\n                self._draw() if done == 0 else None\n",
+        "            if self._taken == BLOCK:\n                self._taken = 0\n               "
+        " self._draw() if done == 0 else None\n",
         "a large parameter has the same noise twice",
         ("noise",),
     ),
@@ -132,7 +134,8 @@ MUTATIONS = [
     # ---- norms and factors ----
     Mutation(
         PRIVATE,
-        "        factors = self._factors(group, samples, backends.square_norms([sums]) if joint else None)\n",
+        "        factors = self._factors(group, samples, backends.square_norms([sums]) if joint"
+        " else None)\n",
         "        factors = self._factors(group, samples, None)\n",
         "a layer's norm leaves the bias out",
     ),
@@ -180,7 +183,8 @@ MUTATIONS = [
     ),
     Mutation(
         BACKENDS,
-        "        c = torch.where(norms.isfinite(), self.scale * (self.bound / (norms + TINY)).clamp(max=1), 0)\n",
+        "        c = torch.where(norms.isfinite(), self.scale * (self.bound / (norms +"
+        " TINY)).clamp(max=1), 0)\n",
         "        c = self.scale * (self.bound / (norms + TINY)).clamp(max=1)\n",
         "a sample that is not finite is not dropped",
     ),
@@ -204,13 +208,15 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "        if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not 0\n            rows",
+        "        if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not"
+        " 0\n            rows",
         "        if out.is_cuda:  # 0 times what is not finite is not 0\n            rows",
         "an embedding takes zero times what is not finite",
     ),
     Mutation(
         BACKENDS,
-        "rows = torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype)\n    return torch.linalg.vecdot(rows, rows)",
+        "rows = torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype)\n    return"
+        " torch.linalg.vecdot(rows, rows)",
         "return torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=dtype).square()",
         "norms are reduced in one level",
     ),
@@ -242,7 +248,8 @@ MUTATIONS = [
     Mutation(
         LAYERS,
         "    return values.reshape(samples, -1, *shape).sum(1)",
-        "    return values.reshape(samples, -1, *shape).sum((0, 1)).expand(samples, *shape) / samples",
+        "    return values.reshape(samples, -1, *shape).sum((0, 1)).expand(samples, *shape) /"
+        " samples",
         "an RMSNorm's gradient is summed over the batch",
     ),
     Mutation(
@@ -267,7 +274,8 @@ MUTATIONS = [
     Mutation(
         LOSSES,
         "    return losses.sum(1) / (targets != IGNORED).sum(1).clamp(min=1).to(losses.dtype)\n",
-        "    return losses.sum(1) * len(losses) / (targets != IGNORED).sum().clamp(min=1).to(losses.dtype)\n",
+        "    return losses.sum(1) * len(losses) / (targets !="
+        " IGNORED).sum().clamp(min=1).to(losses.dtype)\n",
         "losses are averaged over all tokens of the batch",
     ),
     Mutation(
@@ -279,8 +287,8 @@ MUTATIONS = [
     # ---- refusals ----
     Mutation(
         PRIVATE,
-        "            *(p.register_hook(_Leak(name)) for name, p in self._named),\n",
-        "",
+        "            *(p.register_hook(_Leak(name)) for name, p in self._named)",
+        "            *()",
         "a gradient that comes past the layer is let through",
         ("refusals",),
     ),
@@ -293,8 +301,10 @@ MUTATIONS = [
     ),
     Mutation(
         LAYERS,
-        "ctx.number, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = (\n            layer,\n            layer.flow.forward,\n",
-        "ctx.number, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = (\n            layer,\n            object(),\n",
+        "ctx.number, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = (\n            layer,\n   "
+        "         layer.flow.forward,\n",
+        "ctx.number, ctx.weight, ctx.bias, ctx.transposed, ctx.samples = (\n            layer,\n   "
+        "         object(),\n",
         "a layer may be called twice under a reentrant checkpoint",
         ("refusals",),
     ),
@@ -342,7 +352,8 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "        if same and not (look and not torch.equal(known.fingerprint, _fingerprint(parameter.grad))):\n",
+        "        if same and not (look and not torch.equal(known.fingerprint,"
+        " _fingerprint(parameter.grad))):\n",
         "        if same:\n",
         "changes that torch does not count go unnoticed",
         ("refusals",),
@@ -375,7 +386,8 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        '        self._rewound = max(self._rewound, state.get("rewound", 0)) + (self.steps < before)\n',
+        '        self._rewound = max(self._rewound, state.get("rewound", 0)) + (self.steps <'
+        " before)\n",
         "",
         "the noise of an earlier state comes back",
         ("privacy",),
@@ -405,7 +417,8 @@ MUTATIONS = [
     Mutation(
         PRIVATE,
         "Mechanism(last.noise_multiplier, last.sample_rate, last.steps + 1)",
-        "Mechanism(last.noise_multiplier, last.sample_rate, last.steps + bool(self.clipped_share()))",
+        "Mechanism(last.noise_multiplier, last.sample_rate, last.steps +"
+        " bool(self.clipped_share()))",
         "steps are counted only when a sample was clipped",
         ("privacy",),
     ),
@@ -418,7 +431,8 @@ MUTATIONS = [
     ),
     Mutation(
         PRIVATE,
-        "            waiting = [dist.all_reduce(p.grad, group=self.process_group, async_op=True) for _, p in self._named]\n",
+        "            waiting = [dist.all_reduce(p.grad, group=self.process_group, async_op=True)"
+        " for _, p in self._named]\n",
         "            waiting = []\n",
         "ranks keep their gradients to themselves",
         ("distributed",),

@@ -1,4 +1,6 @@
-"""The methods that FlashDP is measured against compute what they say: flat and per-layer clipping, by hand on every sample."""
+"""The methods that FlashDP is measured against compute what they say: flat and per-layer clipping,
+by hand on every sample.
+"""
 
 import copy
 import math
@@ -47,16 +49,23 @@ def of_trainer(method: str) -> dict[str, torch.Tensor]:
     """What the optimizer takes, without noise."""
     one = trainer(method, model(), len(IDS), clip=CLIP, sigma=0.0)
     one.backward(IDS, IDS)
-    before = {name.removeprefix("_module."): p.detach().clone() for name, p in one.model.named_parameters()}
+    before = {
+        name.removeprefix("_module."): p.detach().clone()
+        for name, p in one.model.named_parameters()
+    }
     inner = getattr(one.optimizer, "original_optimizer", one.optimizer)
     for group in inner.param_groups:
         group["lr"] = 1.0
     taken: dict[int, torch.Tensor] = {}
     inner.register_step_pre_hook(
-        lambda optimizer, *_: taken.update({id(p): p.grad.clone() for g in optimizer.param_groups for p in g["params"]})
+        lambda optimizer, *_: taken.update(
+            {id(p): p.grad.clone() for g in optimizer.param_groups for p in g["params"]}
+        )
     )
     one.optimizer.step()
-    found = {name.removeprefix("_module."): taken[id(p)] for name, p in one.model.named_parameters()}
+    found = {
+        name.removeprefix("_module."): taken[id(p)] for name, p in one.model.named_parameters()
+    }
     assert set(found) == set(before)
     return found
 
@@ -75,8 +84,13 @@ def test_per_layer_methods_clip_each_layer(method):
     names = list(dict(model().named_parameters()))
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(name if method.startswith("Opacus") else name.rsplit(".", 1)[0], []).append(name)
-    wanted, found = by_hand(list(groups.values()), CLIP / math.sqrt(len(groups))), of_trainer(method)
+        groups.setdefault(
+            name if method.startswith("Opacus") else name.rsplit(".", 1)[0], []
+        ).append(name)
+    wanted, found = (
+        by_hand(list(groups.values()), CLIP / math.sqrt(len(groups))),
+        of_trainer(method),
+    )
     for name in names:
         assert torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6), name
 
@@ -91,11 +105,14 @@ def test_without_privacy_nothing_is_clipped():
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "non-private"])
 def test_every_private_method_adds_noise_of_one_size(method):
     """sigma times the clipping bound over the batch size, whichever way it clips."""
-    one = trainer(method, model(), len(IDS), clip=1e-6, sigma=1e6, lr=0.0)  # the gradients are nothing beside the noise
+    # the gradients are nothing beside the noise
+    one = trainer(method, model(), len(IDS), clip=1e-6, sigma=1e6, lr=0.0)
     inner = getattr(one.optimizer, "original_optimizer", one.optimizer)
     taken: list[torch.Tensor] = []
     inner.register_step_pre_hook(
-        lambda optimizer, *_: taken.extend(p.grad.flatten().clone() for g in optimizer.param_groups for p in g["params"])
+        lambda optimizer, *_: taken.extend(
+            p.grad.flatten().clone() for g in optimizer.param_groups for p in g["params"]
+        )
     )
     one.step(IDS)
     noise = torch.cat(taken)

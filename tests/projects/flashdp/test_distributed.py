@@ -1,4 +1,6 @@
-"""Two processes, each with its part of the batch, are one process with all of it: clipped where they are, noised once."""
+"""Two processes, each with its part of the batch, are one process with all of it: clipped where
+they are, noised once.
+"""
 
 import importlib.util
 import os
@@ -27,9 +29,18 @@ def ranks(tmp_path_factory):
     """What each rank saw, by scenario."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    commands = [[sys.executable, str(SCRIPT), str(rank), str(WORLD), str(folder)] for rank in range(WORLD)]
+    commands = [
+        [sys.executable, str(SCRIPT), str(rank), str(WORLD), str(folder)] for rank in range(WORLD)
+    ]
     started = [
-        subprocess.Popen(command, env=environment, cwd=SCRIPT.parents[3], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            command,
+            env=environment,
+            cwd=SCRIPT.parents[3],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for command in commands
     ]
     try:
@@ -47,7 +58,13 @@ def close(found, wanted):
         assert float((a - b).norm()) <= 1e-6 * max(1.0, float(b.norm()))
 
 
-SCENARIOS = [("uneven", 0.0, 5), ("one empty", 0.0, 5), ("all empty", 0.0, 5), ("uneven", 0.8, 5), ("all empty", 0.8, 5)]
+SCENARIOS = [
+    ("uneven", 0.0, 5),
+    ("one empty", 0.0, 5),
+    ("all empty", 0.0, 5),
+    ("uneven", 0.8, 5),
+    ("all empty", 0.8, 5),
+]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
@@ -76,7 +93,10 @@ def test_a_rank_sends_its_gradients_once_a_step_and_nothing_else(ranks, one):
 
 
 def test_without_a_seed_the_key_is_drawn_anew(ranks):
-    keys = {repr(scenario): ranks[0][repr(scenario)]["key"] for scenario in (("uneven", 0.8, 5), ("uneven", 0.8, None))}
+    keys = {
+        repr(scenario): ranks[0][repr(scenario)]["key"]
+        for scenario in (("uneven", 0.8, 5), ("uneven", 0.8, None))
+    }
     drawn = keys[repr(("uneven", 0.8, None))]
     assert len(drawn) == 32
     assert len(set(drawn.tolist())) > 16

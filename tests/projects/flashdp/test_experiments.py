@@ -1,4 +1,6 @@
-"""What the experiments say of a machine and of their data; most of them run in the smoke run of the whole workflow."""
+"""What the experiments say of a machine and of their data; most of them run in the smoke run of the
+whole workflow.
+"""
 
 import pytest
 import torch
@@ -20,10 +22,24 @@ def toy(*_) -> Glosses:
 def test_explicit_clipping_has_flashdps_batches_and_noise_and_so_its_losses(monkeypatch):
     monkeypatch.setattr(utility, "glosses", toy)
     run = Run(quiet=True)
-    config = utility.Config(epsilons=[3.0], seeds=2, steps=6, batch_size=20, tokens=8, hidden=16, layers=1, delta=1e-3, accountant="rdp")
+    config = utility.Config(
+        epsilons=[3.0],
+        seeds=2,
+        steps=6,
+        batch_size=20,
+        tokens=8,
+        hidden=16,
+        layers=1,
+        delta=1e-3,
+        accountant="rdp",
+    )
     utility.run(config, run)
     losses = {
-        (method, seed): [row["train_loss"] for row in run.rows if (row["kind"], row["method"], row["seed"]) == ("step", method, seed)]
+        (method, seed): [
+            row["train_loss"]
+            for row in run.rows
+            if (row["kind"], row["method"], row["seed"]) == ("step", method, seed)
+        ]
         for method in ("FlashDP", "explicit", "non-private", "flat (BK)")
         for seed in (0, 1)
     }
@@ -32,7 +48,11 @@ def test_explicit_clipping_has_flashdps_batches_and_noise_and_so_its_losses(monk
     assert losses["FlashDP", 0] != losses["FlashDP", 1]
     assert losses["FlashDP", 0][1:] != pytest.approx(losses["non-private", 0][1:], rel=1e-5)
     assert not losses["explicit", 1]
-    (end,) = [row for row in run.rows if (row["kind"], row["method"], row["seed"]) == ("end", "FlashDP", 0)]
+    (end,) = [
+        row
+        for row in run.rows
+        if (row["kind"], row["method"], row["seed"]) == ("end", "FlashDP", 0)
+    ]
     assert 2.9 < end["spent_epsilon"] <= 3.0
 
 
@@ -56,6 +76,9 @@ def test_the_private_glosses_are_not_what_the_tokenizer_was_trained_on():
         pytest.skip(str(error))
     found = glosses(512, records=500, held_out=100)
     assert (len(found.train), len(found.held_out), found.vocabulary) == (400, 100, 512)
-    assert all(record[0] == record[-1] == 0 for record in found.train)  # the end token, on both sides
+    # the end token, on both sides
+    assert all(record[0] == record[-1] == 0 for record in found.train)
     assert found.pieces(3, 50).shape == (3, 50)
-    assert not {tuple(record) for record in found.train} & {tuple(record) for record in found.held_out}
+    assert not {tuple(record) for record in found.train} & {
+        tuple(record) for record in found.held_out
+    }

@@ -1,9 +1,11 @@
 """The Triton kernels against a naive loop in float64.
 
-Without a GPU they run in Triton's interpreter, in a process of its own (this file as a script): what `triton.jit` makes of a function is
-settled by TRITON_INTERPRET when triton is first imported. The interpreter runs the programs of a launch one after another, on which a
-barrier across them never opens, so `triton_persistent` is tested there with one program, and with several in as many processes that
-share the tensors' memory. How a GPU orders memory is not tested by that; that its compiler takes the kernels is.
+Without a GPU they run in Triton's interpreter, in a process of its own (this file as a script):
+what `triton.jit` makes of a function is settled by TRITON_INTERPRET when triton is first imported.
+The interpreter runs the programs of a launch one after another, on which a barrier across them
+never opens, so `triton_persistent` is tested there with one program, and with several in as many
+processes that share the tensors' memory. How a GPU orders memory is not tested by that; that its
+compiler takes the kernels is.
 """
 
 import hashlib
@@ -32,8 +34,10 @@ from shared.errors import UserError  # noqa: E402
 BACKENDS = ("triton_2k", "triton_persistent")
 MARGIN = 130  # elements around each tensor, more than a tile; what a kernel reads there is NaN
 CASE = {
-    "backend": "triton_2k", "samples": 2, "positions": 17, "rows": 71, "columns": 50, "dtype": "float32", "out": "float32",
-    "fresh": True, "transposed": False, "chunk": None, "enough": None, "poison": {}, "bound": 40.0, "scale": 1, "extra": False,
+    "backend": "triton_2k", "samples": 2, "positions": 17, "rows": 71, "columns": 50,
+    "dtype": "float32", "out": "float32",
+    "fresh": True, "transposed": False, "chunk": None, "enough": None, "poison": {}, "bound": 40.0,
+    "scale": 1, "extra": False,
     "launches": 1, "programs": 1,
 }  # fmt: skip
 
@@ -42,7 +46,9 @@ CASE = {
 
 
 def framed(values: Tensor, transposed: bool) -> Tensor:
-    """A copy in the middle of NaN, whose dimensions lie in memory in another order if `transposed`."""
+    """A copy in the middle of NaN, whose dimensions lie in memory in another order if
+    `transposed`.
+    """
     values = values.movedim(0, -1) if transposed else values
     frame = torch.full([size + 2 * MARGIN for size in values.shape], math.nan, dtype=values.dtype)
     inner = frame[tuple(slice(MARGIN, -MARGIN) for _ in values.shape)]
@@ -53,15 +59,23 @@ def framed(values: Tensor, transposed: bool) -> Tensor:
 def make_inputs(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """left, right, out before, extra."""
     generator = torch.Generator().manual_seed(5)
-    sizes = 0.1 + torch.rand(case["samples"], 1, 1, generator=generator)  # so that some samples are clipped, some not
-    left = torch.randn(case["samples"], case["positions"], case["rows"], generator=generator) * sizes
+    # so that some samples are clipped, some not
+    sizes = 0.1 + torch.rand(case["samples"], 1, 1, generator=generator)
+    left = (
+        torch.randn(case["samples"], case["positions"], case["rows"], generator=generator) * sizes
+    )
     right = torch.randn(case["samples"], case["positions"], case["columns"], generator=generator)
     before = torch.randn(case["rows"], case["columns"], generator=generator)
     extra = 500 * torch.rand(case["samples"], generator=generator)
     for sample, value in case["poison"].items():
         right[int(sample), -1, -1] = float(value)
     dtype = getattr(torch, case["dtype"])
-    return left.to(dtype), right.to(dtype), before.to(getattr(torch, case["out"])), extra if case["extra"] else None
+    return (
+        left.to(dtype),
+        right.to(dtype),
+        before.to(getattr(torch, case["out"])),
+        extra if case["extra"] else None,
+    )
 
 
 # ---- the process with the interpreter ----
@@ -87,7 +101,9 @@ def launch(patch: pytest.MonkeyPatch, **case: Any) -> dict[str, Any]:
     left, right, before, extra = make_inputs(case)
     if case["chunk"]:
         size = 2 if case["dtype"] == "bfloat16" else 4
-        patch.setattr(kernels, "L2_BYTES", case["chunk"] * case["rows"] * case["columns"] * size + 1)
+        patch.setattr(
+            kernels, "L2_BYTES", case["chunk"] * case["rows"] * case["columns"] * size + 1
+        )
     if case["enough"]:
         patch.setattr(kernels, "ENOUGH", case["enough"])
     if case["programs"] > 1:
@@ -98,19 +114,36 @@ def launch(patch: pytest.MonkeyPatch, **case: Any) -> dict[str, Any]:
         backends.SCRATCH_BUFFER.release()
         memory = torch.full([before.numel() + 2 * MARGIN], 7.0, dtype=before.dtype)
         out = memory[MARGIN:-MARGIN]
-        out = out.view(case["columns"], case["rows"]).T if case["transposed"] else out.view(before.shape)
+        out = (
+            out.view(case["columns"], case["rows"]).T
+            if case["transposed"]
+            else out.view(before.shape)
+        )
         out.fill_(math.nan) if case["fresh"] else out.copy_(before)
         norms: list[Tensor] = []
         factors = backends.Factors(case["bound"], case["scale"], extra, norms)
         backends.BACKENDS[case["backend"]](left, right, out, case["fresh"], factors)
         found = factors.found()
-        assert bool((torch.cat([memory[:MARGIN], memory[-MARGIN:]]) == 7).all()), "a store outside of the sum"
-        hashes.append(hashlib.sha256(b"".join(t.double().contiguous().numpy().tobytes() for t in (out, found))).hexdigest())
-    return {"out": out.double().tolist(), "norms": torch.cat(norms).tolist(), "c": found.tolist(), "hashes": hashes}
+        assert bool((torch.cat([memory[:MARGIN], memory[-MARGIN:]]) == 7).all()), (
+            "a store outside of the sum"
+        )
+        hashes.append(
+            hashlib.sha256(
+                b"".join(t.double().contiguous().numpy().tobytes() for t in (out, found))
+            ).hexdigest()
+        )
+    return {
+        "out": out.double().tolist(),
+        "norms": torch.cat(norms).tolist(),
+        "c": found.tolist(),
+        "hashes": hashes,
+    }
 
 
 def apart(patch: pytest.MonkeyPatch, programs: int) -> None:
-    """From now on run each program of a launch in a process of its own, all at once, on shared memory."""
+    """From now on run each program of a launch in a process of its own, all at once, on shared
+    memory.
+    """
     from triton.runtime import interpreter
 
     run, builder = interpreter.GridExecutor.__call__, interpreter.interpreter_builder
@@ -118,7 +151,8 @@ def apart(patch: pytest.MonkeyPatch, programs: int) -> None:
 
     def run_apart(self: Any, *args: Any, **kwargs: Any) -> None:
         assert self.grid == (programs,)
-        assert kwargs["launch_cooperative_grid"]  # without it a GPU may start a part of the programs, and never the rest
+        # without it a GPU may start a part of the programs, and never the rest
+        assert kwargs["launch_cooperative_grid"]
         self.grid = (1,)
         for tensor in args:
             if isinstance(tensor, Tensor):
@@ -148,13 +182,27 @@ def fits(patch: pytest.MonkeyPatch, shapes: list[list[int]]) -> list[bool]:
 def train(patch: pytest.MonkeyPatch, backend: str) -> dict[str, Any]:
     """The gradient of a private model, and the backends that formed it."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(30, 140), nn.Tanh(), nn.Linear(140, 7), nn.Tanh(), nn.Linear(7, 5))
+    model = nn.Sequential(
+        nn.Linear(30, 140), nn.Tanh(), nn.Linear(140, 7), nn.Tanh(), nn.Linear(7, 5)
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    private = make_private(model, optimizer, FixedSampling(100, 4), noise_multiplier=0.0, clip=0.5, loss_reduction="mean", backend=backend)
+    private = make_private(
+        model,
+        optimizer,
+        FixedSampling(100, 4),
+        noise_multiplier=0.0,
+        clip=0.5,
+        loss_reduction="mean",
+        backend=backend,
+    )
     model(torch.randn(4, 3, 30)).square().sum((1, 2)).mean().backward()
     chosen = {name: chosen for (name, _, _), chosen in private.backends().items()}
     norms = {name: value.tolist() for name, value in private.norms().items()}
-    return {"gradient": torch.cat([p.grad.flatten() for p in model.parameters()]).tolist(), "chosen": chosen, "norms": norms}
+    return {
+        "gradient": torch.cat([p.grad.flatten() for p in model.parameters()]).tolist(),
+        "chosen": chosen,
+        "norms": norms,
+    }
 
 
 # ---- the tests' process ----
@@ -163,15 +211,25 @@ def train(patch: pytest.MonkeyPatch, backend: str) -> dict[str, Any]:
 def naive(case: dict[str, Any]) -> tuple[Tensor, list[float], list[float]]:
     """The sum, the norms and the factors, a position at a time in float64."""
     left, right, before, extra = make_inputs(case)
-    total = torch.zeros(case["rows"], case["columns"], dtype=torch.float64) if case["fresh"] else before.double()
+    total = (
+        torch.zeros(case["rows"], case["columns"], dtype=torch.float64)
+        if case["fresh"]
+        else before.double()
+    )
     norms, factors = [], []
     for i in range(case["samples"]):
         gradient = torch.zeros_like(total)
         for t in range(case["positions"]):
             gradient += torch.outer(left[i, t].double(), right[i, t].double())
-        square = float((gradient * gradient).sum()) + (float(extra[i]) if extra is not None else 0.0)
+        square = float((gradient * gradient).sum()) + (
+            float(extra[i]) if extra is not None else 0.0
+        )
         norms.append(math.sqrt(square) * case["scale"] if math.isfinite(square) else math.inf)
-        factors.append(case["scale"] * min(1.0, case["bound"] / (norms[-1] + 1e-10)) if math.isfinite(square) else 0.0)
+        factors.append(
+            case["scale"] * min(1.0, case["bound"] / (norms[-1] + 1e-10))
+            if math.isfinite(square)
+            else 0.0
+        )
         if factors[-1]:
             total += factors[-1] * gradient
     return total, norms, factors
@@ -186,7 +244,12 @@ def ask() -> Iterator[Ask]:
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if int(triton.__version__.split(".")[1]) < 7:
         pytest.skip("the interpreter of triton before 3.7 cannot loop with numpy 2.4")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, **pipes)  # type: ignore[call-overload]
 
@@ -216,7 +279,9 @@ def check(ask: Ask, tolerance: float = 1e-6, **changes: Any) -> dict[str, Any]:
     out = torch.tensor(reply["out"], dtype=torch.float64)
     finite = [i for i, norm in enumerate(norms) if math.isfinite(norm)]
     assert float((out - total).abs().max()) <= tolerance * float(total.abs().max())
-    assert [reply["norms"][i] for i in finite] == pytest.approx([norms[i] for i in finite], rel=tolerance)
+    assert [reply["norms"][i] for i in finite] == pytest.approx(
+        [norms[i] for i in finite], rel=tolerance
+    )
     assert reply["c"] == pytest.approx(factors, rel=tolerance)
     assert len(set(reply["hashes"])) == 1
     return reply
@@ -226,20 +291,34 @@ def check(ask: Ask, tolerance: float = 1e-6, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("positions", [1, 3, 17, 33])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_naive_loop(ask: Ask, backend: str, positions: int, samples: int) -> None:
-    reply = check(ask, backend=backend, positions=positions, samples=samples, bound=40 * math.sqrt(positions))
+    reply = check(
+        ask, backend=backend, positions=positions, samples=samples, bound=40 * math.sqrt(positions)
+    )
     if samples == 5:
         assert 0 < sum(c < 1 for c in reply["c"]) < 5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("changes", [{"fresh": False}, {"transposed": True}, {"transposed": True, "fresh": False, "out": "bfloat16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fresh": False},
+        {"transposed": True},
+        {"transposed": True, "fresh": False, "out": "bfloat16"},
+    ],
+)
 def test_adds_and_takes_any_strides(ask: Ask, backend: str, changes: dict[str, Any]) -> None:
     check(ask, backend=backend, samples=5, tolerance=1e-2 if "out" in changes else 1e-6, **changes)
 
 
-@pytest.mark.parametrize(("rows", "columns", "enough"), [(600, 70, None), (150, 200, None), (150, 200, 1), (1, 1, None), (64, 129, 1)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "enough"),
+    [(600, 70, None), (150, 200, None), (150, 200, 1), (1, 1, None), (64, 129, 1)],
+)
 def test_weights_of_many_tiles(ask: Ask, rows: int, columns: int, enough: int | None) -> None:
-    """More than eight tiles down, sides 64 and 128, more elements than one program of the second kernel takes."""
+    """More than eight tiles down, sides 64 and 128, more elements than one program of the second
+    kernel takes.
+    """
     check(ask, rows=rows, columns=columns, enough=enough, fresh=False, samples=3)
 
 
@@ -274,8 +353,12 @@ def test_narrow_inputs(ask: Ask, backend: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_norm_is_of_what_is_summed(ask: Ask, backend: str) -> None:
-    """Not of the values before they are rounded to bfloat16, with which the bound would hold only nearly."""
-    reply = ask("launch", **{**CASE, "backend": backend, "samples": 1, "dtype": "bfloat16", "bound": 1e30})
+    """Not of the values before they are rounded to bfloat16, with which the bound would hold only
+    nearly.
+    """
+    reply = ask(
+        "launch", **{**CASE, "backend": backend, "samples": 1, "dtype": "bfloat16", "bound": 1e30}
+    )
     summed = torch.tensor(reply["out"], dtype=torch.float64)
     assert reply["norms"] == pytest.approx([float(summed.square().sum().sqrt())], rel=1e-6)
 
@@ -289,18 +372,37 @@ def test_a_launch_finds_nothing_of_the_one_before(ask: Ask, backend: str) -> Non
 def test_an_empty_batch(ask: Ask, backend: str) -> None:
     for fresh in (True, False):
         reply = ask("launch", **{**CASE, "backend": backend, "samples": 0, "fresh": fresh})
-        assert reply["out"] == make_inputs({**CASE, "samples": 0})[2].mul(0 if fresh else 1).tolist()
+        assert (
+            reply["out"] == make_inputs({**CASE, "samples": 0})[2].mul(0 if fresh else 1).tolist()
+        )
         assert reply["c"] == []
 
 
 def test_the_barrier_across_programs(ask: Ask) -> None:
-    """Six programs, more than there may be cores for, each in a process: all samples pass, with the factors that all norms give."""
-    own = check(ask, backend="triton_persistent", rows=150, columns=100, samples=12, positions=3, programs=6, launches=3, extra=True)
+    """Six programs, more than there may be cores for, each in a process: all samples pass, with the
+    factors that all norms give.
+    """
+    own = check(
+        ask,
+        backend="triton_persistent",
+        rows=150,
+        columns=100,
+        samples=12,
+        positions=3,
+        programs=6,
+        launches=3,
+        extra=True,
+    )
     assert 0 < sum(c < 1 for c in own["c"]) < 12
 
 
 def test_persistent_runs_only_where_it_is_resident(ask: Ask) -> None:
-    assert ask("fits", shapes=[[128, 128], [1, 1], [129, 1], [1, 129]]) == [True, True, False, False]
+    assert ask("fits", shapes=[[128, 128], [1, 1], [129, 1], [1, 129]]) == [
+        True,
+        True,
+        False,
+        False,
+    ]
     large = {**CASE, "rows": 129, "samples": 3}
     assert ask("launch", **large) == ask("launch", **{**large, "backend": "triton_persistent"})
 
@@ -320,41 +422,72 @@ def test_a_model_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kernels, "_interpreted", lambda: False)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    make_private(model, optimizer, FixedSampling(10, 2), noise_multiplier=0.0, backend="triton_persistent")
-    with pytest.raises(UserError, match="takes float32, bfloat16 and float16 on a GPU, not float32, float32 and float32 on cpu"):
+    make_private(
+        model, optimizer, FixedSampling(10, 2), noise_multiplier=0.0, backend="triton_persistent"
+    )
+    with pytest.raises(
+        UserError,
+        match=(
+            "takes float32, bfloat16 and float16 on a GPU, not float32, float32 and float32 on cpu"
+        ),
+    ):
         model(torch.ones(2, 3)).sum().backward()
 
 
 def test_what_the_kernels_do_not_take(ask: Ask) -> None:
     for backend in BACKENDS:
-        refused = ask("launch", **{**CASE, "backend": backend, "dtype": "float64", "out": "float64"})["refused"]
-        assert refused == (
-            f"backend '{backend}' takes float32, bfloat16 and float16 on a GPU, not float64, float64 and float64 on cpu; use backend 'auto'"
+        refused = ask(
+            "launch", **{**CASE, "backend": backend, "dtype": "float64", "out": "float64"}
+        )["refused"]
+        assert (
+            refused
+            == f"backend '{backend}' takes float32, bfloat16 and float16 on a GPU, not float64,"
+            " float64 and float64 on cpu; use backend 'auto'"
         )
 
 
-@pytest.mark.parametrize(("triton", "reason"), [(object(), "a CUDA device"), (None, "triton, which is not installed")])
-def test_a_machine_without_gpu_or_triton(triton: object, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("triton", "reason"), [(object(), "a CUDA device"), (None, "triton, which is not installed")]
+)
+def test_a_machine_without_gpu_or_triton(
+    triton: object, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(kernels, "_interpreted", lambda: False)
     monkeypatch.setattr(kernels, "triton", triton)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(UserError, match=f"backend 'triton_2k' needs {reason}.*use backend 'auto'"):
-        make_private(model, optimizer, FixedSampling(10, 2), noise_multiplier=0.0, backend="triton_2k")
+        make_private(
+            model, optimizer, FixedSampling(10, 2), noise_multiplier=0.0, backend="triton_2k"
+        )
     assert not kernels.available()
     assert not kernels.resident(8, 8)
 
 
 def test_the_package_needs_no_triton() -> None:
-    code = "import sys; sys.modules['triton'] = None; import projects.flashdp.kernels as k; assert not k.available()"
+    code = (
+        "import sys; sys.modules['triton'] = None; import projects.flashdp.kernels as k; assert not"
+        " k.available()"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
 @pytest.mark.parametrize(("side", "positions"), [(64, 1), (64, 1024), (128, 1024)])
-@pytest.mark.parametrize(("dtype", "allowed"), [("bf16", False), ("fp16", False), ("fp32", False), ("fp32", True)])
-def test_compiles_for_a_gpu(dtype: str, allowed: bool, side: int, positions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For compute capability 9.0, on any machine; the interpreter knows neither types nor the size of shared memory."""
+@pytest.mark.parametrize(
+    ("dtype", "allowed"), [("bf16", False), ("fp16", False), ("fp32", False), ("fp32", True)]
+)
+def test_compiles_for_a_gpu(
+    dtype: str,
+    allowed: bool,
+    side: int,
+    positions: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For compute capability 9.0, on any machine; the interpreter knows neither types nor the size
+    of shared memory.
+    """
     triton = pytest.importorskip("triton", reason="triton is not installed")
     if kernels._interpreted():
         pytest.skip("TRITON_INTERPRET is set")
@@ -362,21 +495,42 @@ def test_compiles_for_a_gpu(dtype: str, allowed: bool, side: int, positions: int
     from triton.compiler import ASTSource
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    like = torch.empty(0, dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype])
+    like = torch.empty(
+        0, dtype={"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+    )
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, allowed
     options = kernels._options(like, positions, side)
     torch.backends.cuda.matmul.allow_tf32 = before
     launched = {name: options.pop(name) for name in ("num_warps", "num_stages")}
     assert options["PRECISION"] == ("ieee" if dtype == "fp32" and not allowed else "tf32")
-    pointers = {"left": dtype, "right": dtype, "products": "fp32" if dtype == "fp16" else dtype, "counter": "i32"}
+    pointers = {
+        "left": dtype,
+        "right": dtype,
+        "products": "fp32" if dtype == "fp16" else dtype,
+        "counter": "i32",
+    }
     pointers |= dict.fromkeys(("out", "extra", "partials", "norms", "c"), "fp32")
 
     def compiled(kernel: Any, constants: dict[str, Any], **launch: Any) -> Any:
         signature, attributes = {}, {}
         for place, name in enumerate(kernel.arg_names):
-            kind = f"*{pointers[name]}" if name in pointers else "fp32" if name in ("bound", "scale") else "i32"
+            kind = (
+                f"*{pointers[name]}"
+                if name in pointers
+                else "fp32"
+                if name in ("bound", "scale")
+                else "i32"
+            )
             signature[name] = "constexpr" if name in constants else kind
-            if name in pointers or name in ("T", "L", "R", "left_b", "left_t", "right_b", "right_t"):
+            if name in pointers or name in (
+                "T",
+                "L",
+                "R",
+                "left_b",
+                "left_t",
+                "right_b",
+                "right_t",
+            ):
                 attributes[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(kernel, signature, constants, attributes)
         return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch).metadata
@@ -384,8 +538,11 @@ def test_compiles_for_a_gpu(dtype: str, allowed: bool, side: int, positions: int
     constants = {**options, "left_l": 1, "right_r": 1}
     flags = {"TINY": backends.TINY, "EXTRA": True, "FRESH": False, "TILES": 128}
     two = compiled(kernels._products, constants, **launched)
-    one = compiled(kernels._persistent, {**constants, **flags}, **launched, launch_cooperative_grid=True)
-    assert max(two.shared, one.shared) <= 99 << 10  # what a program may have on every GPU since Ampere
+    one = compiled(
+        kernels._persistent, {**constants, **flags}, **launched, launch_cooperative_grid=True
+    )
+    # what a program may have on every GPU since Ampere
+    assert max(two.shared, one.shared) <= 99 << 10
     assert one.launch_cooperative_grid
     compiled(kernels._add, {"FRESH": False, "FLAT": False, "BLOCK": kernels.BLOCK}, num_warps=4)
 
@@ -397,12 +554,32 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 @needs_gpu
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2), ("float16", 1e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2), ("float16", 1e-2)]
+)
 @pytest.mark.parametrize(("rows", "columns"), [(71, 50), (768, 768), (900, 500)])
-def test_on_a_gpu(backend: str, dtype: str, tolerance: float, rows: int, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the naive loop, and a thousand launches, each on memory that others have used, agree bit for bit."""
+def test_on_a_gpu(
+    backend: str,
+    dtype: str,
+    tolerance: float,
+    rows: int,
+    columns: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the naive loop, and a thousand launches, each on memory that others have used, agree bit
+    for bit.
+    """
     monkeypatch.setattr(kernels, "EXACT", True)
-    case = {**CASE, "samples": 5, "positions": 33, "rows": rows, "columns": columns, "dtype": dtype, "bound": 0.5 * rows, "extra": True}
+    case = {
+        **CASE,
+        "samples": 5,
+        "positions": 33,
+        "rows": rows,
+        "columns": columns,
+        "dtype": dtype,
+        "bound": 0.5 * rows,
+        "extra": True,
+    }
     left, right, before, extra = (tensor.cuda() for tensor in make_inputs(case))
     assert kernels.resident(rows, columns)
     left, right = framed(left.cpu(), False).cuda(), framed(right.cpu(), False).cuda()

@@ -20,7 +20,11 @@ def numbers(count, secret=SECRET):
 
 def by_hand(count, secret=SECRET):
     """In float64, the quantiles of the cipher's stream, asked for in one piece."""
-    stream = Cipher(algorithms.AES(secret[:32]), modes.CTR(secret[32:])).encryptor().update(bytes(4 * count))
+    stream = (
+        Cipher(algorithms.AES(secret[:32]), modes.CTR(secret[32:]))
+        .encryptor()
+        .update(bytes(4 * count))
+    )
     return scipy.special.ndtri((np.frombuffer(stream, "<i4").astype(float) + 0.5) / 2**32 + 0.5)
 
 
@@ -34,7 +38,18 @@ def test_numbers_are_the_normal_quantiles_of_the_ciphers_bits():
 
 
 @pytest.mark.parametrize(
-    "k", [-(2**31), 2**31 - 1, -(2**31) + 1, 2**31 - 2**21, 2**31 - 2**21 - 1, -(2**31) + 2**21 - 1, -(2**31) + 2**21, 0, 1]
+    "k",
+    [
+        -(2**31),
+        2**31 - 1,
+        -(2**31) + 1,
+        2**31 - 2**21,
+        2**31 - 2**21 - 1,
+        -(2**31) + 2**21 - 1,
+        -(2**31) + 2**21,
+        0,
+        1,
+    ],
 )
 def test_the_ends_of_the_bits_are_finite_and_exact(k, monkeypatch):
     class Fixed:
@@ -89,7 +104,10 @@ def test_streams_differ_by_step_key_device_and_return():
         return found
 
     assert torch.equal(first(), first())
-    assert not any(torch.equal(first(), other) for other in (first(key=b"kez"), first(step=1), first(rewound=1)))
+    assert not any(
+        torch.equal(first(), other)
+        for other in (first(key=b"kez"), first(step=1), first(rewound=1))
+    )
 
 
 def test_two_devices_of_one_model_have_different_noise(monkeypatch):

@@ -1,4 +1,6 @@
-"""FlashDP's sums are those of one plain backward per sample, clipped by hand; and no sample can exceed its bound."""
+"""FlashDP's sums are those of one plain backward per sample, clipped by hand; and no sample can
+exceed its bound.
+"""
 
 import copy
 import gc
@@ -20,7 +22,7 @@ BACKENDS = ["loop", "ghost", "recompute", "explicit", "auto"]
 F32 = torch.float32
 
 
-# ---- the sum ---------------------------------------------------------------------------------------------------------
+# ---- the sum -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("groups", ["layer", "parameter"])
@@ -31,7 +33,9 @@ def test_equals_one_backward_per_sample_clipped_by_hand(case, backend, groups, h
     assert 0.2 <= helpers.clipped_share(samples, bounds, groups) <= 0.8
     wanted = helpers.summed([helpers.clipped_by_hand(one, bounds, groups) for one in samples])
     for reduction in ("sum", "mean"):
-        got = helpers.private_sums(case, bounds, backend=backend, groups=groups, loss_reduction=reduction)
+        got = helpers.private_sums(
+            case, bounds, backend=backend, groups=groups, loss_reduction=reduction
+        )
         assert helpers.furthest(got, wanted) <= case.tolerance, reduction
 
 
@@ -59,7 +63,9 @@ def test_the_step_divides_by_the_expected_batch_size_and_not_by_the_batch(case, 
     for reduction in ("sum", "mean"):
         model = case.make()
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        _, optimizer = helpers.wrap(model, clip=bounds, expected=3.25, lr=0.5, loss_reduction=reduction)
+        _, optimizer = helpers.wrap(
+            model, clip=bounds, expected=3.25, lr=0.5, loss_reduction=reduction
+        )
         getattr(case.losses(model, case.data()), reduction)().backward()
         optimizer.step()
         moved = {n: (before[n] - p.detach()) / 0.5 * 3.25 for n, p in model.named_parameters()}
@@ -67,7 +73,9 @@ def test_the_step_divides_by_the_expected_batch_size_and_not_by_the_batch(case, 
 
 
 # (Not the embedding with padding: Opacus gives the padding row a gradient, autograd none.)
-@pytest.mark.parametrize("case", ["decoder", "linear-2d", "linear-3d", "layernorm", "rmsnorm"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["decoder", "linear-2d", "linear-3d", "layernorm", "rmsnorm"], indirect=True
+)
 def test_equals_opacus_with_a_threshold_per_parameter(case, helpers):
     from opacus.grad_sample import GradSampleModule
     from opacus.optimizers import DPPerLayerOptimizer
@@ -90,7 +98,11 @@ def test_equals_opacus_with_a_threshold_per_parameter(case, helpers):
         optimizer.max_grad_norms = [bounds[n] * weight for n in names]
         (weight * case.losses(peer, case.data(F32)).mean()).backward()
         optimizer.clip_and_accumulate()
-    wanted = {n.removeprefix("_module."): p.summed_grad / weight for n, p in peer.named_parameters() if p.requires_grad}
+    wanted = {
+        n.removeprefix("_module."): p.summed_grad / weight
+        for n, p in peer.named_parameters()
+        if p.requires_grad
+    }
     got = helpers.private_sums(case, bounds, dtype=F32, groups="parameter", loss_reduction="mean")
     assert helpers.furthest(got, wanted) <= 1e-5
 
@@ -104,7 +116,9 @@ def test_without_clipping_it_is_plain_autograd(case, helpers):
 
 
 @pytest.mark.parametrize(
-    "case", ["linear-2d", "linear-4d", "conv1d", "layernorm", "rmsnorm", "llama-rmsnorm", "gemma-rmsnorm"], indirect=True
+    "case",
+    ["linear-2d", "linear-4d", "conv1d", "layernorm", "rmsnorm", "llama-rmsnorm", "gemma-rmsnorm"],
+    indirect=True,
 )
 def test_clipping_does_not_reach_the_gradient_of_the_input(case, helpers):
     plain, private = case.make(F32), case.make(F32)
@@ -120,9 +134,15 @@ def test_clipping_does_not_reach_the_embeddings_given_to_a_language_model(case, 
     ids = case.data()
 
     def gradient(model):
-        x = helpers.randn(*ids.shape, model.get_input_embeddings().weight.shape[1]).float().requires_grad_()
+        x = (
+            helpers.randn(*ids.shape, model.get_input_embeddings().weight.shape[1])
+            .float()
+            .requires_grad_()
+        )
         logits = model(inputs_embeds=x).logits
-        F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(1).sum().backward()
+        F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none").mean(
+            1
+        ).sum().backward()
         return x.grad
 
     private = case.make(F32)
@@ -150,7 +170,7 @@ def test_the_gradient_that_arrives_is_left_as_it_was(case, helpers):
     assert all(torch.equal(now, then) for now, then in seen)
 
 
-# ---- sensitivity -----------------------------------------------------------------------------------------------------
+# ---- sensitivity ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("groups", ["layer", "parameter"])
@@ -159,14 +179,21 @@ def test_no_sample_contributes_more_than_its_bound(case, backend, groups, helper
     bounds = helpers.bounds_in_the_middle(helpers.sample_gradients(case), groups)
     data = case.data(F32)
     for sample, weight in itertools.product((0, len(data) - 1), (1.0, 1e6)):
-        options = {"batch": data[sample : sample + 1], "dtype": F32, "backend": backend, "groups": groups}
+        options = {
+            "batch": data[sample : sample + 1],
+            "dtype": F32,
+            "backend": backend,
+            "groups": groups,
+        }
         share = helpers.private_sums(case, bounds, weights=torch.tensor([weight]), **options)
         for group, names in helpers.members(list(share), groups).items():
             assert helpers.norm_of(share, names) <= bounds[group] * (1 + 1e-5), (group, weight)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", ["gpt2", "llama", "opt", "lora", "decoder", "linear-2d"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["gpt2", "llama", "opt", "lora", "decoder", "linear-2d"], indirect=True
+)
 def test_leaving_a_sample_out_moves_the_sum_by_at_most_the_sensitivity(case, backend, helpers):
     data = case.data(F32)
     total = 0.7
@@ -176,7 +203,9 @@ def test_leaving_a_sample_out_moves_the_sum_by_at_most_the_sensitivity(case, bac
         rest = torch.arange(len(data)) != 2
         options = {"dtype": F32, "backend": backend}
         with_it = helpers.private_sums(case, total, batch=data, weights=weights, **options)
-        without = helpers.private_sums(case, total, batch=data[rest], weights=weights[rest], **options)
+        without = helpers.private_sums(
+            case, total, batch=data[rest], weights=weights[rest], **options
+        )
         moved = {n: with_it[n] - without[n] for n in with_it}
         assert 0 < helpers.norm_of(moved, list(moved)) <= total * (1 + 1e-5)
 
@@ -187,7 +216,10 @@ def test_a_sample_whose_positions_cancel_keeps_its_bound(backend, helpers):
     worst = 0.0
     for seed, size in itertools.product(range(40), (1e3, 1e4)):
         g = torch.Generator().manual_seed(seed)
-        x, gradient = size * torch.randn(1, 1, 5, generator=g), size * torch.randn(1, 1, 4, generator=g)
+        x, gradient = (
+            size * torch.randn(1, 1, 5, generator=g),
+            size * torch.randn(1, 1, 4, generator=g),
+        )
         slight = x * torch.randn(1, 1, 5, generator=g) * 10 ** -(2 + seed % 5)
         model = nn.Sequential(nn.Linear(5, 4, bias=False))
         helpers.wrap(model, clip=1.0, backend=backend)
@@ -203,14 +235,18 @@ def test_bounds_hold_in_bfloat16_within_a_percent(case, backend, helpers):
     data = case.data(F32)
     for sample in range(len(data)):
         with torch.autocast("cpu", torch.bfloat16):
-            share = helpers.private_sums(case, bounds, batch=data[sample : sample + 1], dtype=F32, backend=backend)
+            share = helpers.private_sums(
+                case, bounds, batch=data[sample : sample + 1], dtype=F32, backend=backend
+            )
         for group, names in helpers.members(list(share), "layer").items():
             assert helpers.norm_of(share, names) <= bounds[group] * 1.01, group
 
 
 @pytest.mark.parametrize("backend", ["loop", "explicit"])
 def test_in_bfloat16_the_norm_is_that_of_the_values_summed(backend, helpers):
-    """Rounding a small gradient to bfloat16 changes its norm by a part in a thousand; the clipped sum is at the bound all the same."""
+    """Rounding a small gradient to bfloat16 changes its norm by a part in a thousand; the clipped
+    sum is at the bound all the same.
+    """
     for seed in range(10):
         model = nn.Sequential(nn.Linear(3, 2, bias=False))
         helpers.wrap(model, clip=0.01, backend=backend)
@@ -220,20 +256,24 @@ def test_in_bfloat16_the_norm_is_that_of_the_values_summed(backend, helpers):
         assert float(model[0].weight.grad.norm()) == pytest.approx(0.01, rel=2e-6)
 
 
-# ---- invariance ------------------------------------------------------------------------------------------------------
+# ---- invariance ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_order_of_samples_does_not_matter(case, backend, helpers):
     bounds = helpers.bounds_in_the_middle(helpers.sample_gradients(case), "layer")
     one = helpers.private_sums(case, bounds, backend=backend)
-    other = helpers.private_sums(case, bounds, backend=backend, batch=case.data()[torch.tensor([3, 0, 4, 2, 1])])
+    other = helpers.private_sums(
+        case, bounds, backend=backend, batch=case.data()[torch.tensor([3, 0, 4, 2, 1])]
+    )
     assert helpers.furthest(other, one, 1e-13) <= case.tolerance
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", ["gpt2", "opt", "lora", "embedding", "linear-2d", "layernorm", "rmsnorm"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["gpt2", "opt", "lora", "embedding", "linear-2d", "layernorm", "rmsnorm"], indirect=True
+)
 def test_micro_batches_add_up_to_the_batch(case, backend, reduction, helpers):
     bounds = helpers.bounds_in_the_middle(helpers.sample_gradients(case), "layer")
     whole = helpers.private_sums(case, bounds, backend=backend)
@@ -245,7 +285,9 @@ def test_micro_batches_add_up_to_the_batch(case, backend, reduction, helpers):
 
 
 def test_other_samples_and_their_padding_do_not_touch_a_sample(helpers):
-    """What sample 0 adds, when the others change their tokens, their number, and how far all are padded."""
+    """What sample 0 adds, when the others change their tokens, their number, and how far all are
+    padded.
+    """
     case = helpers.CASES["gpt2"]
     bounds = helpers.bounds_in_the_middle(helpers.sample_gradients(case), "layer")
 
@@ -270,7 +312,11 @@ def test_other_samples_and_their_padding_do_not_touch_a_sample(helpers):
 
     first = contribution([[1, 2, 3], [7, 7, 7, 7]], 6)
     assert all(float(g.norm()) > 0 for g in first.values())
-    for others, length in (([[5, 6, 7, 8, 1, 2, 3, 4], [3, 1]], 6 + 3), ([[2] * 11], 16), ([[1, 2]] * 5, 5)):
+    for others, length in (
+        ([[5, 6, 7, 8, 1, 2, 3, 4], [3, 1]], 6 + 3),
+        ([[2] * 11], 16),
+        ([[1, 2]] * 5, 5),
+    ):
         for reduction in ("sum", "mean"):
             assert helpers.furthest(contribution(others, length, reduction), first, 1e-13) <= 1e-11
 
@@ -283,12 +329,16 @@ def test_the_loss_of_a_sample_is_the_mean_over_its_own_tokens():
     labels[2] = -100
     got = per_sample_loss(logits, labels)
     for i in range(2):
-        terms = [-logits[i, t].log_softmax(0)[labels[i, t + 1]] for t in range(5) if labels[i, t + 1] != -100]
+        terms = [
+            -logits[i, t].log_softmax(0)[labels[i, t + 1]]
+            for t in range(5)
+            if labels[i, t + 1] != -100
+        ]
         assert float(got[i]) == pytest.approx(float(sum(terms) / len(terms)), rel=1e-12)
     assert float(got[2]) == 0
 
 
-# ---- checkpointing, accumulation, autocast ---------------------------------------------------------------------------
+# ---- checkpointing, accumulation, autocast -------------------------------------------------------
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -325,7 +375,11 @@ def test_a_checkpoint_is_recomputed_with_its_own_batch_size(reentrant, flattened
             self.inner = nn.Linear(5, 4)
 
         def body(self, x):
-            return self.inner(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if flattened else self.inner(x)
+            return (
+                self.inner(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+                if flattened
+                else self.inner(x)
+            )
 
         def forward(self, x):
             return checkpoint(self.body, x.requires_grad_(), use_reentrant=reentrant)
@@ -360,13 +414,16 @@ def test_gradient_checkpointing_of_transformers_changes_nothing(case, reentrant,
     model = case.make().train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     model.enable_input_require_grads()
-    assert helpers.furthest(helpers.private_sums(case, bounds, model=model), wanted) <= case.tolerance
+    assert (
+        helpers.furthest(helpers.private_sums(case, bounds, model=model), wanted) <= case.tolerance
+    )
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama", "opt", "decoder"], indirect=True)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bfloat16_autocast_is_close_to_float32(case, backend, helpers):
-    """5 % of each parameter's gradient: bfloat16 keeps eight bits, and a model of two blocks loses some of them.
+    """5 % of each parameter's gradient: bfloat16 keeps eight bits, and a model of two blocks loses
+    some of them.
 
     Not of those that are zero but for rounding: the key's bias.
     """
@@ -379,7 +436,7 @@ def test_bfloat16_autocast_is_close_to_float32(case, backend, helpers):
     assert all(g.dtype == F32 for g in got.values())
 
 
-# ---- memory and operations -------------------------------------------------------------------------------------------
+# ---- memory and operations -----------------------------------------------------------------------
 
 
 class _Largest(TorchDispatchMode):
@@ -393,12 +450,16 @@ class _Largest(TorchDispatchMode):
         found = function(*args, **kwargs or {})
         for one in found if isinstance(found, tuple | list) else [found]:
             if isinstance(one, torch.Tensor):
-                self.elements = max(self.elements, one.untyped_storage().nbytes() // max(1, one.itemsize))
+                self.elements = max(
+                    self.elements, one.untyped_storage().nbytes() // max(1, one.itemsize)
+                )
         return found
 
 
 def _backward_of_two_layers(helpers, backend, samples=6, positions=8, fresh=True):
-    """A backward function of a model whose weights (57x91, 91x33) are much larger than its activations."""
+    """A backward function of a model whose weights (57x91, 91x33) are much larger than its
+    activations.
+    """
     model = nn.Sequential(nn.Linear(57, 91), nn.Tanh(), nn.Linear(91, 33))
     helpers.wrap(model, clip=0.1, backend=backend)
     loss = model(helpers.randn(samples, positions, 57).float()).square().sum()
@@ -408,8 +469,13 @@ def _backward_of_two_layers(helpers, backend, samples=6, positions=8, fresh=True
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-@pytest.mark.parametrize(("backend", "materialises"), [("loop", False), ("ghost", False), ("recompute", False), ("explicit", True)])
-def test_only_explicit_ever_holds_a_batch_of_weight_gradients(backend, materialises, fresh, helpers):
+@pytest.mark.parametrize(
+    ("backend", "materialises"),
+    [("loop", False), ("ghost", False), ("recompute", False), ("explicit", True)],
+)
+def test_only_explicit_ever_holds_a_batch_of_weight_gradients(
+    backend, materialises, fresh, helpers
+):
     run = _backward_of_two_layers(helpers, backend, fresh=fresh)
     backends.SCRATCH_BUFFER.release()
     with _Largest() as largest:
@@ -464,7 +530,9 @@ def test_operations_without_a_bias_are_exactly_as_stated(backend, helpers):
     for _ in range(2):  # a fresh sum, and one that goes on
         loss = model(helpers.randn(B, T, d).float()).square().sum()
         once = 2 * B * T * p * d
-        stated = {"loop": once, "ghost": once + 2 * B * T**2 * (p + d), "recompute": 2 * once}[backend]
+        stated = {"loop": once, "ghost": once + 2 * B * T**2 * (p + d), "recompute": 2 * once}[
+            backend
+        ]
         assert count_flops(loss.backward) == stated
 
 
@@ -473,7 +541,9 @@ def test_the_norm_of_millions_of_elements_is_good_to_a_millionth():
     for shape in ((768, 3125), (3125, 768), (2, 1200, 1000)):
         x = torch.randn(*shape, generator=g)
         wanted = x.double().flatten(-2).norm(dim=-1)
-        assert float(((backends.square_norm(x).double().sqrt() - wanted) / wanted).abs().max()) <= 1e-6
+        assert (
+            float(((backends.square_norm(x).double().sqrt() - wanted) / wanted).abs().max()) <= 1e-6
+        )
 
 
 def test_which_backend_auto_takes_depends_on_shapes_alone_and_is_told(helpers):
@@ -491,7 +561,7 @@ def test_which_backend_auto_takes_depends_on_shapes_alone_and_is_told(helpers):
     assert backends.choose(4, 1024, 50257, 2048, "cpu") != "loop"  # a scratch of 400 MB
 
 
-# ---- what is not finite ----------------------------------------------------------------------------------------------
+# ---- what is not finite --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -519,7 +589,9 @@ def test_a_sample_that_is_not_finite_is_dropped_and_counted(backend, bad, place,
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("case", ["embedding", "gpt2", "conv1d", "rmsnorm", "partly-frozen", "linear-2d"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["embedding", "gpt2", "conv1d", "rmsnorm", "partly-frozen", "linear-2d"], indirect=True
+)
 def test_a_loss_that_is_not_finite_drops_its_sample_in_every_layer(case, bad, helpers):
     for reduction, groups in itertools.product(("sum", "mean"), ("layer", "parameter")):
         bounds = helpers.bounds_in_the_middle(helpers.sample_gradients(case), groups)
@@ -532,19 +604,27 @@ def test_a_loss_that_is_not_finite_drops_its_sample_in_every_layer(case, bad, he
         assert helpers.furthest(got, wanted, 1e-13) <= 1e-12
 
 
-# ---- the model stays what it was -------------------------------------------------------------------------------------
+# ---- the model stays what it was -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama", "opt", "lora", "decoder", "linear-2d", "layernorm-2d"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["gpt2", "llama", "opt", "lora", "decoder", "linear-2d", "layernorm-2d"], indirect=True
+)
 def test_wrapping_leaves_the_state_and_the_outputs_as_they_were(case, helpers):
     model, plain = case.make(F32), case.make(F32)
     helpers.wrap(model, **case.options)
     assert list(model.state_dict()) == list(plain.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), plain.state_dict().values(), strict=True)
+    )
     assert torch.equal(case.losses(model, case.data(F32)), case.losses(plain, case.data(F32)))
     with torch.no_grad():
         assert torch.equal(case.losses(model, case.data(F32)), case.losses(plain, case.data(F32)))
-    assert all(isinstance(one, type(other)) for one, other in zip(model.modules(), plain.modules(), strict=True))
+    assert all(
+        isinstance(one, type(other))
+        for one, other in zip(model.modules(), plain.modules(), strict=True)
+    )
 
 
 def test_after_unwrap_training_is_that_of_a_model_never_wrapped(case, helpers):
@@ -557,13 +637,19 @@ def test_after_unwrap_training_is_that_of_a_model_never_wrapped(case, helpers):
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
     assert [set(vars(m)) for m in model.modules()] == [set(vars(m)) for m in plain.modules()]
     hooks = [k for k in vars(model) if k.endswith("hooks")]
-    assert all(len(vars(a)[k]) == len(vars(b)[k]) for a, b in zip(model.modules(), plain.modules(), strict=True) for k in hooks)
+    assert all(
+        len(vars(a)[k]) == len(vars(b)[k])
+        for a, b in zip(model.modules(), plain.modules(), strict=True)
+        for k in hooks
+    )
     for _ in range(2):
         for one, taking in ((model, optimizer), (plain, ours)):
             taking.zero_grad()
             case.losses(one, case.data(F32)).sum().backward()
             taking.step()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
 
 
 def test_a_model_may_be_wrapped_again_after_unwrap(helpers):

@@ -20,7 +20,12 @@ WIDE, TALL = 331, 317  # more than 1e5 coordinates a weight
 def wide():
     """Three layers, of which two weights have as many coordinates."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(WIDE, TALL), nn.Linear(TALL, WIDE, bias=False), nn.LayerNorm(WIDE), nn.Linear(WIDE, 3))
+    return nn.Sequential(
+        nn.Linear(WIDE, TALL),
+        nn.Linear(TALL, WIDE, bias=False),
+        nn.LayerNorm(WIDE),
+        nn.Linear(WIDE, 3),
+    )
 
 
 def every_kind():
@@ -29,7 +34,9 @@ def every_kind():
     from transformers.pytorch_utils import Conv1D
 
     norms = (nn.LayerNorm(40), nn.RMSNorm(40), LlamaRMSNorm(40))
-    return nn.Sequential(nn.Embedding(50, 40, padding_idx=0), *norms, Conv1D(30, 40), nn.Linear(30, 20))
+    return nn.Sequential(
+        nn.Embedding(50, 40, padding_idx=0), *norms, Conv1D(30, 40), nn.Linear(30, 20)
+    )
 
 
 def noise_of(model, optimizer):
@@ -39,7 +46,7 @@ def noise_of(model, optimizer):
     return {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
-# ---- the noise -------------------------------------------------------------------------------------------------------
+# ---- the noise -----------------------------------------------------------------------------------
 
 BOUNDS = {"0": 0.5, "1": 2.0, "2": 0.1, "3": 1.0}
 DELTA = math.sqrt(0.25 + 4 + 0.01 + 1)
@@ -49,12 +56,20 @@ DELTA = math.sqrt(0.25 + 4 + 0.01 + 1)
     ("allocation", "deviations"),
     [
         ("uniform", dict.fromkeys("0123", 1.3 * DELTA)),
-        ("equal", {group: 1.3 * 2 * bound for group, bound in BOUNDS.items()}),  # sqrt(4) = 2 groups
+        # sqrt(4) = 2 groups
+        ("equal", {group: 1.3 * 2 * bound for group, bound in BOUNDS.items()}),
     ],
 )
-def test_the_deviation_is_the_stated_one_over_the_expected_batch_size(allocation, deviations, helpers):
+def test_the_deviation_is_the_stated_one_over_the_expected_batch_size(
+    allocation, deviations, helpers
+):
     model = wide()
-    options = {"noise_multiplier": 1.3, "clip": BOUNDS, "noise_allocation": allocation, "expected": 8.5}
+    options = {
+        "noise_multiplier": 1.3,
+        "clip": BOUNDS,
+        "noise_allocation": allocation,
+        "expected": 8.5,
+    }
     dp, optimizer = helpers.wrap(model, **options)
     assert dp.sensitivity == pytest.approx(DELTA)
     found = noise_of(model, optimizer)
@@ -64,7 +79,9 @@ def test_the_deviation_is_the_stated_one_over_the_expected_batch_size(allocation
         assert float(found[name].double().square().mean().sqrt()) == pytest.approx(wanted, rel=0.01)
         assert abs(float(found[name].double().mean())) < 4 * wanted / math.sqrt(found[name].numel())
     for name in ("0.bias", "2.weight", "2.bias", "3.weight"):  # a few hundred coordinates
-        assert float(found[name].double().square().mean().sqrt()) == pytest.approx(deviations[name[0]] / 8.5, rel=0.2)
+        assert float(found[name].double().square().mean().sqrt()) == pytest.approx(
+            deviations[name[0]] / 8.5, rel=0.2
+        )
 
 
 @pytest.mark.parametrize("groups", ["layer", "parameter"])
@@ -72,11 +89,19 @@ def test_the_deviation_is_the_stated_one_over_the_expected_batch_size(allocation
 def test_with_even_bounds_the_deviation_is_sigma_times_the_total_bound(groups, allocation, helpers):
     """Not sigma * C * sqrt(L), and not sigma * C / sqrt(L)."""
     model = wide()
-    options = {"noise_multiplier": 0.8, "clip": 1.7, "groups": groups, "noise_allocation": allocation, "expected": 5}
+    options = {
+        "noise_multiplier": 0.8,
+        "clip": 1.7,
+        "groups": groups,
+        "noise_allocation": allocation,
+        "expected": 5,
+    }
     _, optimizer = helpers.wrap(model, **options)
     found = noise_of(model, optimizer)
     for name in ("0.weight", "1.weight"):
-        assert float(found[name].double().square().mean().sqrt()) == pytest.approx(0.8 * 1.7 / 5, rel=0.01)
+        assert float(found[name].double().square().mean().sqrt()) == pytest.approx(
+            0.8 * 1.7 / 5, rel=0.01
+        )
 
 
 @pytest.mark.parametrize("groups", ["layer", "parameter"])
@@ -84,8 +109,12 @@ def test_both_allocations_are_one_gaussian_mechanism_with_the_stated_multiplier(
     for allocation, clip in itertools.product(("uniform", "equal"), (0.3, BOUNDS)):
         if groups == "parameter" and clip is BOUNDS:
             clip = {"0.*": 0.5, "1.*": 2.0, "*.bias": 0.2, "*": 1.0}
-        dp, _ = helpers.wrap(wide(), noise_multiplier=1.7, clip=clip, groups=groups, noise_allocation=allocation)
-        assert sum((group.bound / group.noise) ** 2 for group in dp.groups) == pytest.approx(1.7**-2, rel=1e-12)
+        dp, _ = helpers.wrap(
+            wide(), noise_multiplier=1.7, clip=clip, groups=groups, noise_allocation=allocation
+        )
+        assert sum((group.bound / group.noise) ** 2 for group in dp.groups) == pytest.approx(
+            1.7**-2, rel=1e-12
+        )
 
 
 def test_the_noise_is_gaussian(helpers):
@@ -104,14 +133,18 @@ def test_the_noise_of_layers_and_of_steps_is_uncorrelated(helpers):
     _, optimizer = helpers.wrap(model, noise_multiplier=1.0, clip=1.0)
     steps = [noise_of(model, optimizer) for _ in range(3)]
     flat = [one[name].flatten() for one in steps for name in ("0.weight", "1.weight")]
-    correlations = torch.corrcoef(torch.stack(flat).double()) - torch.eye(len(flat), dtype=torch.float64)
+    correlations = torch.corrcoef(torch.stack(flat).double()) - torch.eye(
+        len(flat), dtype=torch.float64
+    )
     assert float(correlations.abs().max()) < 4.5 / math.sqrt(flat[0].numel())
     halves = flat[0][: flat[0].numel() // 2 * 2].view(2, -1).double()
     assert abs(float(torch.corrcoef(halves)[0, 1])) < 4.5 / math.sqrt(halves.shape[1])
 
 
 def test_no_part_of_a_large_tensor_repeats_another(helpers):
-    """Noise may be drawn piece by piece; a million coordinates are more than a piece, and an odd number of them is no multiple of one."""
+    """Noise may be drawn piece by piece; a million coordinates are more than a piece, and an odd
+    number of them is no multiple of one.
+    """
     model = nn.Sequential(nn.Linear(1031, 997, bias=False))
     _, optimizer = helpers.wrap(model, noise_multiplier=1.0, clip=1.0, expected=2)
     noise = noise_of(model, optimizer)["0.weight"].flatten().double()
@@ -120,7 +153,9 @@ def test_no_part_of_a_large_tensor_repeats_another(helpers):
     for tail in (1, 15, 16, 100):
         assert bool((noise[-tail:] != 0).all())
     for power in range(12, 20):  # pieces of any size that is likely
-        correlation = float(torch.corrcoef(torch.stack([noise[: -(1 << power)], noise[1 << power :]]))[0, 1])
+        correlation = float(
+            torch.corrcoef(torch.stack([noise[: -(1 << power)], noise[1 << power :]]))[0, 1]
+        )
         assert abs(correlation) < 5 / math.sqrt(len(noise) - (1 << power))
 
 
@@ -145,9 +180,13 @@ def test_a_parameter_that_is_not_contiguous_is_trained_as_its_copy_is(helpers):
 
 def test_a_stage_of_a_pipeline_has_the_noise_of_the_whole_model(helpers):
     stage = nn.Sequential(nn.Linear(WIDE, TALL))
-    dp, optimizer = helpers.wrap(stage, noise_multiplier=0.6, clip={"*": 0.5}, sensitivity=2.0, stage=0, expected=3)
+    dp, optimizer = helpers.wrap(
+        stage, noise_multiplier=0.6, clip={"*": 0.5}, sensitivity=2.0, stage=0, expected=3
+    )
     assert dp.sensitivity == 2
-    assert float(noise_of(stage, optimizer)["0.weight"].double().square().mean().sqrt()) == pytest.approx(0.6 * 2 / 3, rel=0.01)
+    assert float(
+        noise_of(stage, optimizer)["0.weight"].double().square().mean().sqrt()
+    ) == pytest.approx(0.6 * 2 / 3, rel=0.01)
 
 
 def test_stages_with_one_key_have_different_noise(helpers):
@@ -160,7 +199,9 @@ def test_stages_with_one_key_have_different_noise(helpers):
 
 
 def test_what_is_accounted_for_is_what_is_added(helpers):
-    """Noise, sensitivity and bounds are those of the beginning; nothing can set them apart from the noise."""
+    """Noise, sensitivity and bounds are those of the beginning; nothing can set them apart from the
+    noise.
+    """
     dp, _ = helpers.wrap(wide(), noise_multiplier=1.0)
     for change in (
         lambda: setattr(dp, "noise_multiplier", 10.0),
@@ -180,7 +221,9 @@ def test_every_trainable_tensor_has_its_noise(helpers):
         quiet.load_state_dict(model.state_dict())
         _, without = helpers.wrap(quiet, clip=1.0, expected=2)
         for seed, one in itertools.product(range(batches), (model, quiet)):
-            one(torch.randint(50, (3, 7), generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+            one(
+                torch.randint(50, (3, 7), generator=torch.Generator().manual_seed(seed))
+            ).square().sum().backward()
         optimizer.step()
         without.step()
         assert dp.steps == 1
@@ -195,7 +238,9 @@ def test_noise_is_added_once_however_many_micro_batches(helpers):
     for parts in (1, 2, 7):
         model = wide()
         _, optimizer = helpers.wrap(model, noise_multiplier=1.0, clip=1e-3)
-        for rows in torch.randn(7, WIDE, generator=torch.Generator().manual_seed(1)).tensor_split(parts):
+        for rows in torch.randn(7, WIDE, generator=torch.Generator().manual_seed(1)).tensor_split(
+            parts
+        ):
             model(rows).square().sum().backward()
         optimizer.step()
         found.append([p.grad.clone() for p in model.parameters()])
@@ -230,7 +275,7 @@ def test_an_empty_batch_is_a_step_of_pure_noise_and_counted(helpers):
     assert dp.steps == 2
 
 
-# ---- seeds -----------------------------------------------------------------------------------------------------------
+# ---- seeds ---------------------------------------------------------------------------------------
 
 
 def _noise_with(seed, helpers, steps=1):
@@ -245,9 +290,19 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(helpers):
     torch.manual_seed(6)
     again = _noise_with(11, helpers, 2)
     assert all(torch.equal(a[n], b[n]) for a, b in zip(one, again, strict=True) for n in a)
-    for other in (12, 11 + 2**32, 11 + 2**64, 11 + 2**255):  # torch's own seeds on a CPU have 32 bits
+    # torch's own seeds on a CPU have 32 bits
+    for other in (12, 11 + 2**32, 11 + 2**64, 11 + 2**255):
         found = _noise_with(other, helpers)[0]
-        assert abs(float(torch.corrcoef(torch.stack([one[0]["0.weight"].flatten(), found["0.weight"].flatten()]))[0, 1])) < 0.015
+        assert (
+            abs(
+                float(
+                    torch.corrcoef(
+                        torch.stack([one[0]["0.weight"].flatten(), found["0.weight"].flatten()])
+                    )[0, 1]
+                )
+            )
+            < 0.015
+        )
 
 
 def test_noise_is_a_function_of_the_key_and_all_its_bits_count(helpers):
@@ -270,7 +325,16 @@ def test_without_a_seed_two_runs_differ(helpers):
     one = _noise_with(None, helpers)[0]
     torch.manual_seed(5)
     other = _noise_with(None, helpers)[0]
-    assert abs(float(torch.corrcoef(torch.stack([one["0.weight"].flatten(), other["0.weight"].flatten()]))[0, 1])) < 0.015
+    assert (
+        abs(
+            float(
+                torch.corrcoef(
+                    torch.stack([one["0.weight"].flatten(), other["0.weight"].flatten()])
+                )[0, 1]
+            )
+        )
+        < 0.015
+    )
 
 
 def test_noise_takes_nothing_from_the_global_generator(helpers):
@@ -308,12 +372,13 @@ def test_going_back_to_an_earlier_state_does_not_bring_back_its_noise(helpers):
     key = dp._key
     model = wide()
     later, optimizer = helpers.wrap(model, noise_multiplier=1.0, noise_seed=None, key=key)
-    later.load_state_dict({**dp.state_dict(), "history": []})  # another process, back at the beginning
+    # another process, back at the beginning
+    later.load_state_dict({**dp.state_dict(), "history": []})
     third = noise_of(model, optimizer)["0.weight"]
     assert not any(torch.equal(third, one) for one in (first["0.weight"],))
 
 
-# ---- accounting ------------------------------------------------------------------------------------------------------
+# ---- accounting ----------------------------------------------------------------------------------
 
 
 def spent(sigma, accountant="rdp", rate=0.01, steps=1000, delta=1e-5):
@@ -324,7 +389,13 @@ def spent(sigma, accountant="rdp", rate=0.01, steps=1000, delta=1e-5):
     ("accountant", "sigma", "wanted"),
     [
         *(("rdp", 1.0, 2.101), ("rdp", 0.8655, 2.992), ("pld", 1.0, 1.828), ("pld", 0.8655, 2.551)),
-        *(("rdp", 1.5234, 1.0), ("rdp", 0.6158, 8.0), ("prv", 1.4258, 1.0), ("prv", 0.8154, 3.0), ("prv", 0.5865, 8.0)),
+        *(
+            ("rdp", 1.5234, 1.0),
+            ("rdp", 0.6158, 8.0),
+            ("prv", 1.4258, 1.0),
+            ("prv", 0.8154, 3.0),
+            ("prv", 0.5865, 8.0),
+        ),
     ],
 )
 def test_epsilon_at_points_of_reference(accountant, sigma, wanted):
@@ -362,13 +433,17 @@ def test_a_history_in_parts_composes(accountant):
     parts = [Mechanism(1.0, 0.01, 100), Mechanism(1.0, 0.01, 199), Mechanism(1.0, 0.01, 1)]
     assert epsilon(parts, 1e-5, accountant) == pytest.approx(whole, abs=0.02)
     mixed = [Mechanism(1.0, 0.01, 150), Mechanism(2.0, 0.02, 150)]
-    assert epsilon(mixed, 1e-5, accountant) == pytest.approx(epsilon(mixed[::-1], 1e-5, accountant), abs=0.02)
+    assert epsilon(mixed, 1e-5, accountant) == pytest.approx(
+        epsilon(mixed[::-1], 1e-5, accountant), abs=0.02
+    )
     assert epsilon(mixed, 1e-5, accountant) > spent(1.0, accountant, steps=150)
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv", "pld"])
 def test_the_accountants_keep_a_plain_gaussian_mechanism(accountant):
-    """At rate 1, n steps are one Gaussian mechanism of multiplier sigma / sqrt(n), whose curve has a closed form."""
+    """At rate 1, n steps are one Gaussian mechanism of multiplier sigma / sqrt(n), whose curve has
+    a closed form.
+    """
     for sigma, steps in ((2.0, 1), (4.0, 9)):
         mu = math.sqrt(steps) / sigma
         found = spent(sigma, accountant, rate=1.0, steps=steps)
@@ -382,7 +457,11 @@ def _gaussian_epsilon(mu, delta):
     from scipy.optimize import brentq
 
     def excess(e):
-        return scipy.stats.norm.cdf(-e / mu + mu / 2) - math.exp(e) * scipy.stats.norm.cdf(-e / mu - mu / 2) - delta
+        return (
+            scipy.stats.norm.cdf(-e / mu + mu / 2)
+            - math.exp(e) * scipy.stats.norm.cdf(-e / mu - mu / 2)
+            - delta
+        )
 
     return brentq(excess, 0, 60)
 
@@ -429,16 +508,38 @@ def test_a_run_is_accounted_step_by_step(helpers):
 
 def test_the_report_says_all_that_the_guarantee_rests_on(helpers):
     model = wide()
-    dp, optimizer = helpers.wrap(model, noise_multiplier=1.25, clip=0.75, size=400, expected=3, noise_seed=None)
+    dp, optimizer = helpers.wrap(
+        model, noise_multiplier=1.25, clip=0.75, size=400, expected=3, noise_seed=None
+    )
     for _ in range(3):
         optimizer.zero_grad()
         optimizer.step()
     report = dp.report(1e-6, "prv")
-    assert (report.epsilon, report.delta, report.accountant) == (dp.epsilon(1e-6, "prv"), 1e-6, "prv")
+    assert (report.epsilon, report.delta, report.accountant) == (
+        dp.epsilon(1e-6, "prv"),
+        1e-6,
+        "prv",
+    )
     text = str(report)
-    for part in (f"{report.epsilon:.3f}", "1e-06", "1.25", "0.0075", "3 steps", "prv", "400 records", "0.75", "4 groups"):
+    for part in (
+        f"{report.epsilon:.3f}",
+        "1e-06",
+        "1.25",
+        "0.0075",
+        "3 steps",
+        "prv",
+        "400 records",
+        "0.75",
+        "4 groups",
+    ):
         assert part in text
-    for assumption in ("one record", "drawn on its own", "depends on that sample alone", "losses, norms", "floating point"):
+    for assumption in (
+        "one record",
+        "drawn on its own",
+        "depends on that sample alone",
+        "losses, norms",
+        "floating point",
+    ):
         assert any(assumption in one for one in report.assumptions)
         assert assumption in text
     assert "seed" not in text
@@ -447,7 +548,7 @@ def test_the_report_says_all_that_the_guarantee_rests_on(helpers):
     assert "seed of the noise was given" in str(seeded.report(1e-6))
 
 
-# ---- sampling --------------------------------------------------------------------------------------------------------
+# ---- sampling ------------------------------------------------------------------------------------
 
 
 def test_poisson_batches_have_the_rate_and_independent_members():
@@ -466,7 +567,10 @@ def test_poisson_batches_have_the_rate_and_independent_members():
     expected = scipy.stats.binom(200, q).pmf(np.arange(15)) * 3000
     kept = expected > 20
     counts = np.array([(sizes == k).sum() for k in range(15)])[kept]
-    assert scipy.stats.chisquare(counts, expected[kept] * counts.sum() / expected[kept].sum()).pvalue > 0.001
+    assert (
+        scipy.stats.chisquare(counts, expected[kept] * counts.sum() / expected[kept].sum()).pvalue
+        > 0.001
+    )
     pairs = np.corrcoef(drawn.astype(float).T) - np.eye(200)
     assert abs(pairs).max() < 6 / math.sqrt(3000)
     later = np.corrcoef(drawn[:-1].ravel(), drawn[1:].ravel())[0, 1]
@@ -484,7 +588,9 @@ def test_a_batch_is_a_pure_function_of_seed_and_step():
         forwards = [sampling.batch(3, step) for step in range(25)]
         backwards = [sampling.batch(3, step) for step in reversed(range(25))][::-1]
         assert all(np.array_equal(a, b) for a, b in zip(forwards, backwards, strict=True))
-        assert not all(np.array_equal(a, sampling.batch(4, step)) for step, a in enumerate(forwards))
+        assert not all(
+            np.array_equal(a, sampling.batch(4, step)) for step, a in enumerate(forwards)
+        )
         assert len({tuple(a) for a in forwards}) == 25
 
 

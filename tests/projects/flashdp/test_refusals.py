@@ -43,10 +43,12 @@ def backward(model, samples=4):
     model(inputs(samples)).square().sum().backward()
 
 
-# ---- values ----------------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip", [0, -1, NAN, INF, {"*": 0.0}, {"0": 1.0}, {"*": NAN}, {"*": INF}, {}])
+@pytest.mark.parametrize(
+    "clip", [0, -1, NAN, INF, {"*": 0.0}, {"0": 1.0}, {"*": NAN}, {"*": INF}, {}]
+)
 def test_a_bound_must_be_a_positive_number(clip, helpers):
     refused(lambda: helpers.wrap(plain(), clip=clip), "bound", "above 0")
 
@@ -80,14 +82,25 @@ def test_sampling_needs_records_and_a_batch_size_within_them(sampling):
         refused(lambda size=size: sampling(10, size), "above 0 and at most")
 
 
-@pytest.mark.parametrize("options", [{"key": b"short"}, {"key": bytes(33)}, {"key": bytes(32), "noise_seed": 1}])
+@pytest.mark.parametrize(
+    "options", [{"key": b"short"}, {"key": bytes(33)}, {"key": bytes(32), "noise_seed": 1}]
+)
 def test_a_key_is_32_bytes_and_the_only_source_of_the_noise(options, helpers):
-    refused(lambda: helpers.wrap(plain(), **{"noise_seed": None} | options), "32 secret bytes", "noise_seed")
+    refused(
+        lambda: helpers.wrap(plain(), **{"noise_seed": None} | options),
+        "32 secret bytes",
+        "noise_seed",
+    )
 
 
-@pytest.mark.parametrize("options", [{"sensitivity": 0.5}, {"sensitivity": NAN}, {"sensitivity": 2.0, "noise_allocation": "equal"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"sensitivity": 0.5}, {"sensitivity": NAN}, {"sensitivity": 2.0, "noise_allocation": "equal"}],
+)
 def test_the_sensitivity_of_a_whole_model_is_at_least_that_of_its_stage(options, helpers):
-    refused(lambda: helpers.wrap(plain(), clip=1.0, **options), "sensitivity", "whole model", "uniform")
+    refused(
+        lambda: helpers.wrap(plain(), clip=1.0, **options), "sensitivity", "whole model", "uniform"
+    )
 
 
 def test_an_infinite_sensitivity_is_refused(helpers):
@@ -110,23 +123,37 @@ def test_a_target_epsilon_must_be_positive(target):
 
 
 def test_an_epsilon_out_of_reach_is_refused_with_what_to_change():
-    refused(lambda: noise_multiplier(1e-3, 1e-5, 0.01, 1000), "cannot be reached", "fewer steps, smaller batches or more data")
+    refused(
+        lambda: noise_multiplier(1e-3, 1e-5, 0.01, 1000),
+        "cannot be reached",
+        "fewer steps, smaller batches or more data",
+    )
 
 
 @pytest.mark.parametrize(
-    "option", [{"groups": "layers"}, {"loss_reduction": "avg"}, {"noise_allocation": "same"}, {"noise_seed": -1}], ids=str
+    "option",
+    [
+        {"groups": "layers"},
+        {"loss_reduction": "avg"},
+        {"noise_allocation": "same"},
+        {"noise_seed": -1},
+    ],
+    ids=str,
 )
 def test_a_choice_that_does_not_exist_is_refused(option, helpers):
     refused(lambda: helpers.wrap(plain(), **option))
 
 
-# ---- models ----------------------------------------------------------------------------------------------------------
+# ---- models --------------------------------------------------------------------------------------
 
 
 def test_a_model_with_nothing_to_train(helpers):
     model = plain().requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    refused(lambda: make_private(model, optimizer, PoissonSampling(10, 1), noise_multiplier=1.0), "nothing to train")
+    refused(
+        lambda: make_private(model, optimizer, PoissonSampling(10, 1), noise_multiplier=1.0),
+        "nothing to train",
+    )
 
 
 class WithParameter(nn.Module):
@@ -161,7 +188,14 @@ def test_what_is_frozen_needs_no_rule(helpers):
     assert model.inner.weight.grad is not None
 
 
-@pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(5), lambda: nn.BatchNorm1d(5, affine=False), lambda: nn.SyncBatchNorm(5)])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: nn.BatchNorm1d(5),
+        lambda: nn.BatchNorm1d(5, affine=False),
+        lambda: nn.SyncBatchNorm(5),
+    ],
+)
 def test_batch_norm_is_refused_unless_frozen_in_eval_mode(norm, helpers):
     model = nn.Sequential(nn.Linear(3, 5), norm(), nn.Linear(5, 2))
     refused(lambda: helpers.wrap(model), "BatchNorm", "GroupNorm or LayerNorm")
@@ -177,7 +211,9 @@ def test_batch_norm_that_goes_back_to_training_is_refused(helpers):
 
 
 def test_running_statistics_are_refused_while_they_run(helpers):
-    model = nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True))
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2, track_running_stats=True)
+    )
     refused(lambda: helpers.wrap(model), "InstanceNorm1d with running statistics", "eval mode")
     model[2].eval()
     helpers.wrap(model)
@@ -224,7 +260,9 @@ def test_tied_weights_are_refused_until_untied(helpers):
     helpers.wrap(model)
 
 
-def test_tied_weights_of_transformers_are_refused_until_untied_and_then_clipped_as_two_layers(helpers):
+def test_tied_weights_of_transformers_are_refused_until_untied_and_then_clipped_as_two_layers(
+    helpers,
+):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -233,9 +271,15 @@ def test_tied_weights_of_transformers_are_refused_until_untied_and_then_clipped_
     refused(lambda: helpers.wrap(model), "tied", "untie")
     assert untie(model) == 1
     assert not model.config.tie_word_embeddings
-    by_hand = GPT2LMHeadModel(GPT2Config(vocab_size=31, tie_word_embeddings=False, **sizes)).double().eval()
+    by_hand = (
+        GPT2LMHeadModel(GPT2Config(vocab_size=31, tie_word_embeddings=False, **sizes))
+        .double()
+        .eval()
+    )
     by_hand.load_state_dict(model.state_dict())
-    case = helpers.Case("untied", lambda: by_hand, lambda: helpers.token_ids(5, 7), helpers.token_losses)
+    case = helpers.Case(
+        "untied", lambda: by_hand, lambda: helpers.token_ids(5, 7), helpers.token_losses
+    )
     samples = helpers.per_sample_gradients(case, case.data(), by_hand)
     bounds = helpers.bounds_in_the_middle(samples, "layer")
     wanted = helpers.summed([helpers.clipped_by_hand(one, bounds, "layer") for one in samples])
@@ -262,7 +306,9 @@ def test_a_model_wrapped_twice_is_refused(helpers):
     refused(lambda: helpers.wrap(nn.Sequential(model)), "private already", "unwrap")
 
 
-@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize(
+    "option", [{"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}]
+)
 def test_an_embedding_without_a_gradient_per_sample_is_refused(option, helpers):
     model = nn.Sequential(nn.Embedding(5, 3, **option), nn.Linear(3, 2))
     refused(lambda: helpers.wrap(model), "^0: ", "Embedding", "plain one")
@@ -272,14 +318,21 @@ def test_an_optimizer_over_other_parameters_is_refused(helpers):
     model, other = plain(), plain()
     optimizer = torch.optim.SGD([*model.parameters(), *other.parameters()], lr=1.0)
     refused(
-        lambda: make_private(model, optimizer, PoissonSampling(9, 3), noise_multiplier=1.0), "4 trainable parameters", "not the model's"
+        lambda: make_private(model, optimizer, PoissonSampling(9, 3), noise_multiplier=1.0),
+        "4 trainable parameters",
+        "not the model's",
     )
 
 
 def test_an_optimizer_without_some_trainable_parameters_is_refused():
     model = plain()
     optimizer = torch.optim.SGD(model[2].parameters(), lr=1.0)
-    refused(lambda: make_private(model, optimizer, PoissonSampling(9, 3), noise_multiplier=1.0), "2 trainable", "0.weight", "freeze|add")
+    refused(
+        lambda: make_private(model, optimizer, PoissonSampling(9, 3), noise_multiplier=1.0),
+        "2 trainable",
+        "0.weight",
+        "freeze|add",
+    )
     model[0].requires_grad_(False)
     make_private(model, optimizer, PoissonSampling(9, 3), noise_multiplier=1.0)
 
@@ -292,7 +345,7 @@ def test_a_model_that_is_one_layer_trains(helpers):
     assert float(model.weight.grad.norm()) > 0
 
 
-# ---- a parameter that would move without noise -----------------------------------------------------------------------
+# ---- a parameter that would move without noise ---------------------------------------------------
 
 
 def test_a_layer_unfrozen_after_wrapping_is_refused(helpers):
@@ -351,7 +404,7 @@ def test_a_private_model_may_be_collected_during_the_step_of_another(helpers):
         handle.remove()
 
 
-# ---- the order of calls ----------------------------------------------------------------------------------------------
+# ---- the order of calls --------------------------------------------------------------------------
 
 
 class Twice(nn.Module):
@@ -368,16 +421,25 @@ class Twice(nn.Module):
             case "around both, reentrant":
                 return checkpoint(lambda t: self.layer(self.layer(t)), x, use_reentrant=True)
             case "around each, reentrant":
-                return checkpoint(self.layer, checkpoint(self.layer, x, use_reentrant=True), use_reentrant=True)
+                return checkpoint(
+                    self.layer, checkpoint(self.layer, x, use_reentrant=True), use_reentrant=True
+                )
             case "around both":
                 return checkpoint(lambda t: self.layer(self.layer(t)), x, use_reentrant=False)
 
 
-@pytest.mark.parametrize("how", ["plain", "around both", "around both, reentrant", "around each, reentrant"])
+@pytest.mark.parametrize(
+    "how", ["plain", "around both", "around both, reentrant", "around each, reentrant"]
+)
 def test_a_layer_called_twice_in_one_forward_is_refused(how, helpers):
     model = Twice(how)
     helpers.wrap(model)
-    refused(lambda: model(inputs().requires_grad_()).sum().backward(), "layer is called twice", "of its own", "freeze")
+    refused(
+        lambda: model(inputs().requires_grad_()).sum().backward(),
+        "layer is called twice",
+        "of its own",
+        "freeze",
+    )
 
 
 def test_one_forward_after_another_is_not_twice(helpers):
@@ -393,7 +455,9 @@ def test_layers_called_past_the_models_forward_are_refused(helpers):
     model = Twice("plain")
     helpers.wrap(model)
     for x in (inputs(), inputs(4, 5)):
-        refused(lambda x=x: model.layer(x), "layer", "outside the model's forward", "call the model")
+        refused(
+            lambda x=x: model.layer(x), "layer", "outside the model's forward", "call the model"
+        )
     with torch.no_grad():
         model.layer(inputs())
 
@@ -477,7 +541,10 @@ def test_two_steps_with_one_gradient_are_refused(helpers):
 def test_a_closure_is_refused(helpers):
     model = plain()
     dp, optimizer = helpers.wrap(model)
-    for call in (lambda: optimizer.step(lambda: None), lambda: optimizer.step(closure=lambda: None)):
+    for call in (
+        lambda: optimizer.step(lambda: None),
+        lambda: optimizer.step(closure=lambda: None),
+    ):
         refused(call, "closure", "apart")
     assert dp.steps == 0
 
@@ -504,9 +571,15 @@ CHANGES = {
     "doubled": _with_grad(lambda p: p.grad.mul_(2)),
     "replaced": _with_grad(lambda p: setattr(p, "grad", 2 * p.grad)),
     "an element": _with_grad(lambda p: p.grad[0, 0].fill_(1e6)),
-    "clip_grad_norm_": lambda model, optimizer: nn.utils.clip_grad_norm_(model.parameters(), 1e-3, foreach=False),
-    "clip_grad_norm_ foreach": lambda model, optimizer: nn.utils.clip_grad_norm_(model.parameters(), 1e-3, foreach=True),
-    "clip_grad_value_": lambda model, optimizer: nn.utils.clip_grad_value_(model.parameters(), 1e-3),
+    "clip_grad_norm_": lambda model, optimizer: nn.utils.clip_grad_norm_(
+        model.parameters(), 1e-3, foreach=False
+    ),
+    "clip_grad_norm_ foreach": lambda model, optimizer: nn.utils.clip_grad_norm_(
+        model.parameters(), 1e-3, foreach=True
+    ),
+    "clip_grad_value_": lambda model, optimizer: nn.utils.clip_grad_value_(
+        model.parameters(), 1e-3
+    ),
     "doubled through .data": _with_grad(lambda p: p.grad.data.mul_(2)),
     "GradScaler": _scaled(65536.0),
     "GradScaler below 1": _scaled(2.0**-10),
@@ -549,7 +622,7 @@ def test_zeroing_in_place_is_fine(helpers):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-# ---- gradients by another way, batch dimensions ----------------------------------------------------------------------
+# ---- gradients by another way, batch dimensions --------------------------------------------------
 
 
 class PastTheLayer(nn.Module):
@@ -570,7 +643,11 @@ class Regularised(PastTheLayer):
 def test_a_parameter_used_past_its_layer_is_refused(kind, helpers):
     model = kind()
     helpers.wrap(model)
-    refused(lambda: model(inputs()).sum().backward(), "layer.(weight|bias) is used outside", "freeze it or use the layer")
+    refused(
+        lambda: model(inputs()).sum().backward(),
+        "layer.(weight|bias) is used outside",
+        "freeze it or use the layer",
+    )
 
 
 def test_attention_that_uses_its_projection_past_the_layer_is_refused(helpers):
@@ -637,7 +714,11 @@ class Positions(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.tokens, self.places, self.head = nn.Embedding(9, 4), nn.Embedding(8, 4), nn.Linear(4, 2)
+        self.tokens, self.places, self.head = (
+            nn.Embedding(9, 4),
+            nn.Embedding(8, 4),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, ids):
         return self.head(self.tokens(ids) + self.places(torch.arange(ids.shape[1])))

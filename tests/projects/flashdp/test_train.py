@@ -1,7 +1,9 @@
-"""The command: what it trains, what it spends, how it goes on, what it refuses. Tiny models with random weights stand for the user's.
+"""The command: what it trains, what it spends, how it goes on, what it refuses. Tiny models with
+random weights stand for the user's.
 
-A SIGKILL is tried at every moment at which the folder changes: one run is photographed there (its folder copied), and each photograph is
-taken up by the command as if the run had died at that moment.
+A SIGKILL is tried at every moment at which the folder changes: one run is photographed there (its
+folder copied), and each photograph is taken up by the command as if the run had died at that
+moment.
 """
 
 import json
@@ -25,7 +27,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from projects.flashdp import PoissonSampling, accounting, make_private, per_sample_loss, train, untie
+from projects.flashdp import (
+    PoissonSampling,
+    accounting,
+    make_private,
+    per_sample_loss,
+    train,
+    untie,
+)
 from projects.flashdp.__main__ import main
 from projects.flashdp.accounting import Mechanism
 from shared import data, runs
@@ -38,16 +47,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory, save_tokenizer: Callable[[P
     """Models (tied), their tokenizers and data."""
     root = tmp_path_factory.mktemp("flashdp")
     torch.manual_seed(0)
-    llama = LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+    llama = LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+    )
     gpt2 = GPT2Config(n_embd=32, n_layer=2, n_head=2)
     for name, config in {"llama": llama, "gpt2": gpt2}.items():
-        config.vocab_size, config.tie_word_embeddings, config.max_position_embeddings = 260, True, 64
+        config.vocab_size, config.tie_word_embeddings, config.max_position_embeddings = (
+            260,
+            True,
+            64,
+        )
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
         AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
         save_tokenizer(root / name)
     lines = [{"text": f"line {i} of nothing" + " at all" * (i % 3)} for i in range(40)]
     (root / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (root / "same.jsonl").write_text("".join(json.dumps({"text": "abcabcabcabc"}) + "\n" for _ in range(30)))
+    (root / "same.jsonl").write_text(
+        "".join(json.dumps({"text": "abcabcabcabc"}) + "\n" for _ in range(30))
+    )
     return root
 
 
@@ -61,20 +78,47 @@ def _threads() -> Iterator[None]:
 NOISE = ["--noise-multiplier", "1"]
 
 
-def arguments(folder: Path, out: Path, *more: str, model: str = "llama", file: str = "text.jsonl") -> list[str]:
-    given = ["train", "--model", str(folder / model), "--data", str(folder / file), "--out", str(out), "--threads", "1"]
-    given += ["--accountant", "rdp", "--batch-size", "8", "--micro-batch", "3", "--sequence-length", "24", "--lr", "1e-3"]
+def arguments(
+    folder: Path, out: Path, *more: str, model: str = "llama", file: str = "text.jsonl"
+) -> list[str]:
+    given = [
+        "train",
+        "--model",
+        str(folder / model),
+        "--data",
+        str(folder / file),
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+    ]
+    given += [
+        "--accountant",
+        "rdp",
+        "--batch-size",
+        "8",
+        "--micro-batch",
+        "3",
+        "--sequence-length",
+        "24",
+        "--lr",
+        "1e-3",
+    ]
     return [*given, *([] if {"--epsilon", "--noise-multiplier"} & set(more) else NOISE), *more]
 
 
-def tune(folder: Path, out: Path, *more: str, model: str = "llama", file: str = "text.jsonl") -> dict[str, Tensor]:
+def tune(
+    folder: Path, out: Path, *more: str, model: str = "llama", file: str = "text.jsonl"
+) -> dict[str, Tensor]:
     """A run that must end well. Returns the weights that it trained."""
     assert main(arguments(folder, out, *more, model=model, file=file)) == 0
     return load_file(next(out.glob("*model.safetensors")))
 
 
 def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -90,12 +134,25 @@ def refused(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) 
     assert message in error
 
 
-# ---- what is trained -------------------------------------------------------------------------------------------------
+# ---- what is trained -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("model", "optimizer"), [("llama", "adamw"), ("gpt2", "sgd")])
-def test_the_saved_model_is_what_the_library_trains(folder: Path, tmp_path: Path, model: str, optimizer: str) -> None:
-    schedule = ["--lr-schedule", "cosine", "--warmup-steps", "2", "--weight-decay", "0.1", "--steps", "6", "--optimizer", optimizer]
+def test_the_saved_model_is_what_the_library_trains(
+    folder: Path, tmp_path: Path, model: str, optimizer: str
+) -> None:
+    schedule = [
+        "--lr-schedule",
+        "cosine",
+        "--warmup-steps",
+        "2",
+        "--weight-decay",
+        "0.1",
+        "--steps",
+        "6",
+        "--optimizer",
+        optimizer,
+    ]
     schedule += ["--checkpoint-every", "2"]
     tune(folder, tmp_path / "out", *schedule, "--noise-seed", "5", "--clip", "0.7", model=model)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -104,14 +161,22 @@ def test_the_saved_model_is_what_the_library_trains(folder: Path, tmp_path: Path
     assert not trained.config.tie_word_embeddings
     assert trained.lm_head.weight is not trained.get_input_embeddings().weight
 
-    corpus = Corpus.build(folder / "text.jsonl", AutoTokenizer.from_pretrained(folder / model), 24, tmp_path / "corpus", pack=False)
+    corpus = Corpus.build(
+        folder / "text.jsonl",
+        AutoTokenizer.from_pretrained(folder / model),
+        24,
+        tmp_path / "corpus",
+        pack=False,
+    )
     theirs = AutoModelForCausalLM.from_pretrained(folder / model).eval()
     untie(theirs)
     make = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[optimizer]
     adam = make(theirs.parameters(), lr=1e-3, weight_decay=0.1)
     sampling = PoissonSampling(40, 8)
     make_private(theirs, adam, sampling, noise_multiplier=1.0, clip=0.7, noise_seed=5)
-    seed = int.from_bytes(train.hashlib.shake_256((5).to_bytes(32, "big") + b"batches").digest(16), "big")
+    seed = int.from_bytes(
+        train.hashlib.shake_256((5).to_bytes(32, "big") + b"batches").digest(16), "big"
+    )
     rates = [5e-4, 1e-3, *(1e-3 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4))]
     log = log_of(tmp_path / "out")
     for step, rate in enumerate(rates):
@@ -126,13 +191,35 @@ def test_the_saved_model_is_what_the_library_trains(folder: Path, tmp_path: Path
         assert log[step]["tokens"] == sum(corpus.batch([row])["input_ids"].numel() for row in rows)
         assert log[step]["lr"] == pytest.approx(rate)
         assert log[step]["loss"] == pytest.approx(losses.mean().item(), rel=1e-4)
-    for (name, expected), value in zip(theirs.named_parameters(), trained.parameters(), strict=True):
+    for (name, expected), value in zip(
+        theirs.named_parameters(), trained.parameters(), strict=True
+    ):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_it_learns_what_every_record_holds(folder: Path, tmp_path: Path) -> None:
-    more = ["--noise-multiplier", "0.3", "--steps", "25", "--lr", "1e-2", "--batch-size", "20", "--micro-batch", "30"]
-    tune(folder, tmp_path / "out", *more, "--eval-data", str(folder / "same.jsonl"), "--eval-every", "10", file="same.jsonl")
+    more = [
+        "--noise-multiplier",
+        "0.3",
+        "--steps",
+        "25",
+        "--lr",
+        "1e-2",
+        "--batch-size",
+        "20",
+        "--micro-batch",
+        "30",
+    ]
+    tune(
+        folder,
+        tmp_path / "out",
+        *more,
+        "--eval-data",
+        str(folder / "same.jsonl"),
+        "--eval-every",
+        "10",
+        file="same.jsonl",
+    )
     log = log_of(tmp_path / "out")
     losses = [line["loss"] for line in log if "loss" in line]
     assert losses[0] > 5.3
@@ -147,8 +234,12 @@ def test_how_it_is_computed_changes_nothing_but_rounding(folder: Path, tmp_path:
     base = load_file(folder / "llama" / "model.safetensors")["model.norm.weight"]
     found = {
         "plain": tune(folder, tmp_path / "plain", *more),
-        "whole": tune(folder, tmp_path / "whole", *more, "--micro-batch", "40", "--backend", "loop"),
-        "again": tune(folder, tmp_path / "again", *more, "--gradient-checkpointing", "--backend", "ghost"),
+        "whole": tune(
+            folder, tmp_path / "whole", *more, "--micro-batch", "40", "--backend", "loop"
+        ),
+        "again": tune(
+            folder, tmp_path / "again", *more, "--gradient-checkpointing", "--backend", "ghost"
+        ),
         "narrow": tune(folder, tmp_path / "narrow", *more, "--dtype", "bfloat16"),
     }
     change = (found["plain"]["model.norm.weight"] - base).abs().max()
@@ -160,10 +251,14 @@ def test_how_it_is_computed_changes_nothing_but_rounding(folder: Path, tmp_path:
     assert not same(found["narrow"], found["plain"])
 
 
-def test_checkpointed_layers_are_computed_twice(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointed_layers_are_computed_twice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     original = LlamaMLP.forward
-    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: (calls.append(len(x)), original(self, x))[1])
+    monkeypatch.setattr(
+        LlamaMLP, "forward", lambda self, x: (calls.append(len(x)), original(self, x))[1]
+    )
     counts = []
     for name, more in (("kept", []), ("again", ["--gradient-checkpointing"])):
         calls.clear()
@@ -183,15 +278,28 @@ def test_an_empty_batch_is_a_step_of_noise(folder: Path, tmp_path: Path) -> None
     assert report["history"] == [{"noise_multiplier": 1.0, "sample_rate": 1 / 40, "steps": 12}]
 
 
-def test_lora_trains_an_adapter_that_peft_loads(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lora_trains_an_adapter_that_peft_loads(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from peft import PeftModel
 
-    found = tune(folder, tmp_path / "out", "--steps", "4", "--lora-rank", "3", "--lora-targets", "q_proj,v_proj")
+    found = tune(
+        folder,
+        tmp_path / "out",
+        "--steps",
+        "4",
+        "--lora-rank",
+        "3",
+        "--lora-targets",
+        "q_proj,v_proj",
+    )
     assert "tied" not in capsys.readouterr().out  # the embeddings are frozen
     base = AutoModelForCausalLM.from_pretrained(folder / "llama")
     before = {name: p.clone() for name, p in base.named_parameters()}
     tuned = PeftModel.from_pretrained(base, tmp_path / "out")
-    loaded = {name.replace(".default", ""): p for name, p in tuned.named_parameters() if "lora_" in name}
+    loaded = {
+        name.replace(".default", ""): p for name, p in tuned.named_parameters() if "lora_" in name
+    }
     assert same({name: p.detach() for name, p in loaded.items()}, found)
     assert len(loaded) == 2 * 2 * 2
     assert all(p.abs().max() > 0 for name, p in loaded.items() if "lora_B" in name)
@@ -199,43 +307,93 @@ def test_lora_trains_an_adapter_that_peft_loads(folder: Path, tmp_path: Path, ca
     changed = {name for name, p in merged.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if re.search(r"\.(q|v)_proj\.", name)}
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    other = tune(folder, tmp_path / "other", "--steps", "4", "--lora-rank", "3", "--lora-targets", "q_proj,v_proj", "--seed", "1")
+    other = tune(
+        folder,
+        tmp_path / "other",
+        "--steps",
+        "4",
+        "--lora-rank",
+        "3",
+        "--lora-targets",
+        "q_proj,v_proj",
+        "--seed",
+        "1",
+    )
     assert not same(found, other)
 
 
-# ---- what is spent ---------------------------------------------------------------------------------------------------
+# ---- what is spent -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv", "pld"])
-def test_the_report_is_the_accountants(folder: Path, tmp_path: Path, accountant: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_is_the_accountants(
+    folder: Path, tmp_path: Path, accountant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    tune(folder, out, "--epsilon", "3", "--delta", "1e-3", "--accountant", accountant, "--steps", "3")
+    tune(
+        folder, out, "--epsilon", "3", "--delta", "1e-3", "--accountant", accountant, "--steps", "3"
+    )
     report = json.loads((out / "privacy.json").read_text())
     history = [Mechanism(**one) for one in report["history"]]
     assert [(one.sample_rate, one.steps) for one in history] == [(8 / 40, 3)]
     assert report["epsilon"] == accounting.epsilon(history, report["delta"], accountant)
     assert 2.99 < report["epsilon"] <= 3
-    assert (report["delta"], report["accountant"], report["target_epsilon"], report["dataset_size"]) == (1e-3, accountant, 3, 40)
+    assert (
+        report["delta"],
+        report["accountant"],
+        report["target_epsilon"],
+        report["dataset_size"],
+    ) == (1e-3, accountant, 3, 40)
     text = (out / "privacy.txt").read_text()
-    assert text.startswith(f"({report['epsilon']:.3f}, 0.001)-differential privacy by the {accountant} accountant\n")
+    assert text.startswith(
+        f"({report['epsilon']:.3f}, 0.001)-differential privacy by the {accountant} accountant\n"
+    )
     printed = capsys.readouterr().out
     assert text in printed
-    assert f"noise multiplier {history[0].noise_multiplier:.4f}, 3 steps at sampling rate 0.2" in printed
-    assert [line for line in log_of(out) if "epsilon" in line][-1] == {**log_of(out)[-1], "epsilon": report["epsilon"]}
+    assert (
+        f"noise multiplier {history[0].noise_multiplier:.4f}, 3 steps at sampling rate 0.2"
+        in printed
+    )
+    assert [line for line in log_of(out) if "epsilon" in line][-1] == {
+        **log_of(out)[-1],
+        "epsilon": report["epsilon"],
+    }
 
 
-def test_what_is_left_out_has_defaults_that_are_said(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_has_defaults_that_are_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tune(folder, tmp_path / "out", "--epochs", "0.5")
     assert "at delta 0.002 by" in capsys.readouterr().out  # 1/400 rounded down
-    assert json.loads((tmp_path / "out" / "privacy.json").read_text())["history"][0]["steps"] == 2  # half of 40 / 8, rounded
-    assert [train.default_delta(n) for n in (1, 3, 40, 100, 2000, 117_791)] == [0.1, 0.03, 0.002, 0.001, 5e-5, 8e-7]
+    # half of 40 / 8, rounded
+    assert json.loads((tmp_path / "out" / "privacy.json").read_text())["history"][0]["steps"] == 2
+    assert [train.default_delta(n) for n in (1, 3, 40, 100, 2000, 117_791)] == [
+        0.1,
+        0.03,
+        0.002,
+        0.001,
+        5e-5,
+        8e-7,
+    ]
 
 
-def test_without_noise_nothing_is_promised(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_noise_nothing_is_promised(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tune(folder, tmp_path / "out", "--noise-multiplier", "0", "--steps", "2")
     assert json.loads((tmp_path / "out" / "privacy.json").read_text())["epsilon"] is None
     assert "(inf, 0.002)-differential privacy" in capsys.readouterr().out
-    tune(folder, tmp_path / "little", "--noise-multiplier", "0.01", "--steps", "2", "--accountant", "pld")  # does not take minutes
+    # does not take minutes
+    tune(
+        folder,
+        tmp_path / "little",
+        "--noise-multiplier",
+        "0.01",
+        "--steps",
+        "2",
+        "--accountant",
+        "pld",
+    )
     assert json.loads((tmp_path / "little" / "privacy.json").read_text())["epsilon"] > 1000
 
 
@@ -248,20 +406,35 @@ def test_what_the_guarantee_rests_on_is_said(folder: Path, tmp_path: Path) -> No
     for absent in ("seed of the noise", "held-out", "add up"):
         assert absent not in text(tmp_path / "one")
     more = ["--steps", "2", "--noise-seed", "1", "--eval-data", str(folder / "same.jsonl")]
-    album = photographed(tmp_path / "two", tmp_path / "album", arguments(folder, tmp_path / "two", *more, model=str(tmp_path / "one")))
-    for present in ("seed of the noise was given", "the held-out data is public", "epsilons add up"):
+    album = photographed(
+        tmp_path / "two",
+        tmp_path / "album",
+        arguments(folder, tmp_path / "two", *more, model=str(tmp_path / "one")),
+    )
+    for present in (
+        "seed of the noise was given",
+        "the held-out data is public",
+        "epsilons add up",
+    ):
         assert present in text(tmp_path / "two")
     report = json.loads((tmp_path / "two" / "privacy.json").read_text())
     assert any("seed of the noise" in one for one in report["assumptions"])
-    reports = [photograph / "privacy.json" for photograph in album]  # that of "one", a file of its model's, never stands there
-    assert {path.read_bytes() for path in reports if path.exists()} <= {(tmp_path / "two" / "privacy.json").read_bytes()}
+    # that of "one", a file of its model's, never stands there
+    reports = [photograph / "privacy.json" for photograph in album]
+    assert {path.read_bytes() for path in reports if path.exists()} <= {
+        (tmp_path / "two" / "privacy.json").read_bytes()
+    }
 
 
 def test_nothing_private_is_left_outside_its_folder(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tune(folder, out, "--steps", "2", "--eval-data", str(folder / "same.jsonl"))
     model = {f.name for f in (folder / "llama").iterdir()}
-    assert {f.name for f in out.iterdir()} - {".lock"} == model | {"privacy.json", "privacy.txt", "private"}
+    assert {f.name for f in out.iterdir()} - {".lock"} == model | {
+        "privacy.json",
+        "privacy.txt",
+        "private",
+    }
     assert {f.name for f in (out / "private").iterdir()} == {"run.json", "log.jsonl"}
     assert stat.S_IMODE((out / "private").stat().st_mode) == 0o700
     assert (out / "model.safetensors").stat().st_mode == (out / "config.json").stat().st_mode
@@ -269,12 +442,12 @@ def test_nothing_private_is_left_outside_its_folder(folder: Path, tmp_path: Path
     assert json.loads((out / "private" / "run.json").read_text())["data"].encode() not in released
 
 
-# ---- going on --------------------------------------------------------------------------------------------------------
+# ---- going on ------------------------------------------------------------------------------------
 
 
 def photographed(out: Path, album: Path, given: list[str]) -> list[Path]:
-    """Run to the end, and copy the folder at each change of it: before and after every file that is put in place, made or removed,
-    and after every line of the log.
+    """Run to the end, and copy the folder at each change of it: before and after every file that is
+    put in place, made or removed, and after every line of the log.
     """
     album.mkdir()
     taken: list[Path] = []
@@ -294,7 +467,13 @@ def photographed(out: Path, album: Path, given: list[str]) -> list[Path]:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in ((os, "replace"), (os, "fsync"), (train._Run, "_record"), (Path, "unlink"), (shutil, "rmtree")):
+        for owner, name in (
+            (os, "replace"),
+            (os, "fsync"),
+            (train._Run, "_record"),
+            (Path, "unlink"),
+            (shutil, "rmtree"),
+        ):
             patch.setattr(owner, name, watched(getattr(owner, name)))
         assert main(given) == 0
     return taken
@@ -302,26 +481,46 @@ def photographed(out: Path, album: Path, given: list[str]) -> list[Path]:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_kill_at_any_moment_costs_nothing_but_time(
-    folder: Path, tmp_path: Path, lora: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    lora: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "whole"
-    more = ["--steps", "5", "--checkpoint-every", "2", "--lr-schedule", "linear", *(["--lora-rank", "2"] if lora else [])]
+    more = [
+        "--steps",
+        "5",
+        "--checkpoint-every",
+        "2",
+        "--lr-schedule",
+        "linear",
+        *(["--lora-rank", "2"] if lora else []),
+    ]
     more += ["--eval-data", str(folder / "same.jsonl"), "--eval-every", "2", "--eval-rows", "3"]
     photographs = photographed(out, tmp_path / "album", arguments(folder, out, *more))
-    whole, report, log = load_file(next(out.glob("*model.safetensors"))), (out / "privacy.json").read_bytes(), log_of(out)
+    whole, report, log = (
+        load_file(next(out.glob("*model.safetensors"))),
+        (out / "privacy.json").read_bytes(),
+        log_of(out),
+    )
 
-    def told(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:  # epsilon stands there when there was time for it
+    # epsilon stands there when there was time for it
+    def told(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{key: value for key, value in line.items() if key != "epsilon"} for line in lines]
 
     states: dict[tuple[Any, ...], Path] = {}  # of photographs that show the same take one
     for photograph in photographs:
         files = sorted(f for f in photograph.rglob("*") if f.is_file())
-        states.setdefault(tuple((str(f.relative_to(photograph)), f.read_bytes()) for f in files), photograph)
+        states.setdefault(
+            tuple((str(f.relative_to(photograph)), f.read_bytes()) for f in files), photograph
+        )
     begun = [one for one in states.values() if (one / "private" / "run.json").exists()]
     assert len(begun) > 25
     kept = begun if not lora else begun[::4]
     tokenizer = train.load_tokenizer(folder / "llama")
-    monkeypatch.setattr(train, "load_tokenizer", lambda folder: tokenizer)  # half of the time of a run as short as these
+    # half of the time of a run as short as these
+    monkeypatch.setattr(train, "load_tokenizer", lambda folder: tokenizer)
     for photograph in kept:
         if not (photograph / "privacy.json").exists():
             assert (photograph / "private" / "key").exists()
@@ -329,13 +528,18 @@ def test_a_kill_at_any_moment_costs_nothing_but_time(
         assert (photograph / "privacy.json").read_bytes() == report, photograph
         assert told(log_of(photograph)) == told(log), photograph
         assert {f.name for f in photograph.iterdir()} == {f.name for f in out.iterdir()}, photograph
-        assert {f.name for f in (photograph / "private").iterdir()} == {"run.json", "log.jsonl"}, photograph
+        assert {f.name for f in (photograph / "private").iterdir()} == {"run.json", "log.jsonl"}, (
+            photograph
+        )
     early = [one for one in states.values() if one not in begun]
-    assert tune(folder, early[-1], *more).keys() == whole.keys()  # begun anew, with a key of its own
+    # begun anew, with a key of its own
+    assert tune(folder, early[-1], *more).keys() == whole.keys()
     assert not same(load_file(next(early[-1].glob("*model.safetensors"))), whole)
 
 
-def test_a_killed_process_goes_on_to_the_same_bits(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_goes_on_to_the_same_bits(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = ["--steps", "400", "--checkpoint-every", "10", "--noise-multiplier", "2"]
     blows = {"killed": signal.SIGKILL, "stopped": signal.SIGINT}
     processes = {
@@ -357,22 +561,29 @@ def test_a_killed_process_goes_on_to_the_same_bits(folder: Path, tmp_path: Path,
                 process.send_signal(blows[name])
                 del waiting[name]
         time.sleep(0.005)
-    ended = {name: (*process.communicate(), process.returncode) for name, process in processes.items()}
+    ended = {
+        name: (*process.communicate(), process.returncode) for name, process in processes.items()
+    }
     assert not waiting
     assert ended["killed"][2] == -signal.SIGKILL, ended
     assert ended["stopped"][1:] == ("", 130), ended
-    stopped = re.search(r"stopped after step (\d+) of 400; the same command goes on", ended["stopped"][0])
+    stopped = re.search(
+        r"stopped after step (\d+) of 400; the same command goes on", ended["stopped"][0]
+    )
     assert stopped
     for name in blows:
         private = tmp_path / name / "private"
         assert stat.S_IMODE((private / "key").stat().st_mode) == 0o600
         assert not list((tmp_path / name).glob("*model.safetensors"))
         run = json.loads((private / "run.json").read_text())
-        made = json.loads(train.safe_open(private / "checkpoint.safetensors", "pt").metadata()["state"])["history"]
+        made = json.loads(
+            train.safe_open(private / "checkpoint.safetensors", "pt").metadata()["state"]
+        )["history"]
         if name == "stopped":
             assert made == [[2.0, 0.2, int(stopped[1])]]
         steps = log_of(tmp_path / name)[-1]["step"] + 5
-        run["settings"]["steps"] = steps  # the first steps do not depend on how many will follow, and fewer are enough to compare
+        # the first steps do not depend on how many will follow, and fewer are enough to compare
+        run["settings"]["steps"] = steps
         (private / "run.json").write_text(json.dumps(run))
         key = (private / "key").read_bytes()
         with monkeypatch.context() as patch:
@@ -380,7 +591,10 @@ def test_a_killed_process_goes_on_to_the_same_bits(folder: Path, tmp_path: Path,
             whole = tune(folder, tmp_path / f"{name} whole", *more, "--steps", str(steps))
         assert same(tune(folder, tmp_path / name, *more, "--steps", str(steps)), whole), name
         assert not (private / "key").exists()
-        reports = [json.loads((tmp_path / which / "privacy.json").read_text()) for which in (name, f"{name} whole")]
+        reports = [
+            json.loads((tmp_path / which / "privacy.json").read_text())
+            for which in (name, f"{name} whole")
+        ]
         assert reports[0] == reports[1]
 
 
@@ -393,7 +607,9 @@ def test_no_two_runs_share_their_noise(folder: Path, tmp_path: Path) -> None:
     assert same(*seeded)
 
 
-def test_a_signal_in_a_batch_leaves_the_batch(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_in_a_batch_leaves_the_batch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = tune(folder, tmp_path / "whole", "--steps", "5", "--noise-seed", "2")
     original, calls = train._Run._losses, []
 
@@ -405,17 +621,26 @@ def test_a_signal_in_a_batch_leaves_the_batch(folder: Path, tmp_path: Path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(train._Run, "_losses", losses)
-        assert main(arguments(folder, tmp_path / "out", "--steps", "5", "--noise-seed", "2")) == 128 + signal.SIGTERM
+        assert (
+            main(arguments(folder, tmp_path / "out", "--steps", "5", "--noise-seed", "2"))
+            == 128 + signal.SIGTERM
+        )
     assert len(calls) == 8
     assert [line["step"] for line in log_of(tmp_path / "out")] == list(range(1, calls[-1] + 1))
     assert same(tune(folder, tmp_path / "out", "--steps", "5", "--noise-seed", "2"), whole)
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_stays(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_line_and_the_checkpoint_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "small"
     out.mkdir()
     room = (folder / "llama" / "model.safetensors").stat().st_size * 6
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(out)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(out)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("mounting needs root")
     more = ["--steps", "9", "--checkpoint-every", "3", "--noise-seed", "1"]
@@ -429,7 +654,9 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_stays(folder: Path, tmp_path
         subprocess.run(["umount", str(out)], check=True)
 
 
-def test_a_finished_run_says_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     tune(folder, out, "--steps", "3")
     before = {f: f.stat().st_mtime_ns for f in out.rglob("*") if f.name != ".lock"}
@@ -439,7 +666,9 @@ def test_a_finished_run_says_so(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
 
-def interrupted(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str, after: int = 5) -> None:
+def interrupted(
+    folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str, after: int = 5
+) -> None:
     """A run that ends as by a kill when it has made so many steps."""
 
     class Killed(BaseException):
@@ -459,7 +688,10 @@ def interrupted(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *more:
 
 
 def test_a_run_goes_on_only_as_it_began(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     more = ["--steps", "8", "--checkpoint-every", "2", "--epsilon", "5"]
@@ -481,7 +713,10 @@ def test_a_run_goes_on_only_as_it_began(
         (["--model", str(folder / "gpt2")], "another --model"),
         (["--data", str(folder / "same.jsonl")], "other --data"),
         (["--steps", "7"], "--steps 8, not 7"),
-        (["--steps", "12"], f"is for 8 steps and epsilon 5.000; 12 steps would spend epsilon {cost:.3f}"),
+        (
+            ["--steps", "12"],
+            f"is for 8 steps and epsilon 5.000; 12 steps would spend epsilon {cost:.3f}",
+        ),
     ]
     for given, message in different:
         refused(arguments(folder, out, *more, *given), message, capsys)
@@ -498,13 +733,19 @@ def test_a_run_goes_on_only_as_it_began(
     (out / "private" / "checkpoint.safetensors").write_bytes(checkpoint[:-1])
     refused(arguments(folder, out, *more), "checkpoint.safetensors is damaged", capsys)
     (out / "private" / "checkpoint.safetensors").write_bytes(checkpoint)
-    tune(folder, out, *more, "--checkpoint-every", "1", "--eval-data", str(folder / "same.jsonl"))  # these may change
-    refused(arguments(folder, out, *more, "--steps", "12"), f"would spend epsilon {cost:.3f}", capsys)
+    # these may change
+    tune(folder, out, *more, "--checkpoint-every", "1", "--eval-data", str(folder / "same.jsonl"))
+    refused(
+        arguments(folder, out, *more, "--steps", "12"), f"would spend epsilon {cost:.3f}", capsys
+    )
     assert json.loads((out / "privacy.json").read_text())["history"][0]["steps"] == 8
 
 
 def test_epsilon_goes_on_from_where_it_was(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(train, "_ACCOUNTING_SHARE", math.inf)  # computed at every step
     interrupted(folder, tmp_path / "out", monkeypatch, "--steps", "6", "--checkpoint-every", "2")
@@ -516,11 +757,14 @@ def test_epsilon_goes_on_from_where_it_was(
         assert line["epsilon"] == accounting.epsilon([Mechanism(1.0, 0.2, line["step"])], 0.002)
 
 
-# ---- losses that are not finite --------------------------------------------------------------------------------------
+# ---- losses that are not finite ------------------------------------------------------------------
 
 
 def test_a_sample_without_a_finite_gradient_is_left_out_and_counted(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     original = train._Run._losses
 
@@ -546,20 +790,31 @@ def test_a_sample_without_a_finite_gradient_is_left_out_and_counted(
 
 
 def test_a_model_that_has_come_apart_ends_the_run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     original = train._Run._losses
-    monkeypatch.setattr(train._Run, "_losses", lambda self, batch: original(self, batch) * (math.nan if self.dp.steps > 2 else 1))
+    monkeypatch.setattr(
+        train._Run,
+        "_losses",
+        lambda self, batch: original(self, batch) * (math.nan if self.dp.steps > 2 else 1),
+    )
     more = ["--steps", "60", "--checkpoint-every", "7", "--batch-size", "2"]
     for _ in range(2):  # the same again, from the checkpoint
-        refused(arguments(folder, tmp_path / "out", *more), "no record had a finite loss in 20 batches in a row", capsys)
+        refused(
+            arguments(folder, tmp_path / "out", *more),
+            "no record had a finite loss in 20 batches in a row",
+            capsys,
+        )
         log = log_of(tmp_path / "out")
         assert sum(line["loss"] is None and line["batch"] > 0 for line in log) == 20
         assert log[-1]["step"] < 60
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 OPTIONS = [
     (["--clip", "0"], "--clip: '0' is not a number above 0"),
@@ -569,7 +824,10 @@ OPTIONS = [
     (["--noise-multiplier", "inf"], "--noise-multiplier"),
     (["--noise-multiplier", "1", "--epsilon", "1"], "not allowed with argument"),
     (["--epsilon", "0"], "--epsilon: '0' is not a number above 0"),
-    (["--epsilon", "0.001", "--steps", "1000"], "epsilon 0.001 at delta 0.002 cannot be reached in 1000 steps"),
+    (
+        ["--epsilon", "0.001", "--steps", "1000"],
+        "epsilon 0.001 at delta 0.002 cannot be reached in 1000 steps",
+    ),
     (["--delta", "0.025"], "below 1/40"),
     (["--delta", "2"], "below 1/40"),
     (["--delta", "0"], "--delta"),
@@ -592,8 +850,14 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), OPTIONS, ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "")
-def test_a_bad_option_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    OPTIONS,
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_bad_option_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
     refused(arguments(folder, tmp_path / "out", *given), message, capsys)
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
@@ -601,23 +865,35 @@ def test_a_bad_option_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.C
     assert {f.name for f in (tmp_path / "mine").iterdir()} <= {".lock"}
 
 
-def test_epsilon_or_noise_must_be_given(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_epsilon_or_noise_must_be_given(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = arguments(folder, tmp_path / "out")
     place = given.index(NOISE[0])
     del given[place : place + 2]
     refused(given, "--epsilon --noise-multiplier is required", capsys)
 
 
-def test_bad_data_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_data_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "bad.jsonl"
-    for content, message in (("", "holds no text to train on"), ('{"text": "a"}\n{"text": \n', "bad.jsonl, line 2: not JSON")):
+    for content, message in (
+        ("", "holds no text to train on"),
+        ('{"text": "a"}\n{"text": \n', "bad.jsonl, line 2: not JSON"),
+    ):
         file.write_text(content)
         refused(arguments(folder, tmp_path / "out", "--data", str(file)), message, capsys)
         assert not (tmp_path / "out").exists()
 
 
-def test_folders_of_others_are_left_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for place, message in (("thesis.tex", "is not empty and holds no run"), ("private/diary.txt", "holds other things than a run")):
+def test_folders_of_others_are_left_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place, message in (
+        ("thesis.tex", "is not empty and holds no run"),
+        ("private/diary.txt", "holds other things than a run"),
+    ):
         file = tmp_path / place.replace("/", "-") / place
         file.parent.mkdir(parents=True)
         file.write_text("mine")
@@ -627,14 +903,18 @@ def test_folders_of_others_are_left_alone(folder: Path, tmp_path: Path, capsys: 
         refused(arguments(folder, tmp_path / "busy"), "another process is working", capsys)
 
 
-def test_a_model_folder_without_good_weights_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_folder_without_good_weights_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(folder / "llama", broken)
     content = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(content[:-1])
     refused(arguments(folder, tmp_path / "out", "--model", str(broken)), "cannot be loaded", capsys)
     shutil.copyfile(folder / "gpt2" / "model.safetensors", broken / "model.safetensors")
-    refused(arguments(folder, tmp_path / "out", "--model", str(broken)), "holds no weights for", capsys)
+    refused(
+        arguments(folder, tmp_path / "out", "--model", str(broken)), "holds no weights for", capsys
+    )
     (broken / "model.safetensors").unlink()
     refused(arguments(folder, tmp_path / "out", "--model", str(broken)), "does not exist", capsys)
     assert not (tmp_path / "out").exists()
@@ -654,7 +934,18 @@ def test_smollm2_is_trained(folder: Path, tmp_path: Path) -> None:
         data.path("smollm2-135m")
     except UserError as error:
         pytest.skip(str(error))
-    more = ["--steps", "2", "--lora-rank", "2", "--lora-targets", "q_proj", "--batch-size", "4", "--sequence-length", "16"]
+    more = [
+        "--steps",
+        "2",
+        "--lora-rank",
+        "2",
+        "--lora-targets",
+        "q_proj",
+        "--batch-size",
+        "4",
+        "--sequence-length",
+        "16",
+    ]
     found = tune(folder, tmp_path / "out", *more, "--model", "smollm2-135m")
     assert len(found) == 2 * 30
     assert all(value.isfinite().all() for value in found.values())

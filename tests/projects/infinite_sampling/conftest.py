@@ -1,4 +1,6 @@
-"""Small models with weights large enough for peaked distributions, and an independent sampler: a forward of everything for each token."""
+"""Small models with weights large enough for peaked distributions, and an independent sampler: a
+forward of everything for each token.
+"""
 
 import hashlib
 from types import SimpleNamespace
@@ -14,18 +16,38 @@ EOS = 0
 VOCABULARY = 23
 
 
-def make(family: str = "llama", dtype: torch.dtype = torch.float64, seed: int = 0, attention: str = "sdpa", positions: int = 128) -> Any:
+def make(
+    family: str = "llama",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    attention: str = "sdpa",
+    positions: int = 128,
+) -> Any:
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Config
 
     common = {"vocab_size": VOCABULARY, "attn_implementation": attention}
-    gated = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    gated = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     match family:
         case "llama":
             config = LlamaConfig(**common, **gated, max_position_embeddings=positions)
         case "qwen3":
             config = Qwen3Config(**common, **gated, head_dim=16, max_position_embeddings=positions)
         case _:
-            config = GPT2Config(**common, n_embd=32, n_layer=2, n_head=4, n_positions=positions, bos_token_id=0, eos_token_id=0)
+            config = GPT2Config(
+                **common,
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                n_positions=positions,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     with torch.no_grad():
@@ -36,14 +58,31 @@ def make(family: str = "llama", dtype: torch.dtype = torch.float64, seed: int = 
 
 
 @torch.no_grad()
-def naive(model: Any, prompt: list[int], index: int, seed: int, limit: int, temperature: float = 1.0, eos: tuple[int, ...] = (EOS,)):
-    """One completion by a forward of the whole sequence for each token, and a walk along the distribution function in numpy."""
+def naive(
+    model: Any,
+    prompt: list[int],
+    index: int,
+    seed: int,
+    limit: int,
+    temperature: float = 1.0,
+    eos: tuple[int, ...] = (EOS,),
+):
+    """One completion by a forward of the whole sequence for each token, and a walk along the
+    distribution function in numpy.
+    """
     digest = hashlib.blake2b(repr((seed, index, tuple(prompt))).encode(), digest_size=16).digest()
-    numbers = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))).random(limit)
+    numbers = np.random.Generator(
+        np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
+    ).random(limit)
     tokens: list[int] = []
     logprobs: list[float] = []
     while len(tokens) < limit:
-        logits = model(input_ids=torch.tensor([prompt + tokens]), use_cache=False).logits[0, -1].double().numpy()
+        logits = (
+            model(input_ids=torch.tensor([prompt + tokens]), use_cache=False)
+            .logits[0, -1]
+            .double()
+            .numpy()
+        )
         if temperature == 0:
             chosen = int(np.argmax(logits))
             scaled = logits
@@ -56,7 +95,9 @@ def naive(model: Any, prompt: list[int], index: int, seed: int, limit: int, temp
                 left -= chances[chosen]
                 chosen += 1
         tokens.append(chosen)
-        logprobs.append(float(scaled[chosen] - scaled.max() - np.log(np.exp(scaled - scaled.max()).sum())))
+        logprobs.append(
+            float(scaled[chosen] - scaled.max() - np.log(np.exp(scaled - scaled.max()).sum()))
+        )
         if chosen in eos:
             break
     return tokens, logprobs
@@ -74,8 +115,9 @@ def helpers() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def save_tokenizer() -> Any:
-    """A function `save(folder)` that saves a tokenizer there and returns it: a token per character, a chat template. It stands here
-    and not above, so that the deliberate faults, which run in a copy of this folder alone, have it.
+    """A function `save(folder)` that saves a tokenizer there and returns it: a token per character,
+    a chat template. It stands here and not above, so that the deliberate faults, which run in a
+    copy of this folder alone, have it.
     """
 
     def save(folder: Any) -> Any:
@@ -83,14 +125,21 @@ def save_tokenizer() -> Any:
         from transformers import PreTrainedTokenizerFast
 
         letters = ["<end>", *map(chr, range(32, 127))]
-        made = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate(letters)}, unk_token="<end>"))
+        made = Tokenizer(
+            models.WordLevel(
+                {letter: number for number, letter in enumerate(letters)}, unk_token="<end>"
+            )
+        )
         made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
         made.decoder = decoders.Fuse()
         template = (
-            "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-            "<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+            "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system"
+            " role') }}{% endif %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}{%"
+            " if add_generation_prompt %}<assistant>{% endif %}"
         )
-        wrapped = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", chat_template=template)
+        wrapped = PreTrainedTokenizerFast(
+            tokenizer_object=made, eos_token="<end>", chat_template=template
+        )
         wrapped.save_pretrained(folder)
         return wrapped
 
@@ -99,8 +148,8 @@ def save_tokenizer() -> Any:
 
 @pytest.fixture
 def trl_trainer(tmp_path: Any, save_tokenizer: Any) -> Any:
-    """A function that makes a `GRPOTrainer` on a small policy with a token per character. It keeps in `seen` what each loss was of, and
-    the log-probabilities that TRL trains with.
+    """A function that makes a `GRPOTrainer` on a small policy with a token per character. It keeps
+    in `seen` what each loss was of, and the log-probabilities that TRL trains with.
     """
     trl = pytest.importorskip("trl", reason="TRL is in the extra `peers`")
     from datasets import Dataset
@@ -108,10 +157,17 @@ def trl_trainer(tmp_path: Any, save_tokenizer: Any) -> Any:
 
     class Trainer(trl.GRPOTrainer):
         def _compute_loss(self, model: Any, inputs: Any) -> Any:
-            ids, mask = (torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1) for kind in ("ids", "mask"))
+            ids, mask = (
+                torch.cat([inputs[f"prompt_{kind}"], inputs[f"completion_{kind}"]], 1)
+                for kind in ("ids", "mask")
+            )
             with torch.no_grad():
-                trained = self._get_per_token_logps_and_entropies(model, ids, mask, inputs["completion_ids"].shape[1])[0]
-            self.seen.append({**{key: value.clone() for key, value in inputs.items()}, "trained": trained})
+                trained = self._get_per_token_logps_and_entropies(
+                    model, ids, mask, inputs["completion_ids"].shape[1]
+                )[0]
+            self.seen.append(
+                {**{key: value.clone() for key, value in inputs.items()}, "trained": trained}
+            )
             return super()._compute_loss(model, inputs)
 
     def make(
@@ -126,21 +182,38 @@ def trl_trainer(tmp_path: Any, save_tokenizer: Any) -> Any:
     ) -> Any:
         tokenizer = tokenizer or save_tokenizer(tmp_path)
         torch.manual_seed(0)
-        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+        shape = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        }
         end = tokenizer.eos_token_id
-        config = LlamaConfig(vocab_size=len(tokenizer), **shape, eos_token_id=end, pad_token_id=end, bos_token_id=None)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            **shape,
+            eos_token_id=end,
+            pad_token_id=end,
+            bos_token_id=None,
+        )
         model = LlamaForCausalLM(config).to(dtype)
         with torch.no_grad():  # completions of different lengths
             model.lm_head.weight.mul_(8.0)[end] *= 3
         settings = {
-            "output_dir": str(tmp_path / "out"), "use_cpu": True, "bf16": False, "report_to": [], "logging_steps": 1, "save_strategy": "no",
-            "disable_tqdm": True, "num_generations": 4, "per_device_train_batch_size": 4, "max_completion_length": 12, "max_steps": 1,
-            "shuffle_dataset": False, "lr_scheduler_type": "constant", "loss_type": "grpo", "seed": 3, "gradient_checkpointing": False,
+            "output_dir": str(tmp_path / "out"), "use_cpu": True, "bf16": False, "report_to": [],
+            "logging_steps": 1, "save_strategy": "no",
+            "disable_tqdm": True, "num_generations": 4, "per_device_train_batch_size": 4,
+            "max_completion_length": 12, "max_steps": 1,
+            "shuffle_dataset": False, "lr_scheduler_type": "constant", "loss_type": "grpo",
+            "seed": 3, "gradient_checkpointing": False,
         }  # fmt: skip
         args = trl.GRPOConfig(**{**settings, **options})
         trainer = Trainer(
-            model=model, reward_funcs=reward, args=args, processing_class=tokenizer, rollout_func=rollout_func,
-            peft_config=peft_config, train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+            model=model, reward_funcs=reward, args=args, processing_class=tokenizer,
+            rollout_func=rollout_func,
+            peft_config=peft_config,
+            train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
             eval_dataset=Dataset.from_list([{"prompt": prompts[0]}]),
         )  # fmt: skip
         trainer.seen = []

@@ -1,7 +1,8 @@
 """Deliberate faults in Infinite Sampling, each of which must turn the tests red.
 
     python tests/projects/infinite_sampling/mutations.py          # all; some minutes on two cores
-    python tests/projects/infinite_sampling/mutations.py cache    # those whose reason contains the word
+    python tests/projects/infinite_sampling/mutations.py cache    # those whose reason contains the
+    word
 
 Exit status 1 when one survives, or when the text it replaces is no longer there.
 """
@@ -15,7 +16,18 @@ from mutating import Mutation, main
 
 ENGINE, CACHE, SCHEDULER, STREAMS, GRPO, PREDICTOR, TRAIN, SAMPLE, TRL, PEERS = (
     f"projects/infinite_sampling/{name}.py"
-    for name in ("engine", "cache", "scheduler", "streams", "grpo", "predictor", "train", "sample", "trl_rollout", "peers")
+    for name in (
+        "engine",
+        "cache",
+        "scheduler",
+        "streams",
+        "grpo",
+        "predictor",
+        "train",
+        "sample",
+        "trl_rollout",
+        "peers",
+    )
 )
 
 MUTATIONS = [
@@ -27,7 +39,13 @@ MUTATIONS = [
         "a token of probability 0 can be drawn",
         ("streams",),
     ),
-    Mutation(STREAMS, "repr((seed, index, tuple(", "repr((seed, 0, tuple(", "all completions of a group have one stream", ("streams",)),
+    Mutation(
+        STREAMS,
+        "repr((seed, index, tuple(",
+        "repr((seed, 0, tuple(",
+        "all completions of a group have one stream",
+        ("streams",),
+    ),
     # ---- cache ----
     Mutation(
         ENGINE,
@@ -35,14 +53,24 @@ MUTATIONS = [
         "[0] * self.count, [0] * self.count, [0] * self.count",
         "idle rows of the cache write over the prompt",
     ),
-    Mutation(ENGINE, "if self._holds[row] != job.prompt:", "if self._holds[row] is None:", "a slot of the cache keeps another prompt"),
+    Mutation(
+        ENGINE,
+        "if self._holds[row] != job.prompt:",
+        "if self._holds[row] is None:",
+        "a slot of the cache keeps another prompt",
+    ),
     Mutation(
         ENGINE,
         "torch.arange(width, device=self.device) <= positions",
         "torch.arange(width, device=self.device) < positions + 2",
         "a row sees one token of the cache too many",
     ),
-    Mutation(CACHE, "self.users[page] += 1", "self.users[page] += 0", "shared pages of the cache are freed while they are in use"),
+    Mutation(
+        CACHE,
+        "self.users[page] += 1",
+        "self.users[page] += 0",
+        "shared pages of the cache are freed while they are in use",
+    ),
     Mutation(
         ENGINE,
         "writes if pad is None else writes.masked_fill(pad, self.cache.scratch)",
@@ -57,9 +85,17 @@ MUTATIONS = [
         "a job taken up again feeds a token twice",
     ),
     Mutation(
-        ENGINE, 'barrier=schedule.mode in ("full", "micro")', 'barrier=schedule.mode == "full"', "micro groups do not wait for one another"
+        ENGINE,
+        'barrier=schedule.mode in ("full", "micro")',
+        'barrier=schedule.mode == "full"',
+        "micro groups do not wait for one another",
     ),
-    Mutation(ENGINE, "if len(tokens) >= limit else None", "if len(tokens) >= limit - 1 else None", "a completion is cut one token short"),
+    Mutation(
+        ENGINE,
+        "if len(tokens) >= limit else None",
+        "if len(tokens) >= limit - 1 else None",
+        "a completion is cut one token short",
+    ),
     Mutation(
         ENGINE,
         "len(job.tokens) == max(1, self.schedule.prefix):",
@@ -69,7 +105,11 @@ MUTATIONS = [
     ),
     # ---- plans ----
     Mutation(
-        SCHEDULER, "ordered[slots - 1] + ordered[slots] if", "ordered[0] + ordered[1] if", "the lower bound is too high", ("scheduler",)
+        SCHEDULER,
+        "ordered[slots - 1] + ordered[slots] if",
+        "ordered[0] + ordered[1] if",
+        "the lower bound is too high",
+        ("scheduler",),
     ),
     Mutation(
         SCHEDULER,
@@ -93,7 +133,11 @@ MUTATIONS = [
         ("scheduler",),
     ),
     Mutation(
-        SCHEDULER, "end = max(end, spans[-1][3])", "end = spans[-1][3]", "a round of the replay ends with its last row", ("scheduler",)
+        SCHEDULER,
+        "end = max(end, spans[-1][3])",
+        "end = spans[-1][3]",
+        "a round of the replay ends with its last row",
+        ("scheduler",),
     ),
     # ---- GRPO ----
     Mutation(
@@ -118,10 +162,26 @@ MUTATIONS = [
         ("grpo",),
     ),
     Mutation(
-        GRPO, "return centred.masked_fill(equal, 0.0)", "return centred", "equal rewards leave a rounding error over delta", ("grpo",)
+        GRPO,
+        "return centred.masked_fill(equal, 0.0)",
+        "return centred",
+        "equal rewards leave a rounding error over delta",
+        ("grpo",),
     ),
-    Mutation(GRPO, "apart = (reference - logprobs)", "apart = (logprobs - reference)", "the divergence is the other way round", ("grpo",)),
-    Mutation(GRPO, "-torch.minimum(ratio * gain", "-torch.maximum(ratio * gain", "clipping takes the better of the two", ("grpo",)),
+    Mutation(
+        GRPO,
+        "apart = (reference - logprobs)",
+        "apart = (logprobs - reference)",
+        "the divergence is the other way round",
+        ("grpo",),
+    ),
+    Mutation(
+        GRPO,
+        "-torch.minimum(ratio * gain",
+        "-torch.maximum(ratio * gain",
+        "clipping takes the better of the two",
+        ("grpo",),
+    ),
     Mutation(
         GRPO,
         "start = len(row) - len(one.tokens) - 1\n",
@@ -137,7 +197,13 @@ MUTATIONS = [
         ("trl_loss",),
     ),
     Mutation(GRPO, "DELTA = 1e-4", "DELTA = 1e-3", "delta is not TRL's", ("trl_loss",)),
-    Mutation(GRPO, "(torch.exp(apart) - apart - 1)", "apart.square() / 2", "the divergence is not the k3 of TRL", ("trl_loss",)),
+    Mutation(
+        GRPO,
+        "(torch.exp(apart) - apart - 1)",
+        "apart.square() / 2",
+        "the divergence is not the k3 of TRL",
+        ("trl_loss",),
+    ),
     Mutation(
         GRPO,
         "((ratio > 1 + eps) & (gain > 0))",
@@ -146,14 +212,58 @@ MUTATIONS = [
         ("trl_loss",),
     ),
     # ---- TRL ----
-    Mutation(TRL, "seen[number] += 1", "seen[number] += 0", "TRL gets one completion of a prompt several times", ("trl",)),
-    Mutation(TRL, "calls[step, training] += 1", "calls[step, training] += 0", "two batches of a TRL step have the same numbers", ("trl",)),
-    Mutation(TRL, "model, trainer.eos_token_ids,", "model, [],", "TRL's end tokens end nothing", ("trl",)),
-    Mutation(TRL, "temperature=trainer.temperature", "temperature=1.0", "TRL's temperature is not heeded", ("trl",)),
-    Mutation(TRL, "            **trainer.chat_template_kwargs,\n", "", "TRL's arguments of the chat template are dropped", ("trl",)),
-    Mutation(TRL, "[c.tokens for c in made]", "[c.tokens[:-1] for c in made]", "TRL does not see the end token", ("trl",)),
-    Mutation(TRL, "model.train(training)", "model.train(False)", "TRL goes on with a model in eval mode", ("trl",)),
-    Mutation(TRL, "online is not None and training", "online is not None", "the predictor learns from TRL's evaluations", ("trl",)),
+    Mutation(
+        TRL,
+        "seen[number] += 1",
+        "seen[number] += 0",
+        "TRL gets one completion of a prompt several times",
+        ("trl",),
+    ),
+    Mutation(
+        TRL,
+        "calls[step, training] += 1",
+        "calls[step, training] += 0",
+        "two batches of a TRL step have the same numbers",
+        ("trl",),
+    ),
+    Mutation(
+        TRL, "model, trainer.eos_token_ids,", "model, [],", "TRL's end tokens end nothing", ("trl",)
+    ),
+    Mutation(
+        TRL,
+        "temperature=trainer.temperature",
+        "temperature=1.0",
+        "TRL's temperature is not heeded",
+        ("trl",),
+    ),
+    Mutation(
+        TRL,
+        "            **trainer.chat_template_kwargs",
+        "            **{}",
+        "TRL's arguments of the chat template are dropped",
+        ("trl",),
+    ),
+    Mutation(
+        TRL,
+        "[c.tokens for c in made]",
+        "[c.tokens[:-1] for c in made]",
+        "TRL does not see the end token",
+        ("trl",),
+    ),
+    Mutation(
+        TRL,
+        "model.train(training)",
+        "model.train(False)",
+        "TRL goes on with a model in eval mode",
+        ("trl",),
+    ),
+    Mutation(
+        TRL,
+        "online is not None and training",
+        "online is not None",
+        "the predictor learns from TRL's evaluations",
+        ("trl",),
+    ),
     Mutation(TRL, '"top_k": (0, None),', "", "TRL's top_k is passed over in silence", ("trl",)),
     Mutation(
         PEERS,
@@ -162,7 +272,13 @@ MUTATIONS = [
         "the TRL that is measured takes smaller steps",
         ("trl",),
     ),
-    Mutation(PEERS, "model.generate = inside(model.generate)", "pass", "the rollout of the TRL that is measured has no time", ("trl",)),
+    Mutation(
+        PEERS,
+        "model.generate = inside(model.generate)",
+        "pass",
+        "the rollout of the TRL that is measured has no time",
+        ("trl",),
+    ),
     # ---- predictors ----
     Mutation(
         PREDICTOR,
@@ -171,8 +287,20 @@ MUTATIONS = [
         "a predictor sees a token beyond the prefix",
         ("predictor",),
     ),
-    Mutation(PREDICTOR, "< target[:, None]", "<= target[:, None]", "a censored example excludes its own bin", ("predictor",)),
-    Mutation(PREDICTOR, "(p + t)[-_WINDOW:] for", "(p + t)[:_WINDOW] for", "a long prompt drives out the prefix", ("predictor",)),
+    Mutation(
+        PREDICTOR,
+        "< target[:, None]",
+        "<= target[:, None]",
+        "a censored example excludes its own bin",
+        ("predictor",),
+    ),
+    Mutation(
+        PREDICTOR,
+        "(p + t)[-_WINDOW:] for",
+        "(p + t)[:_WINDOW] for",
+        "a long prompt drives out the prefix",
+        ("predictor",),
+    ),
     Mutation(
         PREDICTOR,
         "np.where(censored, np.maximum(beyond",
@@ -181,11 +309,27 @@ MUTATIONS = [
         ("predictor",),
     ),
     Mutation(
-        PREDICTOR, "places.index(place) for place in last", "0 for place in last", "a ridge sees another row's last token", ("predictor",)
+        PREDICTOR,
+        "places.index(place) for place in last",
+        "0 for place in last",
+        "a ridge sees another row's last token",
+        ("predictor",),
     ),
     # ---- commands ----
-    Mutation(TRAIN, 'apart = max(apart, line["mismatch"])', "", "training does not say how far sampling is from it", ("command",)),
-    Mutation(TRAIN, 'if kind == "optimizer":', 'if kind == "nothing":', "going on forgets the optimizer", ("command",)),
+    Mutation(
+        TRAIN,
+        'apart = max(apart, line["mismatch"])',
+        "",
+        "training does not say how far sampling is from it",
+        ("command",),
+    ),
+    Mutation(
+        TRAIN,
+        'if kind == "optimizer":',
+        'if kind == "nothing":',
+        "going on forgets the optimizer",
+        ("command",),
+    ),
     Mutation(
         SAMPLE,
         "for i in range(options.group) if (p, i) not in done]",

@@ -1,4 +1,6 @@
-"""Every claim fails on rows that must fail it, and holds on rows that must hold it; in between it says so."""
+"""Every claim fails on rows that must fail it, and holds on rows that must hold it; in between it
+says so.
+"""
 
 import pandas as pd
 import pytest
@@ -7,8 +9,22 @@ from projects.infinite_sampling import claims
 from shared.claims import require_falsifiable
 
 
-def memory(micro: float = 25, peak: float = 30, framework: float = 25, formula: float = 25, grown: float = 1.0, full: float = 4.0) -> dict:
-    base = {"model": "m", "group": 32, "slots": 8, "weight_bytes": 100, "prompt_tokens": 5, "max_new_tokens": 9}
+def memory(
+    micro: float = 25,
+    peak: float = 30,
+    framework: float = 25,
+    formula: float = 25,
+    grown: float = 1.0,
+    full: float = 4.0,
+) -> dict:
+    base = {
+        "model": "m",
+        "group": 32,
+        "slots": 8,
+        "weight_bytes": 100,
+        "prompt_tokens": 5,
+        "max_new_tokens": 9,
+    }
     modes = {
         "full group": (100, 100),
         "micro groups": (micro, peak),
@@ -16,13 +32,29 @@ def memory(micro: float = 25, peak: float = 30, framework: float = 25, formula: 
         "full framework": (framework, peak),
     }
     rows = [
-        {**base, "kind": "modes", "mode": mode, "kv_bytes": kv, "peak_bytes": p, "formula_bytes": formula}
+        {
+            **base,
+            "kind": "modes",
+            "mode": mode,
+            "kv_bytes": kv,
+            "peak_bytes": p,
+            "formula_bytes": formula,
+        }
         for mode, (kv, p) in modes.items()
     ]
     for mode, factor in (("full group", full), ("micro groups", grown), ("full framework", grown)):
         for group, size in ((8, 1.0), (16, 10.0), (64, 10.0 * factor)):
             slots = group if mode == "full group" else 8
-            rows.append({**base, "kind": "groups", "mode": mode, "group": group, "slots": slots, "peak_bytes": size})
+            rows.append(
+                {
+                    **base,
+                    "kind": "groups",
+                    "mode": mode,
+                    "group": group,
+                    "slots": slots,
+                    "peak_bytes": size,
+                }
+            )
     return {"memory": rows}
 
 
@@ -38,7 +70,12 @@ def schedule(
     name: str = "schedule",
 ) -> dict:
     rows = []
-    steps = {"micro groups": 100, "continuous, FIFO": 70, "framework (predicted)": framework, "plan (oracle)": oracle}
+    steps = {
+        "micro groups": 100,
+        "continuous, FIFO": 70,
+        "framework (predicted)": framework,
+        "plan (oracle)": oracle,
+    }
     common = {"model": "m", "group": 32, "slots": 8}
     for prompt in range(prompts):
         for one, count in steps.items():
@@ -62,21 +99,54 @@ def schedule(
                     "truncated": cut,
                 }
             )
-    rates = {"micro groups": 1.0, "continuous, FIFO": 1.2, "framework (predicted)": speed, "generate, chunks": peer, "generate_batch": 0.5}
+    rates = {
+        "micro groups": 1.0,
+        "continuous, FIFO": 1.2,
+        "framework (predicted)": speed,
+        "generate, chunks": peer,
+        "generate_batch": 0.5,
+    }
     for repeat in range(6):
         rows += [
-            {**common, "kind": "time", "schedule": one, "repeat": repeat, "tokens_per_second": 100 * rate} for one, rate in rates.items()
+            {
+                **common,
+                "kind": "time",
+                "schedule": one,
+                "repeat": repeat,
+                "tokens_per_second": 100 * rate,
+            }
+            for one, rate in rates.items()
         ]
     return {name: rows}
 
 
-def exactness(same: int = 10, redrawn: int = 10, difference: float = 1e-15, losses=("grpo", "dapo", "dr_grpo")) -> dict:
+def exactness(
+    same: int = 10, redrawn: int = 10, difference: float = 1e-15, losses=("grpo", "dapo", "dr_grpo")
+) -> dict:
     rows = []
     for dtype, fixed in (("float64", False), ("float32", True), ("float32", False)):
-        row = {"kind": "completions", "dtype": dtype, "fixed_shape": fixed, "schedule": "s", "completions": 10}
-        rows.append({**row, "same": same if dtype == "float64" or fixed else 9, "redrawn": None if fixed else redrawn})
+        row = {
+            "kind": "completions",
+            "dtype": dtype,
+            "fixed_shape": fixed,
+            "schedule": "s",
+            "completions": 10,
+        }
+        rows.append(
+            {
+                **row,
+                "same": same if dtype == "float64" or fixed else 9,
+                "redrawn": None if fixed else redrawn,
+            }
+        )
     rows += [
-        {"kind": "gradient", "dtype": "float64", "loss_type": loss, "micro_batch": 3, "relative_difference_ratio": difference}
+        {
+            "kind": "gradient",
+            "dtype": "float64",
+            "loss_type": loss,
+            "micro_batch": 3,
+            "relative_difference_ratio": difference,
+        }
         for loss in losses
     ]
     return {"exactness": rows}
@@ -93,14 +163,32 @@ def theorems(violations: int = 0, instances: int = 20_000) -> dict:
 
 def prediction(none: float = 0.0, few: float = 0.9) -> dict:
     row = {"predictor": "transformer", "pooled_tau_ratio": 0.3, "total_error_tokens": 5.0}
-    return {"prediction": [{**row, "prefix": k, "group_tau_ratio": tau} for k, tau in ((0, none), (1, few), (8, 0.9))]}
+    return {
+        "prediction": [
+            {**row, "prefix": k, "group_tau_ratio": tau}
+            for k, tau in ((0, none), (1, few), (8, 0.9))
+        ]
+    }
 
 
 def ablation(fifo=1.2, sjf=1.1, plan_sjf=1.05, plan_lpt=1.06, lpt=1.1) -> dict:
-    steps = {"fifo": fifo, "sjf_global": sjf, "lpt_global": lpt, "plan_sjf": plan_sjf, "plan_lpt": plan_lpt}
+    steps = {
+        "fifo": fifo,
+        "sjf_global": sjf,
+        "lpt_global": lpt,
+        "plan_sjf": plan_sjf,
+        "plan_lpt": plan_lpt,
+    }
     return {
         "ablation": [
-            {"kind": "steps", "lengths": known, "refill": refill, "prompt": 0, "steps": 100 * value, "lower_bound": 100}
+            {
+                "kind": "steps",
+                "lengths": known,
+                "refill": refill,
+                "prompt": 0,
+                "steps": 100 * value,
+                "lower_bound": 100,
+            }
             for known in ("none", "k = 0", "k = 4", "oracle")
             for refill, value in steps.items()
         ]
@@ -123,17 +211,43 @@ def training(
         for mode in seconds:
             if dtype == "float64" and mode.startswith("TRL"):
                 continue
-            equal = {"full group": True, "framework": same, "TRL": False, "TRL, this rollout": hooked}[mode]
+            equal = {
+                "full group": True,
+                "framework": same,
+                "TRL": False,
+                "TRL, this rollout": hooked,
+            }[mode]
             times = {"rollout_seconds": 1.0, "step_seconds": 10 * seconds[mode]}
             for step in range(4):
-                row = {"kind": "step", "dtype": dtype, "mode": mode, "step": step, "same_rewards": equal or step < 3, **times}
-                row |= {"length_tokens": 10.0, "kv_bytes": None, "steps": None, "mismatch_ratio": None}
+                row = {
+                    "kind": "step",
+                    "dtype": dtype,
+                    "mode": mode,
+                    "step": step,
+                    "same_rewards": equal or step < 3,
+                    **times,
+                }
+                row |= {
+                    "length_tokens": 10.0,
+                    "kv_bytes": None,
+                    "steps": None,
+                    "mismatch_ratio": None,
+                }
                 rows.append({**row, "frozen_error_tokens": frozen, "online_error_tokens": online})
             for kind in ("pool", "held out"):
                 for step, score in ((0, 0.3), (4, last)):
-                    row = {"kind": "evaluation", "dtype": dtype, "mode": mode, "step": step, "prompts": kind}
+                    row = {
+                        "kind": "evaluation",
+                        "dtype": dtype,
+                        "mode": mode,
+                        "step": step,
+                        "prompts": kind,
+                    }
                     rows.append({**row, "reward_score": score})
-            bytes_ = {"rollout_peak_bytes": peak if mode == "TRL, this rollout" else 100.0, "step_peak_bytes": 100.0}
+            bytes_ = {
+                "rollout_peak_bytes": peak if mode == "TRL, this rollout" else 100.0,
+                "step_peak_bytes": 100.0,
+            }
             rows.append({"kind": "memory", "dtype": dtype, "mode": mode, **bytes_})
     return {"training": rows}
 
@@ -179,7 +293,10 @@ def test_every_claim_can_fail_and_can_hold():
         "trl_rollout": training(),
         "trl_time": training(),
     }
-    prefixed = [{f"infinite_sampling.{name}": rows for name, rows in given.items()} for given in (failing, holding)]
+    prefixed = [
+        {f"infinite_sampling.{name}": rows for name, rows in given.items()}
+        for given in (failing, holding)
+    ]
     require_falsifiable("infinite_sampling", *prefixed)
 
 
@@ -221,7 +338,10 @@ def test_without_the_rows_that_decide_nothing_is_said():
     rows = [row for row in training()["training"] if not row["mode"].startswith("TRL")]
     for check in (claims.trl_rollout, claims.trl_time):
         assert check(pd.DataFrame(rows)).verdict == "not tested here"
-        assert check(pd.DataFrame([row for row in rows if row["dtype"] == "float64"])).verdict == "not tested here"
+        assert (
+            check(pd.DataFrame([row for row in rows if row["dtype"] == "float64"])).verdict
+            == "not tested here"
+        )
     rows = [{**row, "rollout_peak_bytes": None} for row in training()["training"]]
     assert claims.trl_rollout(pd.DataFrame(rows)).verdict == "not tested here"
     rows = [row for row in exactness()["exactness"] if not row.get("fixed_shape")]
@@ -229,6 +349,13 @@ def test_without_the_rows_that_decide_nothing_is_said():
 
 
 def test_what_a_verdict_says_is_what_was_measured():
-    assert claims.throughput(pd.DataFrame(schedule()["schedule"])).measured == "1.50x (1.50 to 1.50), m"
-    assert claims.steps(pd.DataFrame(schedule()["schedule"])).measured.startswith("100.0 to 60.0 steps (-40%) over 8 prompts; 32 of 32")
-    assert "16 of 20 identical" in claims.exact(pd.DataFrame(exactness(same=8)["exactness"])).measured
+    assert (
+        claims.throughput(pd.DataFrame(schedule()["schedule"])).measured
+        == "1.50x (1.50 to 1.50), m"
+    )
+    assert claims.steps(pd.DataFrame(schedule()["schedule"])).measured.startswith(
+        "100.0 to 60.0 steps (-40%) over 8 prompts; 32 of 32"
+    )
+    assert (
+        "16 of 20 identical" in claims.exact(pd.DataFrame(exactness(same=8)["exactness"])).measured
+    )

@@ -1,4 +1,6 @@
-"""The commands on a small model of the user's: what they write, how they go on, what they refuse in one line."""
+"""The commands on a small model of the user's: what they write, how they go on, what they refuse in
+one line.
+"""
 
 import json
 import os
@@ -25,9 +27,19 @@ def folder(tmp_path_factory, save_tokenizer):
     made = tmp_path_factory.mktemp("model")
     tokenizer = save_tokenizer(made)
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     config = LlamaConfig(
-        vocab_size=len(tokenizer), **shape, max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id, bos_token_id=None
+        vocab_size=len(tokenizer),
+        **shape,
+        max_position_embeddings=64,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
     )
     LlamaForCausalLM(config).save_pretrained(made)
     return made
@@ -36,16 +48,16 @@ def folder(tmp_path_factory, save_tokenizer):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     (tmp_path / "p.jsonl").write_text(
-        '{"prompt": "ab", "want": "x"}\n{"prompt": "hello", "want": "y"}\n{"messages": [{"role": "user", "content": "c"}], "want": "z"}\n'
+        '{"prompt": "ab", "want": "x"}\n{"prompt": "hello", "want": "y"}\n{"messages": [{"role":'
+        ' "user", "content": "c"}], "want": "z"}\n'
     )
     (tmp_path / "myrewards.py").write_text(
-        "import math\n"
-        "def length(prompts, completions, want):\n    assert len(want) == len(prompts)\n    return [len(c) / 10 for c in completions]\n"
-        "def raises(prompts, completions, **columns):\n    raise KeyError('answer')\n"
-        "def nan(prompts, completions, **columns):\n    return [1.0] * (len(prompts) - 1) + [math.nan]\n"
-        "def few(prompts, completions, **columns):\n    return [1.0]\n"
-        "def words(prompts, completions, **columns):\n    return ['good'] * len(prompts)\n"
-        "number = 3\n"
+        "import math\ndef length(prompts, completions, want):\n    assert len(want) =="
+        " len(prompts)\n    return [len(c) / 10 for c in completions]\ndef raises(prompts,"
+        " completions, **columns):\n    raise KeyError('answer')\ndef nan(prompts, completions,"
+        " **columns):\n    return [1.0] * (len(prompts) - 1) + [math.nan]\ndef few(prompts,"
+        " completions, **columns):\n    return [1.0]\ndef words(prompts, completions, **columns):\n"
+        "    return ['good'] * len(prompts)\nnumber = 3\n"
     )
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("myrewards", None)
@@ -74,8 +86,24 @@ def sample(folder, *more, out="out", prompts="p.jsonl"):
 
 
 def train(folder, *more, out="tuned", reward="myrewards:length"):
-    base = ["train", "--model", str(folder), "--prompts", "p.jsonl", "--out", out, "--reward", reward, "--group", "4", "--slots", "2"]
-    return command.main([*base, "--max-new-tokens", "6", "--predictor", "constant", "--lr", "0.01", *more])
+    base = [
+        "train",
+        "--model",
+        str(folder),
+        "--prompts",
+        "p.jsonl",
+        "--out",
+        out,
+        "--reward",
+        reward,
+        "--group",
+        "4",
+        "--slots",
+        "2",
+    ]
+    return command.main(
+        [*base, "--max-new-tokens", "6", "--predictor", "constant", "--lr", "0.01", *more]
+    )
 
 
 def lines(path):
@@ -95,8 +123,10 @@ def test_completions_are_written_whatever_the_schedule(folder, files):
     assert all(0 < len(line["tokens"]) == len(line["logprobs"]) <= 8 for line in first)
     assert {line["finish"] for line in first} <= {"eos", "length"}
     others = [
-        ("--mode", "micro"), ("--mode", "full"), ("--mode", "dynamic", "--page", "4", "--prefix", "2", "--predictor", "constant"),
-        ("--predictor", "constant", "--prefix", "2", "--prompts-at-once", "3"), ("--predictor", "ridge", "--prefix", "2"),
+        ("--mode", "micro"), ("--mode", "full"), ("--mode", "dynamic", "--page", "4", "--prefix",
+        "2", "--predictor", "constant"),
+        ("--predictor", "constant", "--prefix", "2", "--prompts-at-once", "3"), ("--predictor",
+        "ridge", "--prefix", "2"),
     ]  # fmt: skip
     tokens = []
     for number, options in enumerate(others):
@@ -138,14 +168,20 @@ def test_training_goes_on_as_if_it_had_not_been_stopped(folder, files, monkeypat
         log.write('{"step": 3, "rewa')
     assert train(folder, "--steps", "4", out="cut") == 0
     assert lines(files / "cut" / "log.jsonl") == lines(files / "whole" / "log.jsonl")
-    assert (files / "cut" / "model.safetensors").read_bytes() == (files / "whole" / "model.safetensors").read_bytes()
+    assert (files / "cut" / "model.safetensors").read_bytes() == (
+        files / "whole" / "model.safetensors"
+    ).read_bytes()
     log = lines(files / "whole" / "log.jsonl")
     assert [line["step"] for line in log] == [1, 2, 3, 4]
-    assert sorted(p for line in log[:3] for p in line["prompts"]) == [0, 1, 2]  # a pass over the prompts
+    # a pass over the prompts
+    assert sorted(p for line in log[:3] for p in line["prompts"]) == [0, 1, 2]
     assert all(line["mismatch"] < 1e-4 for line in log)
     from transformers import AutoModelForCausalLM
 
-    before, after = (AutoModelForCausalLM.from_pretrained(f, local_files_only=True).state_dict() for f in (folder, files / "whole"))
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(f, local_files_only=True).state_dict()
+        for f in (folder, files / "whole")
+    )
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -160,7 +196,21 @@ def test_what_does_not_change_the_result_may_change_and_the_rest_may_not(folder,
 
 def test_adapters_a_reference_and_several_updates(folder, files):
     assert (
-        train(folder, "--steps", "2", "--lora-rank", "2", "--beta", "0.1", "--updates", "2", "--loss", "dapo", "--prompts-per-step", "2")
+        train(
+            folder,
+            "--steps",
+            "2",
+            "--lora-rank",
+            "2",
+            "--beta",
+            "0.1",
+            "--updates",
+            "2",
+            "--loss",
+            "dapo",
+            "--prompts-per-step",
+            "2",
+        )
         == 0
     )
     assert (files / "tuned" / "adapter_config.json").is_file()
@@ -172,12 +222,41 @@ def test_adapters_a_reference_and_several_updates(folder, files):
 
 
 def start(folder, files, *more):
-    """`train` in a process of its own, which would go on for a long time; comes back when it has logged two steps."""
+    """`train` in a process of its own, which would go on for a long time; comes back when it has
+    logged two steps.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = ["train", "--model", str(folder), "--prompts", "p.jsonl", "--out", "t", "--reward", "myrewards:length", "--group", "4"]
-    command += ["--slots", "2", "--max-new-tokens", "6", "--predictor", "constant", "--lr", "0.01", "--steps", "100000", *more]
+    command = [
+        "train",
+        "--model",
+        str(folder),
+        "--prompts",
+        "p.jsonl",
+        "--out",
+        "t",
+        "--reward",
+        "myrewards:length",
+        "--group",
+        "4",
+    ]
+    command += [
+        "--slots",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--predictor",
+        "constant",
+        "--lr",
+        "0.01",
+        "--steps",
+        "100000",
+        *more,
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "projects.infinite_sampling", *command], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "projects.infinite_sampling", *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     log = files / "t" / "log.jsonl"
     while not (log.exists() and log.read_text().count("\n") >= 2):
@@ -205,11 +284,16 @@ def test_a_crash_loses_the_step_under_way_at_most(folder, files, capsys):
     assert int(kept) >= logged - 1  # a step is logged, then kept: the one between is made again
     assert train(folder, "--steps", str(logged + 2), out="whole") == 0
     assert lines(log) == lines(files / "whole" / "log.jsonl")
-    assert (files / "t" / "model.safetensors").read_bytes() == (files / "whole" / "model.safetensors").read_bytes()
+    assert (files / "t" / "model.safetensors").read_bytes() == (
+        files / "whole" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_stop_string_ends_a_completion(folder, files):
-    assert sample(folder, "--group", "20", "--max-new-tokens", "20", "--stop", "a", "--stop", "}7") == 0
+    assert (
+        sample(folder, "--group", "20", "--max-new-tokens", "20", "--stop", "a", "--stop", "}7")
+        == 0
+    )
     found = lines(files / "out" / "completions.jsonl")
     stopped = [line for line in found if line["finish"] == "stop"]
     assert stopped
@@ -218,11 +302,17 @@ def test_a_stop_string_ends_a_completion(folder, files):
     assert train(folder, "--steps", "1", "--stop", "a") == 0
 
 
-def test_progress_says_how_busy_slots_are_and_training_how_well_sampling_agrees(folder, files, capsys):
+def test_progress_says_how_busy_slots_are_and_training_how_well_sampling_agrees(
+    folder, files, capsys
+):
     assert sample(folder) == 0
     out = capsys.readouterr().out
     assert re.search(r"step 15/15 .*slots \d+% busy, step \d+", out)
-    assert re.search(r"15 completions in .*; \d+ tokens in \d+ steps, slots \d+% busy, [\d.]+ kB of keys and values", out)
+    assert re.search(
+        r"15 completions in .*; \d+ tokens in \d+ steps, slots \d+% busy, [\d.]+ kB of keys and"
+        r" values",
+        out,
+    )
     assert train(folder, "--steps", "2") == 0
     out = capsys.readouterr().out
     assert re.search(r"step 2/2 .*reward [\d.]+, length \d+, slots \d+% busy", out)
@@ -251,8 +341,16 @@ def test_a_model_without_a_cache_is_one_line(tmp_path, files, save_tokenizer, ca
 
     uncached = tmp_path / "uncached"
     tokenizer = save_tokenizer(uncached)
-    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "attn_implementation": "eager"}
-    OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(uncached)
+    shape = {
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 64,
+        "attn_implementation": "eager",
+    }
+    OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(
+        uncached
+    )
     capsys.readouterr()
     assert (sample if command == "sample" else train)(uncached) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -264,7 +362,10 @@ def test_a_model_without_a_cache_is_one_line(tmp_path, files, save_tokenizer, ca
     [
         (["--slots", "6"], "--slots 6 is more than --group 5"),
         (["--max-new-tokens", "63"], "more than the model's context of 64"),
-        (["--mode", "dynamic", "--budget-tokens", "9", "--page", "4", "--prefix", "1"], "too small for one row"),
+        (
+            ["--mode", "dynamic", "--budget-tokens", "9", "--page", "4", "--prefix", "1"],
+            "too small for one row",
+        ),
         (["--mode", "dynamic", "--refill", "plan_sjf"], "no planned queues"),
         (["--stop", ""], "empty stop string"),
         (["--group", "0"], "of at least 1"),
@@ -315,7 +416,9 @@ def test_bad_prompts_are_one_line(folder, files, capsys, text, said):
         ("myrewards:length", ["--lora-alpha", "4"], "needs --lora-rank"),
     ],
 )
-def test_bad_rewards_and_options_of_train_are_one_line(folder, files, capsys, reward, arguments, said):
+def test_bad_rewards_and_options_of_train_are_one_line(
+    folder, files, capsys, reward, arguments, said
+):
     assert train(folder, "--steps", "1", *arguments, reward=reward) == 2
     error = capsys.readouterr().err
     assert said in error

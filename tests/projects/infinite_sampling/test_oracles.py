@@ -1,4 +1,6 @@
-"""The property the paper rests on: completions do not depend on the schedule. Against a sampler without a cache, token for token."""
+"""The property the paper rests on: completions do not depend on the schedule. Against a sampler
+without a cache, token for token.
+"""
 
 import itertools
 
@@ -37,13 +39,21 @@ def schedules(lengths):
     found = [Schedule("full")]
     found += [Schedule("micro", slots) for slots in (1, 2, 3, 5, 8, 16)]
     found += [Schedule("continuous", slots) for slots in (1, 4, 8)]
-    for refill, prefix in itertools.product(("fifo", "sjf_global", "lpt_global", "plan_static", "plan_sjf", "plan_lpt"), (0, 1, 4)):
+    for refill, prefix in itertools.product(
+        ("fifo", "sjf_global", "lpt_global", "plan_static", "plan_sjf", "plan_lpt"), (0, 1, 4)
+    ):
         found.append(Schedule("continuous", 4, refill, prefix, Oracle(lengths, prefix)))
     found += [Schedule("continuous", 4, "plan_sjf", 4, Wrong(lengths, 4))]
     # Jobs that lost their row are taken up again beside ones that have their prefix alone.
-    found += [Schedule("dynamic", 4, "fifo", 2, Wrong(lengths, 2), budget_tokens=tokens, page=4) for tokens in (32, 40, 48, 60)]
+    found += [
+        Schedule("dynamic", 4, "fifo", 2, Wrong(lengths, 2), budget_tokens=tokens, page=4)
+        for tokens in (32, 40, 48, 60)
+    ]
     found += [Schedule("dynamic", 4, page=page) for page in (3, 16)]
-    found += [Schedule("dynamic", 2, "lpt_global", 3, Oracle(lengths, 3), page=4), Schedule("dynamic", 4, budget_tokens=28, page=4)]
+    found += [
+        Schedule("dynamic", 2, "lpt_global", 3, Oracle(lengths, 3), page=4),
+        Schedule("dynamic", 4, budget_tokens=28, page=4),
+    ]
     return found
 
 
@@ -58,13 +68,15 @@ def lengths(llama):
 
 
 @pytest.mark.parametrize(
-    ("family", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("qwen3", "sdpa"), ("gpt2", "sdpa"), ("gpt2", "eager")]
+    ("family", "attention"),
+    [("llama", "sdpa"), ("llama", "eager"), ("qwen3", "sdpa"), ("gpt2", "sdpa"), ("gpt2", "eager")],
 )
 def test_completions_are_those_of_a_sampler_without_a_cache(helpers, family, attention):
     model = helpers.make(family, attention=attention)
     prompts = [PROMPT, [2], [7, 8, 9, 10, 11, 12, 13, 14]]
     wanted = [helpers.naive(model, prompt, i, 7, LIMIT) for prompt in prompts for i in range(6)]
-    assert len({len(tokens) for tokens, _ in wanted}) > 4  # lengths differ, or there is nothing to schedule
+    # lengths differ, or there is nothing to schedule
+    assert len({len(tokens) for tokens, _ in wanted}) > 4
     for schedule in (
         Schedule("full"),
         Schedule("continuous", 4),
@@ -74,7 +86,10 @@ def test_completions_are_those_of_a_sampler_without_a_cache(helpers, family, att
         made = rollout(model, schedule, prompts, 6)
         assert [c.tokens for c in made.completions] == [tokens for tokens, _ in wanted]
         for completion, (_, logprobs) in zip(made.completions, wanted, strict=True):
-            assert completion.logprobs == pytest.approx(logprobs, abs=1e-10 if attention == "sdpa" else 1e-6)  # eager softmax is float32
+            # eager softmax is float32
+            assert completion.logprobs == pytest.approx(
+                logprobs, abs=1e-10 if attention == "sdpa" else 1e-6
+            )
         assert made.stats.prefills == 3  # once for each prompt, whatever its group
 
 
@@ -100,7 +115,9 @@ def test_every_schedule_gives_the_same_completions_in_float32_with_fixed_shapes(
         ("continuous", "lpt_global", 3),
         ("continuous", "plan_sjf", 5),
     ):
-        made = rollout(model, Schedule(mode, 4, refill, prefix, Wrong({}, prefix)), fixed_shape=True)
+        made = rollout(
+            model, Schedule(mode, 4, refill, prefix, Wrong({}, prefix)), fixed_shape=True
+        )
         found = [(c.tokens, c.logprobs) for c in made.completions]
         reference = reference or found
         assert found == reference  # bit for bit, log-probabilities too
@@ -112,7 +129,10 @@ def test_steps_are_those_of_the_replay(llama, lengths):
     durations = [n - 1 for n in lengths.values()]
     order = list(lengths.values())
     for slots in (1, 3, 4, 16):
-        micro, continuous = rollout(llama, Schedule("micro", slots)).stats, rollout(llama, Schedule("continuous", slots)).stats
+        micro, continuous = (
+            rollout(llama, Schedule("micro", slots)).stats,
+            rollout(llama, Schedule("continuous", slots)).stats,
+        )
         for stats, barrier in ((micro, True), (continuous, False)):
             wanted = replay(durations, slots, Queue(durations, slots), barrier)
             assert (stats.steps, stats.busy) == (wanted.steps, wanted.busy)
@@ -121,13 +141,21 @@ def test_steps_are_those_of_the_replay(llama, lengths):
         assert continuous.steps <= micro.steps
         assert continuous.steps >= lower_bound(durations, slots)
     for refill, prefix in itertools.product(("plan_sjf", "plan_lpt", "lpt_global"), (0, 1, 4)):
-        stats = rollout(llama, Schedule("continuous", 4, refill, prefix, Oracle(lengths, prefix))).stats
-        wanted, made = replay_framework(order, 4, prefix, lambda jobs, k=prefix: [order[j] - k for j in jobs], refill)
+        stats = rollout(
+            llama, Schedule("continuous", 4, refill, prefix, Oracle(lengths, prefix))
+        ).stats
+        wanted, made = replay_framework(
+            order, 4, prefix, lambda jobs, k=prefix: [order[j] - k for j in jobs], refill
+        )
         assert (stats.steps, stats.busy) == (wanted.steps, wanted.busy)
         assert sorted(stats.spans) == sorted(wanted.spans)
         assert stats.plan == made
         unfinished = sum(n > prefix for n in order)
-        assert (unfinished / 4 <= stats.reingests <= unfinished) if prefix > 1 else stats.reingests == 0
+        assert (
+            (unfinished / 4 <= stats.reingests <= unfinished)
+            if prefix > 1
+            else stats.reingests == 0
+        )
         assert stats.reingested_tokens == unfinished * max(0, prefix - 1)
     full = rollout(llama, Schedule("full")).stats
     assert full.steps == max(durations)
@@ -137,15 +165,27 @@ def test_greedy_completions_are_those_of_generate(helpers):
     for family in ("llama", "gpt2"):
         model = helpers.make(family, seed=3)
         made = rollout(model, Schedule("continuous", 2), group=3, temperature=0)
-        wanted = model.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=LIMIT, eos_token_id=0, pad_token_id=0)
+        wanted = model.generate(
+            torch.tensor([PROMPT]),
+            do_sample=False,
+            max_new_tokens=LIMIT,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
         assert [c.tokens for c in made.completions] == [wanted[0, len(PROMPT) :].tolist()] * 3
 
 
 def test_one_forward_over_a_completion_draws_it_again(llama):
-    for completion in rollout(llama, Schedule("continuous", 3, "plan_sjf", 4, Wrong({}, 4))).completions:
+    for completion in rollout(
+        llama, Schedule("continuous", 3, "plan_sjf", 4, Wrong({}, 4))
+    ).completions:
         with torch.no_grad():
-            logits = llama(input_ids=torch.tensor([PROMPT + completion.tokens[:-1]])).logits[0, len(PROMPT) - 1 :]
-        uniforms = torch.from_numpy(stream(7, PROMPT, completion.index, LIMIT)[: len(completion.tokens)])
+            logits = llama(input_ids=torch.tensor([PROMPT + completion.tokens[:-1]])).logits[
+                0, len(PROMPT) - 1 :
+            ]
+        uniforms = torch.from_numpy(
+            stream(7, PROMPT, completion.index, LIMIT)[: len(completion.tokens)]
+        )
         tokens, logprobs = draw(logits, uniforms, 1.0)
         assert tokens.tolist() == completion.tokens
         assert logprobs.tolist() == pytest.approx(completion.logprobs, abs=1e-10)
@@ -154,17 +194,25 @@ def test_one_forward_over_a_completion_draws_it_again(llama):
 def test_the_cache_is_what_the_formula_says_and_does_not_grow_with_the_group(llama):
     one = 2 * 2 * 2 * 8 * 8  # keys and values, layers, heads, head size, bytes
     for group in (8, 32, 64):
-        for schedule in (Schedule("micro", 8), Schedule("continuous", 8), Schedule("continuous", 8, "plan_sjf", 4, Wrong({}, 4))):
+        for schedule in (
+            Schedule("micro", 8),
+            Schedule("continuous", 8),
+            Schedule("continuous", 8, "plan_sjf", 4, Wrong({}, 4)),
+        ):
             stats = rollout(llama, schedule, group=group).stats
             assert stats.token_bytes == one
             assert stats.cache_bytes == one * 8 * (len(PROMPT) + LIMIT)
             assert stats.prompt_bytes == one * len(PROMPT)
         paged = rollout(llama, Schedule("dynamic", 8, page=5), group=group).stats
         assert paged.cache_bytes == one * (8 * (len(PROMPT) + LIMIT) + 5)  # one page of scratch
-    assert rollout(llama, Schedule("full"), group=32).stats.cache_bytes == one * 32 * (len(PROMPT) + LIMIT)
+    assert rollout(llama, Schedule("full"), group=32).stats.cache_bytes == one * 32 * (
+        len(PROMPT) + LIMIT
+    )
 
 
-def test_dynamic_rows_are_more_than_fixed_ones_in_the_same_memory_and_lose_theirs_when_pages_run_out(llama, lengths):
+def test_dynamic_rows_are_more_than_fixed_ones_in_equal_memory_and_lose_theirs_without_pages(
+    llama, lengths
+):
     fixed = rollout(llama, Schedule("continuous", 4)).stats
     dynamic = rollout(llama, Schedule("dynamic", 4, page=4)).stats
     assert dynamic.rows / dynamic.steps > 4
@@ -172,7 +220,9 @@ def test_dynamic_rows_are_more_than_fixed_ones_in_the_same_memory_and_lose_their
     tight = rollout(llama, Schedule("dynamic", 4, budget_tokens=48, page=4)).stats
     assert tight.preemptions > 0
     assert tight.reingests > 0
-    told = rollout(llama, Schedule("dynamic", 4, budget_tokens=48, page=4, predictor=Oracle(lengths, 0))).stats
+    told = rollout(
+        llama, Schedule("dynamic", 4, budget_tokens=48, page=4, predictor=Oracle(lengths, 0))
+    ).stats
     assert told.preemptions < tight.preemptions
     with pytest.raises(UserError, match="too small for one row"):
         rollout(llama, Schedule("dynamic", 4, budget_tokens=24, page=4))
@@ -185,7 +235,8 @@ def test_many_prompts_share_a_small_pool(llama):
     wanted = [c.tokens for c in rollout(llama, Schedule("full"), prompts, 3).completions]
     made = rollout(llama, Schedule("dynamic", 2, budget_tokens=40, page=4), prompts, 3)
     assert [c.tokens for c in made.completions] == wanted
-    pairs = [(p, i) for i in range(3) for p in range(6)]  # another order of the jobs: prompts come and go
+    # another order of the jobs: prompts come and go
+    pairs = [(p, i) for i in range(3) for p in range(6)]
     made = rollout(llama, Schedule("dynamic", 2, budget_tokens=40, page=4), prompts, pairs)
     assert {(c.prompt, c.index): c.tokens for c in made.completions} == dict(
         zip([(p, i) for p in range(6) for i in range(3)], wanted, strict=True)
@@ -195,7 +246,10 @@ def test_many_prompts_share_a_small_pool(llama):
 
 
 def test_a_larger_group_keeps_the_completions_of_the_smaller_one_and_seeds_differ(llama):
-    small, large = rollout(llama, Schedule("continuous", 4), group=5), rollout(llama, Schedule("continuous", 4), group=10)
+    small, large = (
+        rollout(llama, Schedule("continuous", 4), group=5),
+        rollout(llama, Schedule("continuous", 4), group=10),
+    )
     assert [c.tokens for c in large.completions[:5]] == [c.tokens for c in small.completions]
     other = Engine(llama, [0], LIMIT, seed=8).run([PROMPT], 5, Schedule("continuous", 4))
     assert [c.tokens for c in other.completions] != [c.tokens for c in small.completions]
@@ -217,14 +271,29 @@ def test_lengths_and_first_tokens_are_distributed_as_those_of_generate(helpers):
     from scipy.stats import chi2_contingency, ks_2samp
 
     model = helpers.make(dtype=torch.float32)
-    made = Engine(model, [0], LIMIT, seed=1).run([PROMPT], 2000, Schedule("continuous", 256, "plan_sjf", 3, Wrong({}, 3)))
+    made = Engine(model, [0], LIMIT, seed=1).run(
+        [PROMPT], 2000, Schedule("continuous", 256, "plan_sjf", 3, Wrong({}, 3))
+    )
     torch.manual_seed(0)
     theirs = model.generate(
-        torch.tensor([PROMPT]), do_sample=True, top_k=0, num_return_sequences=2000, max_new_tokens=LIMIT, eos_token_id=0, pad_token_id=0
+        torch.tensor([PROMPT]),
+        do_sample=True,
+        top_k=0,
+        num_return_sequences=2000,
+        max_new_tokens=LIMIT,
+        eos_token_id=0,
+        pad_token_id=0,
     )[:, len(PROMPT) :]
-    lengths = [(row == 0).int().argmax().item() + 1 if (row == 0).any() else LIMIT for row in theirs]
+    lengths = [
+        (row == 0).int().argmax().item() + 1 if (row == 0).any() else LIMIT for row in theirs
+    ]
     assert ks_2samp([len(c.tokens) for c in made.completions], lengths).pvalue > 0.01
-    counts = np.stack([np.bincount([c.tokens[0] for c in made.completions], minlength=23), np.bincount(theirs[:, 0], minlength=23)])
+    counts = np.stack(
+        [
+            np.bincount([c.tokens[0] for c in made.completions], minlength=23),
+            np.bincount(theirs[:, 0], minlength=23),
+        ]
+    )
     assert chi2_contingency(counts[:, counts.sum(0) > 10]).pvalue > 0.01
 
 
@@ -252,19 +321,33 @@ def test_a_stop_string_ends_a_completion_when_its_text_holds_it(llama, lengths):
 def test_completions_are_told_of_as_they_end(llama, lengths):
     heard, steps = [], []
     engine = Engine(llama, [0], LIMIT, seed=7)
-    made = engine.run([PROMPT], 16, Schedule("continuous", 4), on_completion=heard.append, on_step=lambda stats: steps.append(stats.steps))
+    made = engine.run(
+        [PROMPT],
+        16,
+        Schedule("continuous", 4),
+        on_completion=heard.append,
+        on_step=lambda stats: steps.append(stats.steps),
+    )
     assert sorted(heard, key=lambda c: c.index) == made.completions
     assert [c.index for c in heard] != list(range(16))
     assert steps == list(range(1, made.stats.steps + 1))
 
 
 def test_what_cannot_be_driven_is_refused(helpers, llama):
-    from transformers import AutoModelForCausalLM, MistralConfig, OpenAIGPTConfig, T5Config, T5ForConditionalGeneration
+    from transformers import (
+        AutoModelForCausalLM,
+        MistralConfig,
+        OpenAIGPTConfig,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     for prompts in ([[]], [PROMPT, []]):
         with pytest.raises(UserError, match="is empty"):
             rollout(llama, Schedule(), prompts)
-    uncached = AutoModelForCausalLM.from_config(OpenAIGPTConfig(vocab_size=23, n_embd=16, n_layer=1, n_head=2, attn_implementation="eager"))
+    uncached = AutoModelForCausalLM.from_config(
+        OpenAIGPTConfig(vocab_size=23, n_embd=16, n_layer=1, n_head=2, attn_implementation="eager")
+    )
     with pytest.raises(UserError, match="key-value cache"):
         rollout(uncached.eval(), Schedule())
     shape = {
@@ -276,9 +359,18 @@ def test_what_cannot_be_driven_is_refused(helpers, llama):
         "num_key_value_heads": 2,
     }
     with pytest.raises(UserError, match="sliding"):
-        rollout(AutoModelForCausalLM.from_config(MistralConfig(**shape, sliding_window=8)).eval(), Schedule())
+        rollout(
+            AutoModelForCausalLM.from_config(MistralConfig(**shape, sliding_window=8)).eval(),
+            Schedule(),
+        )
     with pytest.raises(UserError, match="decoder"):
-        Engine(T5ForConditionalGeneration(T5Config(vocab_size=23, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)), [0], 4)
+        Engine(
+            T5ForConditionalGeneration(
+                T5Config(vocab_size=23, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+            ),
+            [0],
+            4,
+        )
     with pytest.raises(UserError, match="eval"):
         Engine(helpers.make().train(), [0], 4)
     with pytest.raises(UserError, match="at least 1"):

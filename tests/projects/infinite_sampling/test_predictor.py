@@ -32,7 +32,11 @@ def told(count: int = 240, seed: int = 0, limit: int = 40) -> list[Completion]:
         kind = int(rng.integers(3))
         length = min(limit, (4, 14, 36)[kind] + int(rng.integers(3)))
         tokens = [int(rng.integers(10, 14)), 14 + kind, *[20] * (length - 2)]
-        found.append(Completion(i % 3, i // 3, tokens, [0.0] * length, "length" if length == limit else "eos"))
+        found.append(
+            Completion(
+                i % 3, i // 3, tokens, [0.0] * length, "length" if length == limit else "eos"
+            )
+        )
     return found
 
 
@@ -41,7 +45,11 @@ def test_examples_hold_the_prefix_and_nothing_beyond():
     found = examples(PROMPTS, made, 2)
     assert len(found) == 240  # the one that ended within the prefix has a known length
     for prompt, tokens, (p, i), left in zip(
-        found.prefixes.prompts, found.prefixes.tokens, found.prefixes.jobs, found.remaining, strict=True
+        found.prefixes.prompts,
+        found.prefixes.tokens,
+        found.prefixes.jobs,
+        found.remaining,
+        strict=True,
     ):
         (of,) = [c for c in made if (c.prompt, c.index) == (p, i)]
         assert prompt == PROMPTS[p]
@@ -56,7 +64,11 @@ def test_with_no_prefix_a_group_has_one_prediction(name):
     predictor.fit(found)
     predicted = predictor.predict(found.prefixes)
     for prompt in range(3):
-        mine = [value for value, (p, _) in zip(predicted, found.prefixes.jobs, strict=True) if p == prompt]
+        mine = [
+            value
+            for value, (p, _) in zip(predicted, found.prefixes.jobs, strict=True)
+            if p == prompt
+        ]
         assert max(mine) - min(mine) < 1e-5
     assert abs(evaluate(np.round(predicted, 3), found)["within"]) == 0
 
@@ -100,15 +112,25 @@ def test_a_censored_example_counts_for_its_bin_and_all_later_ones():
     logits = torch.tensor([[0.1, 0.7, -0.3, 0.2]], dtype=torch.float64)
     chances = torch.softmax(logits[0], -1)
     target = torch.tensor([2])
-    assert _bin_loss(logits, target, torch.tensor([False])).item() == pytest.approx(-chances[2].log().item())
-    assert _bin_loss(logits, target, torch.tensor([True])).item() == pytest.approx(-chances[2:].sum().log().item())
-    assert _bin_loss(logits, torch.tensor([0]), torch.tensor([True])).item() == pytest.approx(0.0, abs=1e-12)
+    assert _bin_loss(logits, target, torch.tensor([False])).item() == pytest.approx(
+        -chances[2].log().item()
+    )
+    assert _bin_loss(logits, target, torch.tensor([True])).item() == pytest.approx(
+        -chances[2:].sum().log().item()
+    )
+    assert _bin_loss(logits, torch.tensor([0]), torch.tensor([True])).item() == pytest.approx(
+        0.0, abs=1e-12
+    )
 
 
 def test_the_mean_of_censored_lengths_by_hand():
-    assert _kaplan_meier_mean(np.array([2.0, 4.0, 6.0]), np.array([False] * 3)) == pytest.approx(4.0)
+    assert _kaplan_meier_mean(np.array([2.0, 4.0, 6.0]), np.array([False] * 3)) == pytest.approx(
+        4.0
+    )
     # one of three ends at 2; of the two left one is cut at 3, and the other ends at 6: 2 + 2/3 * 4
-    assert _kaplan_meier_mean(np.array([2.0, 3.0, 6.0]), np.array([False, True, False])) == pytest.approx(2 + 2 / 3 * 4)
+    assert _kaplan_meier_mean(
+        np.array([2.0, 3.0, 6.0]), np.array([False, True, False])
+    ) == pytest.approx(2 + 2 / 3 * 4)
     predictor = Constant()
     predictor.fit(Lengths(Prefixes([], [], []), np.array([2.0, 4.0]), np.array([False, False])))
     assert predictor.predict(Prefixes([[1]] * 3, [[1]] * 3, [(0, 0)] * 3)).tolist() == [3.0] * 3
@@ -141,7 +163,11 @@ def test_what_the_engine_captures_is_what_the_ridge_was_fitted_on(llama):
 
     for prefix in (0, 1, 3):
         seen.clear()
-        made = Engine(llama, [0], 12, seed=7).run(PROMPTS, 6, Schedule("continuous", 4, "plan_sjf", prefix, Look())).completions
+        made = (
+            Engine(llama, [0], 12, seed=7)
+            .run(PROMPTS, 6, Schedule("continuous", 4, "plan_sjf", prefix, Look()))
+            .completions
+        )
         wanted = examples(PROMPTS, made, prefix, llama, batch=5)
         assert set(wanted.prefixes.jobs) == set(seen)
         for job, features in zip(wanted.prefixes.jobs, wanted.prefixes.hidden, strict=True):
@@ -149,17 +175,28 @@ def test_what_the_engine_captures_is_what_the_ridge_was_fitted_on(llama):
     assert not llama.get_output_embeddings()._forward_pre_hooks
 
 
-def test_features_are_had_a_few_rows_at_a_time_and_without_the_logits_of_a_prompt(llama, monkeypatch):
-    """A vocabulary of 50,000 for every token of every row would be the largest tensor of a training step."""
+def test_features_are_had_a_few_rows_at_a_time_and_without_the_logits_of_a_prompt(
+    llama, monkeypatch
+):
+    """A vocabulary of 50,000 for every token of every row would be the largest tensor of a training
+    step.
+    """
     from projects.infinite_sampling import predictor
     from shared.models import add_lora
 
     made = Engine(llama, [0], 12, seed=7).run(PROMPTS, 6, Schedule("continuous", 4)).completions
     wanted = examples(PROMPTS, made, 1, llama).prefixes.hidden
-    for name, model in (("plain", llama), ("adapters", add_lora(copy.deepcopy(llama), 2, 4, None, "somewhere"))):
+    for name, model in (
+        ("plain", llama),
+        ("adapters", add_lora(copy.deepcopy(llama), 2, 4, None, "somewhere")),
+    ):
         shapes = []
-        hook = model.get_output_embeddings().register_forward_hook(lambda module, inputs, output, s=shapes: s.append(output.shape))
-        assert torch.allclose(examples(PROMPTS, made, 1, model).prefixes.hidden, wanted, atol=1e-5), name
+        hook = model.get_output_embeddings().register_forward_hook(
+            lambda module, inputs, output, s=shapes: s.append(output.shape)
+        )
+        assert torch.allclose(
+            examples(PROMPTS, made, 1, model).prefixes.hidden, wanted, atol=1e-5
+        ), name
         assert all(rows <= 8 and places <= len(PROMPTS) for rows, places, _ in shapes)
         shapes.clear()
         Engine(model.eval(), [0], 3).run(PROMPTS, 2, Schedule("micro", 1))
@@ -174,8 +211,11 @@ def test_online_learns_from_the_last_rollouts():
     prefixes = Prefixes([[1]], [[]], [(0, 0)])
     assert online.predict(prefixes).tolist() == [1.0]
     for number, length in enumerate((10, 20, 30, 40)):
-        online.observe(PROMPTS, [Completion(0, i, [20] * length, [0.0] * length, "eos") for i in range(2)])
-        assert online.predict(prefixes)[0] == pytest.approx((10, 15, 15, 35)[number])  # at the first and at every second; the last four
+        online.observe(
+            PROMPTS, [Completion(0, i, [20] * length, [0.0] * length, "eos") for i in range(2)]
+        )
+        # at the first and at every second; the last four
+        assert online.predict(prefixes)[0] == pytest.approx((10, 15, 15, 35)[number])
     before = copy.deepcopy(online.predict(prefixes))
     online.observe(PROMPTS, [])
     assert (online.predict(prefixes) == before).all()
@@ -188,6 +228,7 @@ def test_measures_by_hand():
     assert found["error"] == pytest.approx((0 + 1 + 1 + 7 + 11 + 0) / 6)
     assert found["smape"] == pytest.approx((0 + 2 / 5 + 2 / 5 + 14 / 27 + 22 / 29 + 0) / 6)
     assert (found["within_5"], found["within_10"]) == (pytest.approx(4 / 6), pytest.approx(5 / 6))
-    assert found["within"] == pytest.approx((1 / 3 - 1) / 2)  # (2 - 1) / 3 pairs, and one pair the wrong way; the third group has none
+    # (2 - 1) / 3 pairs, and one pair the wrong way; the third group has none
+    assert found["within"] == pytest.approx((1 / 3 - 1) / 2)
     assert evaluate(np.full(6, 4.0), lengths)["pooled"] == 0.0
     assert Oracle({(0, 0): 5}).predict(Prefixes([[1]], [[7, 8]], [(0, 0)])).tolist() == [3.0]

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from projects.infinite_sampling.scheduler import REFILLS, Queue, lower_bound, lpt, makespan, multifit, plan, replay, replay_framework
+from projects.infinite_sampling.scheduler import (
+    REFILLS,
+    Queue,
+    lower_bound,
+    lpt,
+    makespan,
+    multifit,
+    plan,
+    replay,
+    replay_framework,
+)
 
 
 def optimum(durations: list[int], slots: int) -> int:
@@ -28,19 +38,31 @@ def instances(count: int, seed: int = 0):
 
 
 def solved(durations: list[int], slots: int) -> int:
-    """The optimum of larger instances, as a mixed-integer programme that HiGHS solves: job j is on slot s where x_js is 1."""
+    """The optimum of larger instances, as a mixed-integer programme that HiGHS solves: job j is on
+    slot s where x_js is 1.
+    """
     n = len(durations)
     once = LinearConstraint(np.hstack([np.kron(np.eye(n), np.ones(slots)), np.zeros((n, 1))]), 1, 1)
-    loads = LinearConstraint(np.hstack([np.kron(np.array(durations), np.eye(slots)), -np.ones((slots, 1))]), -np.inf, 0)
+    loads = LinearConstraint(
+        np.hstack([np.kron(np.array(durations), np.eye(slots)), -np.ones((slots, 1))]), -np.inf, 0
+    )
     cost = np.append(np.zeros(n * slots), 1.0)
     whole = Bounds(np.zeros(n * slots + 1), np.append(np.ones(n * slots), np.inf))
-    found = milp(cost, constraints=[once, loads], integrality=np.ones(n * slots + 1), bounds=whole, options={"mip_rel_gap": 0.0})
+    found = milp(
+        cost,
+        constraints=[once, loads],
+        integrality=np.ones(n * slots + 1),
+        bounds=whole,
+        options={"mip_rel_gap": 0.0},
+    )
     assert found.status == 0
     return round(found.fun)
 
 
 def larger(count: int, seed: int):
-    """Durations as of rollouts: log-normal, or of two or three lengths; 12 to 20 jobs on 3 to 5 slots."""
+    """Durations as of rollouts: log-normal, or of two or three lengths; 12 to 20 jobs on 3 to 5
+    slots.
+    """
     rng = np.random.default_rng(seed)
     for _ in range(count):
         n, slots = int(rng.integers(12, 21)), int(rng.integers(3, 6))
@@ -75,7 +97,9 @@ def larger_with_optima():
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.01])
-def test_a_plan_is_within_eps_of_the_optimum_of_instances_that_brute_force_cannot_do(eps, larger_with_optima):
+def test_a_plan_is_within_eps_of_the_optimum_of_instances_that_brute_force_cannot_do(
+    eps, larger_with_optima
+):
     beyond_simple = 0
     for durations, slots, best in larger_with_optima:
         found = plan(durations, slots, eps, max_states=50_000)
@@ -111,7 +135,9 @@ def test_too_many_states_are_said_and_the_fallback_is_no_worse_than_longest_firs
         statuses.add(found.status)
         if found.status == "capped":
             assert found.states > 3
-            assert found.value == min(makespan(durations, rule(durations, slots)) for rule in (lpt, multifit))
+            assert found.value == min(
+                makespan(durations, rule(durations, slots)) for rule in (lpt, multifit)
+            )
             assert found.certificate == found.value / found.lower_bound > 1.001
     assert "capped" in statuses
 
@@ -125,7 +151,10 @@ def test_the_value_does_not_depend_on_the_order_of_jobs():
 
 def test_multifit_within_13_elevenths():
     for durations, slots in instances(100, seed=3):
-        assert makespan(durations, multifit(durations, slots)) <= 13 / 11 * optimum(durations, slots) + 1e-9
+        assert (
+            makespan(durations, multifit(durations, slots))
+            <= 13 / 11 * optimum(durations, slots) + 1e-9
+        )
 
 
 @pytest.mark.parametrize("durations", [[], [0], [0, 0, 0], [5], [4, 4, 4, 4, 4], [7, 0, 0, 7]])
@@ -136,7 +165,9 @@ def test_edges(durations, slots):
     assert found.value == optimum(durations, slots)
 
 
-@pytest.mark.parametrize(("eps", "slots", "durations"), [(0.0, 2, [1]), (0.1, 0, [1]), (0.1, 2, [-1])])
+@pytest.mark.parametrize(
+    ("eps", "slots", "durations"), [(0.0, 2, [1]), (0.1, 0, [1]), (0.1, 2, [-1])]
+)
 def test_what_is_no_instance_is_refused(eps, slots, durations):
     with pytest.raises(ValueError, match="must"):
         plan(durations, slots, eps)
@@ -157,7 +188,11 @@ def test_the_theorems_hold_on_random_instances():
         for refill in REFILLS:
             if refill != "plan_static":
                 steps = replay(durations, slots, Queue(known, slots, refill)).steps
-                assert lower_bound(durations, slots) <= steps <= sum(durations) / slots + (1 - 1 / slots) * max(durations) + 1e-9
+                assert (
+                    lower_bound(durations, slots)
+                    <= steps
+                    <= sum(durations) / slots + (1 - 1 / slots) * max(durations) + 1e-9
+                )
 
 
 def by_ticks(durations, slots, queue, barrier):
@@ -189,11 +224,17 @@ def test_the_replay_by_events_is_the_replay_by_ticks(refill):
         n, slots = int(rng.integers(1, 20)), int(rng.integers(1, 6))
         durations = [int(d) for d in rng.integers(0, 12, n)]
         guessed = [d * float(rng.uniform(0.5, 2)) for d in durations]
-        for barrier in (False, True) if refill in ("fifo", "sjf_global", "lpt_global") else (False,):
+        for barrier in (
+            (False, True) if refill in ("fifo", "sjf_global", "lpt_global") else (False,)
+        ):
             events = replay(durations, slots, Queue(guessed, slots, refill), barrier)
-            assert events.steps == by_ticks(durations, slots, Queue(guessed, slots, refill), barrier)
+            assert events.steps == by_ticks(
+                durations, slots, Queue(guessed, slots, refill), barrier
+            )
             assert events.busy == sum(durations)
-            assert sorted(job for _, job, _, _ in events.spans) == [job for job, d in enumerate(durations) if d]
+            assert sorted(job for _, job, _, _ in events.spans) == [
+                job for job, d in enumerate(durations) if d
+            ]
             for slot in range(slots):  # a slot has one job at a time
                 spans = sorted((begin, end) for s, _, begin, end in events.spans if s == slot)
                 assert all(first[1] <= second[0] for first, second in itertools.pairwise(spans))
@@ -247,7 +288,14 @@ def test_the_framework_has_the_steps_of_its_phases():
     head = 1 + 2 + 2 + 2  # rounds (1, 2), (5, 9), (4, 12), (3): the longest of min(length, 3) - 1
     assert found.steps == head + 9
     assert found.busy == sum(length - 1 for length in lengths)
-    unprefixed, made = replay_framework(lengths, 2, prefix=0, predict=lambda jobs: [lengths[j] for j in jobs], refill="plan_lpt")
+    unprefixed, made = replay_framework(
+        lengths, 2, prefix=0, predict=lambda jobs: [lengths[j] for j in jobs], refill="plan_lpt"
+    )
     assert made == plan([n - 1 for n in lengths], 2)  # in steps, not in tokens
-    unprefixed, _ = replay_framework(lengths, 2, prefix=0, predict=lambda jobs: [lengths[j] for j in jobs], refill="lpt_global")
-    assert unprefixed.steps == replay([n - 1 for n in lengths], 2, Queue(lengths, 2, "lpt_global")).steps
+    unprefixed, _ = replay_framework(
+        lengths, 2, prefix=0, predict=lambda jobs: [lengths[j] for j in jobs], refill="lpt_global"
+    )
+    assert (
+        unprefixed.steps
+        == replay([n - 1 for n in lengths], 2, Queue(lengths, 2, "lpt_global")).steps
+    )

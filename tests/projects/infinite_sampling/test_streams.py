@@ -8,7 +8,15 @@ from projects.infinite_sampling.streams import draw, stream
 def test_a_stream_is_its_own():
     numbers = stream(1, [2, 3], 4, 50)
     assert (numbers[:20] == stream(1, [2, 3], 4, 20)).all()
-    assert len({float(stream(s, p, i, 1)[0]) for s, p, i in ((1, [2, 3], 4), (2, [2, 3], 4), (1, [2, 4], 4), (1, [2, 3], 5))}) == 4
+    assert (
+        len(
+            {
+                float(stream(s, p, i, 1)[0])
+                for s, p, i in ((1, [2, 3], 4), (2, [2, 3], 4), (1, [2, 4], 4), (1, [2, 3], 5))
+            }
+        )
+        == 4
+    )
 
 
 def test_tokens_are_drawn_from_the_softmax():

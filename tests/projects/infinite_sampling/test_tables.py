@@ -33,7 +33,16 @@ def test_speeds_are_paired_with_micro_groups_round_by_round():
                 | {"reingests": 2, "kv_bytes": 8}
             )
         rate = 1 if name == "micro groups" else 2
-        rows += [{"kind": "time", "model": "m", "schedule": name, "repeat": r, "tokens_per_second": rate * (r + 1)} for r in range(6)]
+        rows += [
+            {
+                "kind": "time",
+                "model": "m",
+                "schedule": name,
+                "repeat": r,
+                "tokens_per_second": rate * (r + 1),
+            }
+            for r in range(6)
+        ]
     found = speeds(pd.DataFrame(rows)).set_index("schedule").loc["framework (predicted)"]
     assert found["mean_steps"] == 10
     assert found["bound_ratio"] == 2
@@ -43,7 +52,14 @@ def test_speeds_are_paired_with_micro_groups_round_by_round():
 
 def test_steps_are_over_the_lower_bound_in_order_of_what_is_known():
     rows = [
-        {"kind": "steps", "lengths": known, "refill": "fifo", "prompt": p, "steps": steps, "lower_bound": 10}
+        {
+            "kind": "steps",
+            "lengths": known,
+            "refill": "fifo",
+            "prompt": p,
+            "steps": steps,
+            "lower_bound": 10,
+        }
         for known, steps in (("oracle", 11), ("k = 16", 12), ("k = 4", 13), ("none", 14))
         for p in range(2)
     ]
@@ -56,19 +72,50 @@ def test_steps_of_training_are_compared_with_those_of_trl_one_by_one():
     rows = []
     for mode, factor in (("micro groups", 2.0), ("TRL", 1.0), ("framework", 0.5)):
         for step in range(3):
-            row = {"kind": "step", "dtype": "float32", "mode": mode, "step": step, "same_rewards": mode != "TRL", "kv_bytes": 8, "steps": 9}
-            times = {"rollout_seconds": factor * (step + 1), "step_seconds": 2 * factor * (step + 1) ** 2}
+            row = {
+                "kind": "step",
+                "dtype": "float32",
+                "mode": mode,
+                "step": step,
+                "same_rewards": mode != "TRL",
+                "kv_bytes": 8,
+                "steps": 9,
+            }
+            times = {
+                "rollout_seconds": factor * (step + 1),
+                "step_seconds": 2 * factor * (step + 1) ** 2,
+            }
             rows.append({**row, **times, "mismatch_ratio": 0.1 * step})
         for kind in ("pool", "held out"):
             rows += [
-                {"kind": "evaluation", "dtype": "float32", "mode": mode, "step": s, "prompts": kind, "reward_score": s / 4} for s in (0, 3)
+                {
+                    "kind": "evaluation",
+                    "dtype": "float32",
+                    "mode": mode,
+                    "step": s,
+                    "prompts": kind,
+                    "reward_score": s / 4,
+                }
+                for s in (0, 3)
             ]
-        rows.append({"kind": "memory", "dtype": "float32", "mode": mode, "rollout_peak_bytes": 7.0, "step_peak_bytes": 11.0})
+        rows.append(
+            {
+                "kind": "memory",
+                "dtype": "float32",
+                "mode": mode,
+                "rollout_peak_bytes": 7.0,
+                "step_peak_bytes": 11.0,
+            }
+        )
     found = trained(pd.DataFrame(rows)).set_index("mode")
     assert found["trl_ratio"].tolist() == [2.0, 1.0, 0.5]
     assert found["rollout_ratio"].tolist() == [1.0, 2.0, 4.0]  # of micro groups' speed
     assert found["step_seconds"].tolist() == [16.0, 8.0, 4.0]
-    assert found["same_rewards"].fillna("its own draws").tolist() == ["3 of 3", "its own draws", "3 of 3"]
+    assert found["same_rewards"].fillna("its own draws").tolist() == [
+        "3 of 3",
+        "its own draws",
+        "3 of 3",
+    ]
     assert found.loc["TRL", "pool"] == "0.00 to 0.75"
     assert found["mismatch_ratio"].tolist() == pytest.approx([0.2] * 3)
 
@@ -104,15 +151,23 @@ def test_the_policy_is_trained_once_for_a_recipe(tmp_path, monkeypatch):
     model, tokenizer = policy.load_policy(recipe)
     monkeypatch.setattr(policy, "train", lambda *_: pytest.fail("trained again"))
     again, _ = policy.load_policy(recipe)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    assert policy.policy_folder(recipe) != policy.policy_folder(policy.Recipe(steps=4, hidden=16, rows=4))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    assert policy.policy_folder(recipe) != policy.policy_folder(
+        policy.Recipe(steps=4, hidden=16, rows=4)
+    )
     ids = tokenizer("9+7-3:")["input_ids"]
     assert len(ids) == 6
     assert tokenizer.decode([*ids, 0], skip_special_tokens=True) == "9+7-3:"
 
 
 def test_peers_sample_whole_groups(llama):
-    for lengths in (generate(llama, [3, 1, 4], 5, 2, 10, 0), generate_batch(llama.float(), [3, 1, 4], 5, 2, 10, 0)):
+    for lengths in (
+        generate(llama, [3, 1, 4], 5, 2, 10, 0),
+        generate_batch(llama.float(), [3, 1, 4], 5, 2, 10, 0),
+    ):
         assert len(lengths) == 5
         assert all(1 <= n <= 10 for n in lengths)
     llama.double()

@@ -1,4 +1,6 @@
-"""TRL's own trainer on completions of this engine: what it is handed, what it trains on, and where it ends up."""
+"""TRL's own trainer on completions of this engine: what it is handed, what it trains on, and where
+it ends up.
+"""
 
 import copy
 import sys
@@ -14,7 +16,8 @@ from projects.infinite_sampling.predictor import Constant, Online
 from projects.infinite_sampling.trl_rollout import rollout, rollout_seed
 from shared.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of TRL, that rollout_func may change; of transformers, its own deprecations
+# of TRL, that rollout_func may change; of transformers, its own deprecations
+pytestmark = pytest.mark.filterwarnings("ignore")
 GROUP, LIMIT = 4, 12
 
 
@@ -24,14 +27,18 @@ def length(completions, **_):
 
 
 def plain(trainer):
-    """A model with the weights of the trainer's. (A deep copy would still run these: TRL puts a forward of its own over the model's.)"""
+    """A model with the weights of the trainer's. (A deep copy would still run these: TRL puts a
+    forward of its own over the model's.)
+    """
     model = type(trainer.model)(trainer.model.config)
     model.load_state_dict(trainer.model.state_dict())
     return model.eval()
 
 
 def recorded(function):
-    """A rollout that writes down each call: (prompts, what came of it, whether the model was in training mode before and after)."""
+    """A rollout that writes down each call: (prompts, what came of it, whether the model was in
+    training mode before and after).
+    """
     calls = []
 
     def wrapped(prompts, trainer):
@@ -44,14 +51,18 @@ def recorded(function):
 
 
 def rows(trainer):
-    """Prompts, completions and log-probabilities of what the losses were of, without padding, and whether TRL counts each for the loss."""
+    """Prompts, completions and log-probabilities of what the losses were of, without padding, and
+    whether TRL counts each for the loss.
+    """
     found = []
     for inputs in trainer.seen:
         for place in range(len(inputs["completion_ids"])):
             mask = inputs["completion_mask"][place].bool()
             prompt = inputs["prompt_ids"][place][inputs["prompt_mask"][place].bool()].tolist()
             chances = inputs["sampling_per_token_logps"][place]
-            found.append((prompt, inputs["completion_ids"][place][mask].tolist(), chances[mask].tolist()))
+            found.append(
+                (prompt, inputs["completion_ids"][place][mask].tolist(), chances[mask].tolist())
+            )
     return found
 
 
@@ -64,7 +75,12 @@ def test_it_trains_on_what_the_engine_samples(trl_trainer):
         rewarded.extend(zip(prompts, completions, strict=True))
         return length(completions)
 
-    options = {"max_steps": 3, "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "temperature": 0.8}
+    options = {
+        "max_steps": 3,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "temperature": 0.8,
+    }
     trainer = trl_trainer(["ab", "longer", "c", "dd", "e", "f"], reward, function, **options)
     start = plain(trainer)
     trainer.train()
@@ -77,17 +93,30 @@ def test_it_trains_on_what_the_engine_samples(trl_trainer):
     wanted = engine.run(tokens, GROUP, Schedule("micro", 2)).completions
     assert made["completion_ids"] == [c.tokens for c in wanted]
     assert len({len(ids) for ids in made["completion_ids"]}) > 2
-    assert {ids[-1] == 0 for ids in made["completion_ids"]} == {True, False}  # some end, some are cut
-    flat = [key for _, made, _ in calls for key in zip(*(made[name] for name in ("prompt_ids", "completion_ids")), strict=True)]
-    assert sorted((p, c) for p, c, _ in rows(trainer)) == sorted(flat)  # all that was sampled, its end tokens, and no padding
+    # some end, some are cut
+    assert {ids[-1] == 0 for ids in made["completion_ids"]} == {True, False}
+    flat = [
+        key
+        for _, made, _ in calls
+        for key in zip(*(made[name] for name in ("prompt_ids", "completion_ids")), strict=True)
+    ]
+    # all that was sampled, its end tokens, and no padding
+    assert sorted((p, c) for p, c, _ in rows(trainer)) == sorted(flat)
     text = trainer.processing_class.decode
     assert rewarded == [(text(p), text(c, skip_special_tokens=True)) for p, c in flat]
     for _, made, _ in calls:
-        assert [len(ids) for ids in made["completion_ids"]] == [len(values) for values in made["logprobs"]]
-    for prompt, completion, logprobs in rows(trainer)[: 2 * GROUP]:  # of the first step, under the first weights
+        assert [len(ids) for ids in made["completion_ids"]] == [
+            len(values) for values in made["logprobs"]
+        ]
+    # of the first step, under the first weights
+    for prompt, completion, logprobs in rows(trainer)[: 2 * GROUP]:
         with torch.no_grad():
-            chances = torch.log_softmax(start(input_ids=torch.tensor([prompt + completion])).logits[0] / 0.8, -1)
-        expected = [float(chances[len(prompt) + t - 1, token]) for t, token in enumerate(completion)]
+            chances = torch.log_softmax(
+                start(input_ids=torch.tensor([prompt + completion])).logits[0] / 0.8, -1
+            )
+        expected = [
+            float(chances[len(prompt) + t - 1, token]) for t, token in enumerate(completion)
+        ]
         assert logprobs == pytest.approx(expected, abs=1e-5)
 
 
@@ -96,8 +125,19 @@ def test_trl_trains_with_the_log_probabilities_that_were_drawn_from(trl_trainer,
     """At every step: whatever the weights are by then, the engine sampled from them."""
     from peft import LoraConfig
 
-    options = {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")} if adapters else {}
-    trainer = trl_trainer(["ab", "cd", "e"], length, rollout(Schedule("continuous", 3)), max_steps=3, learning_rate=0.1, **options)
+    options = (
+        {"peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")}
+        if adapters
+        else {}
+    )
+    trainer = trl_trainer(
+        ["ab", "cd", "e"],
+        length,
+        rollout(Schedule("continuous", 3)),
+        max_steps=3,
+        learning_rate=0.1,
+        **options,
+    )
     trainer.train()
     assert len(trainer.seen) == 3
     drawn = []
@@ -112,27 +152,51 @@ def test_trl_trains_with_the_log_probabilities_that_were_drawn_from(trl_trainer,
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_its_weights_are_those_of_this_librarys_steps(trl_trainer, loss_type):
-    """Two steps of TRL's trainer with this rollout against two of the library: same completions, losses, clipping, optimizer."""
+    """Two steps of TRL's trainer with this rollout against two of the library: same completions,
+    losses, clipping, optimizer.
+    """
     prompts = ["ab", "longer", "c", "dd"]
-    options = {"max_steps": 2, "gradient_accumulation_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2}
-    options |= {"loss_type": loss_type, "scale_rewards": "none" if loss_type == "dr_grpo" else "group", "max_grad_norm": 0.5}
-    trainer = trl_trainer(prompts, length, rollout(Schedule("continuous", 3)), **options, adam_beta2=0.95)
+    options = {
+        "max_steps": 2,
+        "gradient_accumulation_steps": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+    }
+    options |= {
+        "loss_type": loss_type,
+        "scale_rewards": "none" if loss_type == "dr_grpo" else "group",
+        "max_grad_norm": 0.5,
+    }
+    trainer = trl_trainer(
+        prompts, length, rollout(Schedule("continuous", 3)), **options, adam_beta2=0.95
+    )
     model = plain(trainer)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
     trainer.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(2):
-        tokens = [trainer.processing_class(text)["input_ids"] for text in prompts[2 * step : 2 * step + 2]]
-        made = Engine(model, [0], LIMIT, seed=rollout_seed(3, step)).run(tokens, GROUP, Schedule("full")).completions
+        tokens = [
+            trainer.processing_class(text)["input_ids"] for text in prompts[2 * step : 2 * step + 2]
+        ]
+        made = (
+            Engine(model, [0], LIMIT, seed=rollout_seed(3, step))
+            .run(tokens, GROUP, Schedule("full"))
+            .completions
+        )
         texts = [trainer.processing_class.decode(c.tokens, skip_special_tokens=True) for c in made]
-        gains = advantages(torch.tensor(length(texts)).reshape(2, GROUP), scale=loss_type != "dr_grpo").flatten()
+        gains = advantages(
+            torch.tensor(length(texts)).reshape(2, GROUP), scale=loss_type != "dr_grpo"
+        ).flatten()
         optimizer.zero_grad()
         backward(model, tokens, made, gains, LIMIT, micro_batch=3, loss_type=loss_type)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-    ours, theirs = (torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (model, trainer.model))
+    ours, theirs = (
+        torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (model, trainer.model)
+    )
     assert float((ours - before).norm()) > 0.1
-    # Adam divides small gradients by themselves, so that rounding of a few parameters shows; 1e-3 of the way is far above it.
+    # Adam divides small gradients by themselves, so that rounding of a few parameters shows; 1e-3
+    # of the way is far above it.
     assert float((ours - theirs).norm()) < 1e-3 * float((ours - before).norm())
 
 
@@ -141,8 +205,12 @@ def chat_tokenizer(save_tokenizer, folder):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = save_tokenizer(folder)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="! $A", special_tokens=[("!", 2)])
-    tokenizer.chat_template = "!{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{{ tail }}"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="! $A", special_tokens=[("!", 2)]
+    )
+    tokenizer.chat_template = (
+        "!{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{{ tail }}"
+    )
     return tokenizer
 
 
@@ -151,7 +219,11 @@ def test_prompts_are_read_as_the_trainer_reads_them(trl_trainer, save_tokenizer,
     texts = ["ab", "longer"]
     prompts = [[{"role": "user", "content": text}] for text in texts] if chat else texts
     function, calls = recorded(rollout(Schedule("continuous", 3)))
-    options = {"chat_template_kwargs": {"tail": "<think>"}, "max_steps": 1, "gradient_accumulation_steps": 2}
+    options = {
+        "chat_template_kwargs": {"tail": "<think>"},
+        "max_steps": 1,
+        "gradient_accumulation_steps": 2,
+    }
     tokenizer = chat_tokenizer(save_tokenizer, tmp_path)
     trainer = trl_trainer(prompts, length, function, tokenizer=tokenizer, **options)
     trainer.train()
@@ -163,7 +235,13 @@ def test_prompts_are_read_as_the_trainer_reads_them(trl_trainer, save_tokenizer,
 
 def test_completions_that_were_cut_are_masked_where_trl_is_asked_to(trl_trainer):
     function, calls = recorded(rollout(Schedule("continuous", 3)))
-    trainer = trl_trainer(["ab", "cd"], length, function, gradient_accumulation_steps=2, mask_truncated_completions=True)
+    trainer = trl_trainer(
+        ["ab", "cd"],
+        length,
+        function,
+        gradient_accumulation_steps=2,
+        mask_truncated_completions=True,
+    )
     trainer.train()
     kept = sorted(ids for _, made, _ in calls for ids in made["completion_ids"] if ids[-1] == 0)
     cut = [ids for _, made, _ in calls for ids in made["completion_ids"] if ids[-1] != 0]
@@ -176,7 +254,9 @@ def test_completions_that_were_cut_are_masked_where_trl_is_asked_to(trl_trainer)
 
 
 def test_no_two_batches_have_the_same_numbers(trl_trainer):
-    """Of one prompt, twice within a step and once in an evaluation; of which the predictor learns nothing."""
+    """Of one prompt, twice within a step and once in an evaluation; of which the predictor learns
+    nothing.
+    """
     heard = []
 
     class Heard(Online):
@@ -184,7 +264,12 @@ def test_no_two_batches_have_the_same_numbers(trl_trainer):
             heard.append(len(completions))
 
     function, calls = recorded(rollout(Schedule("continuous", 3), Heard(Constant(), 1)))
-    options = {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "num_generations_eval": 2, "per_device_eval_batch_size": 2}
+    options = {
+        "gradient_accumulation_steps": 2,
+        "steps_per_generation": 1,
+        "num_generations_eval": 2,
+        "per_device_eval_batch_size": 2,
+    }
     trainer = trl_trainer(["ab", "ab"], length, function, learning_rate=0.0, max_steps=2, **options)
     trainer.train()
     trainer.evaluate()
@@ -200,10 +285,20 @@ def test_no_two_batches_have_the_same_numbers(trl_trainer):
 
 
 def test_the_trainer_goes_a_step_at_a_time_beside_another(trl_trainer, save_tokenizer, tmp_path):
-    """As the peer that experiments measure: from the same weights, its own rollout and this one, a step in turn."""
+    """As the peer that experiments measure: from the same weights, its own rollout and this one, a
+    step in turn.
+    """
     tokenizer, base = save_tokenizer(tmp_path), plain(trl_trainer(["ab"], length))
     prompts, phases = ["ab", "longer", "c", "dd"], []
-    options = {"steps": 2, "prompts_per_step": 2, "group": GROUP, "micro_batch": 2, "limit": LIMIT, "lr": 1e-2, "seed": 3}
+    options = {
+        "steps": 2,
+        "prompts_per_step": 2,
+        "group": GROUP,
+        "micro_batch": 2,
+        "limit": LIMIT,
+        "lr": 1e-2,
+        "seed": 3,
+    }
 
     def score(prompts, completions):
         return length(completions)
@@ -215,7 +310,9 @@ def test_the_trainer_goes_a_step_at_a_time_beside_another(trl_trainer, save_toke
             yield
 
         model = copy.deepcopy(base).train()
-        return TrlSteps(model, tokenizer, prompts, score, **options, phase=phase, rollout_func=function), model
+        return TrlSteps(
+            model, tokenizer, prompts, score, **options, phase=phase, rollout_func=function
+        ), model
 
     (own, one), (ours, other) = made("own", None), made("ours", rollout(Schedule("continuous", 3)))
     weights = [one.lm_head.weight.detach().clone()]
@@ -224,27 +321,46 @@ def test_the_trainer_goes_a_step_at_a_time_beside_another(trl_trainer, save_toke
         assert len(own.step()[0]) == len(rewards) == len(lengths) == 2 * GROUP
         if step == 0:
             tokens = [tokenizer(text)["input_ids"] for text in prompts[:2]]
-            wanted = Engine(base, [0], LIMIT, seed=rollout_seed(3, 0)).run(tokens, GROUP, Schedule("full")).completions
+            wanted = (
+                Engine(base, [0], LIMIT, seed=rollout_seed(3, 0))
+                .run(tokens, GROUP, Schedule("full"))
+                .completions
+            )
             assert lengths == [len(c.tokens) for c in wanted]
-            assert rewards == length([tokenizer.decode(c.tokens, skip_special_tokens=True) for c in wanted])
+            assert rewards == length(
+                [tokenizer.decode(c.tokens, skip_special_tokens=True) for c in wanted]
+            )
         weights.append(one.lm_head.weight.detach().clone())
-        assert not torch.equal(weights[-1], weights[-2])  # an optimizer step was made, and it is the model's
+        # an optimizer step was made, and it is the model's
+        assert not torch.equal(weights[-1], weights[-2])
     assert phases == ["ours", "own"] * 2
     assert not torch.equal(one.lm_head.weight, other.lm_head.weight)
     own.close()
     ours.close()
     with pytest.raises(UserError, match="8 completions of a step are no multiple of 3"):
-        TrlSteps(base, tokenizer, prompts, score, **{**options, "micro_batch": 3}, phase=nullcontext)
+        TrlSteps(
+            base, tokenizer, prompts, score, **{**options, "micro_batch": 3}, phase=nullcontext
+        )
 
 
 def test_without_trl_the_peer_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    options = {"steps": 1, "prompts_per_step": 1, "group": 2, "micro_batch": 2, "limit": 2, "lr": 0.0, "seed": 0}
+    options = {
+        "steps": 1,
+        "prompts_per_step": 1,
+        "group": 2,
+        "micro_batch": 2,
+        "limit": 2,
+        "lr": 0.0,
+        "seed": 0,
+    }
     with pytest.raises(UserError, match="needs TRL: pip install"):
         TrlSteps(None, None, ["a"], length, **options, phase=nullcontext)
 
 
-@pytest.mark.parametrize("setting", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1}])
+@pytest.mark.parametrize(
+    "setting", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1}]
+)
 def test_draws_from_a_part_of_the_distribution_are_refused(trl_trainer, setting):
     trainer = trl_trainer(["ab"], length, rollout(Schedule("continuous", 3)), **setting)
     with pytest.raises(UserError, match=f"{next(iter(setting))}="):

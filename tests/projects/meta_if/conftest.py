@@ -1,4 +1,6 @@
-"""A small bilevel problem, and the same written once more as loops over tasks with torch's ordinary autograd."""
+"""A small bilevel problem, and the same written once more as loops over tasks with torch's ordinary
+autograd.
+"""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -56,7 +58,9 @@ def network() -> Parameters:
 @pytest.fixture(scope="session")
 def imaml(network) -> Solved:
     """A meta-trained iMAML: q = p = 19."""
-    problem = MetaProblem(Imaml(network, penalty_weight=2.0), make_tasks(4, 1), l2=L2, inner_tol=1e-12)
+    problem = MetaProblem(
+        Imaml(network, penalty_weight=2.0), make_tasks(4, 1), l2=L2, inner_tol=1e-12
+    )
     return Solved(problem, fit(problem, network.flat(), steps=20, tol=1e-12).lam)
 
 
@@ -66,12 +70,13 @@ def unrolled(network) -> Solved:
     return Solved(problem, fit(problem, network.flat(), steps=20, tol=1e-11).lam)
 
 
-# ---- the same by loops and autograd ----------------------------------------------------------------------------------
+# ---- the same by loops and autograd --------------------------------------------------------------
 
 
 def naive_anil(problem: MetaProblem, lam: Tensor) -> Tensor:
-    """The outer objective as a function of lam that autograd may differentiate twice: every inner problem is solved by a loop of Newton
-    steps, the last two of which are differentiated, their Hessians included.
+    """The outer objective as a function of lam that autograd may differentiate twice: every inner
+    problem is solved by a loop of Newton steps, the last two of which are differentiated, their
+    Hessians included.
     """
     tasks, n = problem.tasks, problem.tasks.x_train.shape[0]
     weight, bias = lam[: HIDDEN * SIZE].view(HIDDEN, SIZE), lam[HIDDEN * SIZE :]
@@ -85,20 +90,33 @@ def naive_anil(problem: MetaProblem, lam: Tensor) -> Tensor:
     for k in range(n):
 
         def inner(theta: Tensor, k: int = k) -> Tensor:
-            losses = functional.cross_entropy(logits(theta, tasks.x_train[k]), tasks.y_train[k], reduction="none")
-            w = torch.ones_like(losses) if problem.train_weights is None else problem.train_weights[k]
+            losses = functional.cross_entropy(
+                logits(theta, tasks.x_train[k]), tasks.y_train[k], reduction="none"
+            )
+            w = (
+                torch.ones_like(losses)
+                if problem.train_weights is None
+                else problem.train_weights[k]
+            )
             return (w * losses).mean() + MU / 2 * (theta**2).sum()
 
         theta = torch.zeros(WAYS * (HIDDEN + 1), dtype=lam.dtype, requires_grad=True)
         for step in range(40):
             keep = step >= 38
             (slope,) = torch.autograd.grad(inner(theta), theta, create_graph=True)
-            bend = torch.stack([torch.autograd.grad(one, theta, retain_graph=True, create_graph=keep)[0] for one in slope])
+            bend = torch.stack(
+                [
+                    torch.autograd.grad(one, theta, retain_graph=True, create_graph=keep)[0]
+                    for one in slope
+                ]
+            )
             if keep:
                 theta = theta - torch.linalg.solve(bend, slope)
             else:
                 theta = (theta - torch.linalg.solve(bend, slope)).detach().requires_grad_()
-        losses = functional.cross_entropy(logits(theta, tasks.x_val[k]), tasks.y_val[k], reduction="none")
+        losses = functional.cross_entropy(
+            logits(theta, tasks.x_val[k]), tasks.y_val[k], reduction="none"
+        )
         w = torch.ones_like(losses) if problem.val_weights is None else problem.val_weights[k]
         total = total + m[k] / n * (w * losses).mean()
     return total
@@ -107,4 +125,12 @@ def naive_anil(problem: MetaProblem, lam: Tensor) -> Tensor:
 @pytest.fixture(scope="session")
 def helpers() -> SimpleNamespace:
     """The functions and sizes above, for tests."""
-    return SimpleNamespace(make_tasks=make_tasks, naive_anil=naive_anil, ways=WAYS, size=SIZE, hidden=HIDDEN, mu=MU, l2=L2)
+    return SimpleNamespace(
+        make_tasks=make_tasks,
+        naive_anil=naive_anil,
+        ways=WAYS,
+        size=SIZE,
+        hidden=HIDDEN,
+        mu=MU,
+        l2=L2,
+    )

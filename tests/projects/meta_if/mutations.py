@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from mutating import Mutation, main
 
 TOTAL, PROBLEMS, ESTIMATORS, TRAINING, EPISODES, RIVALS, SCORE = (
-    f"projects/meta_if/{name}.py" for name in ("total", "problems", "estimators", "training", "episodes", "rivals", "score")
+    f"projects/meta_if/{name}.py"
+    for name in ("total", "problems", "estimators", "training", "episodes", "rivals", "score")
 )
 
 MUTATIONS = [
@@ -26,10 +27,11 @@ MUTATIONS = [
     ),
     Mutation(
         TOTAL,
-        "        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v, rows)))[1]\n"
-        "        return in_lam - self._pull(self._solve(in_theta, rows), rows)\n\n    def _four_terms",
-        "        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v, rows)))[1]\n"
-        "        return in_lam\n\n    def _four_terms",
+        "        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v,"
+        " rows)))[1]\n        return in_lam - self._pull(self._solve(in_theta, rows), rows)\n\n   "
+        " def _four_terms",
+        "        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v,"
+        " rows)))[1]\n        return in_lam\n\n    def _four_terms",
         "the exact product forgets the second inner solve",
     ),
     Mutation(
@@ -64,7 +66,8 @@ MUTATIONS = [
     ),
     Mutation(
         TOTAL,
-        "        return direct - torch.stack([self._pull(self._solve(slope.unsqueeze(0), rows), rows) for slope in slopes])\n",
+        "        return direct - torch.stack([self._pull(self._solve(slope.unsqueeze(0), rows),"
+        " rows) for slope in slopes])\n",
         "        return direct\n",
         "instance-IF of validation samples uses direct gradients, as the note prints it",
     ),
@@ -88,14 +91,16 @@ MUTATIONS = [
     ),
     Mutation(
         ESTIMATORS,
-        "    return state.val_dots(s) * state.problem.task_weights.unsqueeze(1) * state.problem.data[5]\n",
+        "    return state.val_dots(s) * state.problem.task_weights.unsqueeze(1) *"
+        " state.problem.data[5]\n",
         "    return state.val_dots(s) * state.problem.task_weights.unsqueeze(1)\n",
         "validation samples count as if the loss were their sum",
     ),
     Mutation(
         ESTIMATORS,
         "    return at(tests.with_weights(l2=0.0), lam).gradient()\n",
-        "    state = at(tests.with_weights(l2=0.0), lam)\n    return getattr(state, 'direct_gradient', state.gradient)()\n",
+        "    state = at(tests.with_weights(l2=0.0), lam)\n    return getattr(state,"
+        " 'direct_gradient', state.gradient)()\n",
         "the metric's gradient is the direct one",
     ),
     Mutation(
@@ -107,15 +112,20 @@ MUTATIONS = [
     Mutation(
         PROBLEMS,
         "return (ones if self.weights is None else self.weights.to(ones)) / self.n",
-        "return (ones if self.weights is None else self.weights.to(ones)) / (self.n if self.weights is None else self.weights.sum())",
+        "return (ones if self.weights is None else self.weights.to(ones)) / (self.n if self.weights"
+        " is None else self.weights.sum())",
         "weights of tasks are normalised again",
     ),
     Mutation(
-        TRAINING, "        for _ in range(2):\n", "        for _ in range(1):\n", "the composed objective is right to first order alone"
+        TRAINING,
+        "        for _ in range(2):\n",
+        "        for _ in range(1):\n",
+        "the composed objective is right to first order alone",
     ),
     Mutation(
         EPISODES,
-        'order = np.random.default_rng(step_seed(seed, "labels", k, number)).permutation(y.shape[1])',
+        'order = np.random.default_rng(step_seed(seed, "labels", k,'
+        " number)).permutation(y.shape[1])",
         "order = np.arange(y.shape[1])",
         "spoiled tasks keep their labels",
         ("experiments",),

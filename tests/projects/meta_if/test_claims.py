@@ -1,4 +1,6 @@
-"""Every claim of meta-IF fails on rows that must fail it, and holds on rows that must hold it; in between it says so."""
+"""Every claim of meta-IF fails on rows that must fail it, and holds on rows that must hold it; in
+between it says so.
+"""
 
 import pandas as pd
 import pytest
@@ -8,14 +10,24 @@ from shared.claims import require_falsifiable
 
 
 def depth(exact: float = 1e-7, gamma: float = 0.05, series=(0.5, 0.05)) -> dict:
-    """Errors of the solved matrices and, for both methods, of the series at depths 1 and 50 beyond what is solved."""
+    """Errors of the solved matrices and, for both methods, of the series at depths 1 and 50 beyond
+    what is solved.
+    """
     rows = [
         {"method": name, "solver": "dense", "depth": None, "relative_error": error, "cosine": 0.9}
         for name, error in (("task-IF", exact), ("task-IF (Gamma)", gamma), ("direct-IF", 0.6))
     ]
     for name, solved in (("task-IF", exact), ("task-IF (Gamma)", gamma)):
         for number, extra in zip((1, 50), series, strict=True):
-            rows.append({"method": name, "solver": "Neumann", "depth": number, "relative_error": solved + extra, "cosine": 0.8})
+            rows.append(
+                {
+                    "method": name,
+                    "solver": "Neumann",
+                    "depth": number,
+                    "relative_error": solved + extra,
+                    "cosine": 0.8,
+                }
+            )
     return {"depth": rows}
 
 
@@ -23,22 +35,49 @@ def loo(others: float = 0.7, seeds: int = 5, spread: float = 0.01) -> dict:
     names = ("direct-IF", "task-IF (Gamma)", "EK-FAC", "TRAK", "TracIn")
     return {
         "loo": [
-            {"seed": seed, "method": name, "loss_correlation": value + spread * (seed % 2) * (name != "task-IF")}
+            {
+                "seed": seed,
+                "method": name,
+                "loss_correlation": value + spread * (seed % 2) * (name != "task-IF"),
+            }
             for seed in range(seeds)
             for name, value in (("task-IF", 0.9), *((one, others) for one in names))
         ]
     }
 
 
-def tasks(edit: float = 0.79, again: float = 0.80, whole: float = 0.7, seconds: float = 1.0, source: str = "mnist") -> dict:
+def tasks(
+    edit: float = 0.79,
+    again: float = 0.80,
+    whole: float = 0.7,
+    seconds: float = 1.0,
+    source: str = "mnist",
+) -> dict:
     common = {"source": source, "stands_for": "MNIST"}
     return {
         "tasks": [
             {**common, "kind": "whole", "method": "all tasks", "retrain_accuracy": whole},
-            {**common, "kind": "whole", "method": "without the spoiled tasks", "retrain_accuracy": 0.85},
-            {**common, "kind": "method", "method": "task-IF", "edit_accuracy": edit, "retrain_accuracy": again}
+            {
+                **common,
+                "kind": "whole",
+                "method": "without the spoiled tasks",
+                "retrain_accuracy": 0.85,
+            },
+            {
+                **common,
+                "kind": "method",
+                "method": "task-IF",
+                "edit_accuracy": edit,
+                "retrain_accuracy": again,
+            }
             | {"rank_seconds": seconds, "edit_seconds": seconds, "retrain_seconds": 3.0},
-            {**common, "kind": "scratch", "method": "Retrain", "retrain_accuracy": again, "retrain_seconds": 10.0},
+            {
+                **common,
+                "kind": "scratch",
+                "method": "Retrain",
+                "retrain_accuracy": again,
+                "retrain_seconds": 10.0,
+            },
         ]
     }
 
@@ -48,18 +87,44 @@ def both(first: dict, second: dict) -> dict:
     return {name: rows + second[name]}
 
 
-def cost(edit: float = 0.5, score: float = 1.0, solves: int = 2 * 40 * 30, scoring: int = 0) -> dict:
-    rows = [{"kind": "counts", "tasks": 40, "products": 30, "inner_solves": solves, "inner_solves_scoring": scoring}]
-    times = {"score all tasks": score, "edit one task out": edit, "train again without one, L-BFGS": 5.0, "train again, Hessian": 1.0}
+def cost(
+    edit: float = 0.5, score: float = 1.0, solves: int = 2 * 40 * 30, scoring: int = 0
+) -> dict:
+    rows = [
+        {
+            "kind": "counts",
+            "tasks": 40,
+            "products": 30,
+            "inner_solves": solves,
+            "inner_solves_scoring": scoring,
+        }
+    ]
+    times = {
+        "score all tasks": score,
+        "edit one task out": edit,
+        "train again without one, L-BFGS": 5.0,
+        "train again, Hessian": 1.0,
+    }
     for variant, value in times.items():
-        rows += [{"kind": "time", "variant": variant, "repeat": r, "work_seconds": value, "tasks": 40} for r in range(6)]
+        rows += [
+            {"kind": "time", "variant": variant, "repeat": r, "work_seconds": value, "tasks": 40}
+            for r in range(6)
+        ]
     return {"cost": rows}
 
 
-def instances(edit: float = 0.79, correlation: float = 0.97, seeds: int = 5, spread: float = 0.0) -> dict:
+def instances(
+    edit: float = 0.79, correlation: float = 0.97, seeds: int = 5, spread: float = 0.0
+) -> dict:
     return {
         "instances": [
-            {"source": "mnist", "level": level, "seed": seed, "edit_accuracy": edit, "retrain_accuracy": 0.8}
+            {
+                "source": "mnist",
+                "level": level,
+                "seed": seed,
+                "edit_accuracy": edit,
+                "retrain_accuracy": 0.8,
+            }
             | {"loo_correlation": correlation - spread * (seed % 2)}
             for seed in range(seeds)
             for level in ("train", "val")

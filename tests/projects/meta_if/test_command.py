@@ -22,14 +22,40 @@ def files(tmp_path_factory, helpers):
     """Tasks, queries and trained weights in a folder."""
     folder = tmp_path_factory.mktemp("command")
     write(folder / "tasks.npz", helpers.make_tasks(5, 0), ids=np.array(list("abcde")))
-    write(folder / "test.npz", helpers.make_tasks(3, 9, train=9, val=5))  # other numbers of samples are fine
-    fit = ["fit", "--model", "mlp-2", "--data", f"{folder}/tasks.npz", "--out", f"{folder}/meta.safetensors", "--steps", "10"]
+    # other numbers of samples are fine
+    write(folder / "test.npz", helpers.make_tasks(3, 9, train=9, val=5))
+    fit = [
+        "fit",
+        "--model",
+        "mlp-2",
+        "--data",
+        f"{folder}/tasks.npz",
+        "--out",
+        f"{folder}/meta.safetensors",
+        "--steps",
+        "10",
+    ]
     assert main(fit) == 0
     return folder
 
 
-def arguments(folder, out, *more, data="tasks.npz", query="test.npz", model="mlp-2", weights="meta.safetensors"):
-    files = ["--data", str(folder / data), "--query", str(folder / query), "--weights", str(folder / weights)]
+def arguments(
+    folder,
+    out,
+    *more,
+    data="tasks.npz",
+    query="test.npz",
+    model="mlp-2",
+    weights="meta.safetensors",
+):
+    files = [
+        "--data",
+        str(folder / data),
+        "--query",
+        str(folder / query),
+        "--weights",
+        str(folder / weights),
+    ]
     return ["score", "--model", model, *files, "--out", str(out), *more]
 
 
@@ -65,15 +91,35 @@ def test_scores_are_those_of_the_library_whatever_the_pieces(files, tmp_path):
     s, _ = estimators.adjoint(state, estimators.metric_gradient(tests, lam))
     assert main(arguments(files, tmp_path / "whole.csv")) == 0
     assert main(arguments(files, tmp_path / "pieces.parquet", "--rows", "2")) == 0
-    whole, pieces = pd.read_csv(tmp_path / "whole.csv"), pd.read_parquet(tmp_path / "pieces.parquet")
+    whole, pieces = (
+        pd.read_csv(tmp_path / "whole.csv"),
+        pd.read_parquet(tmp_path / "pieces.parquet"),
+    )
     assert list(whole.columns) == ["index", "score", "rank", "task", "id"]
     assert whole["id"].tolist() == list("abcde")
     assert np.allclose(whole["score"], estimators.task_scores(state, s), rtol=1e-3)
     assert np.allclose(whole["score"], pieces["score"], rtol=1e-9)
     assert whole.loc[whole["rank"] == 1, "score"].item() == whole["score"].min()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["pieces.parquet", "whole.csv"]  # nothing left behind
+    # nothing left behind
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["pieces.parquet", "whole.csv"]
     for level, of in (("train", estimators.train_scores), ("val", estimators.val_scores)):
-        assert main(arguments(files, tmp_path / f"{level}.csv", "--level", level, "--rows", "2", "--only", "1", "4", "3")) == 0
+        assert (
+            main(
+                arguments(
+                    files,
+                    tmp_path / f"{level}.csv",
+                    "--level",
+                    level,
+                    "--rows",
+                    "2",
+                    "--only",
+                    "1",
+                    "4",
+                    "3",
+                )
+            )
+            == 0
+        )
         found = pd.read_csv(tmp_path / f"{level}.csv")
         wanted = of(state, s)[[1, 4, 3]]
         assert np.allclose(found["score"].to_numpy().reshape(wanted.shape), wanted, rtol=1e-3)
@@ -112,7 +158,8 @@ def test_a_killed_run_goes_on_without_solving_again(files, tmp_path, monkeypatch
 
 def test_a_body_of_the_users_own_module(files, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from torch import nn\ndef body():\n    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Tanh())\n"
+        "from torch import nn\ndef body():\n    return nn.Sequential(nn.Flatten(), nn.Linear(4, 2),"
+        " nn.Tanh())\n"
     )
     monkeypatch.chdir(tmp_path)
     assert main(arguments(files, tmp_path / "own.csv", model="mine:body")) == 0
@@ -122,13 +169,25 @@ def test_a_body_of_the_users_own_module(files, tmp_path, monkeypatch):
 
 def test_imaml_by_the_command(files, tmp_path):
     weights = tmp_path / "whole.safetensors"
-    given = ["fit", "--model", "mlp-2-3", "--inner", "imaml", "--penalty", "20", "--data", f"{files}/tasks.npz", "--out", str(weights)]
+    given = [
+        "fit",
+        "--model",
+        "mlp-2-3",
+        "--inner",
+        "imaml",
+        "--penalty",
+        "20",
+        "--data",
+        f"{files}/tasks.npz",
+        "--out",
+        str(weights),
+    ]
     assert main([*given, "--steps", "10"]) == 0
     assert main(arguments(files, tmp_path / "s.csv", model="mlp-2-3", weights=weights)) == 0
     assert len(pd.read_csv(tmp_path / "s.csv")) == 5
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 def test_weights_that_are_no_minimum(files, tmp_path, refused):
@@ -141,7 +200,15 @@ def test_weights_that_are_no_minimum(files, tmp_path, refused):
     line = refused(arguments(files, tmp_path / "s.csv", weights=tmp_path / "off.safetensors"))
     assert "not trained to a minimum" in line
     assert "above 1e-05" in line
-    allowed = arguments(files, tmp_path / "s.csv", "--tol", "10", "--damping", "1", weights=tmp_path / "off.safetensors")
+    allowed = arguments(
+        files,
+        tmp_path / "s.csv",
+        "--tol",
+        "10",
+        "--damping",
+        "1",
+        weights=tmp_path / "off.safetensors",
+    )
     assert main(allowed) == 0
 
 
@@ -149,7 +216,11 @@ def test_an_indefinite_total_hessian_without_damping(files, tmp_path, refused, m
     from projects.meta_if.total import Implicit
 
     product = Implicit.product
-    monkeypatch.setattr(Implicit, "product", lambda self, v, curvature="exact": product(self, v, curvature) - 0.3 * v)
+    monkeypatch.setattr(
+        Implicit,
+        "product",
+        lambda self, v, curvature="exact": product(self, v, curvature) - 0.3 * v,
+    )
     line = refused(arguments(files, tmp_path / "s.csv"))
     assert "indefinite" in line
     assert "damping above" in line
@@ -157,13 +228,17 @@ def test_an_indefinite_total_hessian_without_damping(files, tmp_path, refused, m
 
 
 def test_a_solve_that_does_not_converge_says_its_residual(files, tmp_path, refused):
-    line = refused(arguments(files, tmp_path / "s.csv", "--iterations", "2", "--solve-tol", "1e-12"))
+    line = refused(
+        arguments(files, tmp_path / "s.csv", "--iterations", "2", "--solve-tol", "1e-12")
+    )
     assert "relative residual of" in line
     assert "2 iterations" in line
 
 
 def test_a_task_that_is_not_there(files, tmp_path, refused):
-    assert "there is no task 5: the tasks are numbered 0 to 4" in refused(arguments(files, tmp_path / "s.csv", "--only", "1", "5"))
+    assert "there is no task 5: the tasks are numbered 0 to 4" in refused(
+        arguments(files, tmp_path / "s.csv", "--only", "1", "5")
+    )
     assert "twice" in refused(arguments(files, tmp_path / "s.csv", "--only", "1", "1"))
 
 
@@ -172,7 +247,10 @@ def test_a_task_that_is_not_there(files, tmp_path, refused):
     [
         ({"ids": np.array(list("abcda"))}, "samples 0 and 4 have the same id 'a'"),
         ({"ids": np.array(list("abc"))}, "3 ids for 5"),
-        ({"x_val": np.full((5, 7, 4), np.nan)}, "x_val of task 0, sample 0 is not finite, so its loss would be NaN"),
+        (
+            {"x_val": np.full((5, 7, 4), np.nan)},
+            "x_val of task 0, sample 0 is not finite, so its loss would be NaN",
+        ),
         ({"y_val": np.full((5, 7), 3)}, "a task has a class 3"),
         ({"y_val": np.full((5, 7), -1)}, "negative class"),
         ({"y_train": np.zeros((5, 6))}, "integers"),
@@ -188,7 +266,9 @@ def test_faulty_tasks(files, tmp_path, refused, helpers, changes, said):
 def test_query_tasks_of_another_shape(files, tmp_path, refused, helpers):
     tasks = helpers.make_tasks(2, 0)
     write(tmp_path / "wide.npz", tasks, x_train=np.zeros((2, 6, 5)), x_val=np.zeros((2, 7, 5)))
-    assert "query tasks has the shape (5,)" in refused(arguments(files, tmp_path / "s.csv", query=tmp_path / "wide.npz"))
+    assert "query tasks has the shape (5,)" in refused(
+        arguments(files, tmp_path / "s.csv", query=tmp_path / "wide.npz")
+    )
     write(tmp_path / "more.npz", tasks, y_val=np.full((2, 7), 4))
     assert "a class 4" in refused(arguments(files, tmp_path / "s.csv", query=tmp_path / "more.npz"))
 
@@ -212,24 +292,43 @@ def test_files_and_models_that_are_none(files, tmp_path, given, said, refused):
 
 
 def test_pickles_are_not_read(files, tmp_path, refused, helpers):
-    write(tmp_path / "objects.npz", helpers.make_tasks(2, 0), x_train=np.array([{}, {}], dtype=object))
-    assert "without objects" in refused(arguments(files, tmp_path / "s.csv", data=tmp_path / "objects.npz"))
+    write(
+        tmp_path / "objects.npz", helpers.make_tasks(2, 0), x_train=np.array([{}, {}], dtype=object)
+    )
+    assert "without objects" in refused(
+        arguments(files, tmp_path / "s.csv", data=tmp_path / "objects.npz")
+    )
 
 
 def test_options_are_refused_before_any_work(files, tmp_path, refused):
     assert "--damping" in refused(arguments(files, tmp_path / "s.csv", "--damping", "-1"))
     assert ".csv or .parquet" in refused(arguments(files, tmp_path / "s.txt"))
-    assert "there is no method 'x'" in refused(arguments(files, tmp_path / "s.csv", "--method", "x"))
-    assert "samples are scored" in refused(arguments(files, tmp_path / "s.csv", "--method", "direct-IF", "--level", "val"))
+    assert "there is no method 'x'" in refused(
+        arguments(files, tmp_path / "s.csv", "--method", "x")
+    )
+    assert "samples are scored" in refused(
+        arguments(files, tmp_path / "s.csv", "--method", "direct-IF", "--level", "val")
+    )
     save_file(load_file(files / "meta.safetensors"), tmp_path / "bare.safetensors")
     bare = refused(arguments(files, tmp_path / "s.csv", weights=tmp_path / "bare.safetensors"))
     assert "--inner --ways --penalty --l2" in bare
 
 
 def test_a_norm_whose_third_derivatives_are_wrong(files, tmp_path, refused, monkeypatch):
-    (tmp_path / "normed.py").write_text("from torch import nn\ndef body():\n    return nn.Sequential(nn.Linear(4, 2), nn.LayerNorm(2))\n")
+    (tmp_path / "normed.py").write_text(
+        "from torch import nn\ndef body():\n    return nn.Sequential(nn.Linear(4, 2),"
+        " nn.LayerNorm(2))\n"
+    )
     monkeypatch.chdir(tmp_path)
     model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.LayerNorm(2))
-    save_file(model.state_dict(), tmp_path / "normed.safetensors", {"meta_if": '{"inner":"anil","ways":3,"penalty":0.05,"l2":0.03}'})
-    line = refused(arguments(files, tmp_path / "s.csv", model="normed:body", weights=tmp_path / "normed.safetensors"))
+    save_file(
+        model.state_dict(),
+        tmp_path / "normed.safetensors",
+        {"meta_if": '{"inner":"anil","ways":3,"penalty":0.05,"l2":0.03}'},
+    )
+    line = refused(
+        arguments(
+            files, tmp_path / "s.csv", model="normed:body", weights=tmp_path / "normed.safetensors"
+        )
+    )
     assert "third derivatives of LayerNorm are wrong" in line

@@ -29,7 +29,9 @@ def test_a_task_has_its_classes_in_order_and_no_sample_twice():
     for k in range(5):
         both = torch.cat([tasks.x_train[k], tasks.x_val[k]])
         assert len(both[:, 1].unique()) == 20
-        names = torch.stack([tasks.x_train[k][tasks.y_train[k] == way, 0].unique() for way in range(4)]).flatten()
+        names = torch.stack(
+            [tasks.x_train[k][tasks.y_train[k] == way, 0].unique() for way in range(4)]
+        ).flatten()
         assert len(names.unique()) == 4  # a class a way
         for way in range(4):
             assert (tasks.x_val[k][tasks.y_val[k] == way, 0] == names[way]).all()
@@ -48,11 +50,17 @@ def test_spoiled_labels_say_nothing_and_the_others_stay():
     spoiled, mask = spoil_tasks(tasks, 0.4, seed=2)
     assert int(mask.sum()) == 4
     for k in range(10):
-        same = torch.equal(spoiled.y_train[k], tasks.y_train[k]), torch.equal(spoiled.y_val[k], tasks.y_val[k])
+        same = (
+            torch.equal(spoiled.y_train[k], tasks.y_train[k]),
+            torch.equal(spoiled.y_val[k], tasks.y_val[k]),
+        )
         assert same == ((False, False) if mask[k] else (True, True))
         assert torch.equal(spoiled.y_val[k].sort().values, tasks.y_val[k].sort().values)
         if mask[k]:  # not a renaming of the classes: a class has several labels
-            assert max(len(spoiled.y_train[k][tasks.y_train[k] == way].unique()) for way in range(3)) > 1
+            assert (
+                max(len(spoiled.y_train[k][tasks.y_train[k] == way].unique()) for way in range(3))
+                > 1
+            )
     with pytest.raises(UserError, match="between 0 and 1"):
         spoil_tasks(tasks, 1.2, 0)
 
@@ -76,14 +84,18 @@ def test_a_folder_that_is_not_there_is_one_line():
         pools("omniglot", folder=None)
 
 
-# ---- rivals ----------------------------------------------------------------------------------------------------------
+# ---- rivals --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(anil, helpers):
-    """The small problem with a tenth of a training's points, test tasks, and the state at its minimum."""
+    """The small problem with a tenth of a training's points, test tasks, and the state at its
+    minimum.
+    """
     tests = MetaProblem(anil.problem.inner, helpers.make_tasks(3, 9), inner_tol=1e-12)
-    fitted = fit(anil.problem, anil.problem.inner.parameters.flat(), steps=10, checkpoints=2, tol=1e-9)
+    fitted = fit(
+        anil.problem, anil.problem.inner.parameters.flat(), steps=10, checkpoints=2, tol=1e-9
+    )
     return anil.problem, tests, fitted
 
 
@@ -97,7 +109,8 @@ def test_tracin_is_the_sum_of_dot_products_of_total_gradients(trained):
         for k in range(5):
             weights = torch.zeros(5, dtype=torch.float64)
             weights[k] = 1
-            one = Composed(problem.with_weights(weights=weights, l2=0.0)).gradient(lam)  # already over n
+            # already over n
+            one = Composed(problem.with_weights(weights=weights, l2=0.0)).gradient(lam)
             wanted[k] += 2.5 * float(one @ slope)
     assert torch.allclose(rivals.tracin(problem, tests, fitted), wanted, rtol=1e-8)
 
@@ -105,7 +118,8 @@ def test_tracin_is_the_sum_of_dot_products_of_total_gradients(trained):
 def test_trak_is_the_influence_function_of_its_logistic_regression(trained):
     problem, tests, fitted = trained
     lam = fitted.lam
-    found = rivals.trak(problem, tests, lam, dimension=100, seed=0, damping=0.3)  # above q: no projection
+    # above q: no projection
+    found = rivals.trak(problem, tests, lam, dimension=100, seed=0, damping=0.3)
     state = at(problem, lam)
     loss, slopes = problem.outer_losses(lam, state.theta), state.task_gradients(range(5))
     wrong = 1 - torch.exp(-loss)  # 1 - p, for loss = -log p
@@ -133,10 +147,14 @@ def test_orders_by_loss_and_gradient(trained):
     loss, norm = rivals.loss_value(state), rivals.gradient_norm(state)
     for k in range(5):
         task = tuple(part[k] for part in problem.data)
-        assert float(loss[k]) == pytest.approx(-float(problem.outer_loss(fitted.lam, state.theta[k], task)))
+        assert float(loss[k]) == pytest.approx(
+            -float(problem.outer_loss(fitted.lam, state.theta[k], task))
+        )
     weights = torch.zeros(5, dtype=torch.float64)
     weights[2] = 5
-    assert float(norm[2]) == pytest.approx(-float(Composed(problem.with_weights(weights=weights, l2=0.0)).gradient(fitted.lam).norm()))
+    assert float(norm[2]) == pytest.approx(
+        -float(Composed(problem.with_weights(weights=weights, l2=0.0)).gradient(fitted.lam).norm())
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in rivals.SCORES if name != "four terms"])
@@ -163,6 +181,13 @@ def test_a_spoiled_task_has_the_highest_loss_of_few(anil, helpers):
 
 def test_direct_if_of_imaml_is_refused_since_it_is_zero(imaml):
     state = at(imaml.problem, imaml.lam)
-    assert grad(lambda lam: imaml.problem.outer_loss(lam, state.theta[0], tuple(p[0] for p in imaml.problem.data)))(imaml.lam).norm() == 0
+    assert (
+        grad(
+            lambda lam: imaml.problem.outer_loss(
+                lam, state.theta[0], tuple(p[0] for p in imaml.problem.data)
+            )
+        )(imaml.lam).norm()
+        == 0
+    )
     with pytest.raises(UserError, match="direct-IF is 0"):
         estimators.task_removal(state, [0], "direct-IF", partial(cg, damping=1.0))

@@ -1,4 +1,6 @@
-"""The derivatives against autograd of loops, and the estimators against finite differences of the re-solved bilevel problem."""
+"""The derivatives against autograd of loops, and the estimators against finite differences of the
+re-solved bilevel problem.
+"""
 
 from functools import partial
 
@@ -28,10 +30,12 @@ def relative(found, wanted):
 
 def moved(lam, seed=0, by=0.3):
     """Somewhere else: the derivatives must be right away from the optimum too."""
-    return lam + by * torch.randn(lam.shape, generator=torch.Generator().manual_seed(seed), dtype=lam.dtype)
+    return lam + by * torch.randn(
+        lam.shape, generator=torch.Generator().manual_seed(seed), dtype=lam.dtype
+    )
 
 
-# ---- total derivatives -----------------------------------------------------------------------------------------------
+# ---- total derivatives ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("away", [0.0, 0.3])
@@ -46,7 +50,9 @@ def test_the_total_gradient_is_that_of_the_solved_inner_problems(anil, away, hel
 @pytest.mark.parametrize("away", [0.0, 0.3])
 def test_the_total_hessian_is_that_of_the_solved_inner_problems(anil, away, helpers):
     lam = moved(anil.lam, by=away)
-    oracle = torch.autograd.functional.hessian(lambda one: helpers.naive_anil(anil.problem, one), lam)
+    oracle = torch.autograd.functional.hessian(
+        lambda one: helpers.naive_anil(anil.problem, one), lam
+    )
     found = Implicit(anil.problem, lam).product(eye(lam))
     assert (found - oracle).abs().max() < 1e-8
     assert (found - found.T).abs().max() < 1e-10
@@ -60,7 +66,9 @@ def test_weights_of_tasks_and_samples_are_in_all_derivatives(anil, helpers):
         for name, shape in (("weights", 5), ("train_weights", (5, 6)), ("val_weights", (5, 7)))
     }
     problem = anil.problem.with_weights(**w)
-    oracle = torch.autograd.functional.hessian(lambda one: helpers.naive_anil(problem, one), anil.lam)
+    oracle = torch.autograd.functional.hessian(
+        lambda one: helpers.naive_anil(problem, one), anil.lam
+    )
     at_lam = anil.lam.clone().requires_grad_()
     (slope,) = torch.autograd.grad(helpers.naive_anil(problem, at_lam), at_lam)
     state = at(problem, anil.lam)
@@ -93,30 +101,51 @@ def test_approximate_curvatures_are_what_they_are_called(anil, helpers):
     """Each from dense blocks of second derivatives, by jacobians of one task after the other."""
     problem, lam = anil.problem, moved(anil.lam, by=0.1)
     state = at(problem, lam)
-    four, direct, gn, gamma = (torch.zeros(lam.numel(), lam.numel(), dtype=lam.dtype) for _ in range(4))
+    four, direct, gn, gamma = (
+        torch.zeros(lam.numel(), lam.numel(), dtype=lam.dtype) for _ in range(4)
+    )
     for k in range(problem.n):
         task, theta = tuple(part[k] for part in problem.data), state.theta[k]
         inner = jacrev(grad(problem.inner_loss, argnums=1), argnums=(0, 1))(lam, theta, task)
         follow = -torch.linalg.solve(inner[1], inner[0])
-        (ll, lt), (tl, tt) = jacrev(grad(problem.outer_loss, argnums=(0, 1)), argnums=(0, 1))(lam, theta, task)
+        (ll, lt), (tl, tt) = jacrev(grad(problem.outer_loss, argnums=(0, 1)), argnums=(0, 1))(
+            lam, theta, task
+        )
         four += (ll + lt @ follow + follow.T @ tl + follow.T @ tt @ follow) / problem.n
         direct += ll / problem.n
-        gamma += grad(problem.outer_loss, argnums=1)(lam, theta, task).abs().sum() * eye(lam) / problem.n
+        gamma += (
+            grad(problem.outer_loss, argnums=1)(lam, theta, task).abs().sum() * eye(lam) / problem.n
+        )
         x, y, w = task[3:]
         z_lam, z_theta = jacrev(problem.outputs, argnums=(0, 1))(lam, theta, x)
         z = (z_lam + z_theta @ follow).reshape(-1, lam.numel())
         p = problem.outputs(lam, theta, x).softmax(1)
-        bend = torch.block_diag(*[w[i] * (torch.diag(p[i]) - torch.outer(p[i], p[i])) for i in range(len(y))])
+        bend = torch.block_diag(
+            *[w[i] * (torch.diag(p[i]) - torch.outer(p[i], p[i])) for i in range(len(y))]
+        )
         gn += z.T @ bend @ z / problem.n
-    for name, matrix in (("four terms", four), ("direct", direct), ("gauss-newton", gn), ("gamma", four + gamma)):
-        assert (state.product(eye(lam), name) - matrix - helpers.l2 * eye(lam)).abs().max() < 1e-10, name
-    assert relative(state.product(eye(lam), "four terms"), state.product(eye(lam))) > 0.05  # H' is not small
+    for name, matrix in (
+        ("four terms", four),
+        ("direct", direct),
+        ("gauss-newton", gn),
+        ("gamma", four + gamma),
+    ):
+        assert (
+            state.product(eye(lam), name) - matrix - helpers.l2 * eye(lam)
+        ).abs().max() < 1e-10, name
+    # H' is not small
+    assert relative(state.product(eye(lam), "four terms"), state.product(eye(lam))) > 0.05
 
 
 def test_a_convolutional_body_of_odd_shape():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(3, 4, 2, 9, 7, generator=draw, dtype=torch.float64)
-    tasks = Tasks(x, torch.arange(4).expand(3, -1).remainder(2), x.flip(1)[:, :3] + 0.1, torch.tensor([[0, 1, 1]] * 3))
+    tasks = Tasks(
+        x,
+        torch.arange(4).expand(3, -1).remainder(2),
+        x.flip(1)[:, :3] + 0.1,
+        torch.tensor([[0, 1, 1]] * 3),
+    )
     body = initialised(conv4(2, 3), 0).double()
     problem = MetaProblem(Anil.of(body, x[0], 2, 0.1), tasks, l2=0.1)
     lam = problem.inner.parameters.flat()
@@ -124,7 +153,9 @@ def test_a_convolutional_body_of_odd_shape():
     slope = Composed(problem).gradient(lam)
     assert (at(problem, lam).gradient() - slope).norm() < 1e-10
     step = 1e-4
-    numeric = (Composed(problem).gradient(lam + step * v) - Composed(problem).gradient(lam - step * v)) / (2 * step)
+    numeric = (
+        Composed(problem).gradient(lam + step * v) - Composed(problem).gradient(lam - step * v)
+    ) / (2 * step)
     assert relative(at(problem, lam).product(v), numeric) < 1e-6
 
 
@@ -140,7 +171,10 @@ def test_other_inner_problems_against_differences_of_the_gradient(kind, request)
 
     numeric = (value(lam + step * v) - value(lam - step * v)) / (2 * step)
     assert float(state.gradient() @ v) == pytest.approx(numeric, rel=1e-6)
-    numeric = (at(solved.problem, lam + step * v).gradient() - at(solved.problem, lam - step * v).gradient()) / (2 * step)
+    numeric = (
+        at(solved.problem, lam + step * v).gradient()
+        - at(solved.problem, lam - step * v).gradient()
+    ) / (2 * step)
     assert relative(state.product(v), numeric) < 1e-6
     w = moved(torch.zeros_like(lam), 5)
     assert float(w @ state.product(v)) == pytest.approx(float(v @ state.product(w)), rel=1e-9)
@@ -159,24 +193,36 @@ def test_unrolled_steps_are_those_of_a_loop(unrolled, helpers):
         optimizer = torch.optim.SGD(model.parameters(), lr=problem.inner.rate)
         for _ in range(problem.inner.steps):
             optimizer.zero_grad()
-            functional.cross_entropy(model(problem.tasks.x_train[k]), problem.tasks.y_train[k]).backward()
+            functional.cross_entropy(
+                model(problem.tasks.x_train[k]), problem.tasks.y_train[k]
+            ).backward()
             optimizer.step()
         state = Unrolled(problem, lam)
         theta = state.adapt(lam, tuple(part[k] for part in problem.data))
         assert (theta - parameters_to_vector(model.parameters()).detach()).norm() < 1e-12
-        total += functional.cross_entropy(model(problem.tasks.x_val[k]), problem.tasks.y_val[k]).item() / problem.n
-    assert total + helpers.l2 / 2 * float(lam @ lam) == pytest.approx(float(Composed(problem).value(lam)), rel=1e-12)
+        total += (
+            functional.cross_entropy(model(problem.tasks.x_val[k]), problem.tasks.y_val[k]).item()
+            / problem.n
+        )
+    assert total + helpers.l2 / 2 * float(lam @ lam) == pytest.approx(
+        float(Composed(problem).value(lam)), rel=1e-12
+    )
 
 
-# ---- influence -------------------------------------------------------------------------------------------------------
+# ---- influence -----------------------------------------------------------------------------------
 
 
 def difference(solved, step=1e-4, **weights):
-    """d lam* / d (removal) by central differences: weights named are lowered and raised by `step` where their mask is 1."""
+    """d lam* / d (removal) by central differences: weights named are lowered and raised by `step`
+    where their mask is 1.
+    """
     ((name, mask),) = weights.items()
     again = retrain(solved.problem, solved.lam, tol=1e-13)
     ones = torch.ones_like(mask)
-    down, up = (again(solved.problem.with_weights(**{name: ones - sign * step * mask})).w for sign in (1, -1))
+    down, up = (
+        again(solved.problem.with_weights(**{name: ones - sign * step * mask})).w
+        for sign in (1, -1)
+    )
     return (down - up) / (2 * step)
 
 
@@ -193,7 +239,9 @@ def test_task_if_is_the_derivative_of_the_solved_bilevel_problem(kind, request):
     found, info = estimators.task_removal(state, [1, 3], solver=EXACT)
     assert info.relative_residual < 1e-11
     for column, k in enumerate((1, 3)):
-        assert relative(found[:, column], difference(solved, weights=mask(solved.problem.n, k))) < 1e-5
+        assert (
+            relative(found[:, column], difference(solved, weights=mask(solved.problem.n, k))) < 1e-5
+        )
 
 
 @pytest.mark.parametrize("kind", ["anil", "imaml"])
@@ -204,7 +252,9 @@ def test_instance_ifs_are_derivatives_of_the_solved_bilevel_problem(kind, reques
     train, _ = estimators.train_removal(state, 2, [0, 4], solver=EXACT)
     val, _ = estimators.val_removal(state, 3, [1, 6], solver=EXACT)
     for column, z in enumerate((0, 4)):
-        assert relative(train[:, column], difference(solved, train_weights=mask((n, 6), 2, z))) < 1e-5
+        assert (
+            relative(train[:, column], difference(solved, train_weights=mask((n, 6), 2, z))) < 1e-5
+        )
     for column, z in enumerate((1, 6)):
         assert relative(val[:, column], difference(solved, val_weights=mask((n, 7), 3, z))) < 1e-5
 
@@ -216,14 +266,23 @@ def test_scores_by_one_solve_are_the_derivatives_of_the_metric(kind, request, he
     tests = MetaProblem(problem.inner, helpers.make_tasks(3, 9), inner_tol=1e-12)
     metric = estimators.metric_gradient(tests, solved.lam)
     s, _ = estimators.adjoint(state, metric, solver=EXACT)
-    tasks, train, val = estimators.task_scores(state, s), estimators.train_scores(state, s), estimators.val_scores(state, s)
+    tasks, train, val = (
+        estimators.task_scores(state, s),
+        estimators.train_scores(state, s),
+        estimators.val_scores(state, s),
+    )
     n = problem.n
 
     def change(step=1e-4, **weights):
         ((name, where),) = weights.items()
         again = retrain(problem, solved.lam, tol=1e-13)
-        ends = [again(problem.with_weights(**{name: torch.ones_like(where) - sign * step * where})).w for sign in (1, -1)]
-        return (estimators.meta_test_loss(tests, ends[0]) - estimators.meta_test_loss(tests, ends[1])) / (2 * step)
+        ends = [
+            again(problem.with_weights(**{name: torch.ones_like(where) - sign * step * where})).w
+            for sign in (1, -1)
+        ]
+        return (
+            estimators.meta_test_loss(tests, ends[0]) - estimators.meta_test_loss(tests, ends[1])
+        ) / (2 * step)
 
     assert float(tasks[1]) == pytest.approx(change(weights=mask(n, 1)), rel=1e-5)
     assert float(train[2, 3]) == pytest.approx(change(train_weights=mask((n, 6), 2, 3)), rel=1e-5)
@@ -236,11 +295,15 @@ def test_scores_are_the_metric_along_the_removal_effects(anil):
     for method in estimators.METHODS:
         s, _ = estimators.adjoint(state, metric, method, solver=dense)
         effects, _ = estimators.task_removal(state, range(5), method, solver=dense)
-        assert torch.allclose(estimators.task_scores(state, s, method), metric @ effects, rtol=1e-7, atol=1e-12), method
+        assert torch.allclose(
+            estimators.task_scores(state, s, method), metric @ effects, rtol=1e-7, atol=1e-12
+        ), method
     s, _ = estimators.adjoint(state, metric, solver=EXACT)
     train, _ = estimators.train_removal(state, 4, range(6), solver=EXACT)
     val, _ = estimators.val_removal(state, 4, range(7), solver=EXACT)
-    assert torch.allclose(estimators.train_scores(state, s)[4], metric @ train, rtol=1e-8, atol=1e-12)
+    assert torch.allclose(
+        estimators.train_scores(state, s)[4], metric @ train, rtol=1e-8, atol=1e-12
+    )
     assert torch.allclose(estimators.val_scores(state, s)[4], metric @ val, rtol=1e-8, atol=1e-12)
 
 
@@ -284,11 +347,13 @@ def test_removing_what_has_no_weight_changes_nothing(anil):
     assert torch.equal(retrain(problem, lam, tol=1e-10)(problem).w, lam)
 
 
-# ---- linear-quadratic: a closed form ---------------------------------------------------------------------------------
+# ---- linear-quadratic: a closed form -------------------------------------------------------------
 
 
 class Linear:
-    """Outputs x_a . theta + x_b . lam of inputs [x_a (2), x_b (3)], with (mu/2) |theta|^2: everything is quadratic."""
+    """Outputs x_a . theta + x_b . lam of inputs [x_a (2), x_b (3)], with (mu/2) |theta|^2:
+    everything is quadratic.
+    """
 
     name, theta_size, penalty_weight, convex = "anil", 2, 0.3, True
 
@@ -305,7 +370,9 @@ class Linear:
         return self.penalty_weight / 2 * theta @ theta
 
     def curvature(self, losses, lam, theta, prepared, y, w):
-        return prepared[:, :2].T @ (w.unsqueeze(1) * prepared[:, :2]) + self.penalty_weight * eye(theta)
+        return prepared[:, :2].T @ (w.unsqueeze(1) * prepared[:, :2]) + self.penalty_weight * eye(
+            theta
+        )
 
     def start(self, lam):
         return lam.new_zeros(2)
@@ -325,10 +392,14 @@ def linear(seed=0, only_theta_in_training=False):
 def closed_form(problem, weights):
     """lam* by the normal equations, in the residuals of each task's ridge regression."""
     t = problem.tasks
-    matrix, side = problem.l2 * torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    matrix, side = (
+        problem.l2 * torch.eye(3, dtype=torch.float64),
+        torch.zeros(3, dtype=torch.float64),
+    )
     for k in range(problem.n):
         a, b, y = t.x_train[k][:, :2], t.x_train[k][:, 2:], t.y_train[k]
-        ridge = torch.linalg.solve(a.T @ a / 6 + 0.3 * torch.eye(2, dtype=torch.float64), a.T / 6)  # theta = ridge (y - b lam)
+        # theta = ridge (y - b lam)
+        ridge = torch.linalg.solve(a.T @ a / 6 + 0.3 * torch.eye(2, dtype=torch.float64), a.T / 6)
         av, bv, yv = t.x_val[k][:, :2], t.x_val[k][:, 2:], t.y_val[k]
         slope, rest = bv - av @ ridge @ b, yv - av @ ridge @ y
         matrix += weights[k] / problem.n * slope.T @ slope / 5
@@ -348,9 +419,15 @@ def test_a_linear_quadratic_problem_has_the_closed_form():
         weights = ones.clone()
         weights[k] = 0
         wanted, without = closed_form(problem, weights)
-        assert relative(retrain(problem, lam, tol=1e-12)(problem.with_weights(weights=weights)).w, wanted) < 1e-9
+        assert (
+            relative(
+                retrain(problem, lam, tol=1e-12)(problem.with_weights(weights=weights)).w, wanted
+            )
+            < 1e-9
+        )
         effect = estimators.task_removal(state, [k], solver=dense)[0][:, 0]
-        # without task k the gradient is -(its share), and the matrix lacks its share too: removal = without^-1 matrix (influence)
+        # without task k the gradient is -(its share), and the matrix lacks its share too: removal =
+        # without^-1 matrix (influence)
         assert relative(torch.linalg.solve(without, matrix @ effect), wanted - lam) < 1e-9
 
 
@@ -359,11 +436,14 @@ def test_where_the_outer_loss_does_not_depend_on_theta_task_if_is_direct_if():
     lam, _ = closed_form(problem, torch.ones(4, dtype=torch.float64))
     state = at(problem, lam)
     assert state.outer_slope.abs().max() == 0
-    total, direct = (estimators.task_removal(state, range(4), method, solver=dense)[0] for method in ("task-IF", "direct-IF"))
+    total, direct = (
+        estimators.task_removal(state, range(4), method, solver=dense)[0]
+        for method in ("task-IF", "direct-IF")
+    )
     assert relative(total, direct) < 1e-12
 
 
-# ---- solving ---------------------------------------------------------------------------------------------------------
+# ---- solving -------------------------------------------------------------------------------------
 
 
 def test_the_scaled_neumann_series_tends_to_the_solution(anil):
@@ -371,7 +451,10 @@ def test_the_scaled_neumann_series_tends_to_the_solution(anil):
     b = moved(torch.zeros_like(anil.lam), 3)
     exact, _ = cg(state.product, b, tol=1e-12)
     matrix = matrix_of(state.product, b)
-    errors = [relative(neumann(matrix.matmul, b, depth=depth, tol=None)[0], exact) for depth in (1, 10, 50, 2000)]
+    errors = [
+        relative(neumann(matrix.matmul, b, depth=depth, tol=None)[0], exact)
+        for depth in (1, 10, 50, 2000)
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-6
     assert neumann(state.product, b, depth=5, tol=None)[1].relative_residual > 1e-3
@@ -409,7 +492,9 @@ def test_inner_problems_are_solved_to_their_minimum(anil, helpers):
     assert found.residual <= 1e-12
     for k in range(5):
         task = tuple(part[k] for part in anil.problem.data)
-        bend = jacrev(grad(lambda th, task=task: anil.problem.inner_loss(moved(anil.lam), th, task)))(found.theta[k])
+        bend = jacrev(
+            grad(lambda th, task=task: anil.problem.inner_loss(moved(anil.lam), th, task))
+        )(found.theta[k])
         assert (found.factor[k] @ found.factor[k].T - bend).abs().max() < 1e-12
         assert (bend - helpers.mu * eye(bend[0])).diagonal().min() > 0
 

@@ -17,20 +17,45 @@ def test_the_interval_over_seeds_is_students():
 def test_the_curve_is_the_mean_over_seeds_and_read_at_two_fifths():
     common = {"spoiled_share": 0.4, "method": "task-IF"}
     rows = [
-        {**common, "kind": "summary", "seed": s, "detection_auc": 0.5 + s / 10, "before_accuracy": 0.5, "accuracy": 0.6} for s in (0, 1)
+        {
+            **common,
+            "kind": "summary",
+            "seed": s,
+            "detection_auc": 0.5 + s / 10,
+            "before_accuracy": 0.5,
+            "accuracy": 0.6,
+        }
+        for s in (0, 1)
     ]
     for seed, middle in ((0, 0.5), (1, 1.0)):
         for inspected, found in ((0.0, 0.0), (0.4, middle), (1.0, 1.0)):
-            rows.append({**common, "kind": "curve", "seed": seed, "inspected_share": inspected, "found_share": found})
+            rows.append(
+                {
+                    **common,
+                    "kind": "curve",
+                    "seed": seed,
+                    "inspected_share": inspected,
+                    "found_share": found,
+                }
+            )
     line = tables.harmful(pd.DataFrame(rows)).frame.iloc[0]
     assert line["found_at_40"] == 0.75
     assert line["detection_auc"] == pytest.approx(0.55)
 
 
 def test_times_of_all_tasks_multiply_the_ratio_of_one():
-    rows = [{"kind": "counts", "tasks": 10, "products": 4, "inner_solves": 80, "meta_parameters": 7}]
-    for variant, value in (("score all tasks", 2.0), ("edit one task out", 1.0), ("train again without one, L-BFGS", 3.0)):
-        rows += [{"kind": "time", "variant": variant, "repeat": r, "work_seconds": value * (1 + r)} for r in range(6)]
+    rows = [
+        {"kind": "counts", "tasks": 10, "products": 4, "inner_solves": 80, "meta_parameters": 7}
+    ]
+    for variant, value in (
+        ("score all tasks", 2.0),
+        ("edit one task out", 1.0),
+        ("train again without one, L-BFGS", 3.0),
+    ):
+        rows += [
+            {"kind": "time", "variant": variant, "repeat": r, "work_seconds": value * (1 + r)}
+            for r in range(6)
+        ]
     table = tables.cost(pd.DataFrame(rows))
     found = table.frame.set_index("variant")["over"]
     assert found["edit one task out"] == 0.5

@@ -15,7 +15,17 @@ from mutating import Mutation, main
 
 SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, METHODS = (
     f"projects/sam_if/{name}.py"
-    for name in ("sam", "fixed_point", "estimators", "trajectory", "score", "claims", "tables", "problems", "experiments/_methods")
+    for name in (
+        "sam",
+        "fixed_point",
+        "estimators",
+        "trajectory",
+        "score",
+        "claims",
+        "tables",
+        "problems",
+        "experiments/_methods",
+    )
 )
 
 MUTATIONS = [
@@ -34,8 +44,10 @@ MUTATIONS = [
     ),
     Mutation(
         FIXED,
-        "            inner = one.c * one.here(one.project(outer)) if one.c else torch.zeros_like(v)\n",
-        "            inner = one.c * one.project(one.here(outer)) if one.c else torch.zeros_like(v)\n",
+        "            inner = one.c * one.here(one.project(outer)) if one.c else"
+        " torch.zeros_like(v)\n",
+        "            inner = one.c * one.project(one.here(outer)) if one.c else"
+        " torch.zeros_like(v)\n",
         "the transpose has its factors in the order of the matrix",
     ),
     Mutation(
@@ -77,7 +89,8 @@ MUTATIONS = [
     ),
     Mutation(
         ESTIMATORS,
-        "        return self.along(self.solve(metric_gradient(metric, self.at.w), transposed=True)[0])\n",
+        "        return self.along(self.solve(metric_gradient(metric, self.at.w),"
+        " transposed=True)[0])\n",
         "        return self.along(self.solve(metric_gradient(metric, self.at.w))[0])\n",
         "scores are solved with J and not with its transpose",
     ),
@@ -90,14 +103,16 @@ MUTATIONS = [
     Mutation(
         ESTIMATORS,
         "            places = torch.isin(wanted, one.rows.cpu()).nonzero().flatten()\n",
-        "            places = torch.arange(len(wanted)) if len(one.rows) == objective.n else one.rows\n",
+        "            places = torch.arange(len(wanted)) if len(one.rows) == objective.n else"
+        " one.rows\n",
         "a chunk of the samples is scored as if it were all",
         ("score",),
     ),
     # ---- the run ----
     Mutation(
         TRAJECTORY,
-        "            on_w, on_v = on_w + self.recipe.problem.objective.l2 * on_v, self.recipe.momentum * on_v\n",
+        "            on_w, on_v = on_w + self.recipe.problem.objective.l2 * on_v,"
+        " self.recipe.momentum * on_v\n",
         "            on_w, on_v = on_w, self.recipe.momentum * on_v\n",
         "SAM-GIF forgets that weights decay",
     ),
@@ -123,7 +138,8 @@ MUTATIONS = [
     ),
     Mutation(
         SAM,
-        "            one.track_running_stats = False  # in train mode it goes on normalising by the batch\n",
+        "            one.track_running_stats = False  # in train mode it goes on normalising by the"
+        " batch\n",
         "            pass\n",
         "the second pass updates running statistics",
         ("sam",),
@@ -152,15 +168,18 @@ MUTATIONS = [
     ),
     Mutation(
         METHODS,
-        "    saved = {step: w for step, (_, w, _) in enumerate(recipe.states()) if step in places} | {total: recipe.train()}\n",
-        "    saved = {step + 1: w for step, (_, w, _) in enumerate(recipe.states()) if step + 1 in places}\n",
+        "    saved = {step: w for step, (_, w, _) in enumerate(recipe.states()) if step in places}"
+        " | {total: recipe.train()}\n",
+        "    saved = {step + 1: w for step, (_, w, _) in enumerate(recipe.states()) if step + 1 in"
+        " places}\n",
         "checkpoints are a step old",
         ("experiments",),
     ),
     # ---- the command, tables and claims ----
     Mutation(
         SCORE,
-        '        require_positive(at.plain if options.estimator == "if" else at.frozen, w, options.damping)\n',
+        '        require_positive(at.plain if options.estimator == "if" else at.frozen, w,'
+        " options.damping)\n",
         "        pass\n",
         "an indefinite Hessian is inverted",
         ("score",),
@@ -174,14 +193,16 @@ MUTATIONS = [
     ),
     Mutation(
         CLAIMS,
-        '    low = {name: one.low * (n if name.startswith("Retrain") else 1) for name, one in found.items()}\n',
+        '    low = {name: one.low * (n if name.startswith("Retrain") else 1) for name, one in'
+        " found.items()}\n",
         "    low = {name: one.low * n for name, one in found.items()}\n",
         "every competitor is charged n times",
         ("claims",),
     ),
     Mutation(
         "shared/meters.py",
-        "    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))\n",
+        "    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) /"
+        " np.sqrt(len(found)))\n",
         "    half = float(1.96 * found.std(ddof=1) / np.sqrt(len(found)))\n",
         "intervals of few seeds are too narrow",
         ("tables",),

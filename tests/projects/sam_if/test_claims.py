@@ -1,4 +1,6 @@
-"""Every claim of SAM-IF fails on rows that must fail it, and holds on rows that must hold it; in between it says so."""
+"""Every claim of SAM-IF fails on rows that must fail it, and holds on rows that must hold it; in
+between it says so.
+"""
 
 import pandas as pd
 import pytest
@@ -10,25 +12,71 @@ TERMS = ("HIF, no term in r", "HIF, no term in J")
 OTHERS = ("TracIn", "TRAK", "EK-FAC", "gradient dot")
 
 
-def agreement(errors=(0.1, 0.2, 0.3), term: float = 0.5, hif: float = 0.99, plain: float = 0.95, peer: float = 0.8, seeds: int = 5) -> dict:
-    """`errors` of SAM-HIF, SAM-IF and IF, `term` with one term left out; correlations of SAM-HIF, IF and the peers."""
+def agreement(
+    errors=(0.1, 0.2, 0.3),
+    term: float = 0.5,
+    hif: float = 0.99,
+    plain: float = 0.95,
+    peer: float = 0.8,
+    seeds: int = 5,
+) -> dict:
+    """`errors` of SAM-HIF, SAM-IF and IF, `term` with one term left out; correlations of SAM-HIF,
+    IF and the peers.
+    """
     rows = []
     for dataset in ("a", "b"):
         for seed in range(seeds):
             row = {"dataset": dataset, "seed": seed}
             small = 0.001 * seed  # otherwise an interval has no width
-            for method, error, found in (("SAM-HIF", errors[0], hif + small), ("SAM-IF", errors[1], 0.9), ("IF", errors[2], plain)):
-                rows.append({**row, "method": method, "parameter_error": error, "pearson_correlation": found, "lds_correlation": found})
-            rows += [{**row, "method": one, "parameter_error": term, "pearson_correlation": 0.9, "lds_correlation": 0.9} for one in TERMS]
-            rows += [{**row, "method": one, "pearson_correlation": peer, "lds_correlation": peer} for one in OTHERS]
+            for method, error, found in (
+                ("SAM-HIF", errors[0], hif + small),
+                ("SAM-IF", errors[1], 0.9),
+                ("IF", errors[2], plain),
+            ):
+                rows.append(
+                    {
+                        **row,
+                        "method": method,
+                        "parameter_error": error,
+                        "pearson_correlation": found,
+                        "lds_correlation": found,
+                    }
+                )
+            rows += [
+                {
+                    **row,
+                    "method": one,
+                    "parameter_error": term,
+                    "pearson_correlation": 0.9,
+                    "lds_correlation": 0.9,
+                }
+                for one in TERMS
+            ]
+            rows += [
+                {**row, "method": one, "pearson_correlation": peer, "lds_correlation": peer}
+                for one in OTHERS
+            ]
     return {"agreement": rows}
 
 
-def trajectory(unrolled: float = 0.99, gif: float = 0.9, tracin: float = 0.8, seeds: int = 3) -> dict:
-    found = {"SAM-GIF, unrolled": unrolled, "SAM-GIF": gif, "TracIn": tracin, "IF": 0.7, "the run with another seed": 1.0}
+def trajectory(
+    unrolled: float = 0.99, gif: float = 0.9, tracin: float = 0.8, seeds: int = 3
+) -> dict:
+    found = {
+        "SAM-GIF, unrolled": unrolled,
+        "SAM-GIF": gif,
+        "TracIn": tracin,
+        "IF": 0.7,
+        "the run with another seed": 1.0,
+    }
     return {
         "trajectory": [
-            {"dataset": dataset, "seed": seed, "method": method, "pearson_correlation": value + 0.001 * seed * (method == "SAM-GIF")}
+            {
+                "dataset": dataset,
+                "seed": seed,
+                "method": method,
+                "pearson_correlation": value + 0.001 * seed * (method == "SAM-GIF"),
+            }
             for dataset in ("a", "b")
             for seed in range(seeds)
             for method, value in found.items()
@@ -36,13 +84,23 @@ def trajectory(unrolled: float = 0.99, gif: float = 0.9, tracin: float = 0.8, se
     }
 
 
-def radius(hif: float = 1e-9, frozen: float = 1e-2, still: float = 0.0, growth=(1.0, 1.2, 2.0)) -> dict:
-    """Errors against the derivative of SAM-HIF and SAM-IF; `growth` of the error of the parameters' change of HIF, SAM-IF, IF."""
+def radius(
+    hif: float = 1e-9, frozen: float = 1e-2, still: float = 0.0, growth=(1.0, 1.2, 2.0)
+) -> dict:
+    """Errors against the derivative of SAM-HIF and SAM-IF; `growth` of the error of the parameters'
+    change of HIF, SAM-IF, IF.
+    """
     rows = []
     for rho in (0.0, 0.5):
         for method, grown in zip(("SAM-HIF", "SAM-IF", "IF"), growth, strict=True):
             error = hif if method == "SAM-HIF" or not rho else frozen
-            row = {"method": method, "seed": 0, "rho_scale": rho, "derivative_error": error, "score_difference": still}
+            row = {
+                "method": method,
+                "seed": 0,
+                "rho_scale": rho,
+                "derivative_error": error,
+                "score_difference": still,
+            }
             rows.append({**row, "parameter_error": 0.1 * (grown if rho else 1.0)})
     return {"radius": rows}
 
@@ -52,52 +110,134 @@ def editing(gap: float = 0.002) -> dict:
     for share in (0.0, 0.01, 0.05, 0.1):
         row = {"dataset": "a", "model": "m", "removed_share": share}
         far = 0.3 if share > 0.05 else gap  # beyond 5 % nothing is claimed
-        found = {"before": 0.9} if not share else {"Retrain": 0.9, "SAM-HIF": 0.9 - far, "SAM-GIF": 0.5, "SAM-IF": 0.9, "IF": 0.9}
-        rows += [{**row, "method": method, "test_accuracy": value} for method, value in found.items()]
+        found = (
+            {"before": 0.9}
+            if not share
+            else {"Retrain": 0.9, "SAM-HIF": 0.9 - far, "SAM-GIF": 0.5, "SAM-IF": 0.9, "IF": 0.9}
+        )
+        rows += [
+            {**row, "method": method, "test_accuracy": value} for method, value in found.items()
+        ]
     return {"editing": rows}
 
 
-CURVES = {"IF": 0.8, "TracIn": 0.8, "TRAK": 0.8, "EK-FAC": 0.8, "self-influence": 0.8, "loss": 0.8, "chance": 0.7}
+CURVES = {
+    "IF": 0.8,
+    "TracIn": 0.8,
+    "TRAK": 0.8,
+    "EK-FAC": 0.8,
+    "self-influence": 0.8,
+    "loss": 0.8,
+    "chance": 0.7,
+}
 AUROC = {"SAM-HIF": 0.99, "SAM-GIF": 0.9, "IF": 0.9, "self-influence": 0.9, "loss": 0.98}
 
 
 def removal(curves: dict | None = None, found: dict | None = None) -> dict:
     rows = [
-        {"kind": "curve", "dataset": "a", "seed": 0, "method": "none removed", "removed_share": 0.0, "test_accuracy": 0.6},
-        {"kind": "curve", "dataset": "a", "seed": 0, "method": "all wrong ones removed", "removed_share": 0.2, "test_accuracy": 0.95},
+        {
+            "kind": "curve",
+            "dataset": "a",
+            "seed": 0,
+            "method": "none removed",
+            "removed_share": 0.0,
+            "test_accuracy": 0.6,
+        },
+        {
+            "kind": "curve",
+            "dataset": "a",
+            "seed": 0,
+            "method": "all wrong ones removed",
+            "removed_share": 0.2,
+            "test_accuracy": 0.95,
+        },
     ]
     for method, value in {"SAM-HIF": 0.9, "SAM-GIF": 0.85, **CURVES, **(curves or {})}.items():
         for share in (0.1, 0.3):
-            row = {"kind": "curve", "dataset": "a", "seed": 0, "method": method, "removed_share": share}
-            rows.append({**row, "test_accuracy": value[share] if isinstance(value, dict) else value})
+            row = {
+                "kind": "curve",
+                "dataset": "a",
+                "seed": 0,
+                "method": method,
+                "removed_share": share,
+            }
+            rows.append(
+                {**row, "test_accuracy": value[share] if isinstance(value, dict) else value}
+            )
     for method, value in {**AUROC, **(found or {})}.items():
-        rows.append({"kind": "detection", "dataset": "a", "seed": 0, "method": method, "detection_auc": value})
+        rows.append(
+            {
+                "kind": "detection",
+                "dataset": "a",
+                "seed": 0,
+                "method": method,
+                "detection_auc": value,
+            }
+        )
     return {"removal": rows}
 
 
 SECONDS = {
-    "SAM-HIF": 1.0, "SAM-HIF, float32": 1.0, "TRAK": 2.0, "TracIn (captum)": 9.0, "TracIn, forward mode": 1.5,
+    "SAM-HIF": 1.0, "SAM-HIF, float32": 1.0, "TRAK": 2.0, "TracIn (captum)": 9.0,
+    "TracIn, forward mode": 1.5,
     "IF (dattri, explicit)": 8.0, "IF (dattri, cg 10)": 0.2,
-    "IF (dattri, cg 40)": 1.4, "Retrain, batches": 6.0, "edit by SAM-HIF": 1.0, "edit by SAM-GIF": 5.0,
+    "IF (dattri, cg 40)": 1.4, "Retrain, batches": 6.0,
+    "edit by SAM-HIF": 1.0, "edit by SAM-GIF": 5.0,
 }  # fmt: skip
-ERRORS = {"SAM-HIF": 1e-5, "SAM-HIF, float32": 1e-5, "IF (dattri, explicit)": 1e-7, "IF (dattri, cg 10)": 0.1, "IF (dattri, cg 40)": 5e-4}
+ERRORS = {
+    "SAM-HIF": 1e-5,
+    "SAM-HIF, float32": 1e-5,
+    "IF (dattri, explicit)": 1e-7,
+    "IF (dattri, cg 10)": 0.1,
+    "IF (dattri, cg 40)": 5e-4,
+}
 
 
-def speed(seconds: dict | None = None, products: int = 100, passes: int = 2, singles: int = 0, errors: dict | None = None) -> dict:
-    """`products` are the whole call's curvature products, of which the solve has 99; `passes` in forward mode."""
+def speed(
+    seconds: dict | None = None,
+    products: int = 100,
+    passes: int = 2,
+    singles: int = 0,
+    errors: dict | None = None,
+) -> dict:
+    """`products` are the whole call's curvature products, of which the solve has 99; `passes` in
+    forward mode.
+    """
     rows = []
     for method, value in {**SECONDS, **(seconds or {})}.items():
-        rows += [{"kind": "time", "n": 2000, "method": method, "repeat": one, "work_seconds": value} for one in range(6)]
+        rows += [
+            {"kind": "time", "n": 2000, "method": method, "repeat": one, "work_seconds": value}
+            for one in range(6)
+        ]
     for method, error in {**ERRORS, **(errors or {})}.items():
-        cost = {"gradients": 3, "curvature_products": products, "forward_mode": passes, "per_sample_gradients": singles}
+        cost = {
+            "gradients": 3,
+            "curvature_products": products,
+            "forward_mode": passes,
+            "per_sample_gradients": singles,
+        }
         rows.append({"kind": "cost", "n": 2000, "method": method, "score_error": error, **cost})
-    rows.append({"kind": "solve", "n": 2000, "method": "SAM-HIF", "products": 49, "curvature_products": 99, "gradients": 3})
+    rows.append(
+        {
+            "kind": "solve",
+            "n": 2000,
+            "method": "SAM-HIF",
+            "products": 49,
+            "curvature_products": 99,
+            "gradients": 3,
+        }
+    )
     return {"speed": rows}
 
 
 def resnet(lds: dict | None = None, dataset: str = "cifar10") -> dict:
     found = {"SAM-HIF": 0.5, "IF": 0.4, "TracIn": 0.4, "TRAK": 0.3} | (lds or {})
-    return {"resnet": [{"kind": "scores", "dataset": dataset, "seed": 0, "method": one, "lds_correlation": x} for one, x in found.items()]}
+    return {
+        "resnet": [
+            {"kind": "scores", "dataset": dataset, "seed": 0, "method": one, "lds_correlation": x}
+            for one, x in found.items()
+        ]
+    }
 
 
 def test_every_claim_can_fail_and_can_hold():
@@ -149,8 +289,13 @@ def test_every_claim_can_fail_and_can_hold():
 @pytest.mark.parametrize(
     ("check", "rows", "wanted"),
     [
-        (claims.derivative, radius(frozen=1e-5), "partly"),  # a test that SAM-IF passes too shows nothing
-        (claims.no_radius, {"radius": [one for one in radius()["radius"] if one["rho_scale"]]}, "not tested here"),
+        # a test that SAM-IF passes too shows nothing
+        (claims.derivative, radius(frozen=1e-5), "partly"),
+        (
+            claims.no_radius,
+            {"radius": [one for one in radius()["radius"] if one["rho_scale"]]},
+            "not tested here",
+        ),
         (claims.nearest, agreement(seeds=4), "partly"),
         (claims.radius, radius(growth=(1.4, 1.5, 2.0)), "partly"),
         (claims.correlation, agreement(hif=0.9500, plain=0.9515), "partly"),
@@ -163,10 +308,15 @@ def test_every_claim_can_fail_and_can_hold():
         (claims.passes, speed(singles=1), "fails"),
         (claims.faster, speed({"TracIn, forward mode": 0.5}), "partly"),
         (claims.faster, speed({"Retrain, batches": 1e-4}), "fails"),
-        (claims.dattri, speed(errors={"IF (dattri, explicit)": 0.1, "IF (dattri, cg 40)": 0.1}), "not tested here"),
+        (
+            claims.dattri,
+            speed(errors={"IF (dattri, explicit)": 0.1, "IF (dattri, cg 40)": 0.1}),
+            "not tested here",
+        ),
         (claims.deep, resnet({"IF": 0.6}), "partly"),
         (claims.deep, resnet(dataset="blobs"), "not tested here"),
-        (claims.dattri, speed(errors={"IF (dattri, cg 10)": 1e-5}), "fails"),  # the fast one is accurate as well
+        # the fast one is accurate as well
+        (claims.dattri, speed(errors={"IF (dattri, cg 10)": 1e-5}), "fails"),
     ],
 )
 def test_in_between_it_says_so(check, rows, wanted):

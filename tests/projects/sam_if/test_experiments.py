@@ -1,4 +1,6 @@
-"""Each experiment runs at scale smoke, and its rows become tables, figures and claims; pieces that only experiments use are right."""
+"""Each experiment runs at scale smoke, and its rows become tables, figures and claims; pieces that
+only experiments use are right.
+"""
 
 import json
 
@@ -46,14 +48,20 @@ def test_every_table_figure_and_claim_is_made_of_smoke_rows(results):
 @pytest.mark.parametrize("name", ["gallery", "trajectory"])
 def test_the_same_rows_come_out_again(results, tmp_path, name):
     experiment.run_experiment("sam_if", name, "smoke", {}, tmp_path)
-    first, second = (json.loads(rows.rows_path(one, "smoke", "sam_if", name).read_text()) for one in (results, tmp_path))
+    first, second = (
+        json.loads(rows.rows_path(one, "smoke", "sam_if", name).read_text())
+        for one in (results, tmp_path)
+    )
     assert first["rows"] == second["rows"]
     assert first["arrays"] == second["arrays"]
 
 
 def test_the_gallery_shows_the_extreme_scores_and_their_images(results):
     frame = rows.read_frame(rows.rows_path(results, "smoke", "sam_if", "gallery"))
-    helpful, harmful = (frame[(frame["kind"] == kind) & (frame["query"] == frame["query"].iloc[0])] for kind in ("helpful", "harmful"))
+    helpful, harmful = (
+        frame[(frame["kind"] == kind) & (frame["query"] == frame["query"].iloc[0])]
+        for kind in ("helpful", "harmful")
+    )
     assert helpful["influence_score"].is_monotonic_decreasing
     assert harmful["influence_score"].is_monotonic_increasing
     assert helpful["influence_score"].min() > harmful["influence_score"].max()
@@ -65,7 +73,9 @@ def test_the_gallery_shows_the_extreme_scores_and_their_images(results):
 
 
 def test_training_again_is_the_fixed_point_without_the_samples(case):
-    """Against Newton's method from 0 on the samples that are left, whose number is not the n that is divided by."""
+    """Against Newton's method from 0 on the samples that are left, whose number is not the n that
+    is divided by.
+    """
     solution = Solution.of(case, tol=1e-11)
     gone = [3, 41]
     found = solution.without([gone]).w[0]
@@ -74,7 +84,9 @@ def test_training_again_is_the_fixed_point_without_the_samples(case):
 
     def gradient(w):
         at = w.clone().requires_grad_()
-        loss = torch.nn.functional.cross_entropy(case.parameters.call(at, x), y, reduction="sum") / 80
+        loss = (
+            torch.nn.functional.cross_entropy(case.parameters.call(at, x), y, reduction="sum") / 80
+        )
         return torch.autograd.grad(loss, at)[0]
 
     g = gradient(found)
@@ -91,14 +103,18 @@ def test_images_are_drawn_by_seed_without_overlap():
     everything = torch.cat([a.pictures.flatten(1), a.test_pictures.flatten(1)])
     assert len(everything.unique(dim=0)) == len(everything)
     assert not torch.equal(a.x, load("blobs", 50, features=4, seed=2, validation=20, test=30).x)
-    with pytest.raises(UserError, match="blobs has 4000 images, fewer than 4000 to train on, 10 to validate"):
+    with pytest.raises(
+        UserError, match="blobs has 4000 images, fewer than 4000 to train on, 10 to validate"
+    ):
         load("blobs", 4000, features=4, seed=0, validation=10)
     with pytest.raises(UserError, match="there are no images 'imagenet'"):
         load("imagenet", 10, features=4, seed=0)
 
 
 def test_checkpoints_cover_the_run_and_its_rates(case):
-    recipe = Recipe.epochs(case.problem, case.parameters.flat(), epochs=3, batch=20, lr=0.1, seed=0, momentum=0.5)
+    recipe = Recipe.epochs(
+        case.problem, case.parameters.flat(), epochs=3, batch=20, lr=0.1, seed=0, momentum=0.5
+    )
     saved, rates = _methods.checkpoints(recipe, 5)
     assert len(recipe.steps) == 12
     assert torch.equal(saved[-1], recipe.train())
@@ -108,7 +124,9 @@ def test_checkpoints_cover_the_run_and_its_rates(case):
 
 
 def test_margins_and_metrics_are_those_of_their_definitions(case):
-    w = 0.3 * torch.randn(case.parameters.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    w = 0.3 * torch.randn(
+        case.parameters.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     p = torch.softmax(case.parameters.call(w, case.images.x), 1)[torch.arange(80), case.images.y]
     assert torch.allclose(case.margins(w, (case.images.x, case.images.y)), (p / (1 - p)).log())
     found = case.metrics(3)(w)
@@ -129,8 +147,12 @@ def test_only_the_timed_experiment_is_not_the_same_again():
 
 
 def test_a_resnet18_is_one_and_its_samples_do_not_touch_one_another():
-    """The published number of parameters of the network for small images; the loss of a sample is its own."""
-    assert sum(one.numel() for one in resnet18(3, (64, 128, 256, 512), 0).parameters()) == 11_173_962
+    """The published number of parameters of the network for small images; the loss of a sample is
+    its own.
+    """
+    assert (
+        sum(one.numel() for one in resnet18(3, (64, 128, 256, 512), 0).parameters()) == 11_173_962
+    )
     model = resnet18(1, (4, 4, 8, 8), 0)
     x = torch.randn(5, 1, 9, 8, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(model(x)[2:3], model(x[2:3]), atol=1e-6)
@@ -156,9 +178,13 @@ def test_pixels_are_centred_by_the_training_images():
 
 
 def test_checkpoints_are_states_of_the_run(case):
-    recipe = Recipe.epochs(case.problem, case.parameters.flat(), epochs=2, batch=32, lr=0.1, seed=0, momentum=0.5)
+    recipe = Recipe.epochs(
+        case.problem, case.parameters.flat(), epochs=2, batch=32, lr=0.1, seed=0, momentum=0.5
+    )
     states = [w for _, w, _ in recipe.states()] + [recipe.train()]
     saved, rates = _methods.checkpoints(recipe, 3)
     assert len(recipe.steps) == 6
-    assert [torch.equal(one, states[at]) for one, at in zip(saved, (2, 4, 6), strict=True)] == [True] * 3
+    assert [torch.equal(one, states[at]) for one, at in zip(saved, (2, 4, 6), strict=True)] == [
+        True
+    ] * 3
     assert rates == pytest.approx([2 * 0.1 / 0.5] * 3)

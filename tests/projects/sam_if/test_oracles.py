@@ -1,11 +1,21 @@
-"""SAM-HIF is the derivative of SAM's solution: held against the solution found anew, the Jacobian of the composed problem, closed forms."""
+"""SAM-HIF is the derivative of SAM's solution: held against the solution found anew, the Jacobian
+of the composed problem, closed forms.
+"""
 
 import pytest
 import torch
 from torch import nn
 from torch.func import jacrev
 
-from projects.sam_if import Estimator, Gif, Recipe, SAMProblem, fit, gif_checkpoints, unrolled_effects
+from projects.sam_if import (
+    Estimator,
+    Gif,
+    Recipe,
+    SAMProblem,
+    fit,
+    gif_checkpoints,
+    unrolled_effects,
+)
 from projects.sam_if.fixed_point import Linearised, partition
 from shared.errors import UserError
 from shared.influence import solvers
@@ -19,7 +29,7 @@ def relative(a, b) -> float:
     return float((a - b).norm() / b.norm())
 
 
-# ---- the fixed point and its Jacobian --------------------------------------------------------------------------------
+# ---- the fixed point and its Jacobian ------------------------------------------------------------
 
 
 def test_the_field_is_that_of_the_naive_loop_and_zero_at_the_solution(case, helpers):
@@ -30,7 +40,9 @@ def test_the_field_is_that_of_the_naive_loop_and_zero_at_the_solution(case, help
 
 
 def test_the_jacobian_is_that_of_the_composed_field(case):
-    """Reverse mode through F with nothing of the closed form; J and J^T both, on columns and on one vector."""
+    """Reverse mode through F with nothing of the closed form; J and J^T both, on columns and on one
+    vector.
+    """
     w = case.w + 0.05
     at, eye = case.problem.at(w), torch.eye(case.w.numel(), dtype=torch.float64)
     exact = jacrev(case.problem.field)(w)
@@ -49,15 +61,21 @@ def test_the_right_hand_sides_are_the_derivative_in_a_samples_weight(case):
     def field(m):
         return case.problem.weighted(m).field(case.w)
 
-    exact = n * jacrev(field)(torch.ones(n, dtype=torch.float64))  # [p, n]; a weight of 1 is 1/n of the loss
+    # [p, n]; a weight of 1 is 1/n of the loss
+    exact = n * jacrev(field)(torch.ones(n, dtype=torch.float64))
     assert relative(estimator.right_hand_side(torch.eye(n, dtype=torch.float64)), exact) < 1e-10
-    assert relative(estimator.right_hand_side(torch.ones(n, dtype=torch.float64)), exact.sum(1)) < 1e-10
+    assert (
+        relative(estimator.right_hand_side(torch.ones(n, dtype=torch.float64)), exact.sum(1))
+        < 1e-10
+    )
 
 
 def test_hif_is_the_finite_difference_of_the_solution_found_anew(case, helpers):
     """The property all rests on. The rest of the estimators miss it."""
     n, step = case.problem.objective.n, 1e-3
-    hif, frozen, plain = (Estimator(case.problem.at(case.w), kind, tol=1e-11) for kind in ("sam_hif", "sam_if", "if"))
+    hif, frozen, plain = (
+        Estimator(case.problem.at(case.w), kind, tol=1e-11) for kind in ("sam_hif", "sam_if", "if")
+    )
     for k in (0, 13, n - 1):
         ends = []
         for sign in (1, -1):
@@ -83,14 +101,17 @@ def test_one_term_of_the_perturbation_alone_is_worse_than_none(convex):
 def test_without_a_radius_all_three_are_the_influence_function(batches, helpers):
     made = helpers.make(rho=0.0, batches=batches)
     at = made.problem.at(made.w)
-    plain, frozen, hif = (Estimator(at, kind, solver="dense") for kind in ("if", "sam_if", "sam_hif"))
+    plain, frozen, hif = (
+        Estimator(at, kind, solver="dense") for kind in ("if", "sam_if", "sam_hif")
+    )
     scores = plain.scores(made.metric)
     if batches is None:  # no arithmetic differs
         assert torch.equal(frozen.scores(made.metric), scores)
         assert torch.equal(hif.scores(made.metric), scores)
     assert relative(hif.scores(made.metric), scores) < 1e-12
     assert relative(hif.removal_effects([3, 1]), plain.removal_effects([3, 1])) < 1e-12
-    hessian = jacrev(torch.func.grad(made.problem.objective))(made.w)  # of the whole objective, by other code
+    # of the whole objective, by other code
+    hessian = jacrev(torch.func.grad(made.problem.objective))(made.w)
     gradients = jacrev(made.losses)(made.w)
     by_hand = torch.linalg.solve(hessian, gradients.T).T @ torch.func.grad(made.metric)(made.w) / N
     assert relative(scores, by_hand) < 1e-9
@@ -98,16 +119,24 @@ def test_without_a_radius_all_three_are_the_influence_function(batches, helpers)
 
 def test_batches_of_all_samples_are_no_batches(convex):
     n = convex.problem.objective.n
-    same = SAMProblem(convex.problem.objective, convex.problem.rho, (torch.randperm(n, generator=torch.Generator().manual_seed(0)),))
-    a, b = (Estimator(problem.at(convex.w)).scores(convex.metric) for problem in (convex.problem, same))
+    same = SAMProblem(
+        convex.problem.objective,
+        convex.problem.rho,
+        (torch.randperm(n, generator=torch.Generator().manual_seed(0)),),
+    )
+    a, b = (
+        Estimator(problem.at(convex.w)).scores(convex.metric) for problem in (convex.problem, same)
+    )
     assert relative(b, a) < 1e-7
 
 
-# ---- scores ----------------------------------------------------------------------------------------------------------
+# ---- scores --------------------------------------------------------------------------------------
 
 
 def test_adjoint_scores_are_the_explicit_ones(case):
-    """q . J^-1 r_k from a solve per sample is what one adjoint solve and two forward-mode passes give."""
+    """q . J^-1 r_k from a solve per sample is what one adjoint solve and two forward-mode passes
+    give.
+    """
     n = case.problem.objective.n
     query = torch.func.grad(case.metric)(case.w)
     for kind in ("if", "sam_if", "sam_hif"):
@@ -134,7 +163,9 @@ def test_every_solver_gives_the_inverse_of_the_transpose(convex, solver):
     jacobian = jacrev(convex.problem.field)(convex.w)
     query = torch.func.grad(convex.metric)(convex.w)
     exact = torch.linalg.solve(jacobian.T, query)
-    found, info = Estimator(convex.problem.at(convex.w), solver=solver, tol=1e-9).solve(query, transposed=True)
+    found, info = Estimator(convex.problem.at(convex.w), solver=solver, tol=1e-9).solve(
+        query, transposed=True
+    )
     assert relative(found, exact) < 1e-7
     assert info.relative_residual <= 1e-9
     assert relative(torch.linalg.solve(jacobian, query), exact) > 1e-4  # that of J is another
@@ -149,7 +180,12 @@ def test_scoring_costs_one_solve_and_three_passes(convex):
     assert solving.curvature_products == 2 * info.products
     with count_passes() as scoring:
         estimator.along(s)
-    assert (scoring.forward_mode, scoring.curvature_products, scoring.gradients, scoring.per_sample_gradients) == (2, 1, 0, 0)
+    assert (
+        scoring.forward_mode,
+        scoring.curvature_products,
+        scoring.gradients,
+        scoring.per_sample_gradients,
+    ) == (2, 1, 0, 0)
 
 
 def test_the_effect_of_a_set_is_the_sum_of_its_samples(case):
@@ -166,25 +202,35 @@ def test_a_sample_that_is_already_removed_has_no_effect(helpers):
 
 
 def test_gauss_newton_is_the_hessian_of_a_model_that_is_linear(convex):
-    a, b = (Estimator(convex.problem.at(convex.w, curvature)).scores(convex.metric) for curvature in ("hessian", "ggn"))
+    a, b = (
+        Estimator(convex.problem.at(convex.w, curvature)).scores(convex.metric)
+        for curvature in ("hessian", "ggn")
+    )
     assert relative(b, a) < 1e-6
 
 
 def test_gauss_newton_is_positive_where_the_hessian_of_a_network_is_not(helpers):
     made = helpers.make(hidden=4, rho=0.1)
-    w = made.w + 0.8 * torch.randn(made.w.numel(), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    w = made.w + 0.8 * torch.randn(
+        made.w.numel(), generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     eye = torch.eye(w.numel(), dtype=torch.float64)
     hessian, ggn = (made.problem.at(w, curvature).frozen(eye) for curvature in ("hessian", "ggn"))
     assert torch.linalg.eigvalsh(hessian)[0] < 0 < torch.linalg.eigvalsh(ggn)[0]
 
 
-# ---- true removal ----------------------------------------------------------------------------------------------------
+# ---- true removal --------------------------------------------------------------------------------
 
 
 def test_linear_regression_without_a_radius_has_sherman_and_morrisons_removal(helpers):
-    """Infinitesimal removal is the first term of the closed form: the leverage alone is between them."""
+    """Infinitesimal removal is the first term of the closed form: the leverage alone is between
+    them.
+    """
     x, _ = helpers.data(20)
-    y = x @ torch.linspace(-1, 1, x.shape[1], dtype=torch.float64) + torch.randn(20, generator=torch.Generator().manual_seed(1)).double()
+    y = (
+        x @ torch.linspace(-1, 1, x.shape[1], dtype=torch.float64)
+        + torch.randn(20, generator=torch.Generator().manual_seed(1)).double()
+    )
     objective = Objective(lambda w, part: (part[0] @ w - part[1]).square() / 2, (x, y), l2=0.01)
     problem = SAMProblem(objective, 0.0)
     w = fit(problem, torch.zeros(x.shape[1], dtype=torch.float64)).w
@@ -194,7 +240,10 @@ def test_linear_regression_without_a_radius_has_sherman_and_morrisons_removal(he
         closed = torch.linalg.solve(a, x[k]) * (x[k] @ w - y[k]) / 20 / (1 - leverage)
         again = torch.linalg.solve(a - torch.outer(x[k], x[k]) / 20, (x.T @ y - x[k] * y[k]) / 20)
         assert relative(again - w, closed) < 1e-8
-        assert relative(Estimator(problem.at(w)).removal_effects([k])[:, 0] / (1 - leverage), closed) < 1e-6
+        assert (
+            relative(Estimator(problem.at(w)).removal_effects([k])[:, 0] / (1 - leverage), closed)
+            < 1e-6
+        )
 
 
 def test_hif_is_nearest_to_the_removed_solution(convex, helpers):
@@ -204,20 +253,35 @@ def test_hif_is_nearest_to_the_removed_solution(convex, helpers):
         m[k] = 0
         true = helpers.solve_again(convex, m) - convex.w
         for kind, found in errors.items():
-            found.append(relative(Estimator(convex.problem.at(convex.w), kind).removal_effects([k])[:, 0], true))
+            found.append(
+                relative(
+                    Estimator(convex.problem.at(convex.w), kind).removal_effects([k])[:, 0], true
+                )
+            )
     mean = {kind: sum(found) / len(found) for kind, found in errors.items()}
     assert mean["sam_hif"] < mean["sam_if"] < mean["if"]
 
 
-# ---- the whole run ---------------------------------------------------------------------------------------------------
+# ---- the whole run -------------------------------------------------------------------------------
 
 
-def recipe_of(helpers, momentum: float = 0.9, rho: float = 0.2, cosine: bool = True, hidden: int = 4) -> Recipe:
+def recipe_of(
+    helpers, momentum: float = 0.9, rho: float = 0.2, cosine: bool = True, hidden: int = 4
+) -> Recipe:
     torch.manual_seed(4)
     model = nn.Sequential(nn.Linear(5, hidden), nn.Tanh(), nn.Linear(hidden, 3)).double()
     objective, parameters = helpers.objective_of(model, l2=0.01)
     problem = SAMProblem(objective, rho)
-    return Recipe.epochs(problem, parameters.flat(), epochs=4, batch=8, lr=0.3, seed=2, momentum=momentum, cosine=cosine)
+    return Recipe.epochs(
+        problem,
+        parameters.flat(),
+        epochs=4,
+        batch=8,
+        lr=0.3,
+        seed=2,
+        momentum=momentum,
+        cosine=cosine,
+    )
 
 
 def naive_run(recipe: Recipe, m):
@@ -227,12 +291,20 @@ def naive_run(recipe: Recipe, m):
 
     def slope(at, rows):
         at = at.detach().requires_grad_()
-        loss = sum(m[i] * objective.losses(at, (objective.data[0][i : i + 1], objective.data[1][i : i + 1]))[0] for i in rows.tolist())
+        loss = sum(
+            m[i]
+            * objective.losses(at, (objective.data[0][i : i + 1], objective.data[1][i : i + 1]))[0]
+            for i in rows.tolist()
+        )
         return torch.autograd.grad(loss / len(rows), at)[0]
 
     for step in recipe.steps:
         g = slope(w, step.rows)
-        velocity = recipe.momentum * velocity + slope(w + recipe.problem.rho * g / g.norm(), step.rows) + objective.l2 * w
+        velocity = (
+            recipe.momentum * velocity
+            + slope(w + recipe.problem.rho * g / g.norm(), step.rows)
+            + objective.l2 * w
+        )
         w = w - step.lr * velocity
     return w
 
@@ -279,7 +351,9 @@ def test_gif_takes_gradients_at_the_perturbed_points(helpers):
     """A sum written by hand, without momentum and decay, on a network where the points matter."""
     recipe = recipe_of(helpers, momentum=0.0, cosine=False)
     objective = recipe.problem.objective
-    plain = Recipe(SAMProblem(Objective(objective.losses, objective.data), 0.2), recipe.w0, recipe.steps)
+    plain = Recipe(
+        SAMProblem(Objective(objective.losses, objective.data), 0.2), recipe.w0, recipe.steps
+    )
     k, total = 12, torch.zeros_like(recipe.w0)
     w = plain.w0
     for step in plain.steps:
@@ -288,8 +362,14 @@ def test_gif_takes_gradients_at_the_perturbed_points(helpers):
         wt = w + 0.2 * g / g.norm()
         if k in step.rows.tolist():
             own = tuple(one[k : k + 1] for one in objective.data)
-            total += step.lr / len(step.rows) * torch.func.grad(lambda at, own=own: objective.losses(at, own)[0])(wt)
-        w = w - step.lr * torch.func.grad(lambda at, part=part: objective.losses(at, part).mean())(wt)
+            total += (
+                step.lr
+                / len(step.rows)
+                * torch.func.grad(lambda at, own=own: objective.losses(at, own)[0])(wt)
+            )
+        w = w - step.lr * torch.func.grad(lambda at, part=part: objective.losses(at, part).mean())(
+            wt
+        )
     assert relative(Gif(plain).removal_effects([k])[:, 0], total) < 1e-10
     query = torch.linspace(-1, 1, w.numel(), dtype=torch.float64)
     assert abs(float(Gif(plain).scores(lambda at: query @ at)[k] - query @ total)) < 1e-10
@@ -309,28 +389,46 @@ def test_gif_from_checkpoints_is_the_run_of_full_batches_that_saved_every_step(h
     assert relative(found, Gif(recipe).scores(metric)) < 1e-10
 
 
-# ---- bad problems ----------------------------------------------------------------------------------------------------
+# ---- bad problems --------------------------------------------------------------------------------
 
 
 def test_a_gradient_of_zero_has_no_direction():
-    objective = Objective(lambda w, part: (part[0] @ w).square() / 2, (torch.eye(3).double(),), l2=0.1)
+    objective = Objective(
+        lambda w, part: (part[0] @ w).square() / 2, (torch.eye(3).double(),), l2=0.1
+    )
     with pytest.raises(UserError, match="exactly 0 here, so SAM's perturbation has no direction"):
         SAMProblem(objective, 0.1).at(torch.zeros(3).double())
     assert not SAMProblem(objective, 0.0).at(torch.zeros(3).double()).residual.any()
-    assert not SAMProblem(objective, 0.1).field(torch.zeros(3).double()).any()  # in training it perturbs nothing
+    # in training it perturbs nothing
+    assert not SAMProblem(objective, 0.1).field(torch.zeros(3).double()).any()
 
 
 def test_where_sam_has_no_fixed_point_it_says_so():
     """For one quadratic bowl F = w + rho w/|w| + l2 w jumps over 0."""
-    objective = Objective(lambda w, part: (part[0] @ w - 0.1).square() / 2, (torch.eye(3).double(),), l2=1e-4)
-    with pytest.raises(UserError, match=r"fixed point was not found near the plain minimum, where .* take a smaller rho or a larger l2"):
+    objective = Objective(
+        lambda w, part: (part[0] @ w - 0.1).square() / 2, (torch.eye(3).double(),), l2=1e-4
+    )
+    with pytest.raises(
+        UserError,
+        match=(
+            r"fixed point was not found near the plain minimum, where .* take a smaller rho or a"
+            r" larger l2"
+        ),
+    ):
         fit(SAMProblem(objective, 0.5), torch.ones(3).double())
 
 
 def test_a_gradient_that_is_almost_zero_is_refused(convex):
     assert convex.problem.at(convex.w).check_turning() < 100
     at = Linearised(convex.problem, convex.w)
-    exact = max(torch.linalg.eigvalsh(at.plain(torch.eye(convex.w.numel()).double()) - 0.02 * torch.eye(convex.w.numel()))) * at.pieces[0].c
+    exact = (
+        max(
+            torch.linalg.eigvalsh(
+                at.plain(torch.eye(convex.w.numel()).double()) - 0.02 * torch.eye(convex.w.numel())
+            )
+        )
+        * at.pieces[0].c
+    )
     assert at.turning() == pytest.approx(float(exact), rel=0.05)
     with pytest.raises(UserError, match="is too small for rho"):
         at.check_turning(limit=float(exact) / 2)
@@ -347,7 +445,10 @@ def test_a_loss_that_is_not_a_number_is_refused(convex):
         ({"rho": -1.0}, "rho must be a number of at least 0, not -1"),
         ({"rho": float("nan")}, "rho must be a number"),
         ({"rho": 0.1, "batches": (torch.arange(5),)}, "the batches must be disjoint"),
-        ({"rho": 0.1, "batches": (torch.arange(N), torch.arange(2))}, "the batches must be disjoint"),
+        (
+            {"rho": 0.1, "batches": (torch.arange(N), torch.arange(2))},
+            "the batches must be disjoint",
+        ),
         ({"rho": 0.1, "batches": ()}, "the batches must be disjoint"),
     ],
 )
@@ -397,4 +498,6 @@ def test_solvers_report_the_residual_of_the_matrix_itself(convex):
     estimator = Estimator(convex.problem.at(convex.w))
     b = torch.func.grad(convex.metric)(convex.w)
     x, info = estimator.solve(b)
-    assert info.relative_residual == pytest.approx(solvers.relative_residual(estimator.matrix, x, b))
+    assert info.relative_residual == pytest.approx(
+        solvers.relative_residual(estimator.matrix, x, b)
+    )

@@ -1,4 +1,6 @@
-"""The optimizer is SAM as it is written: against a naive one in plain tensor operations, in float64."""
+"""The optimizer is SAM as it is written: against a naive one in plain tensor operations, in
+float64.
+"""
 
 import copy
 
@@ -20,7 +22,10 @@ def network() -> nn.Module:
 
 def batches(count: int = 20):
     draw = torch.Generator().manual_seed(3)
-    return [(torch.randn(6, 5, generator=draw).double(), torch.randint(0, 3, (6,), generator=draw)) for _ in range(count)]
+    return [
+        (torch.randn(6, 5, generator=draw).double(), torch.randint(0, 3, (6,), generator=draw))
+        for _ in range(count)
+    ]
 
 
 def loss_of(model, batch):
@@ -28,7 +33,9 @@ def loss_of(model, batch):
 
 
 def naive_sam(model, parts_of_steps, rho, lr, momentum, decay):
-    """w <- w - lr v, v <- momentum v + mean over parts of grad(w + rho g/|g|) + decay w, written out."""
+    """w <- w - lr v, v <- momentum v + mean over parts of grad(w + rho g/|g|) + decay w, written
+    out.
+    """
     w = [p.detach().clone() for p in model.parameters()]
     velocity = [torch.zeros_like(p) for p in w]
 
@@ -66,7 +73,11 @@ def closure_of(optimizer, model, batch):
 @pytest.mark.parametrize("way", ["closure", "two steps", "parts"])
 def test_twenty_steps_are_those_of_a_naive_sam(way):
     model = network()
-    steps = [[one] for one in batches()] if way != "parts" else [batches(40)[2 * i : 2 * i + 2] for i in range(20)]
+    steps = (
+        [[one] for one in batches()]
+        if way != "parts"
+        else [batches(40)[2 * i : 2 * i + 2] for i in range(20)]
+    )
     expected = naive_sam(model, steps, 0.3, 0.2, 0.9, 0.01)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.3, **OPTIONS)
     for parts in steps:
@@ -95,9 +106,21 @@ def test_the_run_of_the_estimators_is_this_optimizers():
     y = torch.cat([one[1] for one in batches(5)])
     parameters = Parameters.of(copy.deepcopy(model).eval())
     objective = Objective(
-        lambda w, part: nn.functional.cross_entropy(parameters.call(w, part[0]), part[1], reduction="none"), (x, y), l2=0.01
+        lambda w, part: nn.functional.cross_entropy(
+            parameters.call(w, part[0]), part[1], reduction="none"
+        ),
+        (x, y),
+        l2=0.01,
     )
-    recipe = Recipe.epochs(SAMProblem(objective, 0.3), parameters.flat(), epochs=3, batch=8, lr=0.2, seed=0, momentum=0.9)
+    recipe = Recipe.epochs(
+        SAMProblem(objective, 0.3),
+        parameters.flat(),
+        epochs=3,
+        batch=8,
+        lr=0.2,
+        seed=0,
+        momentum=0.9,
+    )
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.3, **OPTIONS)
     for step in recipe.steps:
         optimizer.step(closure_of(optimizer, model, (x[step.rows], y[step.rows])))
@@ -106,7 +129,10 @@ def test_the_run_of_the_estimators_is_this_optimizers():
 
 def test_without_a_radius_it_is_the_base_optimizer():
     a, b = network(), network()
-    sam, plain = SAM(a.parameters(), torch.optim.Adam, rho=0.0, lr=0.01), torch.optim.Adam(b.parameters(), lr=0.01)
+    sam, plain = (
+        SAM(a.parameters(), torch.optim.Adam, rho=0.0, lr=0.01),
+        torch.optim.Adam(b.parameters(), lr=0.01),
+    )
     for batch in batches(5):
         sam.step(closure_of(sam, a, batch))
         closure_of(plain, b, batch)()
@@ -137,7 +163,10 @@ def test_running_statistics_are_those_of_the_first_pass_alone(way):
     assert torch.equal(model[1].running_var, once[1].running_var)
     assert int(model[1].num_batches_tracked) == 1
     assert not torch.equal(twice[1].running_mean, once[1].running_mean)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twice.parameters(), strict=True))  # the step is the same
+    # the step is the same
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twice.parameters(), strict=True)
+    )
     loss_of(model, batch)
     assert int(model[1].num_batches_tracked) == 2  # afterwards statistics are kept again
 
@@ -146,7 +175,9 @@ def test_each_group_has_its_radius_and_the_norm_is_over_all():
     model, batch = network(), batches(1)[0]
     before = [p.detach().clone() for p in model.parameters()]
     first, second = list(model[0].parameters()), list(model[2].parameters())
-    optimizer = SAM([{"params": first}, {"params": second, "rho": 0.0}], torch.optim.SGD, rho=0.5, lr=0.1)
+    optimizer = SAM(
+        [{"params": first}, {"params": second, "rho": 0.0}], torch.optim.SGD, rho=0.5, lr=0.1
+    )
     loss_of(model, batch).backward()
     size = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     optimizer.first_step()

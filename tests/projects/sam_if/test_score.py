@@ -1,4 +1,6 @@
-"""The command: scores are the library's, a kill costs nothing, and what a user can get wrong is one line."""
+"""The command: scores are the library's, a kill costs nothing, and what a user can get wrong is one
+line.
+"""
 
 import os
 import signal
@@ -32,15 +34,52 @@ def folder(tmp_path_factory, helpers):
     where = tmp_path_factory.mktemp("score")
     x, y = helpers.data(23)
     x_query, y_query = helpers.data(4, seed=9)
-    np.savez(where / "train.npz", x=x.numpy(), y=y.numpy(), id=np.array([f"sample-{one}" for one in range(23)]))
+    np.savez(
+        where / "train.npz",
+        x=x.numpy(),
+        y=y.numpy(),
+        id=np.array([f"sample-{one}" for one in range(23)]),
+    )
     np.savez(where / "query.npz", x=x_query.numpy(), y=y_query.numpy())
-    assert main(["train", "--data", f"{where}/train.npz", "--rho", str(RHO), "--l2", str(L2), "--out", f"{where}/model.safetensors"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                f"{where}/train.npz",
+                "--rho",
+                str(RHO),
+                "--l2",
+                str(L2),
+                "--out",
+                f"{where}/model.safetensors",
+            ]
+        )
+        == 0
+    )
     return where
 
 
 def arguments(folder: Path, out: Path, *more: str) -> list[str]:
-    given = ["score", "--model", f"{folder}/model.safetensors", "--architecture", "softmax", "--data", f"{folder}/train.npz"]
-    given += ["--query", f"{folder}/query.npz", "--rho", str(RHO), "--l2", str(L2), "--out", str(out)]
+    given = [
+        "score",
+        "--model",
+        f"{folder}/model.safetensors",
+        "--architecture",
+        "softmax",
+        "--data",
+        f"{folder}/train.npz",
+    ]
+    given += [
+        "--query",
+        f"{folder}/query.npz",
+        "--rho",
+        str(RHO),
+        "--l2",
+        str(L2),
+        "--out",
+        str(out),
+    ]
     return [*given, *more]  # a later option replaces an earlier one
 
 
@@ -55,16 +94,25 @@ def refused(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) 
 @pytest.fixture(scope="module")
 def loaded(folder):
     """The same problem made by hand."""
-    data, query = read_samples(folder / "train.npz", torch.float64), read_samples(folder / "query.npz", torch.float64)
+    data, query = (
+        read_samples(folder / "train.npz", torch.float64),
+        read_samples(folder / "query.npz", torch.float64),
+    )
     model = architecture("softmax", 5, 3).double()
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
     parameters = Parameters.of(model.eval())
     objective = Objective.of_outputs(
-        lambda w, part: parameters.call(w, part[0]), lambda z, part: cross_entropy(z, part[1], reduction="none"), (data.x, data.y), L2
+        lambda w, part: parameters.call(w, part[0]),
+        lambda z, part: cross_entropy(z, part[1], reduction="none"),
+        (data.x, data.y),
+        L2,
     )
     w = parameters.flat()
     return SimpleNamespace(
-        problem=SAMProblem(objective, RHO), w=w, metric=lambda at: cross_entropy(parameters.call(at, query.x), query.y), model=model
+        problem=SAMProblem(objective, RHO),
+        w=w,
+        metric=lambda at: cross_entropy(parameters.call(at, query.x), query.y),
+        model=model,
     )
 
 
@@ -75,7 +123,8 @@ def test_the_trained_model_is_at_the_fixed_point(loaded):
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_the_file_holds_the_librarys_scores(folder, loaded, tmp_path, suffix, capsys):
     out = tmp_path / f"scores{suffix}"
-    assert main(arguments(folder, out, "--chunk", "7", "--data-chunk", "3")) == 0  # the queries, too, in several
+    # the queries, too, in several
+    assert main(arguments(folder, out, "--chunk", "7", "--data-chunk", "3")) == 0
     table = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
     expected = Estimator(loaded.problem.at(loaded.w), tol=1e-6).scores(loaded.metric).numpy()
     assert list(table.columns) == ["index", "score", "rank", "id", "label"]
@@ -91,7 +140,12 @@ def test_the_file_holds_the_librarys_scores(folder, loaded, tmp_path, suffix, ca
 
 @pytest.mark.parametrize("kind", ["if", "sam_if"])
 def test_the_other_estimators_are_the_librarys(folder, loaded, tmp_path, kind):
-    assert main(arguments(folder, tmp_path / "a.csv", "--estimator", kind, "--gradient-tolerance", "1")) == 0
+    assert (
+        main(
+            arguments(folder, tmp_path / "a.csv", "--estimator", kind, "--gradient-tolerance", "1")
+        )
+        == 0
+    )
     expected = Estimator(loaded.problem.at(loaded.w), kind, tol=1e-6).scores(loaded.metric).numpy()
     assert np.allclose(pd.read_csv(tmp_path / "a.csv")["score"], expected, rtol=1e-5, atol=1e-8)
 
@@ -99,7 +153,11 @@ def test_the_other_estimators_are_the_librarys(folder, loaded, tmp_path, kind):
 def test_options_reach_the_estimator(folder, loaded, tmp_path):
     more = ["--curvature", "ggn", "--damping", "0.1", "--drop-eq9-term", "--solver", "lsmr"]
     assert main(arguments(folder, tmp_path / "a.csv", *more)) == 0
-    own = Estimator(loaded.problem.at(loaded.w, "ggn"), damping=0.1, drop_eq9_term=True).scores(loaded.metric).numpy()
+    own = (
+        Estimator(loaded.problem.at(loaded.w, "ggn"), damping=0.1, drop_eq9_term=True)
+        .scores(loaded.metric)
+        .numpy()
+    )
     assert np.allclose(pd.read_csv(tmp_path / "a.csv")["score"], own, rtol=1e-4, atol=1e-8)
     whole = Estimator(loaded.problem.at(loaded.w)).scores(loaded.metric).numpy()
     assert not np.allclose(whole, own, rtol=1e-2)
@@ -114,19 +172,32 @@ def test_batches_that_share_a_perturbation(folder, loaded, tmp_path):
 
 
 def test_checkpoints_are_summed(folder, loaded, tmp_path):
-    half = {name: value / 2 for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()}
+    half = {
+        name: value / 2
+        for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()
+    }
     safetensors.torch.save_file(half, tmp_path / "half.safetensors")
-    more = ["--estimator", "gif_checkpoints", "--checkpoints", f"{tmp_path}/half.safetensors:0.3", f"{folder}/model.safetensors:0.1"]
+    more = [
+        "--estimator",
+        "gif_checkpoints",
+        "--checkpoints",
+        f"{tmp_path}/half.safetensors:0.3",
+        f"{folder}/model.safetensors:0.1",
+    ]
     assert main(arguments(folder, tmp_path / "a.csv", *more)) == 0
-    expected = gif_checkpoints(loaded.problem, [loaded.w / 2, loaded.w], [0.3, 0.1], loaded.metric).numpy()
+    expected = gif_checkpoints(
+        loaded.problem, [loaded.w / 2, loaded.w], [0.3, 0.1], loaded.metric
+    ).numpy()
     assert np.allclose(pd.read_csv(tmp_path / "a.csv")["score"], expected)
 
 
 def test_a_function_of_a_module_gives_the_model(folder, tmp_path, monkeypatch, loaded):
     (tmp_path / "my_model.py").write_text(
-        "import safetensors.torch\nfrom torch import nn\n\ndef trained():\n"
-        "    model = nn.Sequential(nn.Flatten(), nn.Linear(5, 3)).double()\n"
-        f"    model.load_state_dict(safetensors.torch.load_file({str(folder / 'model.safetensors')!r}))\n    return model\n"
+        "import safetensors.torch\nfrom torch import nn\n\ndef trained():\n    model ="
+        " nn.Sequential(nn.Flatten(), nn.Linear(5, 3)).double()\n   "
+        " model.load_state_dict("
+        f"safetensors.torch.load_file({str(folder / 'model.safetensors')!r}))\n"
+        "    return model\n"
     )
     monkeypatch.chdir(tmp_path)
     assert main(arguments(folder, tmp_path / "a.csv", "--model", "my_model:trained")) == 0
@@ -143,8 +214,23 @@ def test_a_folder_of_images_is_read_by_class(tmp_path, capsys):
                 values = (draw.random((4, 3, 3)) * 120 + 100 * label).astype(np.uint8)
                 Image.fromarray(values).save(tmp_path / part / name / f"{one}.png")
     model = str(tmp_path / "m.safetensors")
-    assert main(["train", "--data", f"{tmp_path}/train", "--rho", "0.1", "--l2", "0.1", "--out", model]) == 0
-    given = ["score", "--model", model, "--architecture", "softmax", "--data", f"{tmp_path}/train", "--query", f"{tmp_path}/query"]
+    assert (
+        main(
+            ["train", "--data", f"{tmp_path}/train", "--rho", "0.1", "--l2", "0.1", "--out", model]
+        )
+        == 0
+    )
+    given = [
+        "score",
+        "--model",
+        model,
+        "--architecture",
+        "softmax",
+        "--data",
+        f"{tmp_path}/train",
+        "--query",
+        f"{tmp_path}/query",
+    ]
     given += ["--rho", "0.1", "--l2", "0.1", "--out", f"{tmp_path}/a.csv"]
     assert main(given) == 0
     table = pd.read_csv(tmp_path / "a.csv")
@@ -159,11 +245,13 @@ def test_a_folder_of_images_is_read_by_class(tmp_path, capsys):
     refused(given, "make all alike", capsys)
 
 
-# ---- stopping --------------------------------------------------------------------------------------------------------
+# ---- stopping ------------------------------------------------------------------------------------
 
 
 def test_after_a_kill_the_same_command_goes_on(folder, tmp_path, monkeypatch, capsys):
-    """The second call solves nothing and scores the rest; the file is that of a run that was not killed."""
+    """The second call solves nothing and scores the rest; the file is that of a run that was not
+    killed.
+    """
     more = ["--chunk", "5"]
     assert main(arguments(folder, tmp_path / "whole.csv", *more)) == 0
     original, calls = Estimator.score_samples, []
@@ -206,10 +294,13 @@ def test_a_signal_ends_it_between_chunks(folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(Estimator, "score_samples", interrupted)
     assert main(arguments(folder, tmp_path / "a.csv", "--chunk", "5")) == 128 + signal.SIGTERM
-    assert "stopped after 5 of 23 samples; the same command goes on from there" in capsys.readouterr().err
+    assert (
+        "stopped after 5 of 23 samples; the same command goes on from there"
+        in capsys.readouterr().err
+    )
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 OPTIONS = [
     (["--rho", "0.9"], "the model is not trained to a minimum: the gradient's norm is"),
@@ -220,8 +311,14 @@ OPTIONS = [
     (["--damping", "x"], "argument --damping: 'x' is not a number"),
     (["--estimator", "magic"], "argument --estimator: invalid choice: 'magic'"),
     (["--estimator", "gif_checkpoints"], "needs --checkpoints"),
-    (["--estimator", "gif_checkpoints", "--checkpoints", "a.safetensors"], "give FILE.safetensors:RATE"),
-    (["--estimator", "gif_checkpoints", "--checkpoints", "absent.safetensors:1"], "absent.safetensors: no such file"),
+    (
+        ["--estimator", "gif_checkpoints", "--checkpoints", "a.safetensors"],
+        "give FILE.safetensors:RATE",
+    ),
+    (
+        ["--estimator", "gif_checkpoints", "--checkpoints", "absent.safetensors:1"],
+        "absent.safetensors: no such file",
+    ),
     (["--batch-size", "0"], "argument --batch-size"),
     (["--model", "absent.safetensors"], "absent.safetensors: no such file"),
     (["--model", "absent:model"], "there is no module 'absent' here"),
@@ -229,7 +326,10 @@ OPTIONS = [
     (["--model", "os:getcwd"], "the function returns a str, not a torch.nn.Module"),
     (["--model", "model"], "give module:function, or a .safetensors file"),
     (["--architecture", "resnet"], "--architecture resnet: use softmax, or mlp-32"),
-    (["--architecture", "mlp-4"], "does not fit the model: 1.weight is (4, 5) in the model and (3, 5) in the file"),
+    (
+        ["--architecture", "mlp-4"],
+        "does not fit the model: 1.weight is (4, 5) in the model and (3, 5) in the file",
+    ),
     (["--data", "absent.npz"], "absent.npz: no such file"),
     (["--device", "tpu"], "use cpu or cuda"),
 ]
@@ -244,7 +344,9 @@ def test_a_bad_option_is_one_line(folder, tmp_path, capsys, given, message):
 def test_weights_alone_need_their_architecture(folder, tmp_path, capsys):
     given = arguments(folder, tmp_path / "out.csv")
     place = given.index("--architecture")
-    refused(given[:place] + given[place + 2 :], "holds weights alone; say with --architecture", capsys)
+    refused(
+        given[:place] + given[place + 2 :], "holds weights alone; say with --architecture", capsys
+    )
 
 
 def test_bad_data_are_one_line(folder, tmp_path, capsys):
@@ -259,28 +361,61 @@ def test_bad_data_are_one_line(folder, tmp_path, capsys):
         ({"x": x, "y": y - 1}, "labels are integers from 0, not -1"),
         ({"x": hurt, "y": y}, "sample 2 holds values that are not finite"),
         ({"x": y, "y": y}, "x must be numbers of shape [samples, ...]"),
-        ({"x": x, "y": y, "id": np.array(["a", "b", "a", "c"])}, "samples 0 and 2 have the same id 'a'"),
+        (
+            {"x": x, "y": y, "id": np.array(["a", "b", "a", "c"])},
+            "samples 0 and 2 have the same id 'a'",
+        ),
         ({"x": x, "y": y, "id": np.array(["a"])}, "there are 1 ids for 4 samples"),
-        ({"x": x[:, :3], "y": y}, "a query's tensor 0 has the shape (5,), a training sample's (3,)"),
+        (
+            {"x": x[:, :3], "y": y},
+            "a query's tensor 0 has the shape (5,), a training sample's (3,)",
+        ),
         ({"x": x, "y": y + 7}, "a training label is 7, and the model has 3 classes"),
     ]
     for arrays, message in cases:
         np.savez(tmp_path / "bad.npz", **arrays)
-        refused(arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"), message, capsys)
+        refused(
+            arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"),
+            message,
+            capsys,
+        )
     np.savez(tmp_path / "bad.npz", x=x[:, :3], y=y)
-    refused(arguments(folder, tmp_path / "out.csv", "--query", f"{tmp_path}/bad.npz"), "a query's tensor 0 has the shape (3,)", capsys)
+    refused(
+        arguments(folder, tmp_path / "out.csv", "--query", f"{tmp_path}/bad.npz"),
+        "a query's tensor 0 has the shape (3,)",
+        capsys,
+    )
     np.savez(tmp_path / "bad.npz", x=x, y=y + 3)
-    refused(arguments(folder, tmp_path / "out.csv", "--query", f"{tmp_path}/bad.npz"), "a query's label is 3, and the model has 3", capsys)
+    refused(
+        arguments(folder, tmp_path / "out.csv", "--query", f"{tmp_path}/bad.npz"),
+        "a query's label is 3, and the model has 3",
+        capsys,
+    )
     np.savez(tmp_path / "bad.npz", x=np.array([{"a": 1}], dtype=object), y=y)
-    refused(arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"), "is no .npz file of plain arrays", capsys)
+    refused(
+        arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"),
+        "is no .npz file of plain arrays",
+        capsys,
+    )
     (tmp_path / "bad.npz").write_bytes(b"nothing")
-    refused(arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"), "is no .npz file of plain arrays", capsys)
+    refused(
+        arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"),
+        "is no .npz file of plain arrays",
+        capsys,
+    )
     (tmp_path / "empty").mkdir()
-    refused(arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/empty"), "holds no images", capsys)
+    refused(
+        arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/empty"),
+        "holds no images",
+        capsys,
+    )
 
 
 def test_a_loss_that_is_not_a_number_is_refused(folder, tmp_path, capsys):
-    weights = {name: value * float("nan") for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()}
+    weights = {
+        name: value * float("nan")
+        for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()
+    }
     safetensors.torch.save_file(weights, tmp_path / "nan.safetensors")
     given = arguments(folder, tmp_path / "out.csv", "--model", f"{tmp_path}/nan.safetensors")
     refused(given, "the loss of sample 0 is nan (23 of 23 are not finite)", capsys)
@@ -291,8 +426,19 @@ def test_a_model_at_no_minimum_has_an_indefinite_hessian(folder, tmp_path, capsy
     model = architecture("mlp-6", 5, 3).double()
     weights = {name: 3 * torch.randn_like(value) for name, value in model.state_dict().items()}
     safetensors.torch.save_file(weights, tmp_path / "net.safetensors")
-    more = ["--model", f"{tmp_path}/net.safetensors", "--architecture", "mlp-6", "--gradient-tolerance", "100"]
-    refused(arguments(folder, tmp_path / "out.csv", *more), "the Hessian is indefinite: its smallest eigenvalue is", capsys)
+    more = [
+        "--model",
+        f"{tmp_path}/net.safetensors",
+        "--architecture",
+        "mlp-6",
+        "--gradient-tolerance",
+        "100",
+    ]
+    refused(
+        arguments(folder, tmp_path / "out.csv", *more),
+        "the Hessian is indefinite: its smallest eigenvalue is",
+        capsys,
+    )
     assert main(arguments(folder, tmp_path / "out.csv", *more, "--curvature", "ggn")) == 0
     assert main(arguments(folder, tmp_path / "out.csv", *more, "--damping", "10")) == 0
 
@@ -301,12 +447,34 @@ def test_a_gradient_of_zero_is_refused(tmp_path, capsys):
     """Two samples that pull with the same force in opposite directions, at weights 0."""
     np.savez(tmp_path / "two.npz", x=np.ones((2, 3)), y=np.array([0, 1]))
     model = architecture("softmax", 3, 2).double()
-    safetensors.torch.save_file({name: torch.zeros_like(value) for name, value in model.state_dict().items()}, tmp_path / "m.safetensors")
-    given = ["score", "--model", f"{tmp_path}/m.safetensors", "--architecture", "softmax", "--data", f"{tmp_path}/two.npz"]
-    refused(
-        [*given, "--query", f"{tmp_path}/two.npz", "--out", f"{tmp_path}/a.csv"], "exactly 0 here, so SAM's perturbation has no", capsys
+    safetensors.torch.save_file(
+        {name: torch.zeros_like(value) for name, value in model.state_dict().items()},
+        tmp_path / "m.safetensors",
     )
-    more = ["--query", f"{tmp_path}/two.npz", "--out", f"{tmp_path}/a.csv", "--rho", "0", "--l2", "0.1"]
+    given = [
+        "score",
+        "--model",
+        f"{tmp_path}/m.safetensors",
+        "--architecture",
+        "softmax",
+        "--data",
+        f"{tmp_path}/two.npz",
+    ]
+    refused(
+        [*given, "--query", f"{tmp_path}/two.npz", "--out", f"{tmp_path}/a.csv"],
+        "exactly 0 here, so SAM's perturbation has no",
+        capsys,
+    )
+    more = [
+        "--query",
+        f"{tmp_path}/two.npz",
+        "--out",
+        f"{tmp_path}/a.csv",
+        "--rho",
+        "0",
+        "--l2",
+        "0.1",
+    ]
     assert main([*given, *more]) == 0
 
 

@@ -8,7 +8,8 @@ from projects.sam_if import tables
 
 
 def test_a_mean_is_shown_with_half_of_its_interval():
-    assert tables.shown_interval(pd.Series([1.0, 2.0, 4.0, np.nan]), 2) == "2.33 ± 3.79"  # 4.3027 (Student's, 2) x 0.8819
+    # 4.3027 (Student's, 2) x 0.8819
+    assert tables.shown_interval(pd.Series([1.0, 2.0, 4.0, np.nan]), 2) == "2.33 ± 3.79"
     assert tables.shown_interval(pd.Series([0.5]), 2) == "0.50"
     assert tables.shown_interval(pd.Series([np.nan])) == "–"
 
@@ -18,12 +19,31 @@ def timed(seconds: dict[str, float], n: int = 2000) -> pd.DataFrame:
     for name, value in seconds.items():
         task = "train" if name.startswith(("Retrain", "edit")) else "score"
         rows += [
-            {"kind": "time", "task": task, "n": n, "parameters": 650, "method": name, "repeat": one, "work_seconds": value * (1 + one)}
+            {
+                "kind": "time",
+                "task": task,
+                "n": n,
+                "parameters": 650,
+                "method": name,
+                "repeat": one,
+                "work_seconds": value * (1 + one),
+            }
             for one in range(6)
         ]
         if task == "score":
-            counts = dict.fromkeys(("gradients", "curvature_products", "forward_mode", "per_sample_gradients"), 2)
-            rows.append({"kind": "cost", "task": task, "n": n, "method": name, "score_error": 1e-3 if name != "TRAK" else None, **counts})
+            counts = dict.fromkeys(
+                ("gradients", "curvature_products", "forward_mode", "per_sample_gradients"), 2
+            )
+            rows.append(
+                {
+                    "kind": "cost",
+                    "task": task,
+                    "n": n,
+                    "method": name,
+                    "score_error": 1e-3 if name != "TRAK" else None,
+                    **counts,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -57,11 +77,28 @@ def test_the_editing_table_takes_differences_to_training_again():
     row = {"dataset": "a", "model": "m", "removed_share": 0.01}
     editing = pd.DataFrame(
         [
-            {"dataset": "a", "model": "m", "removed_share": 0.0, "method": "before", "test_accuracy": 0.9},
+            {
+                "dataset": "a",
+                "model": "m",
+                "removed_share": 0.0,
+                "method": "before",
+                "test_accuracy": 0.9,
+            },
             {**row, "method": "Retrain", "test_accuracy": 0.91, "true_loss_difference": 0.001},
-            {**row, "method": "SAM-HIF", "test_accuracy": 0.905, "same_class_share": 0.99, "parameter_error": 0.1}
+            {
+                **row,
+                "method": "SAM-HIF",
+                "test_accuracy": 0.905,
+                "same_class_share": 0.99,
+                "parameter_error": 0.1,
+            }
             | {"foretold_loss_difference": 0.002, "true_loss_difference": 0.001},
-            {**row, "method": "TRAK", "foretold_loss_difference": -0.003, "true_loss_difference": 0.001},
+            {
+                **row,
+                "method": "TRAK",
+                "foretold_loss_difference": -0.003,
+                "true_loss_difference": 0.001,
+            },
         ]
     )
     text = tables.editing(editing, timed(SECONDS)).to_markdown()
@@ -99,11 +136,24 @@ def test_curves_are_means_over_the_seeds():
         }
     ]
     table = tables.removal(pd.DataFrame(rows))
-    assert table.frame.columns.tolist() == ["dataset", "method", "removed 0 %", "removed 10 %", "removed 30 %"]
+    assert table.frame.columns.tolist() == [
+        "dataset",
+        "method",
+        "removed 0 %",
+        "removed 10 %",
+        "removed 30 %",
+    ]
     assert table.frame.loc[0, "removed 0 %"] == "–"
     assert table.frame.loc[0, "removed 30 %"].startswith("85.00 ±")
     found = tables.detection(pd.DataFrame(rows)).frame
-    assert found.to_dict("records") == [{"dataset": "a", "method": "loss", "detection_auc": "0.9000", "detection_precision": "0.500"}]
+    assert found.to_dict("records") == [
+        {
+            "dataset": "a",
+            "method": "loss",
+            "detection_auc": "0.9000",
+            "detection_precision": "0.500",
+        }
+    ]
 
 
 def test_the_radius_table_shows_the_largest_error_of_the_derivative():
@@ -126,14 +176,60 @@ def test_the_radius_table_shows_the_largest_error_of_the_derivative():
 
 
 def test_the_resnet_table_joins_scores_and_curves():
-    shown = {"dataset": "cifar10", "n": 100, "seed": 0, "flipped_share": 0.2, "parameters": 11_173_962}
-    rows = [{**shown, "kind": "curve", "method": "none removed", "removed_share": 0.0, "test_accuracy": 0.5}]
-    for method, solved in (("SAM-HIF", {"products": 12, "solve_error": 0.03, "damping_scale": 0.1}), ("loss", {})):
+    shown = {
+        "dataset": "cifar10",
+        "n": 100,
+        "seed": 0,
+        "flipped_share": 0.2,
+        "parameters": 11_173_962,
+    }
+    rows = [
+        {
+            **shown,
+            "kind": "curve",
+            "method": "none removed",
+            "removed_share": 0.0,
+            "test_accuracy": 0.5,
+        }
+    ]
+    for method, solved in (
+        ("SAM-HIF", {"products": 12, "solve_error": 0.03, "damping_scale": 0.1}),
+        ("loss", {}),
+    ):
         lds = None if method == "loss" else 0.25
-        rows.append({**shown, "kind": "scores", "method": method, "lds_correlation": lds, "detection_auc": 0.75, **solved})
-        rows.append({**shown, "kind": "curve", "method": method, "removed_share": 0.2, "test_accuracy": 0.625})
+        rows.append(
+            {
+                **shown,
+                "kind": "scores",
+                "method": method,
+                "lds_correlation": lds,
+                "detection_auc": 0.75,
+                **solved,
+            }
+        )
+        rows.append(
+            {
+                **shown,
+                "kind": "curve",
+                "method": method,
+                "removed_share": 0.2,
+                "test_accuracy": 0.625,
+            }
+        )
     table = tables.resnet(pd.DataFrame(rows))
-    assert table.frame.set_index("method").loc["SAM-HIF"].tolist() == ["0.250", "0.750", "12 / 3.0e-02", "–", "62.50"]
+    assert table.frame.set_index("method").loc["SAM-HIF"].tolist() == [
+        "0.250",
+        "0.750",
+        "12 / 3.0e-02",
+        "–",
+        "62.50",
+    ]
     assert table.frame.set_index("method").loc["loss"].tolist() == ["–", "0.750", "–", "–", "62.50"]
-    assert table.frame.set_index("method").loc["none removed"].tolist() == ["–", "–", "–", "50.00", "–"]
+    assert table.frame.set_index("method").loc["none removed"].tolist() == [
+        "–",
+        "–",
+        "–",
+        "50.00",
+        "–",
+    ]
     assert "11,173,962 parameters" in table.to_markdown()

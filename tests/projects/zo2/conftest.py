@@ -1,6 +1,7 @@
 """Small models of every family in odd shapes, and the MeZO run that ZO2 must equal bit for bit.
 
-A test that takes the fixture `case` runs for every family; `parametrize("case", [...], indirect=True)` picks some.
+A test that takes the fixture `case` runs for every family; `parametrize("case", [...],
+indirect=True)` picks some.
 """
 
 import contextlib
@@ -35,7 +36,9 @@ def seed_of(step: int) -> int:
 
 
 class OddBlock(nn.Module):
-    """A residual block of sizes that are no multiples of 16, with buffers: one that scales, one that counts its calls."""
+    """A residual block of sizes that are no multiples of 16, with buffers: one that scales, one
+    that counts its calls.
+    """
 
     def __init__(self, width: int, inner: int):
         super().__init__()
@@ -53,12 +56,15 @@ class OddBlock(nn.Module):
 
 
 class Odd(nn.Module):
-    """A plain module: parameters of its own (one not contiguous), blocks of different sizes, nothing from a library."""
+    """A plain module: parameters of its own (one not contiguous), blocks of different sizes,
+    nothing from a library.
+    """
 
     def __init__(self, depth: int = 3, width: int = 7):
         super().__init__()
         self.head = nn.Linear(width, 3)  # registered first, runs last
-        self.mix = nn.Parameter(torch.randn(5, width).t())  # [width, 5] with the strides of its transpose
+        # [width, 5] with the strides of its transpose
+        self.mix = nn.Parameter(torch.randn(5, width).t())
         self.entry = nn.Linear(5, width)
         self.entry.weight = nn.Parameter(torch.randn(5, width).t())
         self.blocks = nn.ModuleList(OddBlock(width, 11 + 34 * index) for index in range(depth))
@@ -78,7 +84,9 @@ def class_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A model family: `make(depth)` gives the same weights every time; `order(depth)` is the noise order, written by hand."""
+    """A model family: `make(depth)` gives the same weights every time; `order(depth)` is the noise
+    order, written by hand.
+    """
 
     name: str
     build: Callable[[int], nn.Module]
@@ -95,14 +103,19 @@ class Case:
 
 def _tokens(rows: int, length: int, seed: int) -> Tensor:
     """No padding token: autograd leaves its embedding without a gradient."""
-    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @cache
 def _text() -> list[Any]:
     """Batches of different lengths; the last is partial."""
     shapes = [(3, 9), (3, 13), (3, 9), (1, 5)]
-    return [{"input_ids": (ids := _tokens(*shape, seed)), "labels": ids} for seed, shape in enumerate(shapes)]
+    return [
+        {"input_ids": (ids := _tokens(*shape, seed)), "labels": ids}
+        for seed, shape in enumerate(shapes)
+    ]
 
 
 @cache
@@ -113,7 +126,9 @@ def _labelled_text() -> list[Any]:
 def _images(size: int) -> Callable[[], list[tuple[Tensor, Tensor]]]:
     def batches() -> list[tuple[Tensor, Tensor]]:
         g = torch.Generator().manual_seed(size)
-        return [(torch.randn(n, 3, size, size, generator=g), torch.arange(n) % 5) for n in (3, 3, 2)]
+        return [
+            (torch.randn(n, 3, size, size, generator=g), torch.arange(n) % 5) for n in (3, 3, 2)
+        ]
 
     return cache(batches)
 
@@ -128,9 +143,20 @@ def _opt(tied: bool) -> Callable[[int], nn.Module]:
     def build(depth: int) -> nn.Module:
         from transformers import OPTConfig, OPTForCausalLM
 
-        sizes = {"hidden_size": 20, "ffn_dim": 36, "num_attention_heads": 4, "word_embed_proj_dim": 12}
+        sizes = {
+            "hidden_size": 20,
+            "ffn_dim": 36,
+            "num_attention_heads": 4,
+            "word_embed_proj_dim": 12,
+        }
         return OPTForCausalLM(
-            OPTConfig(vocab_size=VOCABULARY, num_hidden_layers=depth, max_position_embeddings=40, tie_word_embeddings=tied, **sizes)
+            OPTConfig(
+                vocab_size=VOCABULARY,
+                num_hidden_layers=depth,
+                max_position_embeddings=40,
+                tie_word_embeddings=tied,
+                **sizes,
+            )
         )
 
     return build
@@ -140,11 +166,23 @@ def _opt_order(tied: bool) -> Callable[[int], list[str]]:
     def order(depth: int) -> list[str]:
         both = ("weight", "bias")
         block = [f"self_attn.{m}_proj.{p}" for m in "kvq" for p in both]
-        block += [f"{m}.{p}" for m in ("self_attn.out_proj", "self_attn_layer_norm", "fc1", "fc2", "final_layer_norm") for p in both]
+        block += [
+            f"{m}.{p}"
+            for m in (
+                "self_attn.out_proj",
+                "self_attn_layer_norm",
+                "fc1",
+                "fc2",
+                "final_layer_norm",
+            )
+            for p in both
+        ]
         first = ["embed_tokens.weight", "embed_positions.weight", "project_in.weight"]
         layers = [f"layers.{i}.{name}" for i in range(depth) for name in block]
         last = ["final_layer_norm.weight", "final_layer_norm.bias", "project_out.weight"]
-        return [f"model.decoder.{name}" for name in first + layers + last] + ([] if tied else ["lm_head.weight"])
+        return [f"model.decoder.{name}" for name in first + layers + last] + (
+            [] if tied else ["lm_head.weight"]
+        )
 
     return order
 
@@ -152,40 +190,76 @@ def _opt_order(tied: bool) -> Callable[[int], list[str]]:
 def _gpt2(depth: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=20, n_layer=depth, n_head=4, n_positions=40))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=20, n_layer=depth, n_head=4, n_positions=40)
+    )
 
 
 def _llama(depth: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 24, "intermediate_size": 52, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, num_hidden_layers=depth, tie_word_embeddings=True, **sizes))
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 52,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY, num_hidden_layers=depth, tie_word_embeddings=True, **sizes
+        )
+    )
 
 
 def _llama_order(depth: int) -> list[str]:
-    names = [f"self_attn.{m}_proj" for m in "qkvo"] + [f"mlp.{m}_proj" for m in ("gate", "up", "down")]
+    names = [f"self_attn.{m}_proj" for m in "qkvo"] + [
+        f"mlp.{m}_proj" for m in ("gate", "up", "down")
+    ]
     block = [f"{n}.weight" for n in (*names, "input_layernorm", "post_attention_layernorm")]
-    return ["model.embed_tokens.weight", *(f"model.layers.{i}.{n}" for i in range(depth) for n in block), "model.norm.weight"]
+    return [
+        "model.embed_tokens.weight",
+        *(f"model.layers.{i}.{n}" for i in range(depth) for n in block),
+        "model.norm.weight",
+    ]
 
 
 def _qwen3(depth: int) -> nn.Module:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    sizes = {"hidden_size": 24, "intermediate_size": 36, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6}
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 36,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+    }
     return Qwen3ForCausalLM(Qwen3Config(vocab_size=VOCABULARY, num_hidden_layers=depth, **sizes))
 
 
 def _bert(depth: int) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 20, "intermediate_size": 36, "num_attention_heads": 4, "max_position_embeddings": 40}
-    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, num_hidden_layers=depth, num_labels=3, **sizes))
+    sizes = {
+        "hidden_size": 20,
+        "intermediate_size": 36,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 40,
+    }
+    return BertForSequenceClassification(
+        BertConfig(vocab_size=VOCABULARY, num_hidden_layers=depth, num_labels=3, **sizes)
+    )
 
 
 def _vit(depth: int) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
-    sizes = {"hidden_size": 20, "intermediate_size": 36, "num_attention_heads": 4, "image_size": 18, "patch_size": 6}
+    sizes = {
+        "hidden_size": 20,
+        "intermediate_size": 36,
+        "num_attention_heads": 4,
+        "image_size": 18,
+        "patch_size": 6,
+    }
     return ViTForImageClassification(ViTConfig(num_hidden_layers=depth, num_labels=5, **sizes))
 
 
@@ -273,20 +347,33 @@ def run_mezo(
     named = dict(model.named_parameters())
     settings = {"lr": falling, "weight_decay": DECAY, "loss": case.loss} | options
     mezo = MeZO(model, parameters=[(name, named[name]) for name in order], **settings)
-    found = [mezo.step(moved(batch(t) if batch else batch_of(case, t), device), seed_of(t)) for t in range(steps)]
+    found = [
+        mezo.step(moved(batch(t) if batch else batch_of(case, t), device), seed_of(t))
+        for t in range(steps)
+    ]
     return Outcome(found, {name: tensor.cpu() for name, tensor in model.state_dict().items()})
 
 
-def make_engine(case: Case, *, model: nn.Module | None = None, depth: int = 3, **options: Any) -> ZO2:
+def make_engine(
+    case: Case, *, model: nn.Module | None = None, depth: int = 3, **options: Any
+) -> ZO2:
     settings = {"lr": falling, "weight_decay": DECAY, "loss": case.loss} | case.options | options
     return ZO2(model if model is not None else case.make(depth), **settings)
 
 
 def run_engine(
-    engine: ZO2, case: Case, steps: int = 30, first: int = 0, batch: Callable[[int], Any] | None = None, device: str = "cpu"
+    engine: ZO2,
+    case: Case,
+    steps: int = 30,
+    first: int = 0,
+    batch: Callable[[int], Any] | None = None,
+    device: str = "cpu",
 ) -> list[tuple[float, float]]:
     """`steps` steps from number `first` on; returns (loss, g) of each."""
-    results = [engine.step(moved(batch(t) if batch else batch_of(case, t), device), seed=seed_of(t)) for t in range(first, first + steps)]
+    results = [
+        engine.step(moved(batch(t) if batch else batch_of(case, t), device), seed=seed_of(t))
+        for t in range(first, first + steps)
+    ]
     return [(r.loss, r.projected_gradient) for r in results]
 
 
@@ -306,27 +393,51 @@ def run_zo2(
 
 
 def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    """Names of the tensors that are not the same to the last bit (the sign of a zero counts, a NaN equals itself)."""
+    """Names of the tensors that are not the same to the last bit (the sign of a zero counts, a NaN
+    equals itself).
+    """
 
     def raw(tensor: Tensor) -> Tensor:
         return tensor.contiguous().view(-1).view(torch.uint8)
 
     assert a.keys() == b.keys()
-    return [n for n in a if a[n].dtype != b[n].dtype or a[n].shape != b[n].shape or not torch.equal(raw(a[n]), raw(b[n]))]
+    return [
+        n
+        for n in a
+        if a[n].dtype != b[n].dtype
+        or a[n].shape != b[n].shape
+        or not torch.equal(raw(a[n]), raw(b[n]))
+    ]
 
 
 def assert_same(got: Outcome, wanted: Outcome) -> None:
     """Losses, projected gradients and every tensor are equal to the last bit."""
     assert got.found == wanted.found
     assert differing(got.state, wanted.state) == []
-    assert all(math.isfinite(loss) and g != 0 for loss, g in wanted.found), "a run that finds nothing shows nothing"
+    assert all(math.isfinite(loss) and g != 0 for loss, g in wanted.found), (
+        "a run that finds nothing shows nothing"
+    )
 
 
 @pytest.fixture
 def helpers() -> SimpleNamespace:
     """The functions above, for the test modules."""
-    names = (batch_of, seed_of, falling, run_mezo, make_engine, run_engine, run_zo2, differing, assert_same, moved, class_loss)
-    return SimpleNamespace(**{f.__name__: f for f in names}, CASES=CASES, Case=Case, Odd=Odd, OddBlock=OddBlock)
+    names = (
+        batch_of,
+        seed_of,
+        falling,
+        run_mezo,
+        make_engine,
+        run_engine,
+        run_zo2,
+        differing,
+        assert_same,
+        moved,
+        class_loss,
+    )
+    return SimpleNamespace(
+        **{f.__name__: f for f in names}, CASES=CASES, Case=Case, Odd=Odd, OddBlock=OddBlock
+    )
 
 
 @pytest.fixture
@@ -342,7 +453,9 @@ def _plain_reference(depth: int = 3, steps: int = 30) -> Outcome:
 
 @pytest.fixture
 def interrupting() -> Callable[..., contextlib.AbstractContextManager[list[str]]]:
-    """`with interrupting(model, at, error):` raises `error` at the end of the `at`-th module call; yields the calls seen."""
+    """`with interrupting(model, at, error):` raises `error` at the end of the `at`-th module call;
+    yields the calls seen.
+    """
     return _interrupting
 
 
@@ -360,7 +473,10 @@ def _interrupting(model: nn.Module, at: int, error: type[BaseException]):  # typ
 
     handles = []
     for name, module in model.named_modules():
-        handles += [module.register_forward_pre_hook(hook(f"{name} in")), module.register_forward_hook(hook(f"{name} out"), prepend=True)]
+        handles += [
+            module.register_forward_pre_hook(hook(f"{name} in")),
+            module.register_forward_hook(hook(f"{name} out"), prepend=True),
+        ]
     try:
         yield calls
     finally:

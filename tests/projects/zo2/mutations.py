@@ -13,13 +13,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-ENGINE, NOISE, STORAGE, LANES = (f"projects/zo2/{name}.py" for name in ("engine", "noise", "storage", "lanes"))
+ENGINE, NOISE, STORAGE, LANES = (
+    f"projects/zo2/{name}.py" for name in ("engine", "noise", "storage", "lanes")
+)
 STREAMS, UNITS, MEZO = (f"projects/zo2/{name}.py" for name in ("streams", "units", "mezo"))
 
 MUTATIONS = [
     Mutation(
         ENGINE,
-        "            signal.signal(signal.SIGINT, lambda number, frame: interrupted.append(number))\n",
+        "            signal.signal(signal.SIGINT, lambda number, frame:"
+        " interrupted.append(number))\n",
         "            pass\n",
         "Ctrl-C ends the engine's arithmetic in its midst",
         ("engine",),
@@ -40,7 +43,8 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "            for parameter, home, _, _ in self._visit.tensors:\n                parameter.data = home\n",
+        "            for parameter, home, _, _ in self._visit.tensors:\n               "
+        " parameter.data = home\n",
         "            pass\n",
         "loading into an unusable engine leaves parameters bound to their perturbed copies",
         ("engine",),
@@ -48,7 +52,8 @@ MUTATIONS = [
     Mutation(
         ENGINE,
         "self._update_noise.update(parameter.data, self._pending.lr,",
-        "self._update_noise.update(parameter.data, self.lr(self.steps) if callable(self.lr) else self.lr,",
+        "self._update_noise.update(parameter.data, self.lr(self.steps) if callable(self.lr) else"
+        " self.lr,",
         "the pending update uses the learning rate of the next step",
     ),
     Mutation(
@@ -75,7 +80,8 @@ MUTATIONS = [
     Mutation(
         ENGINE,
         "[(plus, home, 1.0), (home, plus, -2.0)], self.eps)",
-        "[(plus, home, 1.0)], self.eps)\n            self._probe_noise.add([(home, plus, -2.0)], self.eps)",
+        "[(plus, home, 1.0)], self.eps)\n            self._probe_noise.add([(home, plus, -2.0)],"
+        " self.eps)",
         "the second copy of a shared parameter has a noise of its own",
     ),
     Mutation(
@@ -115,7 +121,8 @@ MUTATIONS = [
     ),
     Mutation(
         LANES,
-        "free = [s for s in self._slots if s.block is None] or [s for s in self._slots if evict and not s.in_use]",
+        "free = [s for s in self._slots if s.block is None] or [s for s in self._slots if evict and"
+        " not s.in_use]",
         "free = [s for s in self._slots if s.block is None] or [s for s in self._slots if evict]",
         "a slot in use is given away",
         ("lanes", "engine"),
@@ -314,14 +321,16 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "        if flush:\n            self.flush()\n        for name, tensor in self._resident_state().items():\n            yield",
+        "        if flush:\n            self.flush()\n        for name, tensor in"
+        " self._resident_state().items():\n            yield",
         "        for name, tensor in self._resident_state().items():\n            yield",
         "no flush before saving",
         ("engine",),
     ),
     Mutation(
         ENGINE,
-        "(unit.block is not None or not all(p in self._parts.shared for p in unit.parameters.values()))",
+        "(unit.block is not None or not all(p in self._parts.shared for p in"
+        " unit.parameters.values()))",
         "not all(p in self._parts.shared for p in unit.parameters.values())",
         "a frozen block may run twice, the second time without its weights",
         ("engine",),

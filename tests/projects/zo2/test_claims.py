@@ -1,4 +1,6 @@
-"""Every claim of ZO2 fails on rows that must fail it, and holds on rows that must hold it; in between it says so."""
+"""Every claim of ZO2 fails on rows that must fail it, and holds on rows that must hold it; in
+between it says so.
+"""
 
 import math
 
@@ -10,13 +12,25 @@ from shared.claims import require_falsifiable
 
 
 def equality(bits: int = 0, steps: int = 32, losses: int = 0) -> dict:
-    row = {"model": "opt", "variant": "disk", "kind": "must be equal", "steps": steps, "differing_losses": losses}
+    row = {
+        "model": "opt",
+        "variant": "disk",
+        "kind": "must be equal",
+        "steps": steps,
+        "differing_losses": losses,
+    }
     fault = {**row, "kind": "known fault", "differing_gradients": 9, "differing_bits": 99}
     return {"equality": [{**row, "differing_gradients": 0, "differing_bits": bits}, fault]}
 
 
 def accuracy(digest: str = "aa", loss: float = 0.5) -> dict:
-    row = {"kind": "end", "step": 40, "test_accuracy": 0.7, "test_loss": 0.5, "weights_sha256": "aa"}
+    row = {
+        "kind": "end",
+        "step": 40,
+        "test_accuracy": 0.7,
+        "test_loss": 0.5,
+        "weights_sha256": "aa",
+    }
     return {
         "accuracy": [
             {**row, "method": "zero-shot", "test_loss": 0.6},
@@ -27,24 +41,50 @@ def accuracy(digest: str = "aa", loss: float = 0.5) -> dict:
 
 
 def memory(
-    zo2: tuple[float, ...] = (100, 101, 101), mezo: tuple[float, ...] = (150, 250, 400), depths: tuple[int, ...] = (4, 16, 32)
+    zo2: tuple[float, ...] = (100, 101, 101),
+    mezo: tuple[float, ...] = (150, 250, 400),
+    depths: tuple[int, ...] = (4, 16, 32),
 ) -> dict:
     rows = []
     for method, peaks in (("zo2-3", zo2), ("mezo", mezo), ("zo2-resident", mezo)):
         rows += [
-            {"model": "opt-h768", "hidden": 768, "layers": d, "method": method, "peak_bytes": p, "counter": "allocator"}
+            {
+                "model": "opt-h768",
+                "hidden": 768,
+                "layers": d,
+                "method": method,
+                "peak_bytes": p,
+                "counter": "allocator",
+            }
             for d, p in zip(depths, peaks, strict=True)
         ]
     return {"memory": rows}
 
 
 def on_gpu(models: list[str], bytes_: float) -> dict:
-    rows = [{"model": m, "hidden": 2048, "layers": 24, "method": "zo2-3", "peak_bytes": bytes_, "counter": "nvml"} for m in models]
+    rows = [
+        {
+            "model": m,
+            "hidden": 2048,
+            "layers": 24,
+            "method": "zo2-3",
+            "peak_bytes": bytes_,
+            "counter": "nvml",
+        }
+        for m in models
+    ]
     return {"memory": rows}
 
 
 def limit(mezo: bool = False, zo2: bool = True, loss: float = 4.0, memory: bool = True) -> dict:
-    row = {"model": "m", "limit_bytes": 1e9, "peak_rss_bytes": 1.5e9, "last_loss": 4.0, "outcome": "ended", "out_of_memory": memory}
+    row = {
+        "model": "m",
+        "limit_bytes": 1e9,
+        "peak_rss_bytes": 1.5e9,
+        "last_loss": 4.0,
+        "outcome": "ended",
+        "out_of_memory": memory,
+    }
     return {
         "limit": [
             {**row, "method": "mezo", "limit_bytes": math.nan, "finished": True},
@@ -54,12 +94,24 @@ def limit(mezo: bool = False, zo2: bool = True, loss: float = 4.0, memory: bool 
     }
 
 
-def ablation(times: dict[str, float] | None = None, unfused: int = 2, losses: int = 0, buffers: int = 3, visits: int = 1) -> dict:
+def ablation(
+    times: dict[str, float] | None = None,
+    unfused: int = 2,
+    losses: int = 0,
+    buffers: int = 3,
+    visits: int = 1,
+) -> dict:
     times = {"no overlap": 1.5, "no deferred update": 1.2, "no reused slots": 1.1, **(times or {})}
     bytes_ = {"full": 1, "no deferred update": unfused, "no dual forward (three visits)": 3}
     rows = []
     for tier in ("RAM", "disk"):
-        for variant in ("full", "no overlap", "no deferred update", "no dual forward (three visits)", "no reused slots"):
+        for variant in (
+            "full",
+            "no overlap",
+            "no deferred update",
+            "no dual forward (three visits)",
+            "no reused slots",
+        ):
             for repeat in range(6):
                 moved = 100 * bytes_.get(variant, 1)
                 rows.append(
@@ -82,10 +134,32 @@ def ablation(times: dict[str, float] | None = None, unfused: int = 2, losses: in
 
 
 def throughput(device: str = "cpu", tokens: int = 256, **times: float) -> dict:
-    found = {"MeZO": 2.0, "ZO2, all on the device": 1.0, "ZO2, RAM": 1.0, "ZO2, disk warm": 1.0, "ZO2, disk cold": 1.0}
-    found.update({name.replace("_", " ").replace("ZO2 ", "ZO2, "): value for name, value in times.items()})
-    common = {"model": "m", "dtype": "float32", "device": device, "tokens": tokens, "bytes_up": 1, "bytes_down": 1, "waited_seconds": 0.0}
-    return {"throughput": [{**common, "variant": v, "repeat": r, "step_seconds": s} for v, s in found.items() for r in range(3)]}
+    found = {
+        "MeZO": 2.0,
+        "ZO2, all on the device": 1.0,
+        "ZO2, RAM": 1.0,
+        "ZO2, disk warm": 1.0,
+        "ZO2, disk cold": 1.0,
+    }
+    found.update(
+        {name.replace("_", " ").replace("ZO2 ", "ZO2, "): value for name, value in times.items()}
+    )
+    common = {
+        "model": "m",
+        "dtype": "float32",
+        "device": device,
+        "tokens": tokens,
+        "bytes_up": 1,
+        "bytes_down": 1,
+        "waited_seconds": 0.0,
+    }
+    return {
+        "throughput": [
+            {**common, "variant": v, "repeat": r, "step_seconds": s}
+            for v, s in found.items()
+            for r in range(3)
+        ]
+    }
 
 
 def lowbit(e4m3: float | None = 0.95, bf16: float = 0.95, eighth: float = 0.25) -> dict:
@@ -98,7 +172,12 @@ def lowbit(e4m3: float | None = 0.95, bf16: float = 0.95, eighth: float = 0.25) 
     }
     return {
         "lowbit": [
-            {"storage_dtype": n, "rounding": "nearest", "offloaded_bytes": 1000 * size, "update_cosine": c}
+            {
+                "storage_dtype": n,
+                "rounding": "nearest",
+                "offloaded_bytes": 1000 * size,
+                "update_cosine": c,
+            }
             for n, (c, size) in cosines.items()
         ]
     }

@@ -1,4 +1,6 @@
-"""The engine beside the arithmetic: faults inside a step, replay, saving, models that never were in memory, what is refused."""
+"""The engine beside the arithmetic: faults inside a step, replay, saving, models that never were in
+memory, what is refused.
+"""
 
 import contextvars
 import json
@@ -19,15 +21,19 @@ def _current(engine):
     return {name: tensor.detach().clone() for name, tensor in engine.tensors()}
 
 
-# ---- faults inside a step --------------------------------------------------------------------------------------------
+# ---- faults inside a step ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["plain", "opt-tied", "timm-vit"], indirect=True)
 @pytest.mark.parametrize("probe", ["inplace", "fresh"])
 @pytest.mark.parametrize("options", [{}, {"overlap": False, "slots": 1, "cache_noise": False}])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_wherever_a_step_breaks_off_the_weights_are_those_before_it(case, probe, options, error, helpers, interrupting):
-    """The step is broken off at every call of every module, in every one of its forwards; all in one life of the engine."""
+def test_wherever_a_step_breaks_off_the_weights_are_those_before_it(
+    case, probe, options, error, helpers, interrupting
+):
+    """The step is broken off at every call of every module, in every one of its forwards; all in
+    one life of the engine.
+    """
     engine = helpers.make_engine(case, probe=probe, **options)
     with interrupting(engine.model, -1, error) as calls:
         engine.step(helpers.batch_of(case, 0), seed=0, lr=1e-5)
@@ -71,8 +77,13 @@ def test_an_interrupted_run_goes_on_as_if_the_step_had_not_been_tried(plain, hel
         with interrupting(engine.model, 5 * t, ZeroDivisionError), pytest.raises(ZeroDivisionError):
             engine.step(helpers.batch_of(plain, 0), seed=99)
         assert engine.steps == t
-        assert helpers.run_engine(engine, plain, 1, first=t) == helpers.run_engine(other, plain, 1, first=t)
-    states = [{n: s for n, s in e.state_dict().items() if not n.endswith("calls")} for e in (engine, other)]
+        assert helpers.run_engine(engine, plain, 1, first=t) == helpers.run_engine(
+            other, plain, 1, first=t
+        )
+    states = [
+        {n: s for n, s in e.state_dict().items() if not n.endswith("calls")}
+        for e in (engine, other)
+    ]
     assert helpers.differing(*states) == []
 
 
@@ -99,7 +110,9 @@ def test_an_exception_in_the_loss_after_the_model(plain, helpers):
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_a_file_cut_short_in_mid_run_never_puts_one_block_in_the_place_of_another(overlap, plain, helpers, tmp_path):
+def test_a_file_cut_short_in_mid_run_never_puts_one_block_in_the_place_of_another(
+    overlap, plain, helpers, tmp_path
+):
     path = tmp_path / "w.safetensors"
     engine = helpers.make_engine(plain, storage=path, overlap=overlap, slots=1)
     helpers.run_engine(engine, plain, 2)
@@ -109,7 +122,10 @@ def test_a_file_cut_short_in_mid_run_never_puts_one_block_in_the_place_of_anothe
     kept = path.read_bytes()
     os.truncate(path, len(kept) - 500)  # the last block's end
     for _ in range(3):
-        with pytest.raises((OSError, UserError), match=r"truncated while in use|interrupted while it changed weights"):
+        with pytest.raises(
+            (OSError, UserError),
+            match=r"truncated while in use|interrupted while it changed weights",
+        ):
             helpers.run_engine(engine, plain, 1)
     with path.open("r+b") as file:
         file.seek(0, os.SEEK_END)
@@ -131,7 +147,7 @@ def test_a_model_whose_blocks_are_away_refuses_to_be_called(plain, helpers):
         assert torch.equal(model(helpers.batch_of(plain, 0)[0]), logits)
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 class _Chooses(nn.Module):
@@ -193,7 +209,9 @@ def test_a_block_used_twice_is_refused(frozen):
 
 @pytest.mark.parametrize("storage", ["ram", None])
 def test_an_order_of_units_that_changes_between_steps_loses_no_update(storage):
-    """Each step draws noise for the units it reaches; an update reaches exactly those, whatever the next step does."""
+    """Each step draws noise for the units it reaches; an update reaches exactly those, whatever the
+    next step does.
+    """
     paths = [[0, 1], [2, 0], [2, 1, 0], [], [1], [0, 1, 2]]
     path = []
     engine = _choosing(lambda x: path, storage=storage, probe="fresh", weight_decay=0.1)
@@ -283,7 +301,9 @@ def test_parts_of_what_is_never_called_itself_are_refused_and_not_forgotten():
     blocks = [nn.Linear(3, 3) for _ in range(3)]
     with pytest.raises(UserError, match=r"'pre.0' runs outside 'pre'"):
         engine(nn.Sequential(nn.Linear(3, 3)), blocks).step(torch.ones(2, 3))
-    lists = engine(nn.ModuleList([nn.Linear(3, 3)]), [nn.ModuleList([nn.Linear(3, 3)]) for _ in range(2)])
+    lists = engine(
+        nn.ModuleList([nn.Linear(3, 3)]), [nn.ModuleList([nn.Linear(3, 3)]) for _ in range(2)]
+    )
     with pytest.raises(UserError, match=r"'blocks.0.0' runs outside 'blocks.0'"):
         lists.step(torch.ones(2, 3))
     with pytest.raises(UserError, match=r"'blocks.0.0' runs outside 'blocks.0'"):
@@ -316,7 +336,7 @@ def test_a_unit_that_runs_inside_another_is_refused():
         ZO2(Inner(), loss=lambda model, x: model(x)).step(torch.ones(2, 3))
 
 
-# ---- what a loss may do ----------------------------------------------------------------------------------------------
+# ---- what a loss may do --------------------------------------------------------------------------
 
 
 def test_context_variables_reach_the_loss(plain, helpers):
@@ -370,14 +390,22 @@ def test_a_resident_module_called_twice_is_refused_unless_it_is_named(helpers):
                 x = torch.tanh(block(self.turn(x)))
             return self.head(x)
 
-    order = ["turn.weight", "turn.bias", *(f"blocks.{i}.{p}" for i in range(3) for p in ("weight", "bias")), "head.weight", "head.bias"]
-    case = helpers.Case("loop", Loop, helpers.CASES["plain"].batches, helpers.class_loss, lambda _: order)
+    order = [
+        "turn.weight",
+        "turn.bias",
+        *(f"blocks.{i}.{p}" for i in range(3) for p in ("weight", "bias")),
+        "head.weight",
+        "head.bias",
+    ]
+    case = helpers.Case(
+        "loop", Loop, helpers.CASES["plain"].batches, helpers.class_loss, lambda _: order
+    )
     with pytest.raises(UserError, match=r"runs 'turn' twice.*shared=\[...\]"):
         helpers.run_zo2(case, 1)
     helpers.assert_same(helpers.run_zo2(case, 8, shared=["turn"]), helpers.run_mezo(case, 8))
 
 
-# ---- replay ----------------------------------------------------------------------------------------------------------
+# ---- replay --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["plain", "opt-tied", "timm-vit"], indirect=True)
@@ -391,7 +419,10 @@ def test_replay_ends_where_the_run_ended(case, probe, storage_dtype, helpers):
     again.replay(steps[:3], engine.order)
     again.replay(steps[3:], engine.order)
     assert again.steps == 8
-    states = [{n: t for n, t in e.state_dict().items() if not n.endswith("calls")} for e in (engine, again)]
+    states = [
+        {n: t for n, t in e.state_dict().items() if not n.endswith("calls")}
+        for e in (engine, again)
+    ]
     assert helpers.differing(*states) == []
     assert again.evaluate(helpers.batch_of(case, 0)) == engine.evaluate(helpers.batch_of(case, 0))
 
@@ -406,7 +437,10 @@ def test_replay_of_a_step_without_an_update(plain, helpers):
     assert [s.skipped for s in steps] == [False, True, False, True, False]
     again = helpers.make_engine(plain)
     again.replay(steps, engine.order)
-    states = [{n: t for n, t in e.state_dict().items() if not n.endswith("calls")} for e in (engine, again)]
+    states = [
+        {n: t for n, t in e.state_dict().items() if not n.endswith("calls")}
+        for e in (engine, again)
+    ]
     assert helpers.differing(*states) == []
 
 
@@ -423,12 +457,14 @@ def test_replay_of_another_models_log_is_refused(plain, helpers):
         helpers.make_engine(plain).replay([], ["", "model.layers.0"])
 
 
-# ---- saving and loading ----------------------------------------------------------------------------------------------
+# ---- saving and loading --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["plain", "opt-tied", "bert-classifier"], indirect=True)
 @pytest.mark.parametrize("tier", ["ram", "disk", "none"])
-def test_a_run_resumed_from_a_file_equals_one_that_was_not_interrupted(case, tier, helpers, tmp_path):
+def test_a_run_resumed_from_a_file_equals_one_that_was_not_interrupted(
+    case, tier, helpers, tmp_path
+):
     def storage(name):
         return {"ram": "ram", "disk": tmp_path / name, "none": None}[tier]
 
@@ -468,7 +504,9 @@ def test_a_saved_file_is_an_ordinary_checkpoint(helpers, tmp_path):
 def test_a_file_of_another_model_is_refused(plain, helpers, tmp_path):
     engine = helpers.make_engine(plain)
     engine.save(tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=r"'blocks.3.*' is only in the model|'blocks.2.*' is only in the file"):
+    with pytest.raises(
+        UserError, match=r"'blocks.3.*' is only in the model|'blocks.2.*' is only in the file"
+    ):
         helpers.make_engine(plain, depth=2).load(tmp_path / "a.safetensors")
 
 
@@ -482,10 +520,12 @@ def test_a_save_that_fails_leaves_nothing(plain, helpers, tmp_path, monkeypatch)
     assert (tmp_path / "w.safetensors").read_text() == "older"
 
 
-# ---- models that never were in memory --------------------------------------------------------------------------------
+# ---- models that never were in memory ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["opt-tied", "opt-untied", "gpt2", "llama-tied", "qwen3"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["opt-tied", "opt-untied", "gpt2", "llama-tied", "qwen3"], indirect=True
+)
 def test_training_a_file_in_place_equals_training_in_memory(case, helpers, tmp_path):
     from shared.models import empty_causal_lm
 
@@ -501,7 +541,9 @@ def test_training_a_file_in_place_equals_training_in_memory(case, helpers, tmp_p
     engine.close()
     stock = type(model).from_pretrained(tmp_path)
     assert helpers.differing(stock.state_dict(), wanted.state) == []
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == model.config.model_type
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["model_type"] == model.config.model_type
+    )
 
 
 def test_a_plain_model_made_on_the_meta_device(plain, helpers, tmp_path):
@@ -531,17 +573,26 @@ def test_a_file_that_does_not_fit_is_refused(plain, helpers, tmp_path):
     state = {n: t.contiguous() for n, t in plain.make(2).state_dict().items()}
     path = tmp_path / "w.safetensors"
     for broken, message in [
-        ({n: t for n, t in state.items() if n != "blocks.1.gain"}, "holds no tensor 'blocks.1.gain'"),
+        (
+            {n: t for n, t in state.items() if n != "blocks.1.gain"},
+            "holds no tensor 'blocks.1.gain'",
+        ),
         ({n: t for n, t in state.items() if n != "shift"}, "holds no tensor 'shift'"),
-        (state | {"blocks.0.up.bias": torch.zeros(12)}, r"'blocks.0.up.bias' is F32 \[12\], the model wants F32 \[11\]"),
-        (state | {"blocks.0.up.bias": torch.zeros(11, dtype=torch.float16)}, r"is F16 \[11\], the model wants F32 \[11\]"),
+        (
+            state | {"blocks.0.up.bias": torch.zeros(12)},
+            r"'blocks.0.up.bias' is F32 \[12\], the model wants F32 \[11\]",
+        ),
+        (
+            state | {"blocks.0.up.bias": torch.zeros(11, dtype=torch.float16)},
+            r"is F16 \[11\], the model wants F32 \[11\]",
+        ),
     ]:
         save_file(broken, path)
         with pytest.raises(UserError, match=message):
             helpers.make_engine(plain, model=empty(), storage=path)
 
 
-# ---- the way back ----------------------------------------------------------------------------------------------------
+# ---- the way back --------------------------------------------------------------------------------
 
 
 def test_unwrap_returns_the_model_as_it_was(helpers):
@@ -563,7 +614,9 @@ def test_unwrap_returns_the_model_as_it_was(helpers):
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
     assert {n: (p.shape, p.dtype, p.requires_grad) for n, p in model.named_parameters()} == before
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    assert all(p.untyped_storage().nbytes() == p.numel() * 4 for p in model.parameters()), "every block has memory of its own again"
+    assert all(p.untyped_storage().nbytes() == p.numel() * 4 for p in model.parameters()), (
+        "every block has memory of its own again"
+    )
     model(**helpers.batch_of(case, 0)).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -583,7 +636,9 @@ def test_generation_through_the_engine_equals_the_stock_model(case, helpers):
 
 def test_evaluation_in_between_changes_nothing(plain, plain_reference, helpers):
     engine = helpers.make_engine(plain)
-    assert engine.evaluate(helpers.batch_of(plain, 0)) == engine.evaluate(helpers.batch_of(plain, 0))
+    assert engine.evaluate(helpers.batch_of(plain, 0)) == engine.evaluate(
+        helpers.batch_of(plain, 0)
+    )
     found = []
     for t in range(30):
         found += helpers.run_engine(engine, plain, 1, first=t)
@@ -607,7 +662,10 @@ def test_spans_show_all_three_lanes(plain, helpers):
     engine = helpers.make_engine(plain, trace=True)
     helpers.run_engine(engine, plain, 3)
     engine.flush()
-    lanes = {lane: [s for s in engine.spans if s.lane == lane] for lane in ("upload", "compute", "offload")}
+    lanes = {
+        lane: [s for s in engine.spans if s.lane == lane]
+        for lane in ("upload", "compute", "offload")
+    }
     assert len(lanes["compute"]) == 9
     assert all(s.start <= s.end for spans in lanes.values() for s in spans)
     for visit in lanes["compute"]:
@@ -627,7 +685,9 @@ class _BlockWithBuffers(torch.nn.Module):
 
 
 def test_a_file_holds_what_the_state_dict_holds(tmp_path):
-    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([_BlockWithBuffers() for _ in range(2)])})
+    model = torch.nn.ModuleDict(
+        {"blocks": torch.nn.ModuleList([_BlockWithBuffers() for _ in range(2)])}
+    )
 
     def loss(model, x):
         for block in model["blocks"]:
@@ -642,13 +702,15 @@ def test_a_file_holds_what_the_state_dict_holds(tmp_path):
     engine.close()
 
 
-# ---- interruptions in the midst of the engine's own arithmetic -------------------------------------------------------
+# ---- interruptions in the midst of the engine's own arithmetic -----------------------------------
 
 
 @pytest.mark.parametrize("probe", ["inplace", "fresh"])
 @pytest.mark.parametrize("method", ["update", "draw", "add"])
 def test_ctrl_c_waits_until_the_weights_are_whole(method, probe, plain, helpers, monkeypatch):
-    """Interrupted while noise is added, the engine ends the addition first; what it goes on with is what it had."""
+    """Interrupted while noise is added, the engine ends the addition first; what it goes on with is
+    what it had.
+    """
     calm, hasty = (helpers.make_engine(plain, probe=probe) for _ in range(2))
     for engine in (calm, hasty):
         helpers.run_engine(engine, plain, 2)
@@ -672,9 +734,15 @@ def test_ctrl_c_waits_until_the_weights_are_whole(method, probe, plain, helpers,
         engine.close()
 
 
-@pytest.mark.parametrize(("storage", "probe"), [("ram", "inplace"), (None, "inplace"), (None, "fresh"), ("ram", "fresh")])
-def test_a_failure_in_the_midst_of_a_change_is_not_passed_over(storage, probe, plain, helpers, monkeypatch, tmp_path):
-    """Out of memory while noise is added: the engine says that it is unusable, until it has loaded a checkpoint."""
+@pytest.mark.parametrize(
+    ("storage", "probe"), [("ram", "inplace"), (None, "inplace"), (None, "fresh"), ("ram", "fresh")]
+)
+def test_a_failure_in_the_midst_of_a_change_is_not_passed_over(
+    storage, probe, plain, helpers, monkeypatch, tmp_path
+):
+    """Out of memory while noise is added: the engine says that it is unusable, until it has loaded
+    a checkpoint.
+    """
     engine = helpers.make_engine(plain, storage=storage, probe=probe, cache_noise=False)
     helpers.run_engine(engine, plain, 2)
     engine.save(tmp_path / "good.safetensors")
@@ -692,7 +760,11 @@ def test_a_failure_in_the_midst_of_a_change_is_not_passed_over(storage, probe, p
         helpers.run_engine(engine, plain, 1)
     monkeypatch.undo()
     assert "load a checkpoint" in raised.value.__notes__[0]
-    for use in (lambda: helpers.run_engine(engine, plain, 1), engine.unwrap, lambda: engine.forward(lambda model: None)):
+    for use in (
+        lambda: helpers.run_engine(engine, plain, 1),
+        engine.unwrap,
+        lambda: engine.forward(lambda model: None),
+    ):
         with pytest.raises(UserError, match="load a checkpoint"):
             use()
     engine.load(tmp_path / "good.safetensors")
@@ -700,15 +772,22 @@ def test_a_failure_in_the_midst_of_a_change_is_not_passed_over(storage, probe, p
         assert torch.equal(value, good[name]), name
     engine.weight_decay = 0.0
     engine.step(helpers.batch_of(plain, 0), lr=0.0)
-    for name, value in engine.state_dict().items():  # nothing is still bound to memory that a step uses
+    # nothing is still bound to memory that a step uses
+    for name, value in engine.state_dict().items():
         if value.is_floating_point():  # a counter of calls has moved on
-            torch.testing.assert_close(value, good[name], rtol=0, atol=0 if probe == "fresh" else 1e-6)
+            torch.testing.assert_close(
+                value, good[name], rtol=0, atol=0 if probe == "fresh" else 1e-6
+            )
     engine.close()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"probe": "Fresh"}, "probe"), ({"rounding": "stohastic"}, "rounding"), ({"storage": "disk"}, "pathlib.Path")],
+    [
+        ({"probe": "Fresh"}, "probe"),
+        ({"rounding": "stohastic"}, "rounding"),
+        ({"storage": "disk"}, "pathlib.Path"),
+    ],
 )
 def test_a_misspelt_option_is_refused(options, message, plain, helpers):
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,6 @@
-"""The experiments that need data, on a task small enough to make up; the others run in the smoke run of the whole workflow."""
+"""The experiments that need data, on a task small enough to make up; the others run in the smoke
+run of the whole workflow.
+"""
 
 from itertools import pairwise
 
@@ -15,7 +17,9 @@ from shared.experiment import Run
 
 
 class Parity(Classification):
-    """Whether a text has an even number of letters, told from its first letters by a small residual network."""
+    """Whether a text has an even number of letters, told from its first letters by a small residual
+    network.
+    """
 
     def __init__(self, *_):
         texts = ["".join(chr(97 + (7 * i + j) % 26) for j in range(3 + i % 4)) for i in range(40)]
@@ -24,10 +28,16 @@ class Parity(Classification):
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 17), nn.Tanh(), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 2))
+        return nn.Sequential(
+            nn.Linear(6, 17), nn.Tanh(), nn.Linear(17, 17), nn.Tanh(), nn.Linear(17, 2)
+        )
 
     def encode(self, texts):
-        return {"letters": torch.tensor([[ord(text[i]) / 100 if i < len(text) else 0.0 for i in range(6)] for text in texts])}
+        return {
+            "letters": torch.tensor(
+                [[ord(text[i]) / 100 if i < len(text) else 0.0 for i in range(6)] for text in texts]
+            )
+        }
 
     def logits(self, model, inputs):
         return model(inputs["letters"])
@@ -40,8 +50,19 @@ def test_accuracy_shows_that_mezo_and_zo2_are_one_and_what_a_flush_is_for(monkey
     ends = {row["method"]: row for row in run.rows if row["kind"] == "end"}
     assert set(ends) == {"zero-shot", "ZO2, not flushed", "ZO2", "MeZO", "AdamW (first order)"}
     assert ends["ZO2"] | {"method": ""} == ends["MeZO"] | {"method": ""}
-    assert len({ends[name]["weights_sha256"] for name in ("zero-shot", "ZO2, not flushed", "ZO2", "AdamW (first order)")}) == 4
-    losses = {m: [row["train_loss"] for row in run.rows if row["kind"] == "step" and row["method"] == m] for m in ("ZO2", "MeZO")}
+    assert (
+        len(
+            {
+                ends[name]["weights_sha256"]
+                for name in ("zero-shot", "ZO2, not flushed", "ZO2", "AdamW (first order)")
+            }
+        )
+        == 4
+    )
+    losses = {
+        m: [row["train_loss"] for row in run.rows if row["kind"] == "step" and row["method"] == m]
+        for m in ("ZO2", "MeZO")
+    }
     assert losses["ZO2"] == losses["MeZO"]
     assert len(losses["ZO2"]) == 4
 
@@ -78,9 +99,19 @@ def test_lowbit_counts_what_survives(monkeypatch):
 
 def test_what_does_not_fit_is_not_tried():
     run = Run(quiet=True)
-    config = memory.Config(hidden=32, heads=4, depths=[2], methods=["mezo", "zo2-3"], tokens=4, largest_resident_gigabytes=0.001)
+    config = memory.Config(
+        hidden=32,
+        heads=4,
+        depths=[2],
+        methods=["mezo", "zo2-3"],
+        tokens=4,
+        largest_resident_gigabytes=0.001,
+    )
     memory.run(config, run)
-    assert {row["method"]: row["counter"] for row in run.rows} == {"mezo": "not tried", "zo2-3": "allocator"}
+    assert {row["method"]: row["counter"] for row in run.rows} == {
+        "mezo": "not tried",
+        "zo2-3": "allocator",
+    }
     assert next(row for row in run.rows if row["method"] == "mezo")["peak_bytes"] is None
 
 
@@ -93,7 +124,9 @@ def test_a_gpu_that_is_wanted_and_not_there_is_one_line():
 
 def test_lanes_overlap_only_where_they_may():
     run = Run(quiet=True)
-    schedule.run(schedule.Config(layers=3, hidden=64, heads=4, vocabulary=64, tokens=16, steps=2), run)
+    schedule.run(
+        schedule.Config(layers=3, hidden=64, heads=4, vocabulary=64, tokens=16, steps=2), run
+    )
     spans = {v: [row for row in run.rows if row["variant"] == v] for v in ("overlap", "no overlap")}
     assert {row["lane"] for row in spans["overlap"]} == {"upload", "compute", "offload"}
     ordered = sorted(spans["no overlap"], key=lambda row: row["start_seconds"])
@@ -105,11 +138,19 @@ def test_text_is_cut_into_consecutive_pieces_and_must_suffice():
         return {"input_ids": [ord(letter) for letter in text]}
 
     batches = text_tokens(tokenizer, ["abcdefgh", "ijklmnop"], batch_size=2, tokens=3, steps=2)
-    assert ["".join(map(chr, row)) for batch in batches for row in batch["input_ids"].tolist()] == ["abc", "def", "ghi", "jkl"]
+    assert ["".join(map(chr, row)) for batch in batches for row in batch["input_ids"].tolist()] == [
+        "abc",
+        "def",
+        "ghi",
+        "jkl",
+    ]
     with pytest.raises(UserError, match="16 tokens, 18 are needed"):
         text_tokens(tokenizer, ["abcdefgh", "ijklmnop"], batch_size=3, tokens=3, steps=2)
     again = random_tokens(11, 2, 3, 2, seed=5)
-    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(again, random_tokens(11, 2, 3, 2, seed=5), strict=True))
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"])
+        for a, b in zip(again, random_tokens(11, 2, 3, 2, seed=5), strict=True)
+    )
 
 
 def _needs(name):

@@ -1,4 +1,6 @@
-"""The command: data, budget, faults, what it saves. Tiny models with random weights stand for the user's."""
+"""The command: data, budget, faults, what it saves. Tiny models with random weights stand for the
+user's.
+"""
 
 import json
 import os
@@ -13,7 +15,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig, LlamaForCausalLM, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+)
 
 from projects.zo2 import MeZO, budget, finetune, weights
 from projects.zo2.__main__ import main
@@ -25,18 +34,39 @@ from shared.corpus import IGNORED, Corpus
 from shared.errors import UserError
 
 
-def save_model(folder: Path, family: str = "llama", hidden: int = 32, layers: int = 3, vocabulary: int = 260, tied: bool = True) -> Path:
+def save_model(
+    folder: Path,
+    family: str = "llama",
+    hidden: int = 32,
+    layers: int = 3,
+    vocabulary: int = 260,
+    tied: bool = True,
+) -> Path:
     """A model with random weights."""
     torch.manual_seed(0)
     match family:
         case "llama":
-            config = LlamaConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=2 * hidden)
+            config = LlamaConfig(
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=2,
+                intermediate_size=2 * hidden,
+            )
         case "opt":
-            config = OPTConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=2, ffn_dim=2 * hidden)
+            config = OPTConfig(
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=2,
+                ffn_dim=2 * hidden,
+            )
             config.word_embed_proj_dim = hidden
         case "gpt2":
             config = GPT2Config(n_embd=hidden, n_layer=layers, n_head=2)
-    config.vocab_size, config.tie_word_embeddings, config.max_position_embeddings = vocabulary, tied, 128
+    config.vocab_size, config.tie_word_embeddings, config.max_position_embeddings = (
+        vocabulary,
+        tied,
+        128,
+    )
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
@@ -62,12 +92,26 @@ def _threads():
     torch.set_num_threads(before)
 
 
-def arguments(folder: Path, out: Path, *more: str, model: str = "llama", data: str = "text.jsonl") -> list[str]:
-    given = ["finetune", "--model", str(folder / model), "--data", str(folder / data), "--out", str(out), "--threads", "1"]
+def arguments(
+    folder: Path, out: Path, *more: str, model: str = "llama", data: str = "text.jsonl"
+) -> list[str]:
+    given = [
+        "finetune",
+        "--model",
+        str(folder / model),
+        "--data",
+        str(folder / data),
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+    ]
     return [*given, "--sequence-length", "32", "--lr", "1e-3", *more]
 
 
-def tune(folder: Path, out: Path, *more: str, model: str = "llama", data: str = "text.jsonl") -> Path:
+def tune(
+    folder: Path, out: Path, *more: str, model: str = "llama", data: str = "text.jsonl"
+) -> Path:
     """A run that must end well. Returns the file with what it trained."""
     assert main(arguments(folder, out, *more, model=model, data=data)) == 0
     return next(out.glob("*model.safetensors"))
@@ -75,19 +119,34 @@ def tune(folder: Path, out: Path, *more: str, model: str = "llama", data: str = 
 
 def weights_of(path: Path) -> dict[str, bytes]:
     reader = SafetensorsReader(path)
-    return {name: reader.read(name).view(-1).view(torch.uint8).numpy().tobytes() for name in reader.names()}
+    return {
+        name: reader.read(name).view(-1).view(torch.uint8).numpy().tobytes()
+        for name in reader.names()
+    }
 
 
-# ---- what is trained ---------------------------------------------------------------------------------------------------
+# ---- what is trained -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("probe", ["inplace", "fresh"])
 def test_the_saved_model_is_what_mezo_trains(folder: Path, tmp_path: Path, probe: str) -> None:
-    schedule = ["--lr-schedule", "cosine", "--warmup-steps", "2", "--weight-decay", "0.1", "--accumulate", "2", "--batch-size", "2"]
+    schedule = [
+        "--lr-schedule",
+        "cosine",
+        "--warmup-steps",
+        "2",
+        "--weight-decay",
+        "0.1",
+        "--accumulate",
+        "2",
+        "--batch-size",
+        "2",
+    ]
     tune(folder, tmp_path / "out", "--steps", "8", "--seed", "3", "--probe", probe, *schedule)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert (
-        AutoTokenizer.from_pretrained(tmp_path / "out")("a b").input_ids == AutoTokenizer.from_pretrained(folder / "llama")("a b").input_ids
+        AutoTokenizer.from_pretrained(tmp_path / "out")("a b").input_ids
+        == AutoTokenizer.from_pretrained(folder / "llama")("a b").input_ids
     )
 
     corpus = Corpus(tmp_path / "out" / "data")
@@ -115,11 +174,17 @@ def test_the_loss_is_the_models_own(folder: Path) -> None:
     labels = ids.clone()
     labels[0, :7] = labels[1, 15:] = IGNORED
     expected = model(input_ids=ids, labels=labels).loss
-    torch.testing.assert_close(finetune.mean_loss(model, {"input_ids": ids, "labels": labels}).float(), expected)
+    torch.testing.assert_close(
+        finetune.mean_loss(model, {"input_ids": ids, "labels": labels}).float(), expected
+    )
 
 
-@pytest.mark.parametrize(("model", "data"), [("llama", "prompts.jsonl"), ("opt", "text.jsonl"), ("gpt2", "text.jsonl")])
-def test_storage_changes_nothing_and_a_log_is_enough(folder: Path, tmp_path: Path, model: str, data: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "data"), [("llama", "prompts.jsonl"), ("opt", "text.jsonl"), ("gpt2", "text.jsonl")]
+)
+def test_storage_changes_nothing_and_a_log_is_enough(
+    folder: Path, tmp_path: Path, model: str, data: str
+) -> None:
     runs = {}
     for storage in ("ram", "disk", "none"):
         more = [
@@ -137,19 +202,44 @@ def test_storage_changes_nothing_and_a_log_is_enough(folder: Path, tmp_path: Pat
         runs[storage] = weights_of(tune(folder, tmp_path / storage, *more, model=model, data=data))
     assert runs["ram"] == runs["disk"] == runs["none"]
     assert runs["ram"] != weights_of(folder / model / "model.safetensors")
-    assert {f.name for f in (tmp_path / "disk").iterdir()} & {"working.safetensors", "checkpoint"} == set()
-    replayed = ["replay", "--log", str(tmp_path / "ram" / "steps.jsonl"), "--model", str(folder / model), "--out", str(tmp_path / "again")]
+    assert {f.name for f in (tmp_path / "disk").iterdir()} & {
+        "working.safetensors",
+        "checkpoint",
+    } == set()
+    replayed = [
+        "replay",
+        "--log",
+        str(tmp_path / "ram" / "steps.jsonl"),
+        "--model",
+        str(folder / model),
+        "--out",
+        str(tmp_path / "again"),
+    ]
     assert main([*replayed, "--storage", "disk"]) == 0
     assert weights_of(tmp_path / "again" / "model.safetensors") == runs["ram"]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "again").state_dict()
     assert all(loaded[name].numpy().tobytes() == value for name, value in runs["ram"].items())
 
 
-@pytest.mark.parametrize(("rounding", "probe"), [("nearest", "inplace"), ("stochastic", "inplace"), ("stochastic", "fresh")])
+@pytest.mark.parametrize(
+    ("rounding", "probe"),
+    [("nearest", "inplace"), ("stochastic", "inplace"), ("stochastic", "fresh")],
+)
 def test_low_bit_runs_replay_and_go_on_exactly(
     folder: Path, tmp_path: Path, rounding: str, probe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = ["--steps", "12", "--storage-dtype", "bfloat16", "--rounding", rounding, "--checkpoint-every", "4", "--probe", probe]
+    more = [
+        "--steps",
+        "12",
+        "--storage-dtype",
+        "bfloat16",
+        "--rounding",
+        rounding,
+        "--checkpoint-every",
+        "4",
+        "--probe",
+        probe,
+    ]
     more += ["--eval-data", str(folder / "prompts.jsonl"), "--eval-every", "5"]
     whole = weights_of(tune(folder, tmp_path / "whole", *more))
     crash(monkeypatch, arguments(folder, tmp_path / "parts", *more), after=11)
@@ -185,17 +275,32 @@ def crash(monkeypatch: pytest.MonkeyPatch, given: list[str], after: int) -> None
             main(given)
 
 
-def test_lora_trains_an_adapter_that_peft_loads(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_trains_an_adapter_that_peft_loads(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from peft import PeftModel
 
-    more = ["--steps", "8", "--lora-rank", "3", "--lora-targets", "q_proj,v_proj", "--checkpoint-every", "3", "--eps", "1e-2"]
+    more = [
+        "--steps",
+        "8",
+        "--lora-rank",
+        "3",
+        "--lora-targets",
+        "q_proj,v_proj",
+        "--checkpoint-every",
+        "3",
+        "--eps",
+        "1e-2",
+    ]
     whole = weights_of(tune(folder, tmp_path / "whole", *more))
     crash(monkeypatch, arguments(folder, tmp_path / "parts", *more, "--storage", "disk"), after=5)
     assert weights_of(tune(folder, tmp_path / "parts", *more, "--storage", "disk")) == whole
     base = AutoModelForCausalLM.from_pretrained(folder / "llama")
     before = {name: p.clone() for name, p in base.named_parameters()}
     tuned = PeftModel.from_pretrained(base, tmp_path / "parts")
-    loaded = {name.replace(".default", ""): p for name, p in tuned.named_parameters() if "lora_" in name}
+    loaded = {
+        name.replace(".default", ""): p for name, p in tuned.named_parameters() if "lora_" in name
+    }
     assert {name: p.detach().numpy().tobytes() for name, p in loaded.items()} == whole
     assert all(p.abs().max() > 0 for name, p in loaded.items() if "lora_B" in name)
     assert len(loaded) == 3 * 2 * 2
@@ -204,7 +309,9 @@ def test_lora_trains_an_adapter_that_peft_loads(folder: Path, tmp_path: Path, mo
     assert changed == {name for name in before if re.search(r"\.(q|v)_proj\.", name)}
 
 
-def test_more_steps_go_on_from_the_finished_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_steps_go_on_from_the_finished_model(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = weights_of(tune(folder, tmp_path / "whole", "--steps", "9"))
     tune(folder, tmp_path / "grown", "--steps", "4")
     grown = tune(folder, tmp_path / "grown", "--steps", "9", "--storage", "disk")
@@ -216,15 +323,31 @@ def test_more_steps_go_on_from_the_finished_model(folder: Path, tmp_path: Path, 
     assert grown.stat().st_mtime_ns == written
 
 
-# ---- faults ------------------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) -> None:
-    more = ["--steps", "150", "--checkpoint-every", "20", "--accumulate", "2", "--lr-schedule", "linear", "--warmup-steps", "10"]
+    more = [
+        "--steps",
+        "150",
+        "--checkpoint-every",
+        "20",
+        "--accumulate",
+        "2",
+        "--lr-schedule",
+        "linear",
+        "--warmup-steps",
+        "10",
+    ]
     blows = {"ram": signal.SIGKILL, "disk": signal.SIGKILL, "none": signal.SIGINT}
     runs = {
         storage: subprocess.Popen(
-            [sys.executable, "-m", "projects.zo2", *arguments(folder, tmp_path / storage, *more, "--storage", storage)],
+            [
+                sys.executable,
+                "-m",
+                "projects.zo2",
+                *arguments(folder, tmp_path / storage, *more, "--storage", storage),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -241,7 +364,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) -> 
                 process.send_signal(blows[storage])
                 del waiting[storage]
         time.sleep(0.005)
-    ended = {storage: (*process.communicate(), process.returncode) for storage, process in runs.items()}
+    ended = {
+        storage: (*process.communicate(), process.returncode) for storage, process in runs.items()
+    }
     assert not waiting
     assert ended["ram"][2] == ended["disk"][2] == -signal.SIGKILL, ended
     assert ended["none"][2] == 130, ended
@@ -250,11 +375,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) -> 
     whole = weights_of(tune(folder, tmp_path / "whole", *more))
     for storage in blows:
         assert not (tmp_path / storage / "model.safetensors").exists()
-        assert (weights.saved_steps(tmp_path / storage / "checkpoint" / "weights.safetensors") or 0) >= 40
-        assert weights_of(tune(folder, tmp_path / storage, *more, "--storage", storage)) == whole, storage
+        assert (
+            weights.saved_steps(tmp_path / storage / "checkpoint" / "weights.safetensors") or 0
+        ) >= 40
+        assert weights_of(tune(folder, tmp_path / storage, *more, "--storage", storage)) == whole, (
+            storage
+        )
 
 
-def test_what_a_crash_leaves_half_written_is_swept_away(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_crash_leaves_half_written_is_swept_away(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = ["--steps", "9", "--checkpoint-every", "3", "--storage", "disk"]
     whole = weights_of(tune(folder, tmp_path / "whole", *more))
     out = tmp_path / "parts"
@@ -268,7 +399,9 @@ def test_what_a_crash_leaves_half_written_is_swept_away(folder: Path, tmp_path: 
     assert not list(out.rglob(".*.part"))
 
 
-def test_a_checkpoint_that_is_interrupted_leaves_the_last_one(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_is_interrupted_leaves_the_last_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = ["--steps", "9", "--checkpoint-every", "3"]
     original = SafetensorsWriter.write
 
@@ -282,14 +415,20 @@ def test_a_checkpoint_that_is_interrupted_leaves_the_last_one(folder: Path, tmp_
         patch.setattr(SafetensorsWriter, "write", write)
         assert main(arguments(folder, out, *more)) == 130
     assert weights.saved_steps(out / "checkpoint" / "weights.safetensors") == 3
-    assert weights_of(tune(folder, out, *more)) == weights_of(tune(folder, tmp_path / "whole", *more))
+    assert weights_of(tune(folder, out, *more)) == weights_of(
+        tune(folder, tmp_path / "whole", *more)
+    )
 
 
-def test_a_full_disk_is_one_line_and_the_checkpoint_stays(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_one_line_and_the_checkpoint_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "small"
     out.mkdir()
     room = (folder / "llama" / "model.safetensors").stat().st_size * 3 // 2 + 90_000
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(out)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(out)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("mounting needs root")
     more = ["--steps", "9", "--checkpoint-every", "3"]
@@ -301,7 +440,9 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_stays(folder: Path, tmp_path
         assert weights.saved_steps(out / "checkpoint" / "weights.safetensors") == 3
         assert not list(out.rglob("*.part"))
         subprocess.run(["mount", "-o", "remount,size=8m", str(out)], check=True)
-        assert weights_of(tune(folder, out, *more)) == weights_of(tune(folder, tmp_path / "whole", *more))
+        assert weights_of(tune(folder, out, *more)) == weights_of(
+            tune(folder, tmp_path / "whole", *more)
+        )
     finally:
         subprocess.run(["umount", str(out)], check=True)
 
@@ -323,7 +464,7 @@ def test_losses_that_are_not_finite_are_skipped_and_many_end_the_run(
     assert len(read_log(tmp_path / "out" / "steps.jsonl").steps) == len(log.steps)  # type: ignore[union-attr]
 
 
-# ---- memory ------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 BUDGET_SCRIPT = """
 import os, re, resource, sys, contextlib, io
@@ -333,7 +474,8 @@ from projects.zo2.__main__ import main
 from shared.models import load_causal_lm
 model, data, out = sys.argv[1:]
 def run(size, out, *more):
-    given = ["finetune", "--model", model, "--data", data, "--out", out, "--steps", "2", "--sequence-length", "32", "--threads", "1"]
+    given = ["finetune", "--model", model, "--data", data, "--out", out]
+    given += ["--steps", "2", "--sequence-length", "32", "--threads", "1"]
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors):
         status = main([*given, "--memory-budget", size, *more])
@@ -356,7 +498,8 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3, "plain loading f
 status, error = run(size, out)
 assert status == 0, error
 assert resource.getrlimit(resource.RLIMIT_DATA)[0] == -1
-status, error = run("%dMB" % (budget.memory("VmData") // 10**6 + 1), out + "-ram", "--storage", "ram")
+tight = "%dMB" % (budget.memory("VmData") // 10**6 + 1)
+status, error = run(tight, out + "-ram", "--storage", "ram")
 assert status == 2 and "less with --storage disk" in error, error
 plan = budget.make_plan
 budget.make_plan = lambda model, work, size: plan(model, work, None)
@@ -366,11 +509,26 @@ print("fits", size)
 """
 
 
-def test_the_budget_is_kept_and_kills_plain_loading(folder: Path, tmp_path: Path, save_tokenizer: Callable[[Path], Any]) -> None:
+def test_the_budget_is_kept_and_kills_plain_loading(
+    folder: Path, tmp_path: Path, save_tokenizer: Callable[[Path], Any]
+) -> None:
     model = save_model(tmp_path / "large", hidden=512, layers=20)
     save_tokenizer(model)
-    given = [sys.executable, "-c", BUDGET_SCRIPT, str(model), str(folder / "text.jsonl"), str(tmp_path / "out")]
-    done = subprocess.run(given, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    given = [
+        sys.executable,
+        "-c",
+        BUDGET_SCRIPT,
+        str(model),
+        str(folder / "text.jsonl"),
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(
+        given,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     size = parse_size(re.search(r"fits (\d+MB)", done.stdout)[1])  # type: ignore[index]
     peak = parse_size(re.search(r"peak memory (\S+ \S+) allocated", done.stdout)[1])  # type: ignore[index]
@@ -381,11 +539,17 @@ def test_the_budget_is_kept_and_kills_plain_loading(folder: Path, tmp_path: Path
 def test_a_plan_takes_what_the_budget_allows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "memory", lambda key: 10**8)
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(hidden_size=1024, intermediate_size=2048, num_hidden_layers=4, vocab_size=1000))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=1024, intermediate_size=2048, num_hidden_layers=4, vocab_size=1000
+            )
+        )
     block = sum(p.numel() for p in model.model.layers[0].parameters()) * 4
 
     def plan(nbytes: int | None, storage: str = "disk", probe: str = "inplace") -> budget.Plan:
-        return budget.make_plan(model, budget.Workload(2, 1, 64, probe, storage, None, torch.device("cpu"), 1), nbytes)
+        return budget.make_plan(
+            model, budget.Workload(2, 1, 64, probe, storage, None, torch.device("cpu"), 1), nbytes
+        )
 
     fastest = plan(None)
     assert (fastest.slots, fastest.cache_noise) == (3, True)
@@ -393,7 +557,12 @@ def test_a_plan_takes_what_the_budget_allows(folder: Path, monkeypatch: pytest.M
     assert fastest.parts["resident weights"] == 4 * (2 * 1000 * 1024 + 1024)
     assert fastest.parts["shared weights"] == 0  # this model is not tied
     found = [plan(fastest.total - n * block) for n in range(4)]
-    assert [(p.slots, p.cache_noise) for p in found] == [(3, True), (2, True), (1, True), (1, False)]
+    assert [(p.slots, p.cache_noise) for p in found] == [
+        (3, True),
+        (2, True),
+        (1, True),
+        (1, False),
+    ]
     assert all(p.total <= fastest.total - n * block for n, p in enumerate(found))
     with pytest.raises(UserError, match="is too small: this run needs --memory-budget"):
         plan(fastest.total - 4 * block)
@@ -413,12 +582,18 @@ def test_sizes() -> None:
     assert format_size(1_500_000) == "2 MB"
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
-def test_a_bad_line_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_line_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    refused(arguments(folder, tmp_path / "out", "--data", str(tmp_path / "bad.jsonl")), "bad.jsonl, line 2: not JSON", capsys)
+    refused(
+        arguments(folder, tmp_path / "out", "--data", str(tmp_path / "bad.jsonl")),
+        "bad.jsonl, line 2: not JSON",
+        capsys,
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -444,13 +619,21 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), OPTIONS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_a_bad_option_is_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    OPTIONS,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_option_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
     refused(arguments(folder, tmp_path / "out", *given), message, capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_goes_on_only_as_it_began(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_goes_on_only_as_it_began(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     before = weights_of(tune(folder, out, "--steps", "3"))
     different = [
@@ -465,18 +648,24 @@ def test_a_run_goes_on_only_as_it_began(folder: Path, tmp_path: Path, capsys: py
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     refused(arguments(folder, tmp_path / "full"), "is not empty", capsys)
-    (out / "steps.jsonl").write_bytes((out / "steps.jsonl").read_bytes().replace(b'"step":1,', b'"step":8,'))
+    (out / "steps.jsonl").write_bytes(
+        (out / "steps.jsonl").read_bytes().replace(b'"step":1,', b'"step":8,')
+    )
     refused(arguments(folder, out, "--steps", "5"), "line 3: step 8 where step 1 should be", capsys)
     assert weights_of(out / "model.safetensors") == before
 
 
-def test_two_runs_cannot_share_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_cannot_share_a_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with runs.locked(tmp_path / "out"):
         refused(arguments(folder, tmp_path / "out"), "another process is working", capsys)
         assert (tmp_path / "out").exists()
 
 
-def test_a_model_folder_without_good_weights_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_folder_without_good_weights_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import shutil
 
     broken = tmp_path / "broken"
@@ -487,16 +676,40 @@ def test_a_model_folder_without_good_weights_is_refused(folder: Path, tmp_path: 
     (broken / "model.safetensors").unlink()
     refused(arguments(folder, tmp_path / "out", "--model", str(broken)), "does not exist", capsys)
     shutil.copyfile(folder / "opt" / "model.safetensors", broken / "model.safetensors")
-    refused(arguments(folder, tmp_path / "out", "--model", str(broken)), "holds no tensor 'model.embed_tokens.weight'", capsys)
+    refused(
+        arguments(folder, tmp_path / "out", "--model", str(broken)),
+        "holds no tensor 'model.embed_tokens.weight'",
+        capsys,
+    )
 
 
-def test_replay_refuses_another_model_and_a_used_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_replay_refuses_another_model_and_a_used_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tune(folder, tmp_path / "out", "--steps", "2")
     log = str(tmp_path / "out" / "steps.jsonl")
-    refused(["replay", "--log", log, "--model", str(folder / "opt"), "--out", str(tmp_path / "new")], "is not the model", capsys)
-    refused(["replay", "--log", log, "--model", str(folder / "llama"), "--out", str(tmp_path / "out")], "holds a model already", capsys)
     refused(
-        ["replay", "--log", "nowhere", "--model", str(folder / "llama"), "--out", str(tmp_path / "new")], "nowhere does not exist", capsys
+        ["replay", "--log", log, "--model", str(folder / "opt"), "--out", str(tmp_path / "new")],
+        "is not the model",
+        capsys,
+    )
+    refused(
+        ["replay", "--log", log, "--model", str(folder / "llama"), "--out", str(tmp_path / "out")],
+        "holds a model already",
+        capsys,
+    )
+    refused(
+        [
+            "replay",
+            "--log",
+            "nowhere",
+            "--model",
+            str(folder / "llama"),
+            "--out",
+            str(tmp_path / "new"),
+        ],
+        "nowhere does not exist",
+        capsys,
     )
     assert not (tmp_path / "new").exists()
 

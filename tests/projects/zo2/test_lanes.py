@@ -14,7 +14,9 @@ NBYTES = 64
 
 
 class Shelf:
-    """Blocks of one number each. `events` is what was asked for; an open gate lets a call through."""
+    """Blocks of one number each. `events` is what was asked for; an open gate lets a call
+    through.
+    """
 
     def __init__(self, blocks):
         self.values = [float(b) for b in range(blocks)]
@@ -197,7 +199,9 @@ def test_waiting_is_counted():
 
 def test_tasks_of_a_lane_run_one_after_the_other():
     lane, order = Lane("test", CPU, overlap=True), []
-    futures = [lane.submit(lambda i=i: (time.sleep(0.01 * (3 - i)), order.append(i))) for i in range(3)]
+    futures = [
+        lane.submit(lambda i=i: (time.sleep(0.01 * (3 - i)), order.append(i))) for i in range(3)
+    ]
     assert [f.result() for f in futures] == [None] * 3
     assert order == [0, 1, 2]
     lane.close()
@@ -210,7 +214,12 @@ def test_spans_tell_what_a_lane_did():
         pager.acquire(block)
         pager.release(block, write=True)
     pager.settle()
-    assert {(s.lane, s.block) for s in pager.spans} >= {("upload", 0), ("upload", 1), ("offload", 0), ("offload", 1)}
+    assert {(s.lane, s.block) for s in pager.spans} >= {
+        ("upload", 0),
+        ("upload", 1),
+        ("offload", 0),
+        ("offload", 1),
+    }
     for lane in ("upload", "offload"):
         spans = [s for s in pager.spans if s.lane == lane]
         assert all(a.end <= b.start for a, b in itertools.pairwise(spans))

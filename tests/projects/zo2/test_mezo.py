@@ -1,4 +1,6 @@
-"""The reference itself, against code that shares nothing with it: plain Python loops and formulas written out."""
+"""The reference itself, against code that shares nothing with it: plain Python loops and formulas
+written out.
+"""
 
 import pytest
 import torch
@@ -39,8 +41,16 @@ def test_mezo_on_a_quadratic_equals_a_loop_over_numbers():
         generator = torch.Generator().manual_seed(t)
         zx = torch.empty(3, dtype=torch.float64).normal_(generator=generator).tolist()
         zb = torch.empty(2, dtype=torch.float64).normal_(generator=generator).tolist()
-        plus = value([v + eps * z for v, z in zip(x, zx, strict=True)], [v + eps * z for v, z in zip(bias, zb, strict=True)], factor)
-        minus = value([v - eps * z for v, z in zip(x, zx, strict=True)], [v - eps * z for v, z in zip(bias, zb, strict=True)], factor)
+        plus = value(
+            [v + eps * z for v, z in zip(x, zx, strict=True)],
+            [v + eps * z for v, z in zip(bias, zb, strict=True)],
+            factor,
+        )
+        minus = value(
+            [v - eps * z for v, z in zip(x, zx, strict=True)],
+            [v - eps * z for v, z in zip(bias, zb, strict=True)],
+            factor,
+        )
         g = (plus - minus) / (2 * eps)
         lr = 0.01 / (t + 1)
         x = [v - lr * (g * z + decay * v) for v, z in zip(x, zx, strict=True)]
@@ -97,7 +107,9 @@ def test_a_loss_that_is_not_finite_leaves_no_update(bad):
 def test_the_direction_is_that_of_the_given_order():
     a, b = Quadratic(), Quadratic()
     MeZO(a, loss=_loss, lr=0.1).step(1.0, 3)
-    MeZO(b, loss=_loss, lr=0.1, parameters=[("bias", b.bias), ("fixed", b.fixed), ("x", b.x)]).step(1.0, 3)
+    MeZO(b, loss=_loss, lr=0.1, parameters=[("bias", b.bias), ("fixed", b.fixed), ("x", b.x)]).step(
+        1.0, 3
+    )
     assert not torch.equal(a.x, b.x)
     assert b.fixed.item() == 3.0
 

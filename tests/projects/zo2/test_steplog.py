@@ -11,7 +11,11 @@ from projects.zo2.steplog import StepLog, read_log
 from shared.errors import UserError
 
 ORDER = ["", "embedding", "blocks.0"]
-STEPS = [Step(0, 2.5, -0.1, 1e-6, 7), Step(1, math.nan, math.nan, 1e-6, 8), Step(2, 2.4, 1 / 3, 5e-7, 2**63 - 1)]
+STEPS = [
+    Step(0, 2.5, -0.1, 1e-6, 7),
+    Step(1, math.nan, math.nan, 1e-6, 8),
+    Step(2, 2.4, 1 / 3, 5e-7, 2**63 - 1),
+]
 
 
 @pytest.fixture
@@ -33,7 +37,8 @@ def test_what_was_written_is_read(path: Path) -> None:
     assert log is not None
     assert log.header == {"schema": 1, "settings": {"lr": 1e-6}}
     assert (log.order, log.flushes, log.evaluations) == (ORDER, {2}, {2: 2.25})
-    assert [repr(step) for step in log.steps] == [repr(step) for step in STEPS]  # NaN is not equal to itself
+    # NaN is not equal to itself
+    assert [repr(step) for step in log.steps] == [repr(step) for step in STEPS]
     assert [step.skipped for step in log.steps] == [False, True, False]
     lines = path.read_text().splitlines()
     assert len(lines) == 6
@@ -79,16 +84,38 @@ def test_a_log_that_died_in_its_first_line_begins_anew(path: Path) -> None:
         (1, '{"settings": {}}', "line 1: not the header"),
         (1, "[]", "line 1: not a JSON object"),
         (2, "{", "line 2: not a JSON object"),
-        (2, '{"event":"step","step":0,"seed":7,"projected_gradient":1,"lr":1,"loss":1}', "line 2: 'order' is missing"),
-        (3, '{"event":"step","step":2,"seed":7,"projected_gradient":1,"lr":1,"loss":1}', "line 3: step 2 where step 1 should be"),
-        (3, '{"event":"step","step":1,"projected_gradient":1,"lr":1,"loss":1}', "line 3: 'seed' is missing"),
-        (3, '{"event":"step","step":1,"seed":7,"projected_gradient":"x","lr":1,"loss":1}', "line 3: could not convert"),
+        (
+            2,
+            '{"event":"step","step":0,"seed":7,"projected_gradient":1,"lr":1,"loss":1}',
+            "line 2: 'order' is missing",
+        ),
+        (
+            3,
+            '{"event":"step","step":2,"seed":7,"projected_gradient":1,"lr":1,"loss":1}',
+            "line 3: step 2 where step 1 should be",
+        ),
+        (
+            3,
+            '{"event":"step","step":1,"projected_gradient":1,"lr":1,"loss":1}',
+            "line 3: 'seed' is missing",
+        ),
+        (
+            3,
+            '{"event":"step","step":1,"seed":7,"projected_gradient":"x","lr":1,"loss":1}',
+            "line 3: could not convert",
+        ),
         (4, '{"event":"flush","step":1}', "line 4: flush after 1 steps where 2 were made"),
         (5, '{"event":"party","step":2}', "line 5: unknown event 'party'"),
-        (6, '{"event":"step","step":9,"seed":7,"projected_gradient":1,"lr":1,"loss":1}', "line 6: step 9 where step 2"),
+        (
+            6,
+            '{"event":"step","step":9,"seed":7,"projected_gradient":1,"lr":1,"loss":1}',
+            "line 6: step 9 where step 2",
+        ),
     ],
 )
-def test_anything_else_is_refused_with_its_line(path: Path, line: int, replacement: str, message: str) -> None:
+def test_anything_else_is_refused_with_its_line(
+    path: Path, line: int, replacement: str, message: str
+) -> None:
     lines = path.read_text().splitlines()
     lines[line - 1] = replacement
     path.write_text("\n".join(lines) + "\n")

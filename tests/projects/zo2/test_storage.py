@@ -7,7 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from projects.zo2.storage import Codec, DiskStore, Field, Layout, RamStore, SafetensorsWriter, read_header, round_stochastically
+from projects.zo2.storage import (
+    Codec,
+    DiskStore,
+    Field,
+    Layout,
+    RamStore,
+    SafetensorsWriter,
+    read_header,
+    round_stochastically,
+)
 from shared.errors import UserError
 
 CPU = torch.device("cpu")
@@ -29,7 +38,15 @@ def _values(seed=0):
 
 def test_a_layout_is_aligned_and_what_is_written_back_comes_first():
     layout = Layout(FIELDS)
-    assert [f.name for f in layout.fields] == ["weight", "scalar", "empty", "count", "half", "frozen", "mask"]
+    assert [f.name for f in layout.fields] == [
+        "weight",
+        "scalar",
+        "empty",
+        "count",
+        "half",
+        "frozen",
+        "mask",
+    ]
     assert layout.offsets == [0, 128, 192, 192, 256, 320, 384]
     assert (layout.writable_nbytes, layout.nbytes) == (320, 448)
 
@@ -72,11 +89,17 @@ def store(request, tmp_path):
 
 
 def _blocks(count):
-    return [[Field(f"{i}.{f.name}", f.shape, f.dtype, f.writable) for f in FIELDS] for i in range(count)]
+    return [
+        [Field(f"{i}.{f.name}", f.shape, f.dtype, f.writable) for f in FIELDS] for i in range(count)
+    ]
 
 
 def _block_values(fields, seed):
-    return {name: value for f, (_, value) in zip(fields, _values(seed).items(), strict=True) for name in [f.name]}
+    return {
+        name: value
+        for f, (_, value) in zip(fields, _values(seed).items(), strict=True)
+        for name in [f.name]
+    }
 
 
 @pytest.mark.parametrize("bucket", [True, False])
@@ -98,11 +121,14 @@ def test_what_goes_down_comes_up(store, bucket):
     for block in range(3):
         shelf.read(block, device)
         assert all(
-            torch.equal(v, contents[block][f.name]) for f, v in zip(layouts[block].fields, layouts[block].views(device), strict=True)
+            torch.equal(v, contents[block][f.name])
+            for f, v in zip(layouts[block].fields, layouts[block].views(device), strict=True)
         )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+)
 def test_low_bit_is_a_cast_and_integers_stay(store, dtype):
     fields = _blocks(1)[0]
     layout = Layout(fields)
@@ -112,7 +138,9 @@ def test_low_bit_is_a_cast_and_integers_stay(store, dtype):
     device = torch.zeros(layout.nbytes, dtype=torch.uint8)
     shelf.read(0, device)
     for f, view in zip(layout.fields, layout.views(device), strict=True):
-        wanted = values[f.name].to(dtype).to(f.dtype) if f.dtype.is_floating_point else values[f.name]
+        wanted = (
+            values[f.name].to(dtype).to(f.dtype) if f.dtype.is_floating_point else values[f.name]
+        )
         assert torch.equal(view, wanted)
 
 
@@ -129,7 +157,7 @@ def test_bytes_are_counted(store):
         assert (up, down) == (payload + 60 + 9, payload)
 
 
-# ---- stochastic rounding ---------------------------------------------------------------------------------------------
+# ---- stochastic rounding -------------------------------------------------------------------------
 
 LOW = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -141,10 +169,22 @@ def _rounded(value, dtype, count=20_000, seed=0):
 
 
 def _awkward(dtype):
-    """Between two neighbours: ordinary, negative, near and at the edge of a binade from both sides, subnormal, near zero."""
+    """Between two neighbours: ordinary, negative, near and at the edge of a binade from both sides,
+    subnormal, near zero.
+    """
     info = torch.finfo(dtype)
     eps, tiny = info.eps, info.smallest_normal
-    values = [0.3, -0.7, 1 + 0.3 * eps, 1 - 0.1 * eps, 1 - 0.4 * eps, -(2 - 0.2 * eps), 2 + 0.9 * eps, 0.02, -0.02]
+    values = [
+        0.3,
+        -0.7,
+        1 + 0.3 * eps,
+        1 - 0.1 * eps,
+        1 - 0.4 * eps,
+        -(2 - 0.2 * eps),
+        2 + 0.9 * eps,
+        0.02,
+        -0.02,
+    ]
     values += [tiny * (1 + 0.4 * eps), tiny * (1 - 0.3 * eps), tiny * 0.4 * eps, -tiny * 2.7 * eps]
     return [torch.tensor(v).item() for v in values]
 
@@ -159,14 +199,22 @@ def test_stochastic_rounding_is_unbiased_and_takes_a_neighbour(dtype):
         assert low <= value <= high
         between = torch.tensor([(low + high) / 2], dtype=torch.float32).to(dtype).double().item()
         assert between in (low, high), "there is another number in between"
-        error = (high - low) * ((value - low) * (high - value) / (high - low) ** 2 / len(got)) ** 0.5 if high > low else 0.0
+        error = (
+            (high - low) * ((value - low) * (high - value) / (high - low) ** 2 / len(got)) ** 0.5
+            if high > low
+            else 0.0
+        )
         assert abs(got.mean().item() - value) <= 4 * error
 
 
 @pytest.mark.parametrize("dtype", LOW)
 def test_what_can_be_held_is_held(dtype):
     every = torch.arange(2 ** (8 * dtype.itemsize) if dtype.itemsize == 1 else 2**16)
-    kept = every.to(torch.uint8).view(dtype) if dtype.itemsize == 1 else every.to(torch.int32).to(torch.uint16).view(dtype)
+    kept = (
+        every.to(torch.uint8).view(dtype)
+        if dtype.itemsize == 1
+        else every.to(torch.int32).to(torch.uint16).view(dtype)
+    )
     kept = kept[kept.float().isfinite()]
     for seed in range(3):
         target = torch.empty_like(kept)
@@ -189,7 +237,9 @@ def test_many_values_at_once_are_unbiased(dtype):
 @pytest.mark.parametrize("dtype", LOW)
 def test_too_large_saturates(dtype):
     largest = torch.finfo(dtype).max
-    source = torch.tensor([largest, -largest] + ([largest * 1.5, -largest * 4] if largest < 1e30 else []))
+    source = torch.tensor(
+        [largest, -largest] + ([largest * 1.5, -largest * 4] if largest < 1e30 else [])
+    )
     target = torch.empty(source.shape, dtype=dtype)
     round_stochastically(source, target, torch.Generator().manual_seed(0))
     assert target.float().tolist() == [largest * s for s in source.sign().tolist()]
@@ -203,10 +253,12 @@ def test_nan_stays_nan():
 
 def test_its_seed_decides():
     assert torch.equal(_rounded(0.3, torch.bfloat16, seed=1), _rounded(0.3, torch.bfloat16, seed=1))
-    assert not torch.equal(_rounded(0.3, torch.bfloat16, seed=1), _rounded(0.3, torch.bfloat16, seed=2))
+    assert not torch.equal(
+        _rounded(0.3, torch.bfloat16, seed=1), _rounded(0.3, torch.bfloat16, seed=2)
+    )
 
 
-# ---- the file --------------------------------------------------------------------------------------------------------
+# ---- the file ------------------------------------------------------------------------------------
 
 
 def test_what_the_writer_writes_safetensors_reads(tmp_path):
@@ -217,7 +269,9 @@ def test_what_the_writer_writes_safetensors_reads(tmp_path):
         assert not path.exists(), "the file appears when it is whole"
     loaded = load_file(path)
     assert loaded.keys() == _values().keys()
-    assert all(torch.equal(loaded[n], v) and loaded[n].dtype == v.dtype for n, v in _values().items())
+    assert all(
+        torch.equal(loaded[n], v) and loaded[n].dtype == v.dtype for n, v in _values().items()
+    )
     header, start = read_header(path)
     assert list(header) == [f.name for f in FIELDS]
     assert start % 8 == 0
@@ -253,7 +307,10 @@ def test_a_file_of_another_writer_is_read_and_written_in_place(tmp_path):
     for block in (0, 1):
         store.read(block, device)
         views = layouts[block].views(device)
-        assert all(torch.equal(v, contents[block][f.name]) for f, v in zip(layouts[block].fields, views, strict=True))
+        assert all(
+            torch.equal(v, contents[block][f.name])
+            for f, v in zip(layouts[block].fields, views, strict=True)
+        )
         views[0].mul_(2)
         store.write(block, device)
     store.write_tensor("other", torch.tensor([7, 8, 9]))
@@ -278,7 +335,9 @@ def test_more_tensors_than_one_system_call_takes(tmp_path):
     store = DiskStore(path, [Codec(layout, layout, False)], CPU)
     device = torch.zeros(layout.nbytes, dtype=torch.uint8)
     store.read(0, device)
-    assert all(torch.equal(v, values[f.name]) for f, v in zip(fields, layout.views(device), strict=True))
+    assert all(
+        torch.equal(v, values[f.name]) for f, v in zip(fields, layout.views(device), strict=True)
+    )
     for view in layout.views(device):
         view.neg_()
     store.write(0, device)
@@ -304,7 +363,10 @@ def test_transfers_go_on_where_the_system_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwritev", one_byte_less(os.pwritev))
     device = torch.zeros(layout.nbytes, dtype=torch.uint8)
     store.read(0, device)
-    assert all(torch.equal(v, _values()[f.name]) for f, v in zip(layout.fields, layout.views(device), strict=True))
+    assert all(
+        torch.equal(v, _values()[f.name])
+        for f, v in zip(layout.fields, layout.views(device), strict=True)
+    )
     layout.views(device)[0].neg_()
     store.write(0, device)
     assert torch.equal(load_file(path)["weight"], -_values()["weight"])
@@ -349,7 +411,10 @@ def test_a_missing_file_is_refused(tmp_path):
     ("field", "message"),
     [
         (Field("b", (2,), torch.float32, True), "holds no tensor 'b'"),
-        (Field("a", (2, 1), torch.float32, True), r"'a' is F32 \[2\], the model wants F32 \[2, 1\]"),
+        (
+            Field("a", (2, 1), torch.float32, True),
+            r"'a' is F32 \[2\], the model wants F32 \[2, 1\]",
+        ),
         (Field("a", (2,), torch.float16, True), r"'a' is F32 \[2\], the model wants F16 \[2\]"),
     ],
 )

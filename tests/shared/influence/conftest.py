@@ -1,4 +1,6 @@
-"""Small problems on the digits, in float64: a convex one with its exact optimum, and a net of 213 parameters that is at none."""
+"""Small problems on the digits, in float64: a convex one with its exact optimum, and a net of 213
+parameters that is at none.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +30,9 @@ class Problem:
     query: tuple[Tensor, Tensor]
 
     def train(self, weights: Tensor) -> retrain.Root:
-        """The optimum for other weights of the samples, from w on. Its objective is written out, so that no estimator's code is used."""
+        """The optimum for other weights of the samples, from w on. Its objective is written out, so
+        that no estimator's code is used.
+        """
         x, y = self.objective.data
         l2 = self.objective.l2
 
@@ -40,7 +44,9 @@ class Problem:
 
     def metric(self, w: Tensor) -> Tensor:
         """The loss of each query sample, [q]."""
-        return F.cross_entropy(self.parameters.call(w, self.query[0]), self.query[1], reduction="none")
+        return F.cross_entropy(
+            self.parameters.call(w, self.query[0]), self.query[1], reduction="none"
+        )
 
 
 def digits(features: int, classes: int, n: int) -> tuple[Tensor, Tensor]:
@@ -49,7 +55,9 @@ def digits(features: int, classes: int, n: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(small), torch.from_numpy(labels[:n]).long()
 
 
-def make(model: nn.Module, features: int, classes: int, n: int, l2: float, chunk: int | None) -> Problem:
+def make(
+    model: nn.Module, features: int, classes: int, n: int, l2: float, chunk: int | None
+) -> Problem:
     x, y = digits(features, classes, n + 5)
     parameters = Parameters.of(model.double().eval())
     objective = Objective.of_outputs(
@@ -66,13 +74,22 @@ def make(model: nn.Module, features: int, classes: int, n: int, l2: float, chunk
 def _convex() -> Problem:
     torch.manual_seed(0)
     start = make(nn.Linear(6, 4), 6, 4, 61, 0.03, 17)
-    return Problem(start.model, start.parameters, start.objective, start.train(torch.ones(61)).w, start.query)
+    return Problem(
+        start.model, start.parameters, start.objective, start.train(torch.ones(61)).w, start.query
+    )
 
 
 @cache
 def _net() -> Problem:
     torch.manual_seed(1)
-    return make(nn.Sequential(nn.Linear(7, 10), nn.Tanh(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 5)), 7, 5, 53, 0.02, 20)
+    return make(
+        nn.Sequential(nn.Linear(7, 10), nn.Tanh(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 5)),
+        7,
+        5,
+        53,
+        0.02,
+        20,
+    )
 
 
 @pytest.fixture

@@ -15,11 +15,28 @@ from mutating import Mutation, main
 
 PARAMS, PRODUCTS, OBJECTIVE, SOLVERS, EKFAC, BASELINES, RETRAIN, EVALUATE, NOISE, SCORING = (
     f"shared/influence/{name}.py"
-    for name in ("params", "products", "objective", "solvers", "ekfac", "baselines", "retrain", "evaluate", "noise", "scoring")
+    for name in (
+        "params",
+        "products",
+        "objective",
+        "solvers",
+        "ekfac",
+        "baselines",
+        "retrain",
+        "evaluate",
+        "noise",
+        "scoring",
+    )
 )
 
 MUTATIONS = [
-    Mutation(PARAMS, "if id(other) not in first:", "if name not in chosen:", "the other name of a tied parameter is fixed", ("params",)),
+    Mutation(
+        PARAMS,
+        "if id(other) not in first:",
+        "if name not in chosen:",
+        "the other name of a tied parameter is fixed",
+        ("params",),
+    ),
     Mutation(
         PARAMS,
         "_BatchNorm) and (module.training or module.running_mean is None)",
@@ -28,7 +45,11 @@ MUTATIONS = [
         ("params",),
     ),
     Mutation(
-        PARAMS, "kept = other.detach().clone()", "kept = other.detach()", "later changes of the model change the function", ("params",)
+        PARAMS,
+        "kept = other.detach().clone()",
+        "kept = other.detach()",
+        "later changes of the model change the function",
+        ("params",),
     ),
     Mutation(
         PARAMS,
@@ -58,7 +79,13 @@ MUTATIONS = [
         "the last sample is its own chunk",
         ("products",),
     ),
-    Mutation(OBJECTIVE, ".sum() / self.n", ".sum() / len(losses)", "a chunk is divided by its own size", ("products",)),
+    Mutation(
+        OBJECTIVE,
+        ".sum() / self.n",
+        ".sum() / len(losses)",
+        "a chunk is divided by its own size",
+        ("products",),
+    ),
     Mutation(
         OBJECTIVE,
         "        total = self.l2 * v\n        for piece in",
@@ -74,7 +101,11 @@ MUTATIONS = [
         ("products",),
     ),
     Mutation(
-        OBJECTIVE, "        return weights / self.n", "        return weights / weights.sum()", "removal is normalised anew", ("baselines",)
+        OBJECTIVE,
+        "        return weights / self.n",
+        "        return weights / weights.sum()",
+        "removal is normalised anew",
+        ("baselines",),
     ),
     Mutation(
         SOLVERS,
@@ -91,9 +122,19 @@ MUTATIONS = [
         ("solvers",),
     ),
     Mutation(
-        SOLVERS, "    residual = relative_residual(operator, x, b)", "    residual = 0.0", "no solver checks its residual", ("solvers",)
+        SOLVERS,
+        "    residual = relative_residual(operator, x, b)",
+        "    residual = 0.0",
+        "no solver checks its residual",
+        ("solvers",),
     ),
-    Mutation(SOLVERS, "    if radius >= 1:", "    if radius >= 2:", "a series that diverges is summed", ("solvers",)),
+    Mutation(
+        SOLVERS,
+        "    if radius >= 1:",
+        "    if radius >= 2:",
+        "a series that diverges is summed",
+        ("solvers",),
+    ),
     Mutation(
         SOLVERS,
         "    gram_NN.diagonal().add_(n * damping)",
@@ -101,16 +142,35 @@ MUTATIONS = [
         "woodbury damps n times too little",
         ("solvers",),
     ),
-    Mutation(SOLVERS, "product(basis)\n", "operator(basis)\n", "galerkin forgets the damping", ("solvers",)),
-    Mutation(SOLVERS, "    if smallest <= 0:", "    if smallest < -1:", "an indefinite Hessian passes", ("solvers",)),
+    Mutation(
+        SOLVERS,
+        "product(basis)\n",
+        "operator(basis)\n",
+        "galerkin forgets the damping",
+        ("solvers",),
+    ),
+    Mutation(
+        SOLVERS,
+        "    if smallest <= 0:",
+        "    if smallest < -1:",
+        "an indefinite Hessian passes",
+        ("solvers",),
+    ),
     Mutation(
         EKFAC,
         "lambdas[name] += rotated.square().sum(0)",
-        "lambdas[name] += ((g_NTO @ u_s).square().sum((0, 1))[:, None] * (a_NTI @ u_a).square().mean((0, 1)))",
+        "lambdas[name] += ((g_NTO @ u_s).square().sum((0, 1))[:, None] * (a_NTI @"
+        " u_a).square().mean((0, 1)))",
         "EK-FAC is K-FAC: the eigenvalues are products",
         ("ekfac",),
     ),
-    Mutation(EKFAC, '"nto,nti->noi", g_NTO', '"nto,nti->noi", g_NTO.abs()', "EK-FAC loses the signs of the gradients", ("ekfac",)),
+    Mutation(
+        EKFAC,
+        '"nto,nti->noi", g_NTO',
+        '"nto,nti->noi", g_NTO.abs()',
+        "EK-FAC loses the signs of the gradients",
+        ("ekfac",),
+    ),
     Mutation(
         EKFAC,
         "        return self.u_s_OO @ matrix @ self.u_a_II.T",
@@ -118,7 +178,13 @@ MUTATIONS = [
         "EK-FAC does not rotate back",
         ("ekfac",),
     ),
-    Mutation(EKFAC, "layer.padding, layer.stride)", "layer.padding)", "patches ignore the stride", ("ekfac",)),
+    Mutation(
+        EKFAC,
+        "layer.padding, layer.stride)",
+        "layer.padding)",
+        "patches ignore the stride",
+        ("ekfac",),
+    ),
     Mutation(
         BASELINES,
         "    return scores_along(objective, w, solve(",
@@ -133,8 +199,20 @@ MUTATIONS = [
         "the removal effect has the other sign",
         ("baselines",),
     ),
-    Mutation(BASELINES, "    return -regression * (", "    return regression * (", "TRAK predicts presence, not removal", ("baselines",)),
-    Mutation(BASELINES, "torch.where(is_own, -math.inf, logits)", "logits", "the margin is a log-probability", ("baselines",)),
+    Mutation(
+        BASELINES,
+        "    return -regression * (",
+        "    return regression * (",
+        "TRAK predicts presence, not removal",
+        ("baselines",),
+    ),
+    Mutation(
+        BASELINES,
+        "torch.where(is_own, -math.inf, logits)",
+        "logits",
+        "the margin is a log-probability",
+        ("baselines",),
+    ),
     Mutation(
         RETRAIN,
         "    weights = torch.ones(n, dtype=torch.float64)\n",
@@ -158,12 +236,19 @@ MUTATIONS = [
     ),
     Mutation(
         RETRAIN,
-        "            gradient = torch.linalg.solve_triangular(factor, gradient.unsqueeze(1), upper=False).squeeze(1)\n",
+        "            gradient = torch.linalg.solve_triangular(factor, gradient.unsqueeze(1),"
+        " upper=False).squeeze(1)\n",
         "            pass\n",
         "the slope is in other coordinates than the steps",
         ("retrain",),
     ),
-    Mutation(EVALUATE, "    return (~mask)", "    return mask", "subsets are predicted by what they keep", ("evaluate",)),
+    Mutation(
+        EVALUATE,
+        "    return (~mask)",
+        "    return mask",
+        "subsets are predicted by what they keep",
+        ("evaluate",),
+    ),
     Mutation(
         EVALUATE,
         "    return np.argsort(-np.asarray(harm",
@@ -171,8 +256,20 @@ MUTATIONS = [
         "the least harmful come first",
         ("evaluate",),
     ),
-    Mutation(NOISE, "draw.integers(1, classes,", "draw.integers(0, classes,", "some flipped labels stay", ("evaluate",)),
-    Mutation(NOISE, "    while unchanged:", "    while unchanged and False:", "some captions are exchanged for equal ones", ("evaluate",)),
+    Mutation(
+        NOISE,
+        "draw.integers(1, classes,",
+        "draw.integers(0, classes,",
+        "some flipped labels stay",
+        ("evaluate",),
+    ),
+    Mutation(
+        NOISE,
+        "    while unchanged:",
+        "    while unchanged and False:",
+        "some captions are exchanged for equal ones",
+        ("evaluate",),
+    ),
     Mutation(
         SCORING,
         "            digest.update(np.ascontiguousarray(array).tobytes())\n",
@@ -180,7 +277,13 @@ MUTATIONS = [
         "other weights go on with old chunks",
         ("scoring",),
     ),
-    Mutation(SCORING, "    if norm > tol:", "    if norm > 1e9:", "an untrained model is scored", ("scoring",)),
+    Mutation(
+        SCORING,
+        "    if norm > tol:",
+        "    if norm > 1e9:",
+        "an untrained model is scored",
+        ("scoring",),
+    ),
 ]
 
 

@@ -1,4 +1,6 @@
-"""Scores: against retraining and closed forms, in one convention of sign and scale; counted in passes."""
+"""Scores: against retraining and closed forms, in one convention of sign and scale; counted in
+passes.
+"""
 
 from functools import partial
 
@@ -19,7 +21,7 @@ def exact(problem):
     return partial(dense, problem.objective.hessian(problem.w))
 
 
-# ---- influence is the derivative of retraining -----------------------------------------------------------------------
+# ---- influence is the derivative of retraining ---------------------------------------------------
 
 
 def test_the_removal_effect_is_the_derivative_of_the_optimum_in_the_weight(convex):
@@ -28,12 +30,15 @@ def test_the_removal_effect_is_the_derivative_of_the_optimum_in_the_weight(conve
     for column, k in enumerate(samples):
         up, down = torch.ones(61, dtype=torch.float64), torch.ones(61, dtype=torch.float64)
         up[k], down[k] = 1 + step, 1 - step
-        derivative = (convex.train(down).w - convex.train(up).w) / (2 * step)  # per unit of weight taken away: removal takes 1
+        # per unit of weight taken away: removal takes 1
+        derivative = (convex.train(down).w - convex.train(up).w) / (2 * step)
         assert (predicted[:, column] - derivative).norm() < 1e-6 * derivative.norm()
 
 
 def test_the_sign_is_that_of_leaving_one_out(convex):
-    """removal_effect ~ w_without - w, score ~ metric_without - metric, and both to a few per cent."""
+    """removal_effect ~ w_without - w, score ~ metric_without - metric, and both to a few
+    per cent.
+    """
     samples = list(range(0, 61, 4))
     truth = retrain.leave_one_out(convex.train, 61, samples)
     assert float(truth.residuals.max()) <= 1e-11
@@ -46,24 +51,42 @@ def test_the_sign_is_that_of_leaving_one_out(convex):
     assert float(torch.corrcoef(torch.stack([scores.flatten(), metric.flatten()]))[0, 1]) > 0.98
     own = baselines.self_influence(convex.objective, convex.w, exact(convex), chunk=7)[samples]
     losses = convex.objective
-    rise = torch.stack([losses.sample_losses(w)[k] - losses.sample_losses(convex.w)[k] for k, w in zip(samples, truth.w, strict=True)])
+    rise = torch.stack(
+        [
+            losses.sample_losses(w)[k] - losses.sample_losses(convex.w)[k]
+            for k, w in zip(samples, truth.w, strict=True)
+        ]
+    )
     assert (rise > 0).all()  # without it, a sample is explained less well: it was helpful to itself
     assert (own > 0).all()
     assert torch.allclose(own, rise, rtol=0.5)
 
 
 def test_linear_regression_has_the_closed_form_of_sherman_and_morrison():
-    """Ridge with squared loss: w_without - w = - M^-1 x e / (n - h), with M the Hessian, e the residual, h = x M^-1 x the leverage."""
+    """Ridge with squared loss: w_without - w = - M^-1 x e / (n - h), with M the Hessian, e the
+    residual, h = x M^-1 x the leverage.
+    """
     n, p, l2 = 40, 6, 0.1
     draw = torch.Generator().manual_seed(0)
-    x, y = torch.randn(n, p, generator=draw, dtype=torch.float64), torch.randn(n, generator=draw, dtype=torch.float64)
+    x, y = (
+        torch.randn(n, p, generator=draw, dtype=torch.float64),
+        torch.randn(n, generator=draw, dtype=torch.float64),
+    )
     objective = Objective(lambda w, data: (data[0] @ w - data[1]).square() / 2, (x, y), l2=l2)
     matrix = x.T @ x / n + l2 * torch.eye(p, dtype=torch.float64)
     w = torch.linalg.solve(matrix, x.T @ y / n)
     samples = [0, 5, 39]
-    effect = baselines.removal_effect(objective, w, samples, partial(cg, objective.hessian(w), tol=1e-12)).T
+    effect = baselines.removal_effect(
+        objective, w, samples, partial(cg, objective.hessian(w), tol=1e-12)
+    ).T
     truth = (
-        retrain.leave_one_out(lambda weights: retrain.newton_root(lambda v: (x.T @ (weights * (x @ v - y))) / n + l2 * v, w), n, samples).w
+        retrain.leave_one_out(
+            lambda weights: retrain.newton_root(
+                lambda v: (x.T @ (weights * (x @ v - y))) / n + l2 * v, w
+            ),
+            n,
+            samples,
+        ).w
         - w
     )
     for row, k in enumerate(samples):
@@ -74,11 +97,18 @@ def test_linear_regression_has_the_closed_form_of_sherman_and_morrison():
 
 
 def test_a_positive_score_is_a_helpful_sample_and_every_method_says_so(convex):
-    """A copy of the query among the samples is helpful to it; the same picture with a wrong label is harmful."""
+    """A copy of the query among the samples is helpful to it; the same picture with a wrong label
+    is harmful.
+    """
     x, y = convex.objective.data
     query, label = convex.query[0][0], convex.query[1][0]
-    data = (torch.cat([x, query.expand(2, -1)]), torch.cat([y, torch.stack([label, (label + 1) % 4])]))
-    objective = Objective.of_outputs(convex.objective.outputs, convex.objective.output_losses, data, l2=0.03)
+    data = (
+        torch.cat([x, query.expand(2, -1)]),
+        torch.cat([y, torch.stack([label, (label + 1) % 4])]),
+    )
+    objective = Objective.of_outputs(
+        convex.objective.outputs, convex.objective.output_losses, data, l2=0.03
+    )
     w = retrain.minimise(objective, convex.w, tol=1e-10).w
 
     def metric(at):
@@ -92,7 +122,9 @@ def test_a_positive_score_is_a_helpful_sample_and_every_method_says_so(convex):
     found = {
         "influence": baselines.influence(objective, w, metric, solve),
         "fisher": baselines.influence(objective, w, metric, partial(woodbury, rows, damping=0.03)),
-        "ekfac": baselines.influence(objective, w, metric, EKFAC.fit(convex.parameters, w, objective.losses, data).solve),
+        "ekfac": baselines.influence(
+            objective, w, metric, EKFAC.fit(convex.parameters, w, objective.losses, data).solve
+        ),
         "gradient_dot": baselines.gradient_dot(objective, w, metric),
         "tracin": baselines.tracin(objective, [convex.w, w], [0.1, 0.2], metric),
         "trak": baselines.trak(margins, data, [w], metric, dimension=20, seed=0),
@@ -101,26 +133,36 @@ def test_a_positive_score_is_a_helpful_sample_and_every_method_says_so(convex):
         assert scores.shape == (63,), name
         assert scores[61] > 0, name
         assert scores[62] < 0, name
-    assert baselines.loss_value(objective, w).argmin() == 62  # the wrong label is the most harmful by its loss too
+    # the wrong label is the most harmful by its loss too
+    assert baselines.loss_value(objective, w).argmin() == 62
 
 
-# ---- the ways to the same number -------------------------------------------------------------------------------------
+# ---- the ways to the same number -----------------------------------------------------------------
 
 
 def test_scores_are_the_gradients_dotted_with_the_effects(net):
     solve = partial(dense, net.objective.ggn(net.w))
     scores = baselines.influence(net.objective, net.w, net.metric, solve)
     effect = baselines.removal_effect(net.objective, net.w, range(53), solve)
-    assert torch.allclose(scores, effect.T @ torch.func.jacrev(net.metric)(net.w).T, rtol=1e-9, atol=1e-13)
+    assert torch.allclose(
+        scores, effect.T @ torch.func.jacrev(net.metric)(net.w).T, rtol=1e-9, atol=1e-13
+    )
     one = baselines.influence(net.objective, net.w, lambda w: net.metric(w)[2], solve)
     assert torch.allclose(one, scores[:, 2], rtol=1e-9, atol=1e-14)
     own = baselines.self_influence(net.objective, net.w, solve)
-    assert torch.allclose(own, 53 * (net.objective.sample_gradients(net.w) * effect.T).sum(1) / 53, rtol=1e-9)
+    assert torch.allclose(
+        own, 53 * (net.objective.sample_gradients(net.w) * effect.T).sum(1) / 53, rtol=1e-9
+    )
 
 
 def test_all_samples_are_scored_by_one_solve_and_one_forward_mode_pass(convex):
     with products.count_passes() as passes:
-        baselines.influence(convex.objective, convex.w, lambda w: convex.metric(w).mean(), partial(cg, convex.objective.hessian(convex.w)))
+        baselines.influence(
+            convex.objective,
+            convex.w,
+            lambda w: convex.metric(w).mean(),
+            partial(cg, convex.objective.hessian(convex.w)),
+        )
     assert (passes.forward_mode, passes.per_sample_gradients, passes.gradients) == (1, 0, 1)
     assert passes.curvature_products <= 28 + 4
 
@@ -140,14 +182,23 @@ def test_a_sample_of_weight_0_has_no_effect(convex):
 
 def test_tracin_sums_checkpoints_by_their_rates(net):
     other = net.w + 0.1
-    at = [net.objective.sample_gradients(w) @ torch.func.jacrev(net.metric)(w).T / 53 for w in (net.w, other)]
-    assert torch.allclose(baselines.tracin(net.objective, [net.w, other], [0.5, 2.0], net.metric), 0.5 * at[0] + 2 * at[1], rtol=1e-9)
+    at = [
+        net.objective.sample_gradients(w) @ torch.func.jacrev(net.metric)(w).T / 53
+        for w in (net.w, other)
+    ]
+    assert torch.allclose(
+        baselines.tracin(net.objective, [net.w, other], [0.5, 2.0], net.metric),
+        0.5 * at[0] + 2 * at[1],
+        rtol=1e-9,
+    )
     with pytest.raises(UserError, match="a learning rate per checkpoint; there are 1 for 2"):
         baselines.tracin(net.objective, [net.w, other], [0.5], net.metric)
 
 
 def test_tracin_of_every_step_predicts_a_short_training_without_the_sample(convex):
-    """Gradient descent with a small rate: to first order in it, removal changes the metric by what TracIn sums up."""
+    """Gradient descent with a small rate: to first order in it, removal changes the metric by what
+    TracIn sums up.
+    """
     rate, steps, k = 1e-4, 5, 3
 
     def descend(objective):
@@ -160,10 +211,12 @@ def test_tracin_of_every_step_predicts_a_short_training_without_the_sample(conve
     path = descend(convex.objective)
     without = descend(Objective(convex.objective.losses, (x, y), 0.03, retrain.without(61, [k])))
     scores = baselines.tracin(convex.objective, path[:-1], [rate] * steps, convex.metric)
-    assert torch.allclose(scores[k], convex.metric(without[-1]) - convex.metric(path[-1]), rtol=1e-2)
+    assert torch.allclose(
+        scores[k], convex.metric(without[-1]) - convex.metric(path[-1]), rtol=1e-2
+    )
 
 
-# ---- TRAK ------------------------------------------------------------------------------------------------------------
+# ---- TRAK ----------------------------------------------------------------------------------------
 
 
 def logistic(n: int = 80, p: int = 5):
@@ -186,7 +239,9 @@ def test_trak_without_projection_is_its_formula():
     test = torch.tensor([1.0, 0.5, -1.0, 0.2, 0.3], dtype=torch.float64)
     p_right = torch.sigmoid(phi @ w)
     tau = test @ torch.linalg.inv(phi.T @ phi) @ phi.T * (1 - p_right)
-    found = baselines.trak(margins, (x, y), [w], lambda at: at @ test, dimension=5, seed=0, chunk=13)
+    found = baselines.trak(
+        margins, (x, y), [w], lambda at: at @ test, dimension=5, seed=0, chunk=13
+    )
     assert torch.allclose(found, -tau)
     both = baselines.trak(margins, (x, y), [w, 2 * w], lambda at: at @ test, dimension=5, seed=0)
     slope = (1 - p_right + 1 - torch.sigmoid(2 * phi @ w)) / 2
@@ -201,8 +256,14 @@ def test_the_margin_is_the_log_odds():
 
 
 def test_projections_keep_dot_products_in_the_mean():
-    a, b = (torch.randn(300, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (0, 1))
-    products_ = [float((a @ m) @ (b @ m)) for m in (baselines.projection(300, 50, seed, a) for seed in range(200))]
+    a, b = (
+        torch.randn(300, generator=torch.Generator().manual_seed(s), dtype=torch.float64)
+        for s in (0, 1)
+    )
+    products_ = [
+        float((a @ m) @ (b @ m))
+        for m in (baselines.projection(300, 50, seed, a) for seed in range(200))
+    ]
     assert np.mean(products_) == pytest.approx(float(a @ b), abs=3 * np.std(products_) / 200**0.5)
     assert torch.equal(baselines.projection(4, 9, 0, a), torch.eye(4, dtype=torch.float64))
     with pytest.raises(UserError, match="at least 1 dimension"):
@@ -212,12 +273,19 @@ def test_projections_keep_dot_products_in_the_mean():
 def test_trak_of_few_samples_needs_damping():
     x, y, margins = logistic(3)
     with pytest.raises(UserError, match="singular; add damping or project to less"):
-        baselines.trak(margins, (x, y), [torch.zeros(5, dtype=torch.float64)], lambda at: at.sum(), dimension=5, seed=0)
+        baselines.trak(
+            margins,
+            (x, y),
+            [torch.zeros(5, dtype=torch.float64)],
+            lambda at: at.sum(),
+            dimension=5,
+            seed=0,
+        )
     with pytest.raises(UserError, match="at least one trained model"):
         baselines.trak(margins, (x, y), [], lambda at: at.sum(), dimension=5, seed=0)
 
 
-# ---- what a user can get wrong ---------------------------------------------------------------------------------------
+# ---- what a user can get wrong -------------------------------------------------------------------
 
 
 def test_wrong_samples_metrics_and_data_are_refused(convex):
@@ -261,7 +329,10 @@ def test_a_model_in_float32_is_scored_as_in_float64():
         )
         w = parameters.flat()
         scores = baselines.influence(
-            objective, w, lambda at, o=objective: o.losses(at, o.data)[:2], partial(cg, objective.ggn(w), tol=1e-5)
+            objective,
+            w,
+            lambda at, o=objective: o.losses(at, o.data)[:2],
+            partial(cg, objective.ggn(w), tol=1e-5),
         )
         assert scores.dtype == dtype
         found.append(scores.double())

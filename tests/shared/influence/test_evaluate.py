@@ -7,7 +7,7 @@ import torch
 from shared.errors import UserError
 from shared.influence import evaluate, noise
 
-# ---- correlation and LDS ---------------------------------------------------------------------------------------------
+# ---- correlation and LDS -------------------------------------------------------------------------
 
 
 def test_correlations_of_known_lists():
@@ -39,7 +39,12 @@ def test_the_lds_of_an_additive_metric_is_1_and_removed_samples_are_what_counts(
     draw = np.random.default_rng(0)
     kept = draw.random((40, 12)) < 0.5
     scores = draw.normal(size=(12, 3))
-    outcomes = np.stack([[sum(scores[k, q] for k in range(12) if not row[k]) for q in range(3)] for row in kept]) + 7
+    outcomes = (
+        np.stack(
+            [[sum(scores[k, q] for k in range(12) if not row[k]) for q in range(3)] for row in kept]
+        )
+        + 7
+    )
     assert np.allclose(evaluate.subset_predictions(scores, kept) + 7, outcomes)
     assert evaluate.lds(scores, kept, outcomes) == pytest.approx(1)
     assert evaluate.lds(-scores, kept, outcomes) == pytest.approx(-1)
@@ -58,14 +63,18 @@ def test_errors_of_parameters():
     assert float(evaluate.cosine(np.zeros(2), true[0])) == 0
 
 
-# ---- detection -------------------------------------------------------------------------------------------------------
+# ---- detection -----------------------------------------------------------------------------------
 
 
 def test_detection_puts_the_most_harmful_first():
     harm, corrupted = [0.9, 0.1, 0.8, 0.2, 0.3], [True, False, False, False, True]
     assert evaluate.auroc(harm, corrupted) == pytest.approx(5 / 6)
     assert evaluate.average_precision(harm, corrupted) == pytest.approx((1 + 2 / 3) / 2)
-    assert [evaluate.precision_at(harm, corrupted, k) for k in (1, 2, 3)] == [1, 0.5, pytest.approx(2 / 3)]
+    assert [evaluate.precision_at(harm, corrupted, k) for k in (1, 2, 3)] == [
+        1,
+        0.5,
+        pytest.approx(2 / 3),
+    ]
     assert evaluate.found_share(harm, corrupted, [0, 0.2, 0.4, 0.6, 1]) == [0, 0.5, 0.5, 1, 1]
     assert evaluate.most_harmful([1, 1, 2]).tolist() == [2, 0, 1]
     with pytest.raises(UserError, match="precision at 6 needs 1 to 5"):
@@ -86,7 +95,7 @@ def test_a_removal_curve_trains_without_the_most_harmful():
     assert asked == [[], [1], [1, 2, 3]]
 
 
-# ---- uncertainty -----------------------------------------------------------------------------------------------------
+# ---- uncertainty ---------------------------------------------------------------------------------
 
 
 def test_bootstrap_intervals_are_seeded_and_cover_the_truth():
@@ -99,7 +108,9 @@ def test_bootstrap_intervals_are_seeded_and_cover_the_truth():
         assert interval.low <= interval.value <= interval.high
         covered += interval.low <= 0.5**0.5 <= interval.high
     assert covered >= 33
-    assert evaluate.bootstrap(predicted, true, seed=1, count=50) == evaluate.bootstrap(predicted, true, seed=1, count=50)
+    assert evaluate.bootstrap(predicted, true, seed=1, count=50) == evaluate.bootstrap(
+        predicted, true, seed=1, count=50
+    )
 
 
 def test_resamples_without_the_statistic_are_drawn_again():
@@ -117,11 +128,15 @@ def test_a_paired_interval_is_narrower_than_the_two_it_compares():
     paired = evaluate.paired_bootstrap(first, second, true, seed=0, count=300)
     alone = evaluate.bootstrap(first, true, seed=0, count=300)
     assert paired.high - paired.low < 0.3 * (alone.high - alone.low)
-    assert paired.value == pytest.approx(evaluate.pearson(first, true) - evaluate.pearson(second, true))
-    assert evaluate.paired_bootstrap(first, first, true, seed=0, count=20) == evaluate.Interval(0, 0, 0)
+    assert paired.value == pytest.approx(
+        evaluate.pearson(first, true) - evaluate.pearson(second, true)
+    )
+    assert evaluate.paired_bootstrap(first, first, true, seed=0, count=20) == evaluate.Interval(
+        0, 0, 0
+    )
 
 
-# ---- corrupted data --------------------------------------------------------------------------------------------------
+# ---- corrupted data ------------------------------------------------------------------------------
 
 
 def test_flipped_labels_are_others_and_the_mask_says_which():
@@ -139,10 +154,17 @@ def test_flipped_labels_are_others_and_the_mask_says_which():
     assert torch.equal(labels, torch.arange(1000) % 7)
 
 
-NAMES, CLASSES, HALVES = [f"a picture of {i}" for i in range(100)], [f"class {i % 4}" for i in range(100)], ["a", "b"] * 50
+NAMES, CLASSES, HALVES = (
+    [f"a picture of {i}" for i in range(100)],
+    [f"class {i % 4}" for i in range(100)],
+    ["a", "b"] * 50,
+)
 
 
-@pytest.mark.parametrize(("captions", "fraction"), [(NAMES, 0.02), (NAMES, 0.5), (NAMES, 1), (CLASSES, 0.3), (CLASSES, 1), (HALVES, 1)])
+@pytest.mark.parametrize(
+    ("captions", "fraction"),
+    [(NAMES, 0.02), (NAMES, 0.5), (NAMES, 1), (CLASSES, 0.3), (CLASSES, 1), (HALVES, 1)],
+)
 def test_every_chosen_caption_changes_and_none_is_made_up(captions, fraction):
     source, mask = noise.shuffle_captions(captions, fraction, seed=5)
     assert int(mask.sum()) == round(100 * fraction)

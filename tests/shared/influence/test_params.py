@@ -1,4 +1,6 @@
-"""A model as a function of a vector: what goes in comes out, and what would make derivatives wrong is refused."""
+"""A model as a function of a vector: what goes in comes out, and what would make derivatives wrong
+is refused.
+"""
 
 import pytest
 import torch
@@ -44,8 +46,14 @@ def test_load_writes_back_what_call_computed_with():
 def test_patterns_choose_and_take_out_again():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     assert Parameters.of(model, ("*", "!*.bias")).names == ("0.weight", "1.weight")
-    assert Parameters.of(model, ("1.*",)).names == Parameters.of(model, "1.*").names == ("1.weight", "1.bias")
-    with pytest.raises(UserError, match=r"no parameter is called head\.\*; the model's are 0\.weight"):
+    assert (
+        Parameters.of(model, ("1.*",)).names
+        == Parameters.of(model, "1.*").names
+        == ("1.weight", "1.bias")
+    )
+    with pytest.raises(
+        UserError, match=r"no parameter is called head\.\*; the model's are 0\.weight"
+    ):
         Parameters.of(model, ("head.*",))
 
 
@@ -56,7 +64,9 @@ def test_another_type_computes_in_it_and_leaves_the_model_alone():
     assert out.dtype == torch.float64
     assert model[0].weight.dtype == torch.float32
     mixed = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2).double())
-    with pytest.raises(UserError, match=r"of types torch\.float32, torch\.float64; name one as dtype"):
+    with pytest.raises(
+        UserError, match=r"of types torch\.float32, torch\.float64; name one as dtype"
+    ):
         Parameters.of(mixed)
 
 
@@ -73,7 +83,11 @@ def test_what_the_model_becomes_later_does_not_change_the_function():
 def test_tied_parameters_are_one():
     model = Tied()
     with pytest.raises(
-        UserError, match=r"embed\.weight and head\.weight are one tensor; select one, e\.g\. add the pattern '!head\.weight'"
+        UserError,
+        match=(
+            r"embed\.weight and head\.weight are one tensor; select one, e\.g\. add the pattern"
+            r" '!head\.weight'"
+        ),
     ):
         Parameters.of(model)
     for name in ("embed", "head"):
@@ -81,16 +95,31 @@ def test_tied_parameters_are_one():
         ids = torch.tensor([0, 3])
         w = torch.randn(15)
         expected = Tied()
-        expected.load_state_dict({"embed.weight": w.view(5, 3), "head.weight": w.view(5, 3), "head.bias": model.head.bias})
+        expected.load_state_dict(
+            {
+                "embed.weight": w.view(5, 3),
+                "head.weight": w.view(5, 3),
+                "head.bias": model.head.bias,
+            }
+        )
         assert torch.equal(parameters.call(w, ids), expected(ids))
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.BatchNorm1d(3), r"0 \(BatchNorm1d\) normalises by statistics of its batch: call model\.eval"),
-        (nn.BatchNorm1d(3, track_running_stats=False).eval(), "normalises by statistics of its batch"),
-        (nn.InstanceNorm1d(3, track_running_stats=True), r"0 \(InstanceNorm1d\) updates its running statistics: call model\.eval"),
+        (
+            nn.BatchNorm1d(3),
+            r"0 \(BatchNorm1d\) normalises by statistics of its batch: call model\.eval",
+        ),
+        (
+            nn.BatchNorm1d(3, track_running_stats=False).eval(),
+            "normalises by statistics of its batch",
+        ),
+        (
+            nn.InstanceNorm1d(3, track_running_stats=True),
+            r"0 \(InstanceNorm1d\) updates its running statistics: call model\.eval",
+        ),
         (nn.Dropout(0.1), r"0 \(Dropout\) drops at random: call model\.eval"),
         (nn.MultiheadAttention(4, 2, dropout=0.1), "drops at random"),
     ],
@@ -127,12 +156,20 @@ def test_a_norm_whose_third_derivatives_are_wrong_is_refused(name):
     model = nn.Sequential(norm.double()).train(norm.training)
     norm.train(norm.training)
     if not right:
-        with pytest.raises(UserError, match=r"0 \(\w+\): torch's third derivatives of \w+ are wrong; use GroupNorm or RMSNorm"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"0 \(\w+\): torch's third derivatives of \w+ are wrong; use GroupNorm or RMSNorm"
+            ),
+        ):
             refuse_wrong_third_derivatives(model)
         return
     refuse_wrong_third_derivatives(model)
     draw = torch.Generator().manual_seed(0)
-    x, w, v = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((3, 4, 5), (20,), (20,)))
+    x, w, v = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64)
+        for shape in ((3, 4, 5), (20,), (20,))
+    )
 
     def loss(at: torch.Tensor) -> torch.Tensor:
         return (model(torch.tanh(x * at.view(4, 5))).tanh() * x).square().sum()

@@ -1,4 +1,6 @@
-"""Products against finite differences, against curvlinops, and against the explicit matrices; passes are counted."""
+"""Products against finite differences, against curvlinops, and against the explicit matrices;
+passes are counted.
+"""
 
 from dataclasses import replace
 
@@ -20,17 +22,26 @@ def directions(size: int, *k: int) -> torch.Tensor:
 
 def test_hvp_is_the_finite_difference_of_the_gradient(net):
     v, step = directions(213), 1e-5
-    difference = (products.gradient(net.objective, net.w + step * v) - products.gradient(net.objective, net.w - step * v)) / (2 * step)
+    difference = (
+        products.gradient(net.objective, net.w + step * v)
+        - products.gradient(net.objective, net.w - step * v)
+    ) / (2 * step)
     assert torch.allclose(products.hvp(net.objective, net.w, v), difference, atol=1e-8)
     assert torch.allclose(net.objective.hvp(net.w, v), difference, atol=1e-8)
 
 
 def test_columns_are_directions(net):
     v = directions(213, 3)
-    for product in (net.objective.hvp, net.objective.ggn_vp, lambda w, v: products.hvp(net.objective, w, v)):
+    for product in (
+        net.objective.hvp,
+        net.objective.ggn_vp,
+        lambda w, v: products.hvp(net.objective, w, v),
+    ):
         together = product(net.w, v)
         for column in range(3):
-            assert torch.allclose(together[:, column], product(net.w, v[:, column]), rtol=0, atol=1e-13)
+            assert torch.allclose(
+                together[:, column], product(net.w, v[:, column]), rtol=0, atol=1e-13
+            )
     assert net.objective.hvp(net.w, v[:, :0]).shape == (213, 0)
 
 
@@ -58,10 +69,15 @@ def test_operators_with_a_kept_graph_are_the_products(net, chunk):
     weights = torch.linspace(0, 2, net.objective.n, dtype=torch.float64)
     objective = replace(net.objective, chunk=chunk, weights=weights)
     v = directions(213, 3)
-    for operator, product in ((objective.hessian(net.w), objective.hvp), (objective.ggn(net.w), objective.ggn_vp)):
+    for operator, product in (
+        (objective.hessian(net.w), objective.hvp),
+        (objective.ggn(net.w), objective.ggn_vp),
+    ):
         with count_passes() as passes:
             for _ in range(2):
-                assert torch.allclose(operator(v[:, 1]), product(net.w, v[:, 1]), rtol=0, atol=1e-12)
+                assert torch.allclose(
+                    operator(v[:, 1]), product(net.w, v[:, 1]), rtol=0, atol=1e-12
+                )
                 assert torch.allclose(operator(v), product(net.w, v), rtol=0, atol=1e-12)
         assert passes.curvature_products == 16
     without = Objective(net.objective.losses, net.objective.data)
@@ -72,8 +88,12 @@ def test_operators_with_a_kept_graph_are_the_products(net, chunk):
 def test_ggn_vp_of_functions_is_that_of_the_objective(net):
     x, y = net.objective.data
     v = directions(213)
-    found = products.ggn_vp(lambda w: net.parameters.call(w, x), lambda z: F.cross_entropy(z, y), net.w, v)
-    assert torch.allclose(found + net.objective.l2 * v, net.objective.ggn_vp(net.w, v), rtol=0, atol=1e-13)
+    found = products.ggn_vp(
+        lambda w: net.parameters.call(w, x), lambda z: F.cross_entropy(z, y), net.w, v
+    )
+    assert torch.allclose(
+        found + net.objective.l2 * v, net.objective.ggn_vp(net.w, v), rtol=0, atol=1e-13
+    )
 
 
 def test_losses_of_classes_are_torch_s_cross_entropy():
@@ -86,17 +106,24 @@ def test_losses_of_classes_are_torch_s_cross_entropy():
     def torch_s(z):
         return F.cross_entropy(z.flatten(0, 1), labels.flatten(), reduction="none").view(3, 4)
 
-    ours, expected = (lambda z: class_losses(z, labels).square().sum()), (lambda z: torch_s(z).square().sum())
+    ours, expected = (
+        (lambda z: class_losses(z, labels).square().sum()),
+        (lambda z: torch_s(z).square().sum()),
+    )
     assert torch.allclose(class_losses(logits, labels), torch_s(logits), rtol=1e-12, atol=1e-12)
     for _ in range(3):
         assert torch.allclose(ours(logits), expected(logits), rtol=1e-9)
-        ours, expected = (lambda z, f=f: (torch.func.grad(f)(z) * v).sum() for f in (ours, expected))
+        ours, expected = (
+            lambda z, f=f: (torch.func.grad(f)(z) * v).sum() for f in (ours, expected)
+        )
     assert torch.allclose(ours(logits), expected(logits), rtol=1e-9)
 
 
 def test_the_gauss_newton_matrix_of_a_linear_model_is_its_hessian(convex):
     v = directions(28)
-    assert torch.allclose(convex.objective.ggn_vp(convex.w, v), convex.objective.hvp(convex.w, v), rtol=0, atol=1e-13)
+    assert torch.allclose(
+        convex.objective.ggn_vp(convex.w, v), convex.objective.hvp(convex.w, v), rtol=0, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 20, 53, 100])
@@ -112,7 +139,10 @@ def test_per_sample_dots_are_the_explicit_gradients_dotted(net, chunk):
     rows = products.per_sample_gradients(objective.losses, net.w, objective.data, chunk)
     assert torch.allclose(rows, explicit, rtol=0, atol=1e-12)
     assert torch.allclose(
-        products.per_sample_gradients(objective.losses, net.w, objective.data, chunk, v), explicit @ v, rtol=0, atol=1e-12
+        products.per_sample_gradients(objective.losses, net.w, objective.data, chunk, v),
+        explicit @ v,
+        rtol=0,
+        atol=1e-12,
     )
     dots = products.per_sample_dots(objective.losses, net.w, objective.data, v, chunk)
     assert torch.allclose(dots, explicit @ v, rtol=1e-9, atol=1e-12)
@@ -121,7 +151,9 @@ def test_per_sample_dots_are_the_explicit_gradients_dotted(net, chunk):
 
 
 def test_dots_of_losses_that_depend_on_one_another(net):
-    """A contrastive loss has no gradient per row of the data, but its derivative along a direction is the same."""
+    """A contrastive loss has no gradient per row of the data, but its derivative along a direction
+    is the same.
+    """
     x = net.objective.data[0][:12]
 
     def losses(w: torch.Tensor, data: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -162,11 +194,13 @@ def test_passes_are_counted_whole_whatever_the_chunks(net):
             net.objective.gradient(net.w)
             net.objective.sample_gradients(net.w)
         products.hvp(net.objective, net.w, v[:, 0])
-    assert passes == products.Passes(gradients=1, curvature_products=5, per_sample_gradients=1, forward_mode=5)
+    assert passes == products.Passes(
+        gradients=1, curvature_products=5, per_sample_gradients=1, forward_mode=5
+    )
     assert outer.curvature_products == 6
 
 
-# ---- the objective ---------------------------------------------------------------------------------------------------
+# ---- the objective -------------------------------------------------------------------------------
 
 
 def test_the_objective_is_the_weighted_sum_over_n_and_the_regulariser(net):
@@ -175,14 +209,18 @@ def test_the_objective_is_the_weighted_sum_over_n_and_the_regulariser(net):
     centre = torch.full_like(net.w, 0.3)
     objective = Objective(net.objective.losses, (x, y), 0.7, weights, centre, 20)
     losses = F.cross_entropy(net.parameters.call(net.w, x), y, reduction="none")
-    expected = sum(weights[i] * losses[i] for i in range(53)) / 53 + 0.35 * ((net.w - centre) ** 2).sum()
+    expected = (
+        sum(weights[i] * losses[i] for i in range(53)) / 53 + 0.35 * ((net.w - centre) ** 2).sum()
+    )
     assert torch.allclose(objective(net.w), expected, rtol=1e-13)
     assert torch.allclose(objective.sample_losses(net.w), losses, rtol=1e-13)
     w = net.w.clone().requires_grad_()
     slope = torch.autograd.grad(objective(w), w)[0]
     assert torch.allclose(objective.gradient(net.w), slope, rtol=0, atol=1e-13)
     v, step = directions(213), 1e-5
-    difference = (objective.gradient(net.w + step * v) - objective.gradient(net.w - step * v)) / (2 * step)
+    difference = (objective.gradient(net.w + step * v) - objective.gradient(net.w - step * v)) / (
+        2 * step
+    )
     assert torch.allclose(objective.hvp(net.w, v), difference, atol=1e-8)
 
 

@@ -1,4 +1,6 @@
-"""Retraining: roots and minima are found or an error is raised; weights, subsets, the cache, other processes."""
+"""Retraining: roots and minima are found or an error is raised; weights, subsets, the cache, other
+processes.
+"""
 
 import math
 from functools import partial
@@ -32,12 +34,15 @@ def test_newton_finds_the_root_of_what_is_no_gradient():
 
 
 def test_newton_shortens_steps_that_go_too_far():
-    root = retrain.newton_root(torch.arctan, torch.tensor([3.0], dtype=torch.float64))  # whole steps diverge from here
+    # whole steps diverge from here
+    root = retrain.newton_root(torch.arctan, torch.tensor([3.0], dtype=torch.float64))
     assert float(root.w.abs()) < 1e-10
 
 
 def test_newton_goes_on_from_a_singular_jacobian():
-    root = retrain.newton_root(lambda w: torch.stack([w.sum() - 1, 2 * w.sum() - 2]), torch.zeros(2, dtype=torch.float64))
+    root = retrain.newton_root(
+        lambda w: torch.stack([w.sum() - 1, 2 * w.sum() - 2]), torch.zeros(2, dtype=torch.float64)
+    )
     assert root.residual <= 1e-10
 
 
@@ -54,7 +59,8 @@ def test_broyden_finds_newtons_root_with_an_old_jacobian():
     root = retrain.broyden_root(field, start, retrain.factored_jacobian(field, start))
     assert torch.allclose(root.w, retrain.newton_root(field, start).w, atol=1e-9)
     assert root.residual == float(field(root.w).norm()) <= 1e-10
-    rough = retrain.broyden_root(field, start, lambda v: 0.1 * v)  # the inverse decides how fast, not which
+    # the inverse decides how fast, not which
+    rough = retrain.broyden_root(field, start, lambda v: 0.1 * v)
     assert torch.allclose(rough.w, root.w, atol=1e-9)
     assert rough.iterations > root.iterations
 
@@ -64,7 +70,9 @@ def test_broyden_without_a_root_says_so():
     with pytest.raises(UserError, match=r"training stopped at \|F\| = .* quasi-Newton steps"):
         retrain.broyden_root(lambda w: w**2 + 1, start, lambda v: v / 4)
     with pytest.raises(UserError, match="the Jacobian is singular"):
-        retrain.factored_jacobian(lambda w: w.sum() * torch.ones_like(w), torch.ones(2, dtype=torch.float64))
+        retrain.factored_jacobian(
+            lambda w: w.sum() * torch.ones_like(w), torch.ones(2, dtype=torch.float64)
+        )
 
 
 def test_minimise_reaches_the_minimum_to_rounding(convex):
@@ -76,7 +84,9 @@ def test_minimise_reaches_the_minimum_to_rounding(convex):
         retrain.minimise(convex.objective, start, tol=1e-11, iterations=2, polish=False)
 
 
-def test_a_matrix_like_the_hessian_saves_steps_and_a_wrong_one_does_not_change_where_they_end(convex):
+def test_a_matrix_like_the_hessian_saves_steps_and_a_wrong_one_does_not_change_where_they_end(
+    convex,
+):
     start = torch.ones_like(convex.w)
     wrong = torch.diag(torch.linspace(0.5, 2, start.numel(), dtype=start.dtype))
     for like in (torch.func.hessian(convex.objective)(convex.w), wrong):
@@ -92,7 +102,9 @@ def test_a_matrix_like_the_hessian_saves_steps_and_a_wrong_one_does_not_change_w
         return (scale * (w - 1).square()).sum() / 2 + (w - 2).cosh().log().sum()
 
     near = torch.full((60,), 1.1, dtype=torch.float64)
-    plain, helped = (retrain.minimise(stretched, near, tol=1e-9, like=like) for like in (None, scale.diag()))
+    plain, helped = (
+        retrain.minimise(stretched, near, tol=1e-9, like=like) for like in (None, scale.diag())
+    )
     assert torch.allclose(plain.w, helped.w, atol=1e-8)
     assert helped.iterations < plain.iterations / 3
 
@@ -103,10 +115,18 @@ def test_minimise_refuses_a_start_that_is_not_finite():
 
 
 def test_a_maximum_is_not_taken_for_a_minimum(monkeypatch):
-    """Newton's method from 0.1 goes to the maximum of the cosine at 0; L-BFGS before it, to the minimum at pi."""
+    """Newton's method from 0.1 goes to the maximum of the cosine at 0; L-BFGS before it, to the
+    minimum at pi.
+    """
     start = torch.tensor([0.1], dtype=torch.float64)
-    assert float(retrain.minimise(lambda w: w.cos().sum(), start, tol=1e-10).w) == pytest.approx(torch.pi)
-    monkeypatch.setattr(retrain, "minimize", lambda *_, **__: SimpleNamespace(x=start.numpy(), fun=math.cos(0.1), nfev=1))
+    assert float(retrain.minimise(lambda w: w.cos().sum(), start, tol=1e-10).w) == pytest.approx(
+        torch.pi
+    )
+    monkeypatch.setattr(
+        retrain,
+        "minimize",
+        lambda *_, **__: SimpleNamespace(x=start.numpy(), fun=math.cos(0.1), nfev=1),
+    )
     with pytest.raises(UserError, match="Newton's method went up, to a saddle or a maximum"):
         retrain.minimise(lambda w: w.cos().sum(), start)
 
@@ -173,9 +193,12 @@ def test_a_broken_file_in_the_cache_is_named(tmp_path):
     whole = file.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"PK"):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=r"\.npz holds no trained parameters; delete it and run again"):
+        with pytest.raises(
+            UserError, match=r"\.npz holds no trained parameters; delete it and run again"
+        ):
             retrain.retrain(TRAIN, 4, [[0]], **options)
-    np.savez(file, w=np.array([{}], dtype=object), residual=0.0, iterations=1)  # a pickle inside is not opened
+    # a pickle inside is not opened
+    np.savez(file, w=np.array([{}], dtype=object), residual=0.0, iterations=1)
     with pytest.raises(UserError, match="holds no trained parameters"):
         retrain.retrain(TRAIN, 4, [[0]], **options)
     np.savez(file, w=np.zeros(1))
@@ -184,7 +207,8 @@ def test_a_broken_file_in_the_cache_is_named(tmp_path):
 
 
 def test_two_processes_find_the_same():
-    train = partial(Root, residual=0.5, iterations=1)  # "trains" to the weights themselves; other processes cannot import a test's function
+    # "trains" to the weights themselves; other processes cannot import a test's function
+    train = partial(Root, residual=0.5, iterations=1)
     removals = [[0], [1], [2, 3]]
     found = retrain.retrain(train, 4, removals, processes=2)
     assert found.w.tolist() == [[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 0, 0]]

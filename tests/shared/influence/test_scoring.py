@@ -24,12 +24,14 @@ def run(out, score, chunk=5, **inputs):
     return scoring.score_in_chunks(score, 23, chunk, out, inputs, quiet())
 
 
-# ---- before ----------------------------------------------------------------------------------------------------------
+# ---- before --------------------------------------------------------------------------------------
 
 
 def test_a_model_that_is_not_trained_is_refused():
     assert scoring.check_converged(torch.tensor([3e-9, 4e-9]), 1e-8) == pytest.approx(5e-9)
-    with pytest.raises(UserError, match=r"not trained to a minimum: the gradient's norm is 5, above 0\.001"):
+    with pytest.raises(
+        UserError, match=r"not trained to a minimum: the gradient's norm is 5, above 0\.001"
+    ):
         scoring.check_converged(torch.tensor([3.0, 4.0]), 1e-3)
     with pytest.raises(UserError, match="the gradient of the objective is nan"):
         scoring.check_converged(torch.tensor([float("nan")]), 1e-3)
@@ -47,8 +49,14 @@ def test_ids_are_one_per_sample_and_differ():
     ("query", "message"),
     [
         ((torch.zeros(2, 4),), "a query has 1 tensors and a training sample 2"),
-        ((torch.zeros(2, 5), torch.zeros(2).long()), r"tensor 0 has the shape \(5,\), a training sample's \(4,\)"),
-        ((torch.zeros(2, 4), torch.zeros(2)), r"tensor 1 is of torch\.float32, the training samples' of torch\.int64"),
+        (
+            (torch.zeros(2, 5), torch.zeros(2).long()),
+            r"tensor 0 has the shape \(5,\), a training sample's \(4,\)",
+        ),
+        (
+            (torch.zeros(2, 4), torch.zeros(2)),
+            r"tensor 1 is of torch\.float32, the training samples' of torch\.int64",
+        ),
         ((torch.zeros(0, 4), torch.zeros(0).long()), "no queries"),
     ],
 )
@@ -59,7 +67,7 @@ def test_queries_of_another_kind_are_refused(query, message):
         scoring.check_queries(train, query)
 
 
-# ---- chunks ----------------------------------------------------------------------------------------------------------
+# ---- chunks --------------------------------------------------------------------------------------
 
 
 def test_chunks_are_put_together_in_order(tmp_path):
@@ -106,7 +114,9 @@ def test_other_inputs_are_scored_anew(tmp_path):
     ):
         assert np.array_equal(run(out, lambda rows: -TRUE[rows], **other), -TRUE)
     assert np.array_equal(run(out, lambda rows: -TRUE[rows], w=torch.zeros(2), damping=0.1), TRUE)
-    assert np.array_equal(run(out, lambda rows: -TRUE[rows], chunk=7, w=torch.zeros(2), damping=0.1), -TRUE)
+    assert np.array_equal(
+        run(out, lambda rows: -TRUE[rows], chunk=7, w=torch.zeros(2), damping=0.1), -TRUE
+    )
 
 
 def test_a_signal_ends_the_chunk_under_way_first(tmp_path):
@@ -117,7 +127,9 @@ def test_a_signal_ends_the_chunk_under_way_first(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         return TRUE[rows]
 
-    with pytest.raises(scoring.Stopped, match="stopped after 10 of 23 samples; the same command goes on from there") as stopped:
+    with pytest.raises(
+        scoring.Stopped, match="stopped after 10 of 23 samples; the same command goes on from there"
+    ) as stopped:
         run(out, score)
     assert stopped.value.signal == signal.SIGTERM
     assert np.array_equal(run(out, lambda rows: TRUE[rows]), TRUE)
@@ -139,14 +151,16 @@ def test_a_broken_chunk_is_named(tmp_path):
         run(tmp_path / "s.csv", lambda rows: TRUE[rows])
 
 
-# ---- after -----------------------------------------------------------------------------------------------------------
+# ---- after ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_the_file_has_index_score_rank_and_the_users_columns(tmp_path, suffix):
     out = tmp_path / f"scores.{suffix}"
     run(out, lambda rows: TRUE[rows])
-    scoring.write_scores(out, [0.5, -1.0, 0.5, 2.0], {"id": ["a", "b", "c", "d"], "label": [1, 2, 3, 4]})
+    scoring.write_scores(
+        out, [0.5, -1.0, 0.5, 2.0], {"id": ["a", "b", "c", "d"], "label": [1, 2, 3, 4]}
+    )
     table = pandas.read_csv(out) if suffix == "csv" else pandas.read_parquet(out)
     assert list(table.columns) == ["index", "score", "rank", "id", "label"]
     assert table["rank"].tolist() == [2, 1, 3, 4]  # 1 is the most harmful, equals in order
@@ -165,6 +179,10 @@ def test_what_is_no_table_of_scores_is_refused(tmp_path):
     with pytest.raises(UserError, match="column 'id' has 2 values for 1 samples"):
         scoring.score_table([1.0], {"id": ["a", "b"]})
     (tmp_path / "folder.csv").mkdir()
-    for out, message in (("s.txt", r"written as \.csv or \.parquet"), ("no/s.csv", "there is no folder"), ("folder.csv", "is a folder")):
+    for out, message in (
+        ("s.txt", r"written as \.csv or \.parquet"),
+        ("no/s.csv", "there is no folder"),
+        ("folder.csv", "is a folder"),
+    ):
         with pytest.raises(UserError, match=message):
             scoring.write_scores(tmp_path / out, [1.0])

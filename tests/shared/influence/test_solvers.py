@@ -1,4 +1,6 @@
-"""Every solver against the dense one on a problem of 213 parameters; what does not converge says so."""
+"""Every solver against the dense one on a problem of 213 parameters; what does not converge says
+so.
+"""
 
 from functools import cache, partial
 
@@ -64,7 +66,9 @@ def test_systems_that_are_not_symmetric(skewed, shape):
     for x, info in (
         solvers.dense(skewed, b, damping=DAMPING),
         solvers.gmres(skewed.matmul, b, damping=DAMPING, tol=1e-10),
-        solvers.lsmr(skewed.matmul, b, transpose=skewed.T.matmul, damping=DAMPING, tol=1e-8, iterations=20000),
+        solvers.lsmr(
+            skewed.matmul, b, transpose=skewed.T.matmul, damping=DAMPING, tol=1e-8, iterations=20000
+        ),
     ):
         assert (x - expected).norm() < 1e-5 * expected.norm(), info
         assert x.shape == b.shape
@@ -88,7 +92,9 @@ def test_cg_with_a_preconditioner_gets_there_sooner(spd):
     b, shift = right_hand_side(213, 2), torch.logspace(0, 4, 213, dtype=torch.float64)
     matrix = spd + torch.diag(shift)
     plain_x, plain = solvers.cg(matrix.matmul, b, tol=1e-10)
-    x, info = solvers.cg(matrix.matmul, b, tol=1e-10, preconditioner=lambda v: v / shift.unsqueeze(1))
+    x, info = solvers.cg(
+        matrix.matmul, b, tol=1e-10, preconditioner=lambda v: v / shift.unsqueeze(1)
+    )
     assert torch.allclose(x, plain_x, rtol=0, atol=1e-8)
     assert info.iterations < plain.iterations / 3
 
@@ -120,7 +126,9 @@ def test_a_solver_that_stops_short_is_an_error_unless_that_is_wanted(spd, solve)
     with pytest.raises(UserError, match=r"stopped at a relative residual of .* after 3 iterations"):
         solve(spd.matmul, b, damping=DAMPING)
     x, info = solve(spd.matmul, b, damping=DAMPING, tol=None)
-    assert info.relative_residual == pytest.approx(float(((spd @ x + DAMPING * x) - b).norm() / b.norm()))
+    assert info.relative_residual == pytest.approx(
+        float(((spd @ x + DAMPING * x) - b).norm() / b.norm())
+    )
     assert 1e-3 < info.relative_residual < 1
 
 
@@ -137,7 +145,9 @@ def test_a_singular_matrix_is_refused():
 
 
 def test_a_matrix_too_large_to_make_is_refused():
-    with pytest.raises(UserError, match=r"a dense matrix of 100000 x 100000 needs 80\.0 GB; use cg"):
+    with pytest.raises(
+        UserError, match=r"a dense matrix of 100000 x 100000 needs 80\.0 GB; use cg"
+    ):
         solvers.dense(lambda v: v, torch.zeros(100000, dtype=torch.float64))
 
 
@@ -153,7 +163,10 @@ def test_neumann_refuses_a_scale_at_which_it_diverges(spd):
 
 def test_a_series_gets_better_with_depth(spd):
     residuals = [
-        solvers.neumann(spd.matmul, right_hand_side(213), depth=d, damping=DAMPING, tol=None)[1].relative_residual for d in (1, 5, 10, 50)
+        solvers.neumann(spd.matmul, right_hand_side(213), depth=d, damping=DAMPING, tol=None)[
+            1
+        ].relative_residual
+        for d in (1, 5, 10, 50)
     ]
     assert residuals == sorted(residuals, reverse=True)
 
@@ -162,11 +175,21 @@ def test_lissa_agrees_with_dense_to_its_noise(convex):
     w, objective, damping = convex.w, convex.objective, 0.2
     b = right_hand_side(28)
     sampled = objective.sampled_hessians(w, 40, seed=2)
-    x, info = solvers.lissa(objective.hessian(w), b, sampled=sampled, scale=3, depth=100, repeats=2, damping=damping)
+    x, info = solvers.lissa(
+        objective.hessian(w), b, sampled=sampled, scale=3, depth=100, repeats=2, damping=damping
+    )
     expected = exact(objective.hvp(w, torch.eye(28, dtype=torch.float64)), b, damping)
     assert (x - expected).norm() < 0.1 * expected.norm()
     assert info.relative_residual < 0.1
-    same = solvers.lissa(objective.hessian(w), b, sampled=lambda step: objective.hessian(w), scale=3, depth=150, damping=damping, tol=1e-4)
+    same = solvers.lissa(
+        objective.hessian(w),
+        b,
+        sampled=lambda step: objective.hessian(w),
+        scale=3,
+        depth=150,
+        damping=damping,
+        tol=1e-4,
+    )
     assert torch.allclose(same[0], expected, rtol=1e-3)
     with pytest.raises(UserError, match="lissa stopped"):
         solvers.lissa(objective.hessian(w), b, sampled=sampled, scale=3, depth=2, damping=damping)
@@ -190,11 +213,16 @@ def test_galerkin_is_exact_in_a_subspace_that_holds_the_solution(spd):
     basis = solvers.random_basis(213, 20, 0, spd)
     assert torch.allclose(basis.T @ basis, torch.eye(20, dtype=torch.float64), atol=1e-12)
     inside = basis @ right_hand_side(20, 2)
-    x, info = solvers.galerkin(spd.matmul, spd @ inside + DAMPING * inside, basis, damping=DAMPING, tol=1e-8)
+    x, info = solvers.galerkin(
+        spd.matmul, spd @ inside + DAMPING * inside, basis, damping=DAMPING, tol=1e-8
+    )
     assert torch.allclose(x, inside, rtol=0, atol=1e-9)
     b = right_hand_side(213)
     x, info = solvers.galerkin(spd.matmul, b, basis, damping=DAMPING)
-    assert torch.allclose(basis.T @ (spd @ x + DAMPING * x - b), torch.zeros(20, dtype=torch.float64), atol=1e-10)  # nothing left inside it
+    # nothing left inside it
+    assert torch.allclose(
+        basis.T @ (spd @ x + DAMPING * x - b), torch.zeros(20, dtype=torch.float64), atol=1e-10
+    )
     assert info.relative_residual > 0.1
     with pytest.raises(UserError, match="galerkin stopped"):
         solvers.galerkin(spd.matmul, b, basis, damping=DAMPING, tol=1e-3)
@@ -211,7 +239,12 @@ def test_logra_projects_every_layer_by_its_own_two_sides(net, spd):
     assert (torch.linalg.matrix_rank(block) == 1).all()
     whole = solvers.logra_basis(net.parameters, 100, 0, spd)
     b = right_hand_side(213)
-    assert torch.allclose(solvers.galerkin(spd.matmul, b, whole, damping=DAMPING)[0], exact(spd, b), rtol=1e-6, atol=1e-8)
+    assert torch.allclose(
+        solvers.galerkin(spd.matmul, b, whole, damping=DAMPING)[0],
+        exact(spd, b),
+        rtol=1e-6,
+        atol=1e-8,
+    )
 
 
 @pytest.mark.parametrize("size", [40, 600])
@@ -222,11 +255,18 @@ def test_an_indefinite_hessian_is_refused_without_enough_damping(size):
     matrix = turn @ torch.diag(spectrum) @ turn.T
     like = right_hand_side(size)
     assert solvers.smallest_eigenvalue(matrix.matmul, like) == pytest.approx(-0.25, rel=1e-3)
-    with pytest.raises(UserError, match=r"indefinite: its smallest eigenvalue is -0\.25 with damping 0; use damping above 0\.25"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"indefinite: its smallest eigenvalue is -0\.25 with damping 0; use damping above 0\.25"
+        ),
+    ):
         solvers.require_positive(matrix.matmul, like)
     with pytest.raises(UserError, match=r"damping above 0\.25"):
         solvers.require_positive(matrix.matmul, like, damping=0.2)
-    assert solvers.require_positive(matrix.matmul, like, damping=0.3) == pytest.approx(0.05, abs=1e-3)
+    assert solvers.require_positive(matrix.matmul, like, damping=0.3) == pytest.approx(
+        0.05, abs=1e-3
+    )
 
 
 def test_a_search_for_the_smallest_eigenvalue_that_fails_says_so(monkeypatch):
@@ -234,11 +274,17 @@ def test_a_search_for_the_smallest_eigenvalue_that_fails_says_so(monkeypatch):
         raise solvers.linalg.ArpackNoConvergence("no", [], [])
 
     monkeypatch.setattr(solvers.linalg, "eigsh", fail)
-    with pytest.raises(UserError, match="smallest eigenvalue was not found; use the Gauss-Newton matrix"):
+    with pytest.raises(
+        UserError, match="smallest eigenvalue was not found; use the Gauss-Newton matrix"
+    ):
         solvers.smallest_eigenvalue(lambda v: v, torch.ones(600))
 
 
 def test_the_spectral_radius_of_any_matrix(spd):
-    assert solvers.spectral_radius(spd.matmul, right_hand_side(213)) == pytest.approx(float(torch.linalg.eigvalsh(spd)[-1]), rel=1e-2)
+    assert solvers.spectral_radius(spd.matmul, right_hand_side(213)) == pytest.approx(
+        float(torch.linalg.eigvalsh(spd)[-1]), rel=1e-2
+    )
     turn = torch.tensor([[0.0, -0.9], [0.9, 0.0]], dtype=torch.float64)  # eigenvalues +-0.9i
-    assert solvers.spectral_radius(turn.matmul, torch.ones(2, dtype=torch.float64)) == pytest.approx(0.9)
+    assert solvers.spectral_radius(
+        turn.matmul, torch.ones(2, dtype=torch.float64)
+    ) == pytest.approx(0.9)

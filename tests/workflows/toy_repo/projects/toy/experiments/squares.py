@@ -17,5 +17,10 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     for number in run.progress(config.numbers, "numbers"):
-        run.row(number=number, square=square(number), scaled_ratio=config.factor_scale * square(number), mode=config.mode)
+        run.row(
+            number=number,
+            square=square(number),
+            scaled_ratio=config.factor_scale * square(number),
+            mode=config.mode,
+        )
     run.array("grid", np.arange(len(config.numbers), dtype=np.float64))
