@@ -66,15 +66,14 @@ def load_lora(model: Any, folder: Path) -> Any:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise UserError(f"{file} does not exist; PEFT's save_pretrained writes it")
-    with plain_errors(folder, "adapter"):
+    with plain_errors(folder, "adapter"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, of what does not fit; it is refused below
         config = PeftConfig.from_pretrained(str(folder))
         if config.peft_type != "LORA":
-            raise UserError(f"{folder} holds adapters of {config.peft_type}, not of LoRA")
+            raise UserError(f"{folder} holds adapters of {config.peft_type.value}, not of LoRA")
         stored = load_file(file)
         check_finite(stored.items(), str(file))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's of what does not fit, which is refused below
-            tuned = PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
+        tuned = PeftModel.from_pretrained(model, folder, is_trainable=True, config=config)
         # True and "auto" may ask the hub
         known = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     if apart := sorted(stored.keys() ^ known.keys()):
