@@ -20,20 +20,6 @@ from shared.errors import UserError
 from shared.models.folders import weight_files
 from shared.models.guard import plain_errors, quantised
 
-# as safetensors names them; those of fewer bits than 16 hold the codes of a quantised model
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -66,7 +52,7 @@ def stored_tensors(model: Any, folder: Path) -> dict[str, Stored]:
     heads: dict[str, Tensor] = {}
     places: dict[str, Path] = {}
     for file in weight_files(folder):
-        for name, head in _heads(file, folder, family).items():
+        for name, head in _heads(file, family).items():
             heads[name], places[name] = head, file
     with plain_errors(folder, family):
         found = _converted(model, heads, places)
@@ -74,13 +60,13 @@ def stored_tensors(model: Any, folder: Path) -> dict[str, Stored]:
     numbers = {name for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for name in sorted(numbers & found.keys()):
         for _, source in found[name].sources:
-            if not heads[source].is_floating_point():
-                kind = str(heads[source].dtype).removeprefix("torch.")
-                raise quantised(folder, family, f"'{source}' is of {kind}")
+            dtype = heads[source].dtype
+            if not dtype.is_floating_point or dtype.itemsize < 2:
+                raise quantised(folder, family, f"'{source}' is of {dtype}".replace("torch.", ""))
     return found
 
 
-def _heads(file: Path, folder: Path, family: str) -> dict[str, Tensor]:
+def _heads(file: Path, family: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file on the meta device."""
     from safetensors import SafetensorError, safe_open
 
@@ -89,10 +75,9 @@ def _heads(file: Path, folder: Path, family: str) -> dict[str, Tensor]:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is no dict
                 head = opened.get_slice(name)
-                dtype = _DTYPES.get(head.get_dtype())
-                if dtype is None:
-                    raise quantised(folder, family, f"'{name}' is of {head.get_dtype()}")
-                heads[name] = torch.empty(head.get_shape(), dtype=dtype, device="meta")
+                shape = head.get_shape()
+                no_rows = head[:0] if shape else head[...]
+                heads[name] = torch.empty(shape, dtype=no_rows.dtype, device="meta")
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file} ({family}) cannot be loaded: it is truncated or damaged ({error})"

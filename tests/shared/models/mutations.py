@@ -175,9 +175,16 @@ MUTATIONS = [
     ),
     Mutation(
         WEIGHTS,
-        "if not heads[source].is_floating_point():",
-        "if False:",
-        "int8 codes are read as weights",
+        "if not dtype.is_floating_point or dtype.itemsize < 2:",
+        "if dtype.itemsize < 2:",
+        "codes of whole numbers are read as weights",
+        ("weights",),
+    ),
+    Mutation(
+        WEIGHTS,
+        "if not dtype.is_floating_point or dtype.itemsize < 2:",
+        "if not dtype.is_floating_point:",
+        "float8 codes are read as weights",
         ("weights",),
     ),
     Mutation(

@@ -130,11 +130,15 @@ def test_buffers_that_the_class_makes_itself_are_no_misfit(single, change):
             lambda tensors: tensors.update(
                 {"model.norm.weight": torch.ones(64).to(torch.float8_e4m3fn)}
             ),
-            "its weights are quantised ('model.norm.weight' is of F8_E4M3); name",
+            "its weights are quantised ('model.norm.weight' is of float8_e4m3fn); name",
         ),
         (
             lambda tensors: tensors.update({"model.norm.weight": torch.ones(64).to(torch.int8)}),
             "its weights are quantised ('model.norm.weight' is of int8); name",
+        ),
+        (
+            lambda tensors: tensors.update({"model.norm.weight": torch.ones(64).to(torch.int32)}),
+            "its weights are quantised ('model.norm.weight' is of int32); name",
         ),
     ],
 )
