@@ -99,6 +99,8 @@ def plain_errors(folder: Path, family: str) -> Iterator[None]:
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # libraries raise whatever they like over a file that is damaged
+        if "allocate memory" in str(error):  # a RuntimeError of torch or safetensors
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{folder} ({family}) cannot be loaded: {reason}") from error
 
