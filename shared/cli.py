@@ -124,6 +124,17 @@ def _parser() -> argparse.ArgumentParser:
     common(added)
 
     added = command(
+        "readme",
+        "fill the numbers of a paper's README from rows; without a paper, the main one's table",
+        "repro readme ecif --check",
+        _readme,
+    )
+    added.add_argument("paper", nargs="?")
+    added.add_argument("--check", action="store_true", help="only say what differs, exit status 1")
+    common(added)
+    added.set_defaults(results=paths.REFERENCE)
+
+    added = command(
         "compare",
         "compare two folders of results: exact, but for timings and other machines",
         "repro compare results/cpu results/reference/cpu",
@@ -282,6 +293,16 @@ def _report(options: argparse.Namespace) -> int:
     manifest.check_scale(options.scale)
     print(report.build(options.scale, options.results))
     return 0
+
+
+def _readme(options: argparse.Namespace) -> int:
+    from shared import readme
+
+    manifest.check_scale(options.scale)
+    write = not options.check
+    differences = readme.update(options.paper, options.scale, options.results, write)
+    print(*differences, sep="\n", end="\n" if differences else "")
+    return 1 if options.check and differences else 0
 
 
 def _compare(options: argparse.Namespace) -> int:
