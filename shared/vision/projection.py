@@ -62,15 +62,15 @@ class Projection:
         centred = train - mean
         wide = gram == "smaller" and train.shape[0] < train.shape[1]
         values, vectors = library.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
-        kept = list(range(len(values)))[::-1][:dimensions]
+        kept = dimensions
         if gram == "smaller":
-            kept = [place for place in kept if values[place] > 1e-9 * values[-1]]
-        basis = vectors[:, kept]
+            kept = min(dimensions, int((values > 1e-9 * values[-1]).sum()))
+        basis = library.flip(vectors, (1,))[:, :kept]
         if wide:
-            basis = centred.T @ basis / library.sqrt(values[kept])
+            basis = centred.T @ basis / library.sqrt(library.flip(values, (0,))[:kept])
         if sign == "largest":
             places = library.abs(basis).argmax(0)
-            basis = basis * library.sign(basis[places, library.arange(len(kept))])
+            basis = basis * library.sign(basis[places, library.arange(kept)])
         elif sign == "sum":
             basis = basis * library.sign(basis.sum(0))
         return cls(mean, basis)
