@@ -210,7 +210,7 @@ def _of_arrays(
     arrays: NDArray[Any], labels: NDArray[np.int64], classes: Sequence[str], **more: Any
 ) -> LabelledImages:
     """Of images [n, height, width] or [n, height, width, channels]."""
-    pixels = torch.from_numpy(np.require(arrays, requirements="CW"))
+    pixels = torch.from_numpy(np.require(arrays, requirements=["C", "W"]))
     pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.movedim(-1, 1).contiguous()
     return LabelledImages(
         pixels, torch.from_numpy(np.ascontiguousarray(labels)), tuple(classes), **more

@@ -50,9 +50,10 @@ class Projection:
                 than `dimensions`; "features" takes those of [d, d].
 
         Raises:
-            UserError: there cannot be so many components.
+            UserError: there cannot be so many components, in "features"; there are none to find.
         """
-        if not 0 < dimensions <= min(train.shape):
+        most = min(train.shape) if gram == "features" else dimensions
+        if not 0 < dimensions <= most:
             raise UserError(
                 f"{dimensions} components cannot be had of {train.shape[0]} samples of"
                 f" {train.shape[1]} numbers"
@@ -61,7 +62,10 @@ class Projection:
         mean = train.mean(0)
         centred = train - mean
         wide = gram == "smaller" and train.shape[0] < train.shape[1]
-        values, vectors = library.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+        # numpy multiplies an array by its own transpose in another order than by a copy's, and
+        # the numbers of each paper were made with one of the two
+        other = centred if gram == "smaller" else train - mean
+        values, vectors = library.linalg.eigh(centred @ other.T if wide else centred.T @ other)
         kept = dimensions
         if gram == "smaller":
             kept = min(dimensions, int((values > 1e-9 * values[-1]).sum()))

@@ -47,10 +47,10 @@ def test_directions_that_hold_nothing_are_left_out():
     assert Projection.fit(train, 10, gram="features").components.shape == (10, 10)
 
 
-@pytest.mark.parametrize("dimensions", [0, 7])
-def test_more_components_than_there_are_is_refused(dimensions):
+@pytest.mark.parametrize(("dimensions", "gram"), [(0, "features"), (7, "features"), (0, "smaller")])
+def test_no_components_or_more_than_there_are_is_refused(dimensions, gram):
     with pytest.raises(UserError, match=f"{dimensions} components cannot be had of 6 samples"):
-        Projection.fit(rows(6, 9), dimensions)
+        Projection.fit(rows(6, 9), dimensions, gram=gram)
 
 
 def test_standardised_training_images_have_mean_0_and_deviation_1():
