@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from shared.figures import PALETTE
-from shared.meters import mean_interval
 from shared.rows import read_array
+from shared.statistics import mean_interval
 from shared.vision.classes import CLASSES
 
 LOOKS = {
