@@ -26,7 +26,7 @@ Source = Literal[
     "quickdraw",
     "mnist",
     "cifar10",
-    "fashion_mnist",
+    "fashion-mnist",
     "synthetic",
     "random_images",
     "omniglot",
@@ -47,7 +47,7 @@ class Pool(NamedTuple):
 def pools(source: Source, seed: int = 0, folder: str | None = None) -> tuple[Pool, Pool]:
     """The pools of meta-training and of meta-test, pixels from 0 to 1.
 
-    quickdraw: disjoint classes. mnist, fashion_mnist, cifar10: the same ten classes and the
+    quickdraw: disjoint classes. mnist, fashion-mnist, cifar10: the same ten classes and the
     official split of images, since five-way tasks of five classes would all be one. synthetic:
     Gaussian classes in 20 dimensions, for the wiring alone. random_images: noise of the shape [3,
     84, 84], for measures of time and memory. omniglot, folder: of torchvision, in `folder`.
@@ -69,10 +69,7 @@ def pools(source: Source, seed: int = 0, folder: str | None = None) -> tuple[Poo
             for names in class_split(vision.quickdraw_classes(), sizes, 0, "sketches")
         ]
     else:
-        parts = [
-            vision.load(source.replace("_", "-"), split=split).per_class(PER_CLASS)
-            for split in PARTS
-        ]
+        parts = [vision.load(source, split=split).per_class(PER_CLASS) for split in PARTS]
     return _pool(parts[0]), _pool(parts[1])
 
 
