@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from projects.meta_if import bodies, estimators
+from projects.meta_if import estimators
 from projects.meta_if.problems import Anil, Imaml, MetaProblem, Tasks
 from projects.meta_if.total import Implicit, at
 from projects.meta_if.training import fit as meta_fit
@@ -29,6 +29,7 @@ from shared.errors import UserError
 from shared.influence import scoring
 from shared.influence.solvers import cg, require_positive
 from shared.rows import atomic_write
+from shared.vision.backbones import backbone, initialised
 
 NAMES = ("x_train", "y_train", "x_val", "y_val")
 EXACT_SPECTRUM = 500  # up to here the smallest eigenvalue is computed before the solve
@@ -92,11 +93,11 @@ def read_tasks(file: Path) -> tuple[Tasks, list[str] | None]:
 
 
 def make_model(text: str, example_shape: tuple[int, ...], logits: bool = False) -> nn.Module:
-    """`module:function` (a function that returns a module), or a body by name (`bodies.named`; a
-    network with `logits`).
+    """`module:function` (a function that returns a module), or a body by name, as
+    `shared.vision.backbones` has them; a network with `logits`.
     """
     if ":" not in text:
-        return bodies.named(text, example_shape, logits)
+        return backbone(text, example_shape, logits=logits)
     module, _, name = text.partition(":")
     sys.path.insert(0, "")  # the user's own modules lie where the command is given
     try:
@@ -172,7 +173,7 @@ def fit(options: argparse.Namespace) -> int:
     if options.out.suffix != ".safetensors" or not options.out.parent.is_dir():
         raise UserError(f"--out {options.out}: name a .safetensors file in a folder that exists")
     tasks, _ = read_tasks(options.data)
-    model = bodies.initialised(
+    model = initialised(
         make_model(options.model, tuple(tasks.x_train.shape[2:]), options.inner == "imaml"),
         options.seed,
     )

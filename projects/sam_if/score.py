@@ -30,8 +30,8 @@ from shared.influence.products import chunks
 from shared.influence.solvers import require_positive
 from shared.rows import atomic_write
 from shared.runs import device as device_of
+from shared.vision import images as vision
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -111,47 +111,8 @@ def _npz(path: Path, dtype: torch.dtype) -> Samples:
 
 
 def _folder(path: Path, dtype: torch.dtype, classes: list[str] | None) -> Samples:
-    from PIL import Image, UnidentifiedImageError
-
-    names = sorted(one.name for one in path.iterdir() if one.is_dir())
-    known = classes if classes is not None else names
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(
-            f"{path}: the training data have no class '{unknown[0]}'; they have {', '.join(known)}"
-        )
-    files = [
-        (known.index(name), file)
-        for name in names
-        for file in sorted((path / name).iterdir())
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
-        raise UserError(
-            f"{path} holds no images; give a folder with a folder of .png or .jpg files for each"
-            " class"
-        )
-    pictures = []
-    for _, file in files:
-        try:
-            with Image.open(file) as image:
-                values = (
-                    np.asarray(
-                        image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"),
-                        np.float64,
-                    )
-                    / 255
-                )
-        except (UnidentifiedImageError, OSError):
-            raise UserError(f"{file} is no image that can be read") from None
-        pictures.append(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
-        if pictures[-1].shape != pictures[0].shape:
-            raise UserError(
-                f"{file} is of shape {pictures[-1].shape} and {files[0][1]} of {pictures[0].shape};"
-                " make all alike"
-            )
-    x = torch.from_numpy(np.stack(pictures)).to(dtype)
-    ids = [str(file.relative_to(path)) for _, file in files]
-    return Samples(x, torch.tensor([label for label, _ in files]), ids, known)
+    found = vision.folder(path, classes)
+    return Samples(found.images(dtype), found.labels, list(found.ids or ()), list(found.classes))
 
 
 def architecture(name: str, features: int, classes: int) -> nn.Sequential:

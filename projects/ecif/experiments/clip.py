@@ -29,13 +29,14 @@ from projects.ecif.finetune import (
     fine_tune,
     with_lora,
 )
-from projects.ecif.pictures import Part, Pictures, Source, load
+from projects.ecif.pictures import Pictures, Source, load
 from shared import experiment, runs
 from shared.influence.baselines import Solve
 from shared.influence.evaluate import auroc, cosine, most_harmful, relative_error
 from shared.influence.noise import shuffle_captions
 from shared.meters import cuda_peak_bytes
 from shared.seeding import generator, step_seed
+from shared.vision.images import LabelledImages
 
 T = TypeVar("T")
 EDITS = {
@@ -133,8 +134,8 @@ def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_sh
     start = towers.parameters.flat()
     ids, mask = base.tokens([config.prompt.format(name) for name in pictures.classes])
 
-    def problem(part: Part, labels: Tensor, delta: float) -> Contrastive:
-        inputs = [one.to(device) for one in (ids[labels], mask[labels], part.images)]
+    def problem(part: LabelledImages, labels: Tensor, delta: float) -> Contrastive:
+        inputs = [one.to(device) for one in (ids[labels], mask[labels], part.pixels)]
         return Contrastive(towers, Pairs.of(inputs, config.batch, seed), delta, start, config.chunk)
 
     labels = pictures.train.labels
