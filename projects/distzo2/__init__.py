@@ -4,5 +4,6 @@ computes.
 
 from projects.distzo2.engine import DistZO2
 from projects.distzo2.meshes import device_mesh, distributed
+from projects.distzo2.ranks import Ranks
 
-__all__ = ["DistZO2", "device_mesh", "distributed"]
+__all__ = ["DistZO2", "Ranks", "device_mesh", "distributed"]
