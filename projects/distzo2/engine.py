@@ -9,18 +9,19 @@ its partner -eps z, +eps z, would drift from it within a few steps.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from torch import nn
 
 from projects.distzo2.ranks import Ranks
 from projects.distzo2.slices import refuse_one_file, slice_transfers
 from projects.zo2 import ZO2, Step
+from projects.zo2.digests import digest
 from projects.zo2.storage import DiskStore
 from shared.errors import UserError
 
@@ -175,12 +176,3 @@ def shared_engine(
     else:
         model = empty()
     return ZO2(model, forwards=forwards, storage=path, **options)
-
-
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> bytes:
-    """SHA-256 of names, types, shapes and every bit."""
-    digested = hashlib.sha256()
-    for name, tensor in tensors:
-        digested.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digested.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digested.digest()

@@ -212,7 +212,7 @@ def run(name: str, world: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def at_rest(ranks: Ranks, **more: Any) -> ZO2:
+def at_rest(ranks: Ranks | None = None, **more: Any) -> ZO2:
     """An engine whose weights do not move: no learning rate, and no rounding from restoring."""
     return ZO2(
         model(),
