@@ -30,17 +30,21 @@ def link(link: pd.DataFrame) -> Figure:
         1000 * found["whole_seconds"],
         marker="o",
         label="whole blocks",
-        color=WHOLE_COLOUR,
+        color=PALETTE[WHOLE_COLOUR],
     )
     axes.plot(
         rates,
         1000 * found["predicted_seconds"],
         linestyle=":",
         label="whole blocks, predicted",
-        color=WHOLE_COLOUR,
+        color=PALETTE[WHOLE_COLOUR],
     )
     axes.plot(
-        rates, 1000 * found["sliced_seconds"], marker="o", label="slices", color=SLICED_COLOUR
+        rates,
+        1000 * found["sliced_seconds"],
+        marker="o",
+        label="slices",
+        color=PALETTE[SLICED_COLOUR],
     )
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
@@ -78,7 +82,7 @@ def lanes(lanes: pd.DataFrame) -> Figure:
                         width,
                         left=begin,
                         height=0.7,
-                        color=LANES[lane],
+                        color=PALETTE[LANES[lane]],
                         edgecolor="white",
                         linewidth=0.4,
                     )
@@ -138,7 +142,9 @@ def plan(plan: pd.DataFrame, cost: pd.DataFrame) -> Figure:
         own = of[(of["links"] == links_to) & (of["transfer"] == transfer)].sort_values("gpus")
         speeds = [1.0, *own["speedup_ratio"]]
         widths = {"linewidth": 8 - 2 * place, "markersize": 9 - 2 * place}
-        left.plot([1, *own["gpus"]], speeds, marker="o", color=colour, label=said, **widths)
+        left.plot(
+            [1, *own["gpus"]], speeds, marker="o", color=PALETTE[colour], label=said, **widths
+        )
     counts = [1, *sorted(of["gpus"].unique())]
     paper = float(
         paper_numbers("distzo2", "headline")
@@ -167,7 +173,9 @@ def plan(plan: pd.DataFrame, cost: pd.DataFrame) -> Figure:
         both = (
             own["batch_tokens"] / own[f"{which}_seconds"] for which in ("measured", "predicted")
         )
-        right.loglog(*both, marker, color=colour, label=kind, markersize=5, linestyle="none")
+        right.loglog(
+            *both, marker, color=PALETTE[colour], label=kind, markersize=5, linestyle="none"
+        )
     ends = [
         0.9 * min(right.get_xlim()[0], right.get_ylim()[0]),
         1.1 * max(right.get_xlim()[1], right.get_ylim()[1]),

@@ -1,12 +1,10 @@
 """The modes of DistZO2's tables: the names that rows bear, what they are, their order, and their
-colours. No torch.
+colours (names of `shared.figures.PALETTE`). No torch.
 
 Experiments, tables, figures and claims take them from here.
 """
 
 from typing import Literal, NamedTuple
-
-from shared.figures import PALETTE
 
 Transfer = Literal["replicated", "sliced"]
 
@@ -61,19 +59,19 @@ def one_process(threads: int) -> str:
 
 
 LANES = {
-    "upload": PALETTE["orange"],
-    "exchange": PALETTE["purple"],
-    "compute": PALETTE["blue"],
-    "offload": PALETTE["green"],
+    "upload": "orange",
+    "exchange": "purple",
+    "compute": "blue",
+    "offload": "green",
 }
 
 # Rows of the experiment `cost`: rates may be fitted on them; they are held against the fit; how
 # long the ranks take to gather their losses.
 FIT, HELD_OUT, GATHER = "fit", "held out", "gather"
-KINDS = {FIT: ("s", PALETTE["amber"]), HELD_OUT: ("o", PALETTE["green"])}  # marker and colour
+KINDS = {FIT: ("s", "amber"), HELD_OUT: ("o", "green")}  # marker and colour
 
 # Lines of the figure of whole blocks and slices.
-WHOLE_COLOUR, SLICED_COLOUR = PALETTE["orange"], PALETTE["blue"]
+WHOLE_COLOUR, SLICED_COLOUR = "orange", "blue"
 
 # Rows of the experiment `plan`: a link to the host for each GPU or one for all; the batch that
 # stays the same when there are more GPUs.
@@ -81,10 +79,10 @@ OWN_LINK, SHARED_LINK = "own", "shared"
 BATCH_A_GPU, BATCH_IN_ALL = "a GPU", "in all"
 # (links, transfer): what the figure says, and its colour; some lie on others, the first are widest
 PLANS: dict[tuple[str, Transfer], tuple[str, str]] = {
-    (OWN_LINK, "sliced"): ("slices, a link each", PALETTE["blue"]),
-    (OWN_LINK, "replicated"): ("whole blocks, a link each", PALETTE["sky"]),
-    (SHARED_LINK, "sliced"): ("slices, one link", PALETTE["amber"]),
-    (SHARED_LINK, "replicated"): ("whole blocks, one link", PALETTE["orange"]),
+    (OWN_LINK, "sliced"): ("slices, a link each", "blue"),
+    (OWN_LINK, "replicated"): ("whole blocks, a link each", "sky"),
+    (SHARED_LINK, "sliced"): ("slices, one link", "amber"),
+    (SHARED_LINK, "replicated"): ("whole blocks, one link", "orange"),
 }
 
 LARGE = "opt-175b"

@@ -29,6 +29,7 @@ class Ranks:
         mesh: of `meshes.device_mesh`, over all ranks.
 
     Attributes:
+        mesh: the mesh.
         rank, world: of how many ranks this is which.
         shares, share: of how many shares of the batch this rank evaluates which.
         sides: the forwards that it runs.
@@ -50,6 +51,7 @@ class Ranks:
             (("plus",), ("minus",))[self.role] if mesh.size(1) == 2 else ("plus", "minus")
         )
         self.bytes_sent = 0
+        self.mesh = mesh
         self._grid = mesh.mesh.tolist()
         self._weights: list[float] = []
 

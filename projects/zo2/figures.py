@@ -22,7 +22,7 @@ def memory_law(memory: pd.DataFrame) -> Figure:
             rows["peak_bytes"] / 1e9,
             marker="o",
             label=MEMORY[str(method)].label,
-            color=MEMORY[str(method)].colour,
+            color=PALETTE[MEMORY[str(method)].colour],
         )
     axes.set(
         yscale="log",
@@ -105,7 +105,7 @@ def lanes(schedule: pd.DataFrame) -> Figure:
                 end - start,
                 left=start,
                 height=0.75,
-                color=LANE_SHADES[span.block % 2],
+                color=PALETTE[LANE_SHADES[span.block % 2]],
                 edgecolor="white",
                 linewidth=0.5,
             )
@@ -131,9 +131,9 @@ def loss_curves(accuracy: pd.DataFrame) -> Figure:
     """Training losses; MeZO and ZO2 lie on one another."""
     steps = accuracy[accuracy["kind"] == "step"]
     figure, axes = plt.subplots()
-    for method, look in CURVES.items():
+    for method, (colour, look) in CURVES.items():
         rows = steps[steps["method"] == method].sort_values("step")
-        axes.plot(rows["step"], rows["train_loss"], label=method, **look)
+        axes.plot(rows["step"], rows["train_loss"], label=method, color=PALETTE[colour], **look)
     axes.set(
         xlabel="step",
         ylabel="training loss of the batch",

@@ -1,11 +1,10 @@
-"""The methods of ZO2's tables: the names that rows bear, their order, and their colours. No torch.
+"""The methods of ZO2's tables: the names that rows bear, their order, and their colours (names of
+`shared.figures.PALETTE`). No torch.
 
 Experiments, tables, figures and claims take them from here.
 """
 
 from typing import NamedTuple
-
-from shared.figures import PALETTE
 
 # ---- accuracy: in the order in which they are trained ----------------------------------------
 
@@ -16,10 +15,10 @@ MEZO = "MeZO"
 FIRST_ORDER = "AdamW (first order)"
 ACCURACY = (ZERO_SHOT, UNFLUSHED, ZO2, MEZO, FIRST_ORDER)
 # Curves of training losses; MeZO lies under ZO2, which equals it.
-CURVES = {
-    FIRST_ORDER: {"color": PALETTE["purple"]},
-    MEZO: {"color": PALETTE["orange"], "linewidth": 5, "alpha": 0.5},
-    ZO2: {"color": PALETTE["blue"], "linewidth": 1.5},
+CURVES: dict[str, tuple[str, dict[str, float]]] = {  # colour, how the line is drawn
+    FIRST_ORDER: ("purple", {}),
+    MEZO: ("orange", {"linewidth": 5, "alpha": 0.5}),
+    ZO2: ("blue", {"linewidth": 1.5}),
 }
 
 # ---- memory ----------------------------------------------------------------------------------
@@ -34,12 +33,12 @@ class MemoryMethod(NamedTuple):
 
 
 MEMORY = {
-    "adamw": MemoryMethod("adamw_bytes", "AdamW", PALETTE["purple"]),
-    "sgd": MemoryMethod("sgd_bytes", "SGD", PALETTE["amber"]),
-    "mezo": MemoryMethod("mezo_bytes", "MeZO", PALETTE["orange"]),
-    "zo2-resident": MemoryMethod("resident_bytes", "ZO2, nothing offloaded", PALETTE["sky"]),
-    "zo2-3": MemoryMethod("zo2_bytes", "ZO2, 3 slots", PALETTE["blue"]),
-    "zo2-lean": MemoryMethod("lean_bytes", "ZO2, 1 slot, noise not cached", PALETTE["green"]),
+    "adamw": MemoryMethod("adamw_bytes", "AdamW", "purple"),
+    "sgd": MemoryMethod("sgd_bytes", "SGD", "amber"),
+    "mezo": MemoryMethod("mezo_bytes", "MeZO", "orange"),
+    "zo2-resident": MemoryMethod("resident_bytes", "ZO2, nothing offloaded", "sky"),
+    "zo2-3": MemoryMethod("zo2_bytes", "ZO2, 3 slots", "blue"),
+    "zo2-lean": MemoryMethod("lean_bytes", "ZO2, 1 slot, noise not cached", "green"),
 }
 
 LIMITED = {"mezo": "MeZO", "zo2-resident": "ZO2 with nothing offloaded", "zo2": "ZO2 from disk"}
@@ -68,7 +67,7 @@ RESIDENT = "resident"
 OVERLAP = "overlap"
 SYNCHRONOUS = "no overlap"
 LANES = ("upload", "compute", "offload")
-LANE_SHADES = (PALETTE["blue"], PALETTE["sky"])  # of blocks in turns
+LANE_SHADES = ("blue", "sky")  # of blocks in turns
 
 # ---- ablation --------------------------------------------------------------------------------
 
