@@ -7,7 +7,7 @@ from typing import Any
 from projects.distzo2.cost_model import Shape
 from projects.zo2.units import find_blocks
 from shared.errors import UserError
-from shared.models import causal_lm_config, local_model
+from shared.models import causal_lm_config, empty_causal_lm_of, load_config, local_model
 from shared.models.shapes import OPT_SHAPES
 
 
@@ -17,21 +17,14 @@ def shape_of(model: str) -> Shape:
     """
     if model in OPT_SHAPES:
         return shape_of_config(causal_lm_config("opt", *OPT_SHAPES[model]))
-    from transformers import AutoConfig
-
-    return shape_of_config(AutoConfig.from_pretrained(local_model(model), local_files_only=True))
+    return shape_of_config(load_config(local_model(model)))
 
 
 def shape_of_config(config: Any) -> Shape:
     """Of a causal language model by its transformers configuration. Raises UserError where its
     blocks are not alike.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
+    model = empty_causal_lm_of(config)
     blocks = list(find_blocks(model).values())
     counts = [sum(p.numel() for p in block.parameters()) for block in blocks]
     if len(set(counts)) > 1:

@@ -154,7 +154,11 @@ def timings(
                     "time_ratio": against.value,
                     "time_low_ratio": against.low,
                     "time_high_ratio": against.high,
-                    "interval": f"{against.low:.3f} to {against.high:.3f}",
+                    "interval": (
+                        f"{against.low:.3f} to {against.high:.3f}"
+                        if against.coverage >= 0.95
+                        else "too few rounds"
+                    ),
                     "coverage_probability": against.coverage,
                     "bytes_up": rounds["bytes_up"].iloc[-1],
                     "bytes_down": rounds["bytes_down"].iloc[-1],

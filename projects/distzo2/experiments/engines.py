@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import init_empty_weights
 
 from projects.distzo2 import DistZO2, Ranks, device_mesh
 from projects.distzo2.baselines import NaiveRestore
@@ -20,7 +19,7 @@ from projects.distzo2.engine import shared_engine
 from projects.distzo2.labels import MODES, NAIVE
 from projects.zo2 import ZO2
 from projects.zo2.data import Batch, random_tokens
-from shared.models import causal_lm_config, random_causal_lm
+from shared.models import causal_lm_config, empty_causal_lm_of, random_causal_lm
 from shared.models.shapes import OPT_SHAPES
 
 
@@ -47,14 +46,7 @@ def make_model(config: dict[str, Any]) -> Any:
 
 def empty_model(config: dict[str, Any]) -> Any:
     """The same without memory for its parameters."""
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            configuration(config), dtype=getattr(torch, config["dtype"])
-        )
-    model.tie_weights()
-    return model.eval()
+    return empty_causal_lm_of(configuration(config), getattr(torch, config["dtype"]))
 
 
 def make_batch(config: dict[str, Any], step: int, shares: int) -> list[Batch]:
