@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from projects.distzo2.engine import DistZO2
 from projects.distzo2.meshes import device_mesh, distributed, wire
+from projects.distzo2.ranks import Ranks
 from projects.zo2 import weights
 from projects.zo2.finetune import (
     LOST_STEPS,
@@ -111,7 +112,7 @@ class _Run:
         model, stored = empty_model(self.folder, recipe, str(options.model))
         start = max((self.checkpoint, self.final), key=lambda file: weights.saved_steps(file) or 0)
         sliced = options.transfer == "sliced"
-        engine = None
+        engine, ranks = None, Ranks(self.mesh)
         for turn in (True, False):  # rank 0 first: with slices it writes the file that all train in
             if turn == (self.rank == 0):
                 storage = "disk" if sliced else "ram"
@@ -126,11 +127,12 @@ class _Run:
                     None,
                     mean_loss,
                     write=self.rank == 0,
+                    forwards=ranks,
                 )
             dist.barrier()
         assert engine is not None
         stack.callback(engine.close)
-        ddp = DistZO2(engine, self.mesh, options.transfer, options.check_every)
+        ddp = DistZO2(engine, options.transfer, options.check_every)
         log = _first(lambda: StepLog(path, self.header))
         known = log.log if log is not None else read_log(path)
         if log is not None:

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from projects.zo2 import budget, weights
 from projects.zo2.engine import ZO2, Step
+from projects.zo2.forwards import Forwards
 from projects.zo2.steplog import Log, StepLog, read_log
 from projects.zo2.steplog import replay as replay_log
 from shared import runs
@@ -531,11 +532,12 @@ def build_engine(
     plan: budget.Plan | None,
     loss: Any,
     write: bool = True,
+    forwards: Forwards | None = None,
 ) -> ZO2:
     """The engine at the weights of the checkpoint `start`, or at the base model's where there is
     none.
 
-    `write` is False where another process has written the working file.
+    `write` is False where another process has written the working file; `forwards` is `ZO2`'s.
     """
     steps = weights.saved_steps(start) if start is not None else None
     begun = start if steps is not None else None
@@ -552,6 +554,7 @@ def build_engine(
         weights.fill(model, source)
     engine = ZO2(
         model,
+        forwards=forwards,
         lr=recipe.lr,
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
