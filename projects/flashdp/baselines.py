@@ -21,8 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from projects.flashdp import backends, layers
+from projects.flashdp.clipper import embedding_rows
+from projects.flashdp.factors import TINY
 from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.private import covered, embedding_rows, make_private
+from projects.flashdp.private import make_private
+from projects.flashdp.refusals import covered
 from projects.flashdp.sampling import FixedSampling, PoissonSampling
 from shared.seeding import generator
 
@@ -308,7 +311,7 @@ class _Ghost:
 
 
 def _flat_factors(squares: Sequence[Tensor], clip: float) -> Tensor:
-    return (clip / (torch.stack(list(squares)).sum(0).sqrt() + backends.TINY)).clamp(max=1)
+    return (clip / (torch.stack(list(squares)).sum(0).sqrt() + TINY)).clamp(max=1)
 
 
 def _add(parameter: Tensor, gradient: Tensor) -> None:

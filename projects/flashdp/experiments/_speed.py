@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from projects.flashdp import backends
 from projects.flashdp.baselines import FLAT, METHODS, Trainer, trainer
 from projects.flashdp.glosses import glosses
 from projects.flashdp.models import Decoder
+from projects.flashdp.scratch import SCRATCH_BUFFER
 from shared import experiment, meters
 from shared.errors import UserError
 from shared.models import causal_lm_config, random_causal_lm
@@ -160,7 +160,7 @@ def peak_bytes(one: Trainer, ids: Tensor) -> dict[str, Any]:
     """The most bytes that a step takes beyond what stands before it (parameters and optimizer
     state).
     """
-    backends.SCRATCH_BUFFER.release()  # it counts with the step that asks for it
+    SCRATCH_BUFFER.release()  # it counts with the step that asks for it
     if ids.is_cuda:
         standing = torch.cuda.memory_allocated()
         with meters.cuda_peak_bytes() as peaks:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from projects.flashdp import backends
 from projects.flashdp.experiments._speed import check_device
+from projects.flashdp.factors import Factors
 from shared import experiment, meters
 
 
@@ -77,5 +78,5 @@ def clipped(backend: str, left: Tensor, right: Tensor) -> Tensor:
     """The clipped sum with a bound that clips about half."""
     out = left.new_empty(left.shape[2], right.shape[2], dtype=torch.float32)
     bound = (left.shape[1] * left.shape[2] * right.shape[2]) ** 0.5
-    backends.BACKENDS[backend](left, right, out, True, backends.Factors(bound, 1, None, []))
+    backends.BACKENDS[backend](left, right, out, True, Factors(bound, 1, None, []))
     return out
