@@ -5,7 +5,8 @@ L. Wang, H. Xie, X. Wang, T. Huang, M. Li, D. Wang: "Infinite Sampling: Efficien
 RL Training for Large Language Models", arXiv 2506.22950.
 """
 
-from projects.infinite_sampling.engine import Completion, Engine, Rollout, Schedule, Stats
+from projects.infinite_sampling.engine import Engine
+from projects.infinite_sampling.rollout import Completion, Rollout, Schedule, Stats
 from projects.infinite_sampling.scheduler import Plan, Queue, lower_bound, plan, replay
 
 __all__ = [

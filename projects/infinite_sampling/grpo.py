@@ -36,7 +36,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projects.infinite_sampling.engine import Completion
+from projects.infinite_sampling.rollout import Completion
 
 LossType = Literal["grpo", "dapo", "dr_grpo"]
 DELTA = 1e-4  # beside the standard deviation

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from projects.flashdp.baselines import PerLayer, Trainer
-from projects.flashdp.experiments import _speed
+from projects.flashdp.experiments import common
 from shared import experiment, meters
 
 
 class Config(experiment.Config):
-    model: Literal[tuple(_speed.DECODERS)] = "4M"  # type: ignore[valid-type]
+    model: Literal[tuple(common.DECODERS)] = "4M"  # type: ignore[valid-type]
     batch_size: int = Field(default=4, ge=1)
     tokens: int = Field(default=256, ge=2)
     repeats: int = Field(default=6, ge=1)
@@ -25,11 +25,11 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    _speed.check_device(config.device, "flashdp/amp")
-    model = _speed.model_of(config.model, config.tokens, config.device, config.seed)
-    ids = _speed.batch_of(
+    common.check_device(config.device, "flashdp/amp")
+    model = common.model_of(config.model, config.tokens, config.device, config.seed)
+    ids = common.batch_of(
         config.text,
-        _speed.DECODERS[config.model][0],
+        common.DECODERS[config.model][0],
         config.batch_size,
         config.tokens,
         config.device,

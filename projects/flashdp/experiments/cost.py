@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from projects.flashdp.baselines import METHODS, trainer
-from projects.flashdp.experiments import _speed
+from projects.flashdp.experiments import common
 from shared import experiment, meters
 
 Method = Literal[METHODS]  # type: ignore[valid-type]
@@ -23,7 +23,7 @@ Method = Literal[METHODS]  # type: ignore[valid-type]
 class Config(experiment.Config):
     """The cell is [model, batch size, tokens]."""
 
-    cell: tuple[Literal[tuple(_speed.DECODERS)], int, int]  # type: ignore[valid-type]
+    cell: tuple[Literal[tuple(common.DECODERS)], int, int]  # type: ignore[valid-type]
     methods: list[Method] = list(METHODS)
     text: Literal["wordnet", "random"] = "wordnet"
     clip: float = Field(default=1.0, gt=0)
@@ -32,12 +32,12 @@ class Config(experiment.Config):
 def run(config: Config, run: experiment.Run) -> None:
     name, batch_size, tokens = config.cell
     for method in run.progress(config.methods, "methods"):
-        ids = _speed.batch_of(
-            config.text, _speed.DECODERS[name][0], batch_size, tokens, "cpu", config.seed
+        ids = common.batch_of(
+            config.text, common.DECODERS[name][0], batch_size, tokens, "cpu", config.seed
         )
         one = trainer(
             method,
-            _speed.model_of(name, tokens, "cpu", config.seed),
+            common.model_of(name, tokens, "cpu", config.seed),
             batch_size,
             clip=config.clip,
             seed=config.seed,
@@ -49,7 +49,7 @@ def run(config: Config, run: experiment.Run) -> None:
             batch_size=batch_size,
             tokens=tokens,
             method=method,
-            clipping=_speed.clipping(method),
+            clipping=common.clipping(method),
             step_flops=meters.count_flops(backward),
             moved_bytes=moved_bytes(lambda one=one, ids=ids: one.step(ids)),
         )

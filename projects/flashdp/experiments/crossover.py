@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from projects.flashdp import backends
-from projects.flashdp.experiments._speed import check_device
+from projects.flashdp.experiments.common import check_device
 from projects.flashdp.factors import Factors
 from shared import experiment, meters
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from projects.flashdp.baselines import METHODS, trainer
-from projects.flashdp.experiments import _speed
+from projects.flashdp.experiments import common
 from projects.flashdp.private import untie
 from shared import experiment
 
@@ -32,7 +32,7 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    _speed.check_device(config.device, "flashdp/memory")
+    common.check_device(config.device, "flashdp/memory")
     work = [(cell, method) for cell in config.cells for method in config.methods]
     for (name, batch_size, tokens), method in run.progress(work, "cells"):
         row: dict[str, Any] = {
@@ -44,11 +44,11 @@ def run(config: Config, run: experiment.Run) -> None:
         }
         model = (
             pretrained(name)
-            if name not in _speed.DECODERS
-            else _speed.model_of(name, tokens, config.device, config.seed)
+            if name not in common.DECODERS
+            else common.model_of(name, tokens, config.device, config.seed)
         )
-        vocabulary = _speed.DECODERS[name][0] if name in _speed.DECODERS else 2048
-        ids = _speed.batch_of(
+        vocabulary = common.DECODERS[name][0] if name in common.DECODERS else 2048
+        ids = common.batch_of(
             config.text, vocabulary, batch_size, tokens, config.device, config.seed
         )
         parameters = sum(p.numel() for p in model.parameters())
@@ -57,12 +57,12 @@ def run(config: Config, run: experiment.Run) -> None:
                 method, model.to(config.device), batch_size, lr=config.lr, seed=config.seed
             )
             one.step(ids)
-            measured = _speed.peak_bytes(one, ids)
+            measured = common.peak_bytes(one, ids)
         except torch.OutOfMemoryError:
             measured = {}
         run.row(
             **row,
-            clipping=_speed.clipping(method),
+            clipping=common.clipping(method),
             parameters=parameters,
             out_of_memory=not measured,
             **measured,

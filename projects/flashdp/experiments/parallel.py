@@ -21,9 +21,9 @@ import torch.multiprocessing as mp
 from pydantic import Field
 from torch import Tensor, nn
 
-from projects.flashdp.experiments import _speed
+from projects.flashdp.decoder import Decoder
+from projects.flashdp.experiments import common
 from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.models import Decoder
 from projects.flashdp.private import DPModel, make_private
 from projects.flashdp.sampling import FixedSampling
 from shared import experiment
@@ -32,7 +32,7 @@ RANKS = 2
 
 
 class Config(experiment.Config):
-    model: Literal[tuple(_speed.DECODERS)] = "4M"  # type: ignore[valid-type]
+    model: Literal[tuple(common.DECODERS)] = "4M"  # type: ignore[valid-type]
     batch_size: int = Field(default=8, ge=RANKS)
     micro_batches: int = Field(default=2, ge=1)
     tokens: int = Field(default=256, ge=2)
@@ -43,13 +43,13 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    _speed.check_device(config.device, "flashdp/parallel")
+    common.check_device(config.device, "flashdp/parallel")
     if config.device == "cuda" and torch.cuda.device_count() < RANKS:
         config = config.model_copy(update={"device": "cpu"})
         run.log(f"fewer than {RANKS} GPUs: the ranks run on the CPU")
-    ids = _speed.batch_of(
+    ids = common.batch_of(
         config.text,
-        _speed.DECODERS[config.model][0],
+        common.DECODERS[config.model][0],
         config.batch_size,
         config.tokens,
         "cpu",
@@ -147,7 +147,7 @@ def reference(model: nn.Module, config: Config, ids: Tensor, sigma: float) -> di
 
 def data_parallel(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
     """Each rank has every second sample."""
-    model = _speed.model_of(config.model, config.tokens, str(ids.device), config.seed)
+    model = common.model_of(config.model, config.tokens, str(ids.device), config.seed)
     part = ids[rank::RANKS]
     rows: list[dict[str, Any]] = []
     for noise, sigma in (("without noise", 0.0), ("with noise", config.sigma)):
@@ -242,9 +242,9 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
     """Each rank has half of the blocks."""
     from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
-    vocabulary, hidden, layers, _ = _speed.DECODERS[config.model]
+    vocabulary, hidden, layers, _ = common.DECODERS[config.model]
     size = config.batch_size // config.micro_batches
-    whole = _speed.model_of(config.model, config.tokens, str(ids.device), config.seed)
+    whole = common.model_of(config.model, config.tokens, str(ids.device), config.seed)
     expected = reference(whole, config, ids, 0.0)
     groups = len(private(copy.deepcopy(whole), config, 0.0)[0].groups)
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from projects.flashdp.accounting import check_delta, noise_multiplier
 from projects.flashdp.baselines import Flat, PerLayer, Trainer
-from projects.flashdp.glosses import Glosses, glosses
+from projects.flashdp.data import Glosses, glosses
+from projects.flashdp.decoder import Decoder
 from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.models import Decoder
 from projects.flashdp.sampling import PoissonSampling
 from shared import experiment
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pydantic import Field
 
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.predictor import BinnedTransformer, examples
 from projects.infinite_sampling.scheduler import (
     REFILLS,
@@ -37,7 +37,7 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     prompts = config.prompts + config.fit_prompts
-    one = _common.subject(
+    one = common.subject(
         config.model,
         prompts,
         config.seed,
@@ -50,14 +50,14 @@ def run(config: Config, run: experiment.Run) -> None:
     ]
     made = (
         one.engine(config.seed)
-        .run(one.prompts, pairs, _common.Schedule("continuous", 64))
+        .run(one.prompts, pairs, common.Schedule("continuous", 64))
         .completions
     )
     tested, fitted = (
         [c for c in made if c.prompt < config.prompts],
         [c for c in made if c.prompt >= config.prompts],
     )
-    lengths = {p: [d + 1 for d in _common.durations(tested, p)] for p in range(config.prompts)}
+    lengths = {p: [d + 1 for d in common.durations(tested, p)] for p in range(config.prompts)}
 
     for prefix in run.progress(config.prefixes, "prefixes"):
         predictor = BinnedTransformer(one.vocabulary, seed=config.seed)

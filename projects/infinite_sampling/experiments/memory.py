@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from projects.infinite_sampling import peers
-from projects.infinite_sampling.engine import Schedule
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling import baselines
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.predictor import Constant
+from projects.infinite_sampling.rollout import Schedule
 from shared import experiment
 
 
@@ -37,7 +37,7 @@ def run(config: Config, run: experiment.Run) -> None:
         (config.grown, config.groups, False),
     ):
         limit = config.max_new_tokens if all_modes else 56
-        one = _common.subject(
+        one = common.subject(
             name,
             1,
             config.seed,
@@ -89,7 +89,7 @@ def _modes(config: Config) -> dict[str, Schedule]:
 def _measure(
     run: experiment.Run,
     config: Config,
-    one: _common.Subject,
+    one: common.Subject,
     mode: str,
     schedule: Schedule,
     group: int,
@@ -98,7 +98,7 @@ def _measure(
 ) -> None:
     engine = one.engine(config.seed)
     jobs = [(0, index) for index in range(group)]
-    made, peak, _, counter = _common.Meter(config.device).peaks(
+    made, peak, _, counter = common.Meter(config.device).peaks(
         lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced)
     )
     stats = made.stats
@@ -126,11 +126,11 @@ def _measure(
 
 
 def _measure_peer(
-    run: experiment.Run, config: Config, one: _common.Subject, mode: str, rows: int, group: int
+    run: experiment.Run, config: Config, one: common.Subject, mode: str, rows: int, group: int
 ) -> None:
     eos = one.eos[0] if one.eos else -1
-    _, peak, _, counter = _common.Meter(config.device).peaks(
-        lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos)
+    _, peak, _, counter = common.Meter(config.device).peaks(
+        lambda: baselines.generate(one.model, one.prompts[0], group, rows, one.limit, eos)
     )
     run.row(
         kind="modes",

@@ -9,7 +9,7 @@ that have ended counted as exact, stands beside the error of what remains.
 import numpy as np
 from pydantic import Field
 
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.predictor import PREDICTORS, evaluate, examples
 from shared import experiment
 
@@ -27,7 +27,7 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     prompts = config.fit_prompts + config.test_prompts
-    one = _common.subject(
+    one = common.subject(
         config.model,
         prompts,
         config.seed,
@@ -37,7 +37,7 @@ def run(config: Config, run: experiment.Run) -> None:
     )
     made = (
         one.engine(config.seed)
-        .run(one.prompts, config.group, _common.Schedule("continuous", 64))
+        .run(one.prompts, config.group, common.Schedule("continuous", 64))
         .completions
     )
     fitted, tested = (

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from projects.infinite_sampling import peers
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling import baselines
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.predictor import BinnedTransformer, Oracle, examples
 from projects.infinite_sampling.scheduler import (
     Queue,
@@ -23,9 +23,9 @@ from projects.infinite_sampling.scheduler import (
 from shared import experiment, meters
 
 PEERS = {
-    "generate, full group": peers.generate,
-    "generate, chunks": peers.generate,
-    "generate_batch": peers.generate_batch,
+    "generate, full group": baselines.generate,
+    "generate, chunks": baselines.generate,
+    "generate_batch": baselines.generate_batch,
 }
 Peer = Literal["generate, full group", "generate, chunks", "generate_batch"]
 
@@ -62,7 +62,7 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    subject = _common.subject(
+    subject = common.subject(
         config.model,
         config.prompts + config.fit_prompts,
         config.seed,
@@ -79,18 +79,18 @@ def run(config: Config, run: experiment.Run) -> None:
     fitted = [
         (p, i) for p in range(config.prompts, len(subject.prompts)) for i in range(config.fit_group)
     ]
-    schedule = _common.Schedule("continuous", 4 * config.slots)
+    schedule = common.Schedule("continuous", 4 * config.slots)
     made = engine.run(subject.prompts, fitted, schedule, limits=subject.forced).completions
     learnt.fit(examples(subject.prompts, made, config.prefix))
-    recorder = _common.Recorder(learnt)
+    recorder = common.Recorder(learnt)
     truth: dict[tuple[int, int], int] = {}
-    schedules = _common.schedules(config.slots, config.prefix, recorder, Oracle(truth))
+    schedules = common.schedules(config.slots, config.prefix, recorder, Oracle(truth))
     wanted = {
         name: one
         for name, one in schedules.items()
         if not config.only or name in config.only or name == "micro groups"
     }
-    common = {"model": config.model, "group": config.group, "slots": config.slots}
+    setting = {"model": config.model, "group": config.group, "slots": config.slots}
 
     for prompt in run.progress(tested, "prompts"):
         jobs = [(prompt, index) for index in range(config.group)]
@@ -110,7 +110,7 @@ def run(config: Config, run: experiment.Run) -> None:
             )
             run.row(
                 kind="rollout",
-                **common,
+                **setting,
                 schedule=name,
                 prompt=prompt,
                 live=True,
@@ -137,7 +137,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 for row, job, start, end in stats.spans:
                     run.row(
                         kind="span",
-                        **common,
+                        **setting,
                         schedule=name,
                         slot=row,
                         completion=job,
@@ -158,7 +158,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 continue
             run.row(
                 kind="rollout",
-                **common,
+                **setting,
                 schedule=name,
                 prompt=prompt,
                 live=False,
@@ -181,7 +181,7 @@ def run(config: Config, run: experiment.Run) -> None:
         variants,
         config.repeats,
         config.warmup,
-        clock=_common.clock_of(config.device),
+        clock=common.clock_of(config.device),
         progress=lambda total: run.progress(total, "rounds"),
     )
     for name, timing in timings.items():
@@ -190,7 +190,7 @@ def run(config: Config, run: experiment.Run) -> None:
         ):
             run.row(
                 kind="time",
-                **common,
+                **setting,
                 schedule=name,
                 repeat=repeat,
                 tokens=tokens,

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling.baselines import TrlSteps
+from projects.infinite_sampling.data import reward
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.grpo import advantages, backward
-from projects.infinite_sampling.peers import TrlSteps
-from projects.infinite_sampling.policy import reward
 from projects.infinite_sampling.predictor import HiddenRidge, Online, evaluate, examples
 from projects.infinite_sampling.trl_rollout import rollout, rollout_seed
 from shared import experiment
@@ -53,21 +53,21 @@ class Config(experiment.Config):
 class _Policy:
     """One mode's model on its way."""
 
-    def __init__(self, mode: Mode, config: Config, one: _common.Subject) -> None:
+    def __init__(self, mode: Mode, config: Config, one: common.Subject) -> None:
         self.mode, self.config, self.subject = mode, config, one
         self.model = copy.deepcopy(one.model)
-        self.meter, self.clock = _common.Meter(config.device), _common.clock_of(config.device)
+        self.meter, self.clock = common.Meter(config.device), common.clock_of(config.device)
         self.rollout_seconds = 0.0
         self.online: Online | None = None
         self.frozen: HiddenRidge | None = None
         if mode in ("framework", "TRL, this rollout"):
             self.online = Online(HiddenRidge(), config.prefix, every=4, model=self.model)
         self.schedule = {
-            "full group": _common.Schedule("full"),
-            "micro groups": _common.Schedule("micro", config.slots),
+            "full group": common.Schedule("full"),
+            "micro groups": common.Schedule("micro", config.slots),
         }.get(
             mode,
-            _common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online),
+            common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online),
         )
         self.micro = (
             config.prompts_per_step * config.group if mode == "full group" else config.slots
@@ -126,9 +126,7 @@ class _Policy:
         config, one, chosen = self.config, self.subject, self.chosen(step)
         jobs = [(p, i) for p in chosen for i in range(config.group)]
         start = self.clock()
-        engine = _common.Engine(
-            self.model, one.eos, one.limit, seed=rollout_seed(config.seed, step)
-        )
+        engine = common.Engine(self.model, one.eos, one.limit, seed=rollout_seed(config.seed, step))
         with self.rolling():
             made = engine.run(one.prompts, jobs, self.schedule)
         texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made.completions]
@@ -179,7 +177,7 @@ class _Policy:
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    one = _common.subject(
+    one = common.subject(
         "policy",
         config.pool + config.held_out,
         config.seed,
@@ -238,10 +236,10 @@ def _held_out(
             ("held out", range(config.pool, config.pool + config.held_out)),
         ):
             jobs = [(p, i) for p in prompts for i in range(16)]
-            engine = _common.Engine(
+            engine = common.Engine(
                 model, one.eos, one.limit, seed=step_seed(config.seed, "evaluation")
             )
-            made = engine.run(one.prompts, jobs, _common.Schedule("continuous", 64)).completions
+            made = engine.run(one.prompts, jobs, common.Schedule("continuous", 64)).completions
             texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made]
             found = reward([one.texts[c.prompt] for c in made], texts)
             run.row(

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from projects.flashdp.baselines import FLAT, METHODS, PER_LAYER, trainer
+from projects.flashdp.decoder import Decoder
 from projects.flashdp.experiments.cost import moved_bytes
 from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.models import Decoder
 
 IDS = torch.randint(0, 23, (5, 9), generator=torch.Generator().manual_seed(3))
 IDS[:, 4] = IDS[:, 1]  # tokens that repeat

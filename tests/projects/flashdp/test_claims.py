@@ -9,7 +9,7 @@ import pytest
 
 from projects.flashdp import claims
 from projects.flashdp.baselines import METHODS
-from projects.flashdp.experiments._speed import clipping
+from projects.flashdp.experiments.common import clipping
 from shared.claims import require_falsifiable
 
 ABSOLUTE = {

@@ -5,8 +5,8 @@ whole workflow.
 import pytest
 import torch
 
+from projects.flashdp.data import Glosses, glosses
 from projects.flashdp.experiments import utility
-from projects.flashdp.glosses import Glosses, glosses
 from projects.flashdp.losses import IGNORED
 from shared.data import path
 from shared.errors import UserError

@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from projects.flashdp.baselines import FLAT, METHODS, Trainer, trainer
-from projects.flashdp.glosses import glosses
-from projects.flashdp.models import Decoder
+from projects.flashdp.data import glosses
+from projects.flashdp.decoder import Decoder
 from projects.flashdp.scratch import SCRATCH_BUFFER
 from shared import experiment, meters
 from shared.errors import UserError
