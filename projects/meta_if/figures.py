@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from projects.meta_if.tables import mean_curve
 from shared.figures import PALETTE
-from shared.meters import mean_interval
+from shared.statistics import mean_interval
 
 LOOKS = {
     "task-IF": {"color": PALETTE["blue"], "linewidth": 2.8, "zorder": 5},
