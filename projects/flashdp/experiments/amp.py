@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from projects.flashdp import labels
 from projects.flashdp.baselines import PerLayer, Trainer
 from projects.flashdp.experiments import common
 from shared import experiment, meters
@@ -57,7 +58,7 @@ def run(config: Config, run: experiment.Run) -> None:
         (method, name): kind(
             copy.deepcopy(model), config.batch_size, seed=config.seed, autocast=dtype
         )
-        for method, kind in (("non-private", Trainer), ("FlashDP", PerLayer))
+        for method, kind in ((labels.NON_PRIVATE, Trainer), (labels.FLASHDP, PerLayer))
         for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16))
     }
     timings = meters.interleave(

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from projects.flashdp.baselines import FLAT, METHODS, Trainer, trainer
+from projects.flashdp import labels
+from projects.flashdp.baselines import Trainer, trainer
 from projects.flashdp.data import glosses
 from projects.flashdp.decoder import Decoder
 from projects.flashdp.scratch import SCRATCH_BUFFER
@@ -36,7 +37,7 @@ LLAMAS = {
     "llama-13b": (40, 5120, 40),
 }
 
-Method = Literal[METHODS]  # type: ignore[valid-type]
+Method = Literal[labels.METHODS]  # type: ignore[valid-type]
 
 
 class SpeedConfig(experiment.Config):
@@ -45,7 +46,7 @@ class SpeedConfig(experiment.Config):
     """
 
     cells: list[tuple[Literal[(*DECODERS, *LLAMAS)], int, int]]  # type: ignore[valid-type]
-    methods: list[Method] = list(METHODS)
+    methods: list[Method] = list(labels.METHODS)
     repeats: int = Field(default=6, ge=1)
     memory: bool = True
     text: Literal["wordnet", "random"] = "wordnet"
@@ -101,7 +102,7 @@ def measure(config: SpeedConfig, run: experiment.Run) -> None:
         }
         trainers, failed = build(config, name, ids)
         for method in failed:
-            run.row(**cell, method=method, clipping=clipping(method), out_of_memory=True)
+            run.row(**cell, method=method, clipping=labels.clipping(method), out_of_memory=True)
 
         def rounds(total: int, label: str = f"{name}, {batch_size} x {tokens}") -> Iterator[int]:
             return run.progress(total, label)
@@ -115,7 +116,7 @@ def measure(config: SpeedConfig, run: experiment.Run) -> None:
         ).items():
             for repeat, seconds in enumerate(timing.seconds):
                 run.row(
-                    **cell, method=method, clipping=clipping(method), out_of_memory=False,
+                    **cell, method=method, clipping=labels.clipping(method), out_of_memory=False,
                     repeat=repeat, step_seconds=seconds,
                     tokens_per_second=ids.numel() / seconds,
                 )  # fmt: skip
@@ -124,7 +125,7 @@ def measure(config: SpeedConfig, run: experiment.Run) -> None:
                 run.row(
                     **cell,
                     method=method,
-                    clipping=clipping(method),
+                    clipping=labels.clipping(method),
                     out_of_memory=False,
                     **peak_bytes(one, ids),
                 )
@@ -149,11 +150,6 @@ def build(config: SpeedConfig, name: str, ids: Tensor) -> tuple[dict[str, Traine
             failed.append(method)
             gc.collect()
     return trainers, failed
-
-
-def clipping(method: str) -> str:
-    """What a method clips."""
-    return "none" if method == "non-private" else "flat" if method in FLAT else "per layer"
 
 
 def peak_bytes(one: Trainer, ids: Tensor) -> dict[str, Any]:

@@ -13,18 +13,19 @@ from pydantic import Field
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from projects.flashdp.baselines import METHODS, trainer
+from projects.flashdp import labels
+from projects.flashdp.baselines import trainer
 from projects.flashdp.experiments import common
 from shared import experiment, meters
 
-Method = Literal[METHODS]  # type: ignore[valid-type]
+Method = Literal[labels.METHODS]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
     """The cell is [model, batch size, tokens]."""
 
     cell: tuple[Literal[tuple(common.DECODERS)], int, int]  # type: ignore[valid-type]
-    methods: list[Method] = list(METHODS)
+    methods: list[Method] = list(labels.METHODS)
     text: Literal["wordnet", "random"] = "wordnet"
     clip: float = Field(default=1.0, gt=0)
 
@@ -49,7 +50,7 @@ def run(config: Config, run: experiment.Run) -> None:
             batch_size=batch_size,
             tokens=tokens,
             method=method,
-            clipping=common.clipping(method),
+            clipping=labels.clipping(method),
             step_flops=meters.count_flops(backward),
             moved_bytes=moved_bytes(lambda one=one, ids=ids: one.step(ids)),
         )

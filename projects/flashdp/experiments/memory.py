@@ -11,12 +11,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from projects.flashdp.baselines import METHODS, trainer
+from projects.flashdp import labels
+from projects.flashdp.baselines import trainer
 from projects.flashdp.experiments import common
 from projects.flashdp.private import untie
 from shared import experiment
 
-Method = Literal[METHODS]  # type: ignore[valid-type]
+Method = Literal[labels.METHODS]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
@@ -25,7 +26,7 @@ class Config(experiment.Config):
     """
 
     cells: list[tuple[str, int, int]]
-    methods: list[Method] = ["non-private", "FlashDP", "explicit", "Opacus, per layer"]
+    methods: list[Method] = [labels.NON_PRIVATE, labels.FLASHDP, labels.EXPLICIT, labels.OPACUS]
     text: Literal["wordnet", "random"] = "wordnet"
     device: Literal["cpu", "cuda"] = "cpu"
     lr: float = Field(default=1e-4, gt=0)
@@ -62,7 +63,7 @@ def run(config: Config, run: experiment.Run) -> None:
             measured = {}
         run.row(
             **row,
-            clipping=common.clipping(method),
+            clipping=labels.clipping(method),
             parameters=parameters,
             out_of_memory=not measured,
             **measured,

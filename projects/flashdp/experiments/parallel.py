@@ -21,6 +21,7 @@ import torch.multiprocessing as mp
 from pydantic import Field
 from torch import Tensor, nn
 
+from projects.flashdp import labels
 from projects.flashdp.decoder import Decoder
 from projects.flashdp.experiments import common
 from projects.flashdp.losses import per_sample_loss
@@ -181,7 +182,7 @@ def data_parallel(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]
         optimizer.zero_grad()
 
     return rows + timed(
-        "data parallel", {"non-private": non_private, "FlashDP": flash}, config.repeats
+        "data parallel", {labels.NON_PRIVATE: non_private, labels.FLASHDP: flash}, config.repeats
     )
 
 
@@ -261,7 +262,7 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
         )
         inputs, outputs = ((ids[:size],), between) if rank == 0 else ((between,), logits)
         part = PipelineStage(half, rank, RANKS, ids.device, input_args=inputs, output_args=outputs)
-        loss = lambda logits, labels: per_sample_loss(logits, labels).sum()  # noqa: E731
+        loss = lambda logits, targets: per_sample_loss(logits, targets).sum()  # noqa: E731
         return (
             half,
             optimizer,
@@ -303,7 +304,7 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
         row,
         *timed(
             "pipeline",
-            {"non-private": training(None), "FlashDP": training(config.sigma)},
+            {labels.NON_PRIVATE: training(None), labels.FLASHDP: training(config.sigma)},
             config.repeats,
         ),
     ]

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from projects.flashdp import labels
 from projects.flashdp.accounting import check_delta, noise_multiplier
 from projects.flashdp.baselines import Flat, PerLayer, Trainer
 from projects.flashdp.data import Glosses, glosses
@@ -54,13 +55,15 @@ def run(config: Config, run: experiment.Run) -> None:
         for epsilon in {*config.epsilons, config.compared_epsilon}
     }
     work: list[tuple[str, float, int]] = [
-        ("non-private", math.inf, seed) for seed in range(config.seeds)
+        (labels.NON_PRIVATE, math.inf, seed) for seed in range(config.seeds)
     ]
     work += [
-        ("FlashDP", epsilon, seed) for epsilon in config.epsilons for seed in range(config.seeds)
+        (labels.FLASHDP, epsilon, seed)
+        for epsilon in config.epsilons
+        for seed in range(config.seeds)
     ]
-    work += [("flat (BK)", config.compared_epsilon, seed) for seed in range(config.seeds)]
-    work += [("explicit", config.compared_epsilon, 0)]
+    work += [(labels.FLAT_RUN, config.compared_epsilon, seed) for seed in range(config.seeds)]
+    work += [(labels.EXPLICIT, config.compared_epsilon, 0)]
     for method, epsilon, seed in run.progress(work, "runs"):
         sigma = sigmas.get(epsilon, 0.0)
         shown = {
@@ -71,8 +74,8 @@ def run(config: Config, run: experiment.Run) -> None:
         one = trainer_of(method, config, data, sampling, sigma, seed)
         for step in range(config.steps):
             records = [data.train[i] for i in sampling.batch(1000 + seed, step)]
-            ids, labels = (t.to(config.device) for t in Glosses.batch(records, config.tokens))
-            losses = one.step(ids, labels)
+            ids, targets = (t.to(config.device) for t in Glosses.batch(records, config.tokens))
+            losses = one.step(ids, targets)
             run.row(
                 kind="step",
                 **shown,
@@ -109,14 +112,14 @@ def trainer_of(
     ).to(config.device)
     options: dict[str, Any] = {"lr": config.lr, "clip": config.clip, "sigma": sigma, "seed": seed}
     match method:
-        case "non-private":
+        case labels.NON_PRIVATE:
             return Trainer(model, config.batch_size, **options)
-        case "flat (BK)":
+        case labels.FLAT_RUN:
             return Flat(model, config.batch_size, book_keeping=True, **options)
     return PerLayer(
         model,
         config.batch_size,
-        backend="explicit" if method == "explicit" else "auto",
+        backend="explicit" if method == labels.EXPLICIT else "auto",
         sampling=sampling,
         **options,
     )
@@ -127,9 +130,9 @@ def held_out(model: nn.Module, data: Glosses, config: Config) -> float:
     """Mean over the held-out records of each record's mean loss."""
     losses = []
     for start in range(0, len(data.held_out), 256):
-        ids, labels = (
+        ids, targets = (
             t.to(config.device)
             for t in Glosses.batch(data.held_out[start : start + 256], config.tokens)
         )
-        losses.append(per_sample_loss(model(ids), labels).double())
+        losses.append(per_sample_loss(model(ids), targets).double())
     return float(torch.cat(losses).mean())
