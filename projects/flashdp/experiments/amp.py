@@ -17,12 +17,18 @@ from shared import experiment, meters
 
 
 class Config(experiment.Config):
-    model: Literal[tuple(common.DECODERS)] = "4M"  # type: ignore[valid-type]
-    batch_size: int = Field(default=4, ge=1)
-    tokens: int = Field(default=256, ge=2)
-    repeats: int = Field(default=6, ge=1)
-    text: Literal["wordnet", "random"] = "wordnet"
-    device: Literal["cpu", "cuda"] = "cpu"
+    model: Literal[tuple(common.DECODERS)]  # type: ignore[valid-type]
+    """a decoder by its name"""
+    batch_size: int = Field(ge=1)
+    """samples in the batch"""
+    tokens: int = Field(ge=2)
+    """tokens of a sample"""
+    repeats: int = Field(ge=1)
+    """rounds in which every method makes one timed step in each number format"""
+    text: common.Text
+    """WordNet's glosses, or token ids drawn at random"""
+    device: common.Device = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:

@@ -40,18 +40,28 @@ LLAMAS = {
 Method = Literal[labels.METHODS]  # type: ignore[valid-type]
 
 
-class SpeedConfig(experiment.Config):
-    """Cells are [model, batch size, tokens]. `text` "random": token ids drawn at random, for
-    machines without the data.
-    """
+Cell = tuple[Literal[(*DECODERS, *LLAMAS)], int, int]  # type: ignore[valid-type]
+Text = Literal["wordnet", "random"]
+Device = Literal["cpu", "cuda"]
 
-    cells: list[tuple[Literal[(*DECODERS, *LLAMAS)], int, int]]  # type: ignore[valid-type]
-    methods: list[Method] = list(labels.METHODS)
-    repeats: int = Field(default=6, ge=1)
-    memory: bool = True
-    text: Literal["wordnet", "random"] = "wordnet"
-    autocast: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
+
+class SpeedConfig(experiment.Config):
+    """A table of speed and memory."""
+
+    cells: list[Cell] = Field(min_length=1)
+    """what is measured: [model, batch size, tokens of a sequence] of each"""
+    methods: list[Method] = Field(min_length=1)
+    """those that are compared, by their names in tables"""
+    repeats: int = Field(ge=1)
+    """rounds in which every method makes one timed step"""
+    memory: bool
+    """whether the peak of one more step is measured"""
+    text: Text
+    """WordNet's glosses, or token ids drawn at random, for machines without the data"""
+    autocast: Literal["float32", "bfloat16"]
+    """number format of matrix products; parameters, sums and noise are float32"""
+    device: Device = "cpu"
+    """where it runs"""
 
 
 def check_device(device: str, name: str) -> None:
@@ -82,7 +92,7 @@ def batch_of(
         return torch.randint(
             0, vocabulary, (batch_size, tokens), generator=torch.Generator().manual_seed(seed)
         ).to(device)
-    return glosses(records=4000, held_out=100).pieces(batch_size, tokens).to(device)
+    return glosses(2048, 4000, 100).pieces(batch_size, tokens).to(device)
 
 
 def measure(config: SpeedConfig, run: experiment.Run) -> None:
@@ -108,11 +118,11 @@ def measure(config: SpeedConfig, run: experiment.Run) -> None:
             return run.progress(total, label)
 
         steps = {method: lambda one=one, ids=ids: one.step(ids) for method, one in trainers.items()}
-        # On a CPU the process's own time: with one thread it is the work, whatever else the machine
-        # does.
+        # `build` has made a step of each, which was the warm-up. On a CPU the process's own time
+        # counts: with one thread it is the work, whatever else the machine does.
         clock = perf_counter if config.device == "cuda" else process_time
         for method, timing in meters.interleave(
-            steps, config.repeats, clock=clock, progress=rounds
+            steps, config.repeats, warmup=0, clock=clock, progress=rounds
         ).items():
             for repeat, seconds in enumerate(timing.seconds):
                 run.row(
@@ -156,7 +166,10 @@ def peak_bytes(one: Trainer, ids: Tensor) -> dict[str, Any]:
     """The most bytes that a step takes beyond what stands before it (parameters and optimizer
     state).
     """
-    SCRATCH_BUFFER.release()  # it counts with the step that asks for it
+    # both count with the step that asks for them; Opacus keeps its gradients from step to step
+    SCRATCH_BUFFER.release()
+    for parameter in one.model.parameters():
+        parameter.grad = None
     if ids.is_cuda:
         standing = torch.cuda.memory_allocated()
         with meters.cuda_peak_bytes() as peaks:

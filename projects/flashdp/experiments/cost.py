@@ -18,16 +18,16 @@ from projects.flashdp.baselines import trainer
 from projects.flashdp.experiments import common
 from shared import experiment, meters
 
-Method = Literal[labels.METHODS]  # type: ignore[valid-type]
-
 
 class Config(experiment.Config):
-    """The cell is [model, batch size, tokens]."""
-
     cell: tuple[Literal[tuple(common.DECODERS)], int, int]  # type: ignore[valid-type]
-    methods: list[Method] = list(labels.METHODS)
-    text: Literal["wordnet", "random"] = "wordnet"
-    clip: float = Field(default=1.0, gt=0)
+    """what is counted: [model, batch size, tokens of a sequence]"""
+    methods: list[common.Method] = Field(min_length=1)
+    """those that are compared, by their names in tables"""
+    text: common.Text
+    """WordNet's glosses, or token ids drawn at random"""
+    clip: float = Field(gt=0)
+    """bound on a sample's gradient, over all layers"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -43,7 +43,7 @@ def run(config: Config, run: experiment.Run) -> None:
             clip=config.clip,
             seed=config.seed,
         )
-        one.step(ids)
+        one.step(ids[:1])  # makes the optimizer's state
         backward = lambda one=one, ids=ids: one.backward(ids, ids)  # noqa: E731  # forward, backward and clipping; the optimizer is everyone's
         run.row(
             model=name,

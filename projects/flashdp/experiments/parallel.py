@@ -33,14 +33,22 @@ RANKS = 2
 
 
 class Config(experiment.Config):
-    model: Literal[tuple(common.DECODERS)] = "4M"  # type: ignore[valid-type]
-    batch_size: int = Field(default=8, ge=RANKS)
-    micro_batches: int = Field(default=2, ge=1)
-    tokens: int = Field(default=256, ge=2)
-    repeats: int = Field(default=6, ge=1)
-    sigma: float = Field(default=0.8, ge=0)
-    text: Literal["wordnet", "random"] = "wordnet"
-    device: Literal["cpu", "cuda"] = "cpu"
+    model: Literal[tuple(common.DECODERS)]  # type: ignore[valid-type]
+    """a decoder by its name"""
+    batch_size: int = Field(ge=RANKS)
+    """samples in the batch of both ranks"""
+    micro_batches: int = Field(ge=1)
+    """pieces in which a batch goes through the pipeline"""
+    tokens: int = Field(ge=2)
+    """tokens of a sample"""
+    repeats: int = Field(ge=1)
+    """rounds in which every method makes one timed step"""
+    sigma: float = Field(ge=0)
+    """noise multiplier of the timed steps"""
+    text: common.Text
+    """WordNet's glosses, or token ids drawn at random"""
+    device: common.Device = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
