@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from projects.infinite_sampling import labels
 from projects.infinite_sampling.data import LIMIT, QUESTIONS, problems
 from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.policy import Recipe, cached_weights, load_policy
@@ -127,18 +128,16 @@ def schedules(
 ) -> dict[str, Schedule]:
     """By the names of the tables. `learnt` and `oracle` predict."""
     return {
-        "full group": Schedule("full"),
-        "micro groups": Schedule("micro", slots),
-        "sorted micro groups (oracle)": Schedule("micro", slots, "lpt_global", 0, oracle),
-        "continuous, FIFO": Schedule("continuous", slots),
-        "continuous, SJF (predicted)": Schedule("continuous", slots, "sjf_global", prefix, learnt),
-        "continuous, LPT (predicted)": Schedule("continuous", slots, "lpt_global", prefix, learnt),
-        "framework (predicted)": Schedule("continuous", slots, "plan_sjf", prefix, learnt),
-        "framework, LPT refill (predicted)": Schedule(
-            "continuous", slots, "plan_lpt", prefix, learnt
-        ),
-        "plan (oracle)": Schedule("continuous", slots, "plan_sjf", 0, oracle),
-        "dynamic slots": Schedule("dynamic", slots, page=page),
+        labels.FULL: Schedule("full"),
+        labels.MICRO: Schedule("micro", slots),
+        labels.SORTED_MICRO: Schedule("micro", slots, "lpt_global", 0, oracle),
+        labels.FIFO: Schedule("continuous", slots),
+        labels.SJF: Schedule("continuous", slots, "sjf_global", prefix, learnt),
+        labels.LPT: Schedule("continuous", slots, "lpt_global", prefix, learnt),
+        labels.FRAMEWORK: Schedule("continuous", slots, "plan_sjf", prefix, learnt),
+        labels.FRAMEWORK_LPT: Schedule("continuous", slots, "plan_lpt", prefix, learnt),
+        labels.ORACLE: Schedule("continuous", slots, "plan_sjf", 0, oracle),
+        labels.DYNAMIC: Schedule("dynamic", slots, page=page),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from projects.infinite_sampling import labels
 from projects.infinite_sampling.data import reward
 from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.grpo import advantages, backward
@@ -20,12 +21,18 @@ from shared import experiment
 
 
 class Config(experiment.Config):
-    train_steps: int = Field(default=600, ge=1)
-    prompts: int = Field(default=3, ge=1)
-    group: int = Field(default=32, ge=2)
-    slots: int = Field(default=8, ge=1)
-    prefix: int = Field(default=4, ge=1)
-    micro_batches: list[int] = [1, 5, 8]
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    prompts: int = Field(ge=1)
+    """those whose groups are decoded"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    slots: int = Field(ge=1)
+    """rows of cache"""
+    prefix: int = Field(ge=1)
+    """tokens of a completion that the predictor sees"""
+    micro_batches: list[int]
+    """completions in a backward, whose gradients are compared with the whole group's"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -54,7 +61,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 for name, s in schedules.items()
                 if s.mode in ("micro", "continuous") and s.slots == config.slots
             }
-        first = "micro groups" if fixed else "full group"
+        first = labels.MICRO if fixed else labels.FULL
         reference: list[Any] = []
         for name in [first, *(n for n in schedules if n != first)]:
             rollout = engine.run(one.prompts, jobs, schedules[name])

@@ -6,6 +6,8 @@ with k, as short completions end: so the error of the *total* length over all co
 that have ended counted as exact, stands beside the error of what remains.
 """
 
+from typing import Literal
+
 import numpy as np
 from pydantic import Field
 
@@ -15,14 +17,22 @@ from shared import experiment
 
 
 class Config(experiment.Config):
-    model: str = "policy"
-    train_steps: int = Field(default=600, ge=1)
-    fit_prompts: int = Field(default=80, ge=1)
-    test_prompts: int = Field(default=40, ge=1)
-    group: int = Field(default=16, ge=2)
-    max_new_tokens: int = Field(default=56, ge=2)
-    prefixes: list[int] = [0, 1, 2, 4, 8, 16]
-    predictors: list[str] = ["constant", "transformer", "ridge"]
+    model: str
+    """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    fit_prompts: int = Field(ge=1)
+    """prompts whose completions the predictors learn from"""
+    test_prompts: int = Field(ge=1)
+    """other prompts, whose lengths are predicted"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    max_new_tokens: int = Field(ge=2)
+    """tokens of a completion at most"""
+    prefixes: list[int]
+    """tokens of a completion that a predictor sees, one predictor for each number"""
+    predictors: list[Literal[tuple(PREDICTORS)]]  # type: ignore[valid-type]
+    """by name"""
 
 
 def run(config: Config, run: experiment.Run) -> None:

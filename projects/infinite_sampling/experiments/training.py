@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from projects.infinite_sampling import labels
 from projects.infinite_sampling.baselines import TrlSteps
 from projects.infinite_sampling.data import reward
 from projects.infinite_sampling.experiments import common
@@ -28,7 +29,7 @@ from projects.infinite_sampling.trl_rollout import rollout, rollout_seed
 from shared import experiment
 from shared.seeding import step_seed
 
-Mode = Literal["full group", "micro groups", "framework", "TRL", "TRL, this rollout"]
+Mode = Literal[labels.TRAINERS]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
@@ -36,18 +37,30 @@ class Config(experiment.Config):
     `full group`.
     """
 
-    train_steps: int = Field(default=600, ge=1)
-    pool: int = Field(default=8, ge=1)
-    held_out: int = Field(default=16, ge=1)
-    prompts_per_step: int = Field(default=2, ge=1)
-    group: int = Field(default=32, ge=2)
-    slots: int = Field(default=8, ge=1)
-    prefix: int = Field(default=1, ge=0)
-    steps: int = Field(default=40, ge=1)
-    lr: float = Field(default=2e-4, gt=0)
-    dtypes: list[Literal["float64", "float32"]] = ["float64", "float32"]
-    modes: list[Mode] = ["full group", "micro groups", "framework", "TRL", "TRL, this rollout"]
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    pool: int = Field(ge=1)
+    """prompts that are trained on"""
+    held_out: int = Field(ge=1)
+    """other prompts, for evaluation"""
+    prompts_per_step: int = Field(ge=1)
+    """prompts of a step"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    slots: int = Field(ge=1)
+    """rows of cache"""
+    prefix: int = Field(ge=0)
+    """tokens of a completion that the predictor sees"""
+    steps: int = Field(ge=1)
+    """optimizer steps of each mode"""
+    lr: float = Field(gt=0)
+    """learning rate of AdamW"""
+    dtypes: list[Literal["float64", "float32"]]
+    """number formats, one run of all modes in each"""
+    modes: list[Mode]
+    """trainers and rollouts, by their names in tables"""
     device: Literal["cpu", "cuda"] = "cpu"
+    """where it runs"""
 
 
 class _Policy:
@@ -60,20 +73,18 @@ class _Policy:
         self.rollout_seconds = 0.0
         self.online: Online | None = None
         self.frozen: HiddenRidge | None = None
-        if mode in ("framework", "TRL, this rollout"):
+        if mode in (labels.TRAINED_FRAMEWORK, labels.TRL_OURS):
             self.online = Online(HiddenRidge(), config.prefix, every=4, model=self.model)
         self.schedule = {
-            "full group": common.Schedule("full"),
-            "micro groups": common.Schedule("micro", config.slots),
+            labels.FULL: common.Schedule("full"),
+            labels.MICRO: common.Schedule("micro", config.slots),
         }.get(
             mode,
             common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online),
         )
-        self.micro = (
-            config.prompts_per_step * config.group if mode == "full group" else config.slots
-        )
+        self.micro = config.prompts_per_step * config.group if mode == labels.FULL else config.slots
         self.trl: TrlSteps | None = None
-        if not mode.startswith("TRL"):
+        if not mode.startswith(labels.TRL):
             self.optimizer = torch.optim.AdamW(
                 self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
             )
@@ -91,9 +102,7 @@ class _Policy:
             lr=config.lr,
             seed=config.seed,
             phase=self.rolling,
-            rollout_func=rollout(self.schedule, self.online)
-            if mode == "TRL, this rollout"
-            else None,
+            rollout_func=rollout(self.schedule, self.online) if mode == labels.TRL_OURS else None,
         )
 
     def chosen(self, step: int) -> list[int]:
@@ -191,7 +200,7 @@ def run(config: Config, run: experiment.Run) -> None:
         policies = [
             _Policy(mode, config, one)
             for mode in config.modes
-            if dtype == "float32" or not mode.startswith("TRL")
+            if dtype == "float32" or not mode.startswith(labels.TRL)
         ]
         _held_out(run, config, policies, dtype, 0)
         for step in run.progress(config.steps, f"steps in {dtype}"):
