@@ -9,8 +9,8 @@ from shared.tables import Column, Table, human_bytes, paper_numbers
 CELL = ["model", "batch_size", "tokens"]
 INTERVAL = (
     "Shares are medians over rounds in which every method made one step in turn; the interval holds"
-    " the true median with a probability of at least 95 %. Process time on one thread on a CPU,"
-    " wall time on a GPU."
+    " the true median with a probability of at least 95 % where there are six rounds; else it spans"
+    " them all. Process time on one thread on a CPU, wall time on a GPU."
 )
 FLAT = (
     "Flat clipping (FGC, ghost, GhostClip, BK) takes one norm over all layers: another algorithm,"
@@ -94,7 +94,7 @@ def batch_size(batch_size: pd.DataFrame) -> Table:
     return _speed_table(
         batch_size,
         "Throughput and memory against the batch size",
-        "The paper's table 1 in structure; its cells could not be had. AdamW, noise included,"
+        "The paper's table 1 in structure; we had no access to its cells. AdamW, noise included,"
         " per-sample losses.",
     )
 

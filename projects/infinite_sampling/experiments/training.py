@@ -237,26 +237,39 @@ def run(config: Config, run: experiment.Run) -> None:
 def _held_out(
     run: experiment.Run, config: Config, policies: list[_Policy], dtype: str, step: int
 ) -> None:
+    """Mean rewards on the pool and on held-out prompts. Before the first step all policies are one,
+    which is evaluated once.
+    """
+    scores: dict[str, float] = {}
     for policy in policies:
-        one, model, training = policy.subject, policy.model, policy.model.training
-        model.eval()
-        for kind, prompts in (
-            ("pool", range(config.pool)),
-            ("held out", range(config.pool, config.pool + config.held_out)),
-        ):
-            jobs = [(p, i) for p in prompts for i in range(16)]
-            engine = common.Engine(
-                model, one.eos, one.limit, seed=step_seed(config.seed, "evaluation")
-            )
-            made = engine.run(one.prompts, jobs, common.Schedule("continuous", 64)).completions
-            texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made]
-            found = reward([one.texts[c.prompt] for c in made], texts)
+        if step or not scores:
+            scores = _scores(config, policy)
+        for kind, score in scores.items():
             run.row(
                 kind="evaluation",
                 dtype=dtype,
                 mode=policy.mode,
                 step=step,
                 prompts=kind,
-                reward_score=float(np.mean(found)),
+                reward_score=score,
             )
-        model.train(training)
+
+
+def _scores(config: Config, policy: _Policy) -> dict[str, float]:
+    """A policy's mean reward by kind of prompts, 16 completions of each."""
+    subject, model, training = policy.subject, policy.model, policy.model.training
+    model.eval()
+    scores = {}
+    for kind, prompts in (
+        ("pool", range(config.pool)),
+        ("held out", range(config.pool, config.pool + config.held_out)),
+    ):
+        jobs = [(p, i) for p in prompts for i in range(16)]
+        engine = common.Engine(
+            model, subject.eos, subject.limit, seed=step_seed(config.seed, "evaluation")
+        )
+        made = engine.run(subject.prompts, jobs, common.Schedule("continuous", 64)).completions
+        texts = [subject.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made]
+        scores[kind] = float(np.mean(reward([subject.texts[c.prompt] for c in made], texts)))
+    model.train(training)
+    return scores
