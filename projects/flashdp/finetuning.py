@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from projects.flashdp.losses import finite_mean, per_sample_loss
@@ -21,7 +20,7 @@ from projects.flashdp.recipe import Recipe
 from projects.flashdp.sampling import PoissonSampling, micro_batches
 from shared.corpus import Batch, Corpus
 from shared.errors import UserError
-from shared.models import add_lora
+from shared.models import add_lora, load_pretrained
 from shared.seeding import step_seed
 
 ACCOUNTING_SHARE = 0.02  # of the time may go into computing epsilon
@@ -80,7 +79,10 @@ class FineTuning:
 
     def _model(self, folder: Path) -> Any:
         """The model as the run begins with it, or with adapters."""
-        recipe, model = self.recipe, load_model(folder)
+        from transformers import AutoModelForCausalLM
+
+        recipe = self.recipe
+        model = load_pretrained(AutoModelForCausalLM, folder)  # in eval mode: dropout is off
         model.config.use_cache = False
         if recipe.gradient_checkpointing:
             try:
@@ -214,23 +216,3 @@ class Spent:
         return (
             "" if self._last is None else f"epsilon {self._last[1]:.3f} after step {self._last[0]}"
         )
-
-
-def load_model(folder: Path) -> Any:
-    """The model with weights of float32, dropout off. UserError where a weight is missing."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, about = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from None
-    if about["missing_keys"]:
-        raise UserError(
-            f"{folder} holds no weights for {sorted(about['missing_keys'])[0]}, which its"
-            " config.json asks for"
-        )
-    return model.eval()

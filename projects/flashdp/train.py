@@ -49,10 +49,10 @@ from shared.meters import peak_rss_bytes
 from shared.models import (
     copy_configuration,
     fingerprint,
+    load_tokenizer,
     local_model,
     save_lora_configuration,
 )
-from shared.models.language import load_tokenizer
 
 LOST_STEPS = 20  # so many batches in a row without a finite loss end a run
 _EARLY = ("data", "eval-data", "key")  # what a run writes into `private` before it has begun
@@ -348,7 +348,6 @@ class _Run:
         """What from_pretrained, or PEFT, loads."""
         if self.recipe.lora_rank is None:
             copy_configuration(self.folder, folder, torch.float32)
-            (folder / "privacy.json").unlink(missing_ok=True)  # of a model that this command made
             if self.tuning.untied_parameters:
                 config = json.loads((folder / "config.json").read_text()) | {
                     "tie_word_embeddings": False

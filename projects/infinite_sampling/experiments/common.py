@@ -16,7 +16,7 @@ from projects.infinite_sampling import labels
 from projects.infinite_sampling.data import LIMIT, QUESTIONS, problems
 from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.policy import Recipe, cached_weights, load_policy
-from projects.infinite_sampling.prompts import Prompts, ends
+from projects.infinite_sampling.prompts import Prompts
 from projects.infinite_sampling.rollout import Prefixes, Schedule
 from shared import experiment, meters
 from shared.errors import UserError
@@ -90,7 +90,7 @@ def subject(
             for i in range(group)
         }
         return Subject(name, model, ids, [], config.vocab_size, limit, [""] * prompts, None, forced)
-    from shared.models import load_causal_lm
+    from shared.models import end_tokens, load_causal_lm
 
     model, tokenizer = load_causal_lm(name)
     if file is not None:
@@ -106,7 +106,14 @@ def subject(
         ]
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     return Subject(
-        name, model.to(device), ids, ends(model, tokenizer), len(tokenizer), limit, texts, tokenizer
+        name,
+        model.to(device),
+        ids,
+        end_tokens(model, tokenizer),
+        len(tokenizer),
+        limit,
+        texts,
+        tokenizer,
     )
 
 
