@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from projects.infinite_sampling.engine import Engine, Predictor, Schedule
+from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.predictor import PREDICTORS, Online
+from projects.infinite_sampling.rollout import Predictor, Schedule
 from shared.errors import UserError
 from shared.models import end_tokens, load_causal_lm
 

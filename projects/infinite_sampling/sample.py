@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from projects.infinite_sampling.engine import Completion, Engine, Schedule, Stats
+from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.predictor import Online
 from projects.infinite_sampling.prompts import (
     Prompts,
@@ -24,6 +24,7 @@ from projects.infinite_sampling.prompts import (
     whole_lines,
     write,
 )
+from projects.infinite_sampling.rollout import Completion, Schedule, Stats
 from shared import runs
 from shared.corpus import sha256
 from shared.models import fingerprint, local_model

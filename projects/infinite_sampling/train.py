@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from projects.infinite_sampling import grpo
-from projects.infinite_sampling.engine import Completion, Stats
 from projects.infinite_sampling.prompts import (
     Prompts,
     engine_of,
@@ -37,6 +36,7 @@ from projects.infinite_sampling.prompts import (
     whole_lines,
     write,
 )
+from projects.infinite_sampling.rollout import Completion, Stats
 from shared import runs
 from shared.corpus import sha256
 from shared.errors import UserError

@@ -11,10 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from projects.flashdp import backends
-from projects.flashdp.baselines import FLAT, METHODS, Trainer, trainer
-from projects.flashdp.glosses import glosses
-from projects.flashdp.models import Decoder
+from projects.flashdp import labels
+from projects.flashdp.baselines import Trainer, trainer
+from projects.flashdp.data import glosses
+from projects.flashdp.decoder import Decoder
+from projects.flashdp.scratch import SCRATCH_BUFFER
 from shared import experiment, meters
 from shared.errors import UserError
 from shared.models import causal_lm_config, random_causal_lm
@@ -36,21 +37,31 @@ LLAMAS = {
     "llama-13b": (40, 5120, 40),
 }
 
-Method = Literal[METHODS]  # type: ignore[valid-type]
+Method = Literal[labels.METHODS]  # type: ignore[valid-type]
+
+
+Cell = tuple[Literal[(*DECODERS, *LLAMAS)], int, int]  # type: ignore[valid-type]
+Text = Literal["wordnet", "random"]
+Device = Literal["cpu", "cuda"]
 
 
 class SpeedConfig(experiment.Config):
-    """Cells are [model, batch size, tokens]. `text` "random": token ids drawn at random, for
-    machines without the data.
-    """
+    """A table of speed and memory."""
 
-    cells: list[tuple[Literal[(*DECODERS, *LLAMAS)], int, int]]  # type: ignore[valid-type]
-    methods: list[Method] = list(METHODS)
-    repeats: int = Field(default=6, ge=1)
-    memory: bool = True
-    text: Literal["wordnet", "random"] = "wordnet"
-    autocast: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
+    cells: list[Cell] = Field(min_length=1)
+    """what is measured: [model, batch size, tokens of a sequence] of each"""
+    methods: list[Method] = Field(min_length=1)
+    """those that are compared, by their names in tables"""
+    repeats: int = Field(ge=1)
+    """rounds in which every method makes one timed step"""
+    memory: bool
+    """whether the peak of one more step is measured"""
+    text: Text
+    """WordNet's glosses, or token ids drawn at random, for machines without the data"""
+    autocast: Literal["float32", "bfloat16"]
+    """number format of matrix products; parameters, sums and noise are float32"""
+    device: Device = "cpu"
+    """where it runs"""
 
 
 def check_device(device: str, name: str) -> None:
@@ -81,7 +92,7 @@ def batch_of(
         return torch.randint(
             0, vocabulary, (batch_size, tokens), generator=torch.Generator().manual_seed(seed)
         ).to(device)
-    return glosses(records=4000, held_out=100).pieces(batch_size, tokens).to(device)
+    return glosses(2048, 4000, 100).pieces(batch_size, tokens).to(device)
 
 
 def measure(config: SpeedConfig, run: experiment.Run) -> None:
@@ -101,21 +112,21 @@ def measure(config: SpeedConfig, run: experiment.Run) -> None:
         }
         trainers, failed = build(config, name, ids)
         for method in failed:
-            run.row(**cell, method=method, clipping=clipping(method), out_of_memory=True)
+            run.row(**cell, method=method, clipping=labels.clipping(method), out_of_memory=True)
 
         def rounds(total: int, label: str = f"{name}, {batch_size} x {tokens}") -> Iterator[int]:
             return run.progress(total, label)
 
         steps = {method: lambda one=one, ids=ids: one.step(ids) for method, one in trainers.items()}
-        # On a CPU the process's own time: with one thread it is the work, whatever else the machine
-        # does.
+        # `build` has made a step of each, which was the warm-up. On a CPU the process's own time
+        # counts: with one thread it is the work, whatever else the machine does.
         clock = perf_counter if config.device == "cuda" else process_time
         for method, timing in meters.interleave(
-            steps, config.repeats, clock=clock, progress=rounds
+            steps, config.repeats, warmup=0, clock=clock, progress=rounds
         ).items():
             for repeat, seconds in enumerate(timing.seconds):
                 run.row(
-                    **cell, method=method, clipping=clipping(method), out_of_memory=False,
+                    **cell, method=method, clipping=labels.clipping(method), out_of_memory=False,
                     repeat=repeat, step_seconds=seconds,
                     tokens_per_second=ids.numel() / seconds,
                 )  # fmt: skip
@@ -124,7 +135,7 @@ def measure(config: SpeedConfig, run: experiment.Run) -> None:
                 run.row(
                     **cell,
                     method=method,
-                    clipping=clipping(method),
+                    clipping=labels.clipping(method),
                     out_of_memory=False,
                     **peak_bytes(one, ids),
                 )
@@ -151,16 +162,14 @@ def build(config: SpeedConfig, name: str, ids: Tensor) -> tuple[dict[str, Traine
     return trainers, failed
 
 
-def clipping(method: str) -> str:
-    """What a method clips."""
-    return "none" if method == "non-private" else "flat" if method in FLAT else "per layer"
-
-
 def peak_bytes(one: Trainer, ids: Tensor) -> dict[str, Any]:
     """The most bytes that a step takes beyond what stands before it (parameters and optimizer
     state).
     """
-    backends.SCRATCH_BUFFER.release()  # it counts with the step that asks for it
+    # both count with the step that asks for them; Opacus keeps its gradients from step to step
+    SCRATCH_BUFFER.release()
+    for parameter in one.model.parameters():
+        parameter.grad = None
     if ids.is_cuda:
         standing = torch.cuda.memory_allocated()
         with meters.cuda_peak_bytes() as peaks:

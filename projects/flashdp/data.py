@@ -54,11 +54,16 @@ class Glosses:
 
 
 @cache
-def glosses(
-    vocabulary: int = 2048, records: int | None = None, held_out: int = 2000, seed: int = 0
-) -> Glosses:
-    """The glosses as tokens, or the first `records` of them. Raises UserError when WordNet has not
-    been fetched.
+def glosses(vocabulary: int, records: int | None, held_out: int, seed: int = 0) -> Glosses:
+    """The glosses as tokens.
+
+    Args:
+        vocabulary: tokens of the tokenizer.
+        records: takes the first ones alone; None: all.
+        held_out: how many of them are held out, drawn at random.
+
+    Raises:
+        UserError: WordNet has not been fetched.
     """
     from shared.data.loaders import wordnet
 
@@ -66,11 +71,11 @@ def glosses(
     private = list(wordnet("noun")[0]["gloss"])[:records]
     tokenizer = _tokenizer(public, vocabulary)
     end = tokenizer.token_to_id(END)
-    records = [[end, *encoding.ids, end] for encoding in tokenizer.encode_batch(private)]
-    order = np.random.default_rng(step_seed(seed, "held out")).permutation(len(records))
+    tokens = [[end, *encoding.ids, end] for encoding in tokenizer.encode_batch(private)]
+    order = np.random.default_rng(step_seed(seed, "held out")).permutation(len(tokens))
     return Glosses(
-        [records[i] for i in order[held_out:]],
-        [records[i] for i in order[:held_out]],
+        [tokens[i] for i in order[held_out:]],
+        [tokens[i] for i in order[:held_out]],
         tokenizer.get_vocab_size(),
     )
 

@@ -12,23 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from projects.infinite_sampling.engine import Engine, Prefixes, Schedule
-from projects.infinite_sampling.policy import LIMIT, Recipe, load_policy, problems
+from projects.infinite_sampling import labels
+from projects.infinite_sampling.data import LIMIT, QUESTIONS, problems
+from projects.infinite_sampling.engine import Engine
+from projects.infinite_sampling.policy import Recipe, cached_weights, load_policy
 from projects.infinite_sampling.prompts import Prompts
+from projects.infinite_sampling.rollout import Prefixes, Schedule
 from shared import experiment, meters
 from shared.errors import UserError
 from shared.seeding import step_seed
 
-QUESTIONS = (  # for a chat model; short answers and long ones
-    "What is the capital of France? Answer with one word.",
-    "Tom has 3 apples and buys 4 more. How many apples has he?",
-    "Name one prime number.",
-    "What is 17 minus 8?",
-    "A book costs 6 euros and a pen costs 2 euros. What do both cost?",
-    "Say yes or no: is the sun a star?",
-    "How many legs have two cats?",
-    "Write a short sentence about rain.",
-)
 RANDOM = {  # layers, hidden size, heads: Qwen3's own
     "random-qwen3-0.6b": (28, 1024, 16),
     "random-qwen3-1.7b": (28, 2048, 16),
@@ -76,9 +69,9 @@ def subject(
             "infinite_sampling: this scale needs a GPU, and torch sees none; use --scale cpu"
         )
     if name == "policy":
-        model, tokenizer = load_policy(
-            Recipe(steps=train_steps), lambda steps: run.progress(steps, "training the policy")
-        )
+        recipe = Recipe(steps=train_steps)
+        weights = cached_weights(recipe, lambda steps: run.progress(steps, "training the policy"))
+        model, tokenizer = load_policy(recipe, weights)
         texts = problems(prompts, step_seed(seed, "prompts"))
         ids = [tokenizer(text)["input_ids"] for text in texts]
         return Subject(
@@ -142,18 +135,16 @@ def schedules(
 ) -> dict[str, Schedule]:
     """By the names of the tables. `learnt` and `oracle` predict."""
     return {
-        "full group": Schedule("full"),
-        "micro groups": Schedule("micro", slots),
-        "sorted micro groups (oracle)": Schedule("micro", slots, "lpt_global", 0, oracle),
-        "continuous, FIFO": Schedule("continuous", slots),
-        "continuous, SJF (predicted)": Schedule("continuous", slots, "sjf_global", prefix, learnt),
-        "continuous, LPT (predicted)": Schedule("continuous", slots, "lpt_global", prefix, learnt),
-        "framework (predicted)": Schedule("continuous", slots, "plan_sjf", prefix, learnt),
-        "framework, LPT refill (predicted)": Schedule(
-            "continuous", slots, "plan_lpt", prefix, learnt
-        ),
-        "plan (oracle)": Schedule("continuous", slots, "plan_sjf", 0, oracle),
-        "dynamic slots": Schedule("dynamic", slots, page=page),
+        labels.FULL: Schedule("full"),
+        labels.MICRO: Schedule("micro", slots),
+        labels.SORTED_MICRO: Schedule("micro", slots, "lpt_global", 0, oracle),
+        labels.FIFO: Schedule("continuous", slots),
+        labels.SJF: Schedule("continuous", slots, "sjf_global", prefix, learnt),
+        labels.LPT: Schedule("continuous", slots, "lpt_global", prefix, learnt),
+        labels.FRAMEWORK: Schedule("continuous", slots, "plan_sjf", prefix, learnt),
+        labels.FRAMEWORK_LPT: Schedule("continuous", slots, "plan_lpt", prefix, learnt),
+        labels.ORACLE: Schedule("continuous", slots, "plan_sjf", 0, oracle),
+        labels.DYNAMIC: Schedule("dynamic", slots, page=page),
     }
 
 
