@@ -20,8 +20,8 @@ from torch import Tensor
 from shared.data import loaders, path, stamp
 from shared.data.loaders import CIFAR10_CLASSES, FASHION_MNIST_CLASSES
 from shared.errors import UserError
+from shared.files import atomic_write
 from shared.paths import cache_dir
-from shared.rows import atomic_write
 from shared.seeding import step_seed
 
 Name = Literal["emoji", "mnist", "fashion-mnist", "cifar10", "synthetic"]

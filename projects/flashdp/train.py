@@ -24,7 +24,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -36,7 +35,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -45,9 +43,13 @@ from projects.flashdp.accounting import Mechanism, PrivacyReport
 from projects.flashdp.losses import finite_mean, per_sample_loss
 from projects.flashdp.private import DPModel, make_private, untie
 from projects.flashdp.sampling import PoissonSampling, micro_batches
-from shared import runs
-from shared.corpus import Batch, Corpus, sha256
+from shared.commands.folder import locked
+from shared.commands.options import device_of
+from shared.commands.progress import Progress
+from shared.commands.signals import stop_signals
+from shared.corpus import Batch, Corpus
 from shared.errors import UserError
+from shared.files import atomic_files, atomic_save, atomic_write, sha256
 from shared.meters import peak_rss_bytes
 from shared.models import (
     add_lora,
@@ -149,13 +151,13 @@ def default_delta(records: int) -> float:
 def train(options: argparse.Namespace) -> int:
     """`python -m projects.flashdp train`. Returns the exit status."""
     transformers_logging.set_verbosity_error()  # its warnings are for those who write code
-    device = runs.device(options.device)
+    device = device_of(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)
     out: Path = options.out
     private = out / "private"
-    with runs.locked(out, "private/run.json", ("private",)), runs.plain_errors(out):
+    with locked(out, "private/run.json", ("private",)):
         begun = (private / "run.json").exists()
         if (
             not begun
@@ -332,9 +334,11 @@ class _Run:
         )
         if "key_digest" not in self.known:
             if recipe.noise_seed is None:
-                _write(self.private / "key", key, 0o600)
+                atomic_write(self.private / "key", key, 0o600)
             self.known["key_digest"] = _digest(key)
-            _write(self.private / "run.json", json.dumps(self.known, indent=2).encode() + b"\n")
+            atomic_write(
+                self.private / "run.json", json.dumps(self.known, indent=2).encode() + b"\n"
+            )
 
     def _go_on(self) -> None:
         """Take up the checkpoint, if there is one; the log ends where it does."""
@@ -348,7 +352,7 @@ class _Run:
                 f"going on after step {self.dp.steps} of {self.recipe.steps}: epsilon {spent:.3f}"
                 " is spent"
             )
-            _write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         self.evaluated = {line["step"] for line in lines if "held_out_loss" in line}
         self.lost = 0
         for line in (line for line in lines if line.get("batch")):
@@ -361,8 +365,8 @@ class _Run:
         options, recipe, dp = self.options, self.recipe, self.dp
         spent = _Spent(dp, recipe)
         with (
-            runs.stop_signals() as stop,
-            runs.Progress(self.console, dp.steps, recipe.steps) as progress,
+            stop_signals() as stop,
+            Progress(self.console, dp.steps, recipe.steps) as progress,
         ):
             while True:
                 done = dp.steps
@@ -464,7 +468,7 @@ class _Run:
                 for key, value in state.items()
                 if isinstance(value, Tensor)
             }
-        _save_tensors(
+        atomic_save(
             tensors,
             self.checkpoint,
             {"state": json.dumps({**self.dp.state_dict(), "dropped": self.dropped})},
@@ -500,24 +504,16 @@ class _Run:
         _sync(self.log)
         report = self._report()
         model = self.dp.unwrap()
-        partial = self.out / ".model.part"
-        partial.mkdir()
-        try:
+        with atomic_files(self.out) as partial:
             self._write_model(model, partial)
             (partial / "privacy.txt").write_text(f"{report}\n")
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        for file in sorted(partial.iterdir()):
-            os.replace(file, self.out / file.name)
-        partial.rmdir()
         about = asdict(report) | {
             "noise_multiplier": self.known["noise_multiplier"],
             "target_epsilon": self.recipe.epsilon,
         }
         if math.isinf(report.epsilon):  # for which JSON has no number
             about["epsilon"] = None
-        _write(self.out / "privacy.json", json.dumps(about, indent=2).encode() + b"\n")
+        atomic_write(self.out / "privacy.json", json.dumps(about, indent=2).encode() + b"\n")
         self._say(str(report))
         if self.dropped:
             self._say(
@@ -544,17 +540,14 @@ class _Run:
                     "tie_word_embeddings": False
                 }
                 (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            _save_tensors(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
-            # safetensors lets none but its maker read a file
-            shutil.copymode(folder / "config.json", folder / "model.safetensors")
+            atomic_save(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
         else:
             from peft import get_peft_model_state_dict
 
             # True and "auto" may ask the hub
             adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
-            _save_tensors(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
+            atomic_save(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
             save_lora_configuration(model, folder)
-            shutil.copymode(folder / "adapter_config.json", folder / "adapter_model.safetensors")
 
     def _report(self) -> PrivacyReport:
         notes = list(NOTES)
@@ -699,38 +692,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     except (FileNotFoundError, ValueError):
         pass
     return found
-
-
-def _write(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """The file appears with all its content or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.unlink(missing_ok=True)
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content)
-            _sync(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """As `_write`; OSError where the disk is full."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata
-        )
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        reason = re.search(r"os error (\d+)", str(error))
-        if reason:
-            raise OSError(int(reason[1]), os.strerror(int(reason[1]))) from None
-        raise
-    os.replace(partial, path)
 
 
 def _sync(file: Any) -> None:
