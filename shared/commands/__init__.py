@@ -5,7 +5,7 @@
 | `main` | `main(program, parser, arguments)`: exit statuses, one line for every error, `--debug` |
 | `options` | `Parser`, `number`, `device_of`: options refused in one line |
 | `recipe` | `Recipe`, `add_options`: options taken from the fields of a pydantic model |
-| `inputs` | `user_module`, `user_model`, `user_code`, `user_arrays`, `user_weights`, `load_weights` |
+| `inputs` | `user_module`, `user_model`, `user_arrays`, `user_weights`: what a user hands over |
 | `key` | `digest`, `model_digest`, `source_digest`: everything that a result depends on |
 | `folder` | `locked`, `begin`, `same_run`, `begun`; `check_out` for a single file |
 | `log` | `Log`, `read_lines`: a JSON object a line |
@@ -62,7 +62,7 @@ and its `train.py`, which may import torch:
             ):
                 while done < recipe.steps:
                     if stop:
-                        raise Stopped(f"stopped after step {done}; the same command goes on", stop[0])
+                        raise Stopped(f"stopped after step {done}", stop[0])
                     loss = step(done)
                     done += 1
                     log.write({"step": done, "loss": loss})

@@ -38,11 +38,12 @@ def check_out(out: Path, *suffixes: str, what: str = "files") -> None:
         raise UserError(f"--out {out} is a folder; name a file")
     trial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        trial.write_bytes(b"x")
+        try:
+            trial.write_bytes(b"x")  # not empty: on a full disk that would do
+        finally:
+            trial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
-    finally:
-        trial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -133,7 +133,8 @@ def _argument(field: str, info: FieldInfo) -> dict[str, Any]:
         argument["default"] = default
     if get_origin(kind) is list:
         argument["action"] = "append"
-        argument["default"] = None if default == [] else default
+        if default:
+            raise TypeError(f"{field}: a list that is an option begins empty; argparse appends")
         (kind,) = get_args(kind)
     if get_origin(kind) is Literal:
         choices = get_args(kind)

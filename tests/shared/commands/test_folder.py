@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.commands.folder import locked, plain_errors
+from shared.commands.folder import begin, begun, check_out, locked, plain_errors, same_run
 from shared.errors import UserError
 
 
@@ -35,19 +35,31 @@ def test_a_folder_is_made_and_stays(tmp_path: Path) -> None:
     assert (out / "weights").exists()
 
 
+def line_in(file: Path, count: int = 1) -> Callable[[], object]:
+    def write() -> None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("{}\n" * count + "{")
+
+    return write
+
+
 def test_a_folder_made_here_goes_with_an_error_unless_it_holds_a_run(tmp_path: Path) -> None:
     out = tmp_path / "out"
     fail_in(out, (out / "data").mkdir)
     assert not out.exists()
-    fail_in(out, (out / "steps.jsonl").touch)
-    assert (out / "steps.jsonl").exists()
+    fail_in(out, (out / "log.jsonl").touch)  # opened, and no step was made
+    assert not out.exists()
+    fail_in(out, lambda: (out / "log.jsonl").write_text("{"))
+    assert not out.exists()
+    fail_in(out, line_in(out / "log.jsonl"))
+    assert (out / "log.jsonl").exists()
     fail_in(out)  # the run of before
-    assert (out / "steps.jsonl").exists()
+    assert (out / "log.jsonl").exists()
 
     other = tmp_path / "other"
-    fail_in(other, (other / "steps.jsonl").touch, log="ledger.jsonl")
+    fail_in(other, line_in(other / "log.jsonl"), log="ledger.jsonl")
     assert not other.exists()
-    fail_in(other, (other / "ledger.jsonl").touch, log="ledger.jsonl")
+    fail_in(other, line_in(other / "ledger.jsonl"), log="ledger.jsonl")
     assert other.exists()
 
     found = tmp_path / "found"
@@ -56,13 +68,24 @@ def test_a_folder_made_here_goes_with_an_error_unless_it_holds_a_run(tmp_path: P
     assert found.exists(), "it was there before"
 
 
+def test_with_a_header_a_run_begins_with_its_second_line(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    log = out / "log.jsonl"
+    assert not begun(log)
+    fail_in(out, line_in(log), lines=2)
+    assert not out.exists()
+    fail_in(out, line_in(log, 2), lines=2)
+    assert begun(log, 2)
+    assert not begun(log, 3)
+
+
 def test_a_folder_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("all of it")
     (tmp_path / ".x.part").touch()
     with pytest.raises(UserError, match="is not empty and holds no run"), locked(tmp_path):
         pass
     assert {f.name for f in tmp_path.iterdir()} == {"thesis.tex", ".x.part"}
-    (tmp_path / "steps.jsonl").touch()
+    line_in(tmp_path / "log.jsonl")()
     with locked(tmp_path):
         pass
     with pytest.raises(UserError, match="holds no run"), locked(tmp_path, log="ledger.jsonl"):
@@ -80,7 +103,7 @@ def test_what_a_run_writes_before_its_log_does_not_stop_it(tmp_path: Path) -> No
 
 def test_what_a_crash_left_half_written_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "steps.jsonl").touch()
+    line_in(tmp_path / "log.jsonl")()
     half = [tmp_path / ".a.part", tmp_path / "checkpoint" / ".weights.safetensors.1.part"]
     whole = [
         tmp_path / "model.safetensors",
@@ -145,6 +168,94 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    line_in(tmp_path / "log.jsonl")()
+    (tmp_path / ".lock").mkdir()  # permissions do not stop a superuser
+    with pytest.raises(UserError, match=r"--out .*: Is a directory"), locked(tmp_path):
+        pass
+
+
+# ---- a single file -------------------------------------------------------------------------------
+
+
+def test_a_file_is_tried_before_hours_of_work(tmp_path: Path) -> None:
+    check_out(tmp_path / "a.csv", ".csv", ".parquet")
+    check_out(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b.csv").write_text("old")
+    check_out(tmp_path / "b.csv", ".csv")
+    assert (tmp_path / "b.csv").read_text() == "old"
+    (tmp_path / "folder.csv").mkdir()
+    for out, message in (
+        ("a.txt", r"scores are written as \.csv or \.parquet; name one so"),
+        ("no/a.csv", "there is no folder"),
+        ("folder.csv", "is a folder; name a file"),
+        ("x" * 251 + ".csv", "File name too long"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            check_out(tmp_path / out, ".csv", ".parquet", what="scores")
+        assert str(caught.value).startswith("--out ")
+
+
+def test_a_full_disk_is_known_before_hours_of_work(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space"):
+        (small_disk / "large").write_bytes(bytes(1 << 20))
+    with pytest.raises(UserError, match=r"--out .*No space left"):
+        check_out(small_disk / "a.csv")
+    assert [file.name for file in small_disk.iterdir()] == ["large"]
+
+
+# ---- the same run --------------------------------------------------------------------------------
+
+ABOUT = {"data": "a" * 64, "batch_size": 4, "lr": 1e-3, "stop": ["x"], "dtype": "float32"}
+
+
+def test_the_same_run_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run.json"
+    begin(run, ABOUT, begun=False)
+    before = run.read_bytes()
+    begin(run, {**ABOUT, "stop": ("x",)}, begun=True)  # JSON knows no tuples
+    assert run.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 8}, "holds a run with --batch-size 4, not 8; name another --out"),
+        ({"dtype": "float64"}, "holds a run with --dtype float32, not float64; name another"),
+        ({"lr": None}, "holds a run with --lr 0.001, not null"),
+        ({"data": "b" * 64}, "holds a run with another --data; name another --out"),
+        ({"new": 1}, "holds a run with --new null, not 1"),
+    ],
+)
+def test_another_run_is_refused_by_the_option_that_differs(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    begin(tmp_path / "run.json", ABOUT, begun=False)
+    with pytest.raises(UserError, match=message) as caught:
+        begin(tmp_path / "run.json", {**ABOUT, **change}, begun=True)
+    assert str(caught.value).startswith(f"{tmp_path} ")
+    with pytest.raises(UserError, match=message):
+        same_run(ABOUT, {**ABOUT, **change}, tmp_path)
+
+
+def test_a_run_without_a_step_binds_nobody(tmp_path: Path) -> None:
+    """A command that was corrected works in the same folder."""
+    run = tmp_path / "run.json"
+    begin(run, ABOUT, begun=False)
+    begin(run, {**ABOUT, "batch_size": 8}, begun=False)
+    begin(run, {**ABOUT, "batch_size": 8}, begun=True)
+
+
+def test_a_damaged_record_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        begin(tmp_path / "run.json", ABOUT, begun=True)
+
+
+# ---- a full disk ---------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_no_space_is_one_line(code: int) -> None:
     with (
@@ -158,8 +269,10 @@ def test_no_space_is_one_line(code: int) -> None:
 
 
 def test_a_full_disk_is_one_line(small_disk: Path) -> None:
-    with pytest.raises(UserError, match="no space left"), plain_errors(small_disk):
-        (small_disk / "large").write_bytes(bytes(1 << 20))
+    out = small_disk / "out"
+    with pytest.raises(UserError, match="no space left"), locked(out):
+        (out / "large").write_bytes(bytes(1 << 20))
+    assert not out.exists()
 
 
 def test_other_errors_are_not_taken_for_a_full_disk() -> None:
