@@ -47,7 +47,7 @@ def user_code(what: str) -> Iterator[None]:
 def _explained(error: BaseException) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: {error.msg}"
-    text = textwrap.shorten(" ".join(str(error).split()), 200, placeholder=" ...")
+    text = textwrap.shorten(str(error), 200, placeholder=" ...")
     place = ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename.startswith("<") or Path(frame.filename) == Path(__file__):
@@ -251,7 +251,7 @@ def _read(path: Path, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
     except Exception as error:  # numpy, zipfile and zlib each have their own
         raise UserError(
             f"{path} is damaged, or no .npz file of plain arrays; save it with numpy.savez(path,"
-            f" {', '.join(f'{name}=...' for name in needed)}) ({_short(_line(error))})"
+            f" {', '.join(f'{name}=...' for name in needed)}) ({_short(_named(error))})"
         ) from None
     for name in needed:
         if name not in values:
@@ -276,7 +276,7 @@ def user_weights(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
             metadata = dict(saved.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{path} is damaged, or no .safetensors file ({_short(_line(error))})"
+            f"{path} is damaged, or no .safetensors file ({_short(_named(error))})"
         ) from None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -306,8 +306,8 @@ def load_weights(model: "nn.Module", tensors: "Mapping[str, Tensor]", where: str
     model.load_state_dict(dict(tensors))
 
 
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _short(text: str) -> str:

@@ -82,9 +82,10 @@ def _said(program: str, text: str, status: int) -> int:
 
 def _explained(error: Exception, debug: bool) -> str:
     """An error that nobody expected, as a line: what, where, and how to see more."""
-    text = " ".join(str(error).split())
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    # which makes one line of it as well
     text = textwrap.shorten(text, _LONGEST, placeholder=" ...") or "no more is said"
     what = f"{type(error).__name__}{_place(error)}: {text}"
     if isinstance(error, AssertionError):

@@ -92,8 +92,8 @@ MUTATIONS = [
     ),
     Mutation(
         MAIN,
-        '    text = " ".join(str(error).split())\n    if isinstance(error, OSError)',
-        "    text = str(error)\n    if isinstance(error, OSError)",
+        'textwrap.shorten(text, _LONGEST, placeholder=" ...")',
+        "text[:_LONGEST]",
         "main: an error of several lines is several lines",
         ("main",),
     ),
@@ -123,7 +123,7 @@ MUTATIONS = [
         OPTIONS,
         "or not math.isfinite(value)",
         "or value == math.inf",
-        "options: nan is a number",
+        "options: minus infinity is a number",
         ("options", "recipe"),
     ),
     Mutation(

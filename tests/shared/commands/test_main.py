@@ -127,7 +127,6 @@ def parser():
     parser = Parser()
     parser.set_defaults(function=lambda options: print("x" * 10) or 0)
     return parser
-import time; time.sleep(0.5)
 sys.exit(main("tool", parser, []))
 """
 
@@ -135,8 +134,14 @@ sys.exit(main("tool", parser, []))
 def test_a_reader_that_has_gone_is_no_error():
     read, write = os.pipe()
     os.close(read)
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
-        [sys.executable, "-c", LOUD], stdout=write, stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", LOUD],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=environment,
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")

@@ -109,6 +109,7 @@ def test_the_help_has_description_default_and_metavar():
         (["--lr", "0"], "argument --lr: '0' is not a number above 0 and below 1"),
         (["--lr", "1"], "argument --lr: '1' is not a number above 0 and below 1"),
         (["--eps", "nan"], "argument --eps: 'nan' is not a number"),
+        (["--eps=-inf"], "argument --eps: '-inf' is not a number"),
         (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     ],
 )
