@@ -527,26 +527,6 @@ def test_what_is_shared_is_written_once(what, where):
     assert using == {where}
 
 
-BUILDS_ON = {"distzo2": {"zo2"}}  # the papers that build on one another
-
-
-def test_who_imports_whom():
-    for file in tracked(".py"):
-        top, *inside = file.relative_to(paths.ROOT).parts
-        if top not in ("shared", "projects"):
-            continue
-        allowed = {inside[0], *BUILDS_ON.get(inside[0], ())} if top == "projects" else set()
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for module in modules:
-                parts = module.split(".")
-                assert parts[0] != "tests", f"{file}:{node.lineno}"
-                assert parts[0] != "projects" or (parts[1:2] and parts[1] in allowed), (
-                    f"{file}:{node.lineno} imports {module}"
-                )
-
-
 def test_git_keeps_what_is_made_out():
     for name in (
         ".venv/",

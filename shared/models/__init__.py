@@ -4,28 +4,6 @@ weights.
 Nothing here touches the network; `repro data fetch` and the hub's own client do.
 """
 
-from shared.models.folders import copy_configuration, fingerprint, weight_files
-from shared.models.language import (
-    empty_causal_lm,
-    load_causal_lm,
-    load_sentence_encoder,
-    local_model,
-)
-from shared.models.lora import add_lora, save_lora_configuration
-from shared.models.shapes import causal_lm_config, random_causal_lm
-from shared.models.vision import load_efficientnet_lite0
+import lazy_loader
 
-__all__ = [
-    "add_lora",
-    "causal_lm_config",
-    "copy_configuration",
-    "empty_causal_lm",
-    "fingerprint",
-    "load_causal_lm",
-    "load_efficientnet_lite0",
-    "load_sentence_encoder",
-    "local_model",
-    "random_causal_lm",
-    "save_lora_configuration",
-    "weight_files",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
