@@ -49,7 +49,7 @@ from shared.commands.progress import Progress
 from shared.commands.signals import stop_signals
 from shared.corpus import Batch, Corpus
 from shared.errors import UserError
-from shared.files import atomic_files, atomic_save, atomic_write, sha256
+from shared.files import atomic_files, atomic_save, atomic_write, read_json, sha256
 from shared.meters import peak_rss_bytes
 from shared.models import (
     add_lora,
@@ -193,7 +193,7 @@ class _Run:
         for leftover in self.private.glob(".*.part"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         source = {"model": fingerprint(self.folder), "data": sha256(options.data)}
-        known = _read_json(self.private / "run.json")
+        known = read_json(self.private / "run.json")
         if known is not None:
             _same_run(known, source, Recipe.of(options, known["records"]), out)
             if (out / "privacy.json").exists():
@@ -671,15 +671,6 @@ def _load(folder: Path) -> Any:
 def _digest(key: bytes) -> str:
     """Tells keys apart and says nothing of them."""
     return hashlib.shake_256(key + b"digest").hexdigest(16)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); name another --out") from None
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
