@@ -89,6 +89,7 @@ def test_files_count_by_content(tmp_path):
 
 def test_what_runs_together_is_kept_apart():
     assert digest({"a": "bc"}) != digest({"ab": "c"})
+    assert digest({"a": 1, "b": 2}) != digest({"ajson 1b": 2})  # what is hashed for each, joined
     assert digest({"a": [1, 2]}) != digest({"a": [[1], 2]})
     assert digest({"a": 1}) != digest({"a": "1"})
 
