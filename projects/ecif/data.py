@@ -18,8 +18,8 @@ from torch import Tensor
 
 from shared.data import path, stamp
 from shared.errors import UserError
+from shared.files import atomic_write
 from shared.paths import cache_dir
-from shared.rows import atomic_write
 from shared.seeding import step_seed
 from shared.vision import images as vision
 from shared.vision.backbones import backbone

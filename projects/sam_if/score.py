@@ -4,7 +4,6 @@ try it on.
 
 import argparse
 import importlib
-import io
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,15 +20,16 @@ from torch.nn.functional import cross_entropy
 from projects.sam_if.estimators import Estimator
 from projects.sam_if.fixed_point import SAMProblem, fit, partition
 from projects.sam_if.trajectory import gif_checkpoints
+from shared.commands.options import device_of
+from shared.commands.pieces import Pieces
 from shared.errors import UserError
+from shared.files import atomic_write
 from shared.influence import scoring
 from shared.influence.baselines import metric_gradient
 from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import chunks
 from shared.influence.solvers import require_positive
-from shared.rows import atomic_write
-from shared.runs import device as device_of
 from shared.vision import images as vision
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
@@ -207,7 +207,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], name: str) -> Non
 def score(options: argparse.Namespace) -> int:
     """Write the scores; see `__main__` for the options. Returns the exit status."""
     console = Console(stderr=True, highlight=False)
-    scoring.check_out(options.out)
+    scoring.check_scores_out(options.out)
     device, dtype = device_of(options.device), DTYPES[options.dtype]
     data = read_samples(options.data, dtype)
     query = read_samples(options.query, dtype, data.classes)
@@ -296,34 +296,27 @@ def by_solving(
     if options.curvature == "hessian":
         require_positive(at.plain if options.estimator == "if" else at.frozen, w, options.damping)
     settings = {name: getattr(options, name) for name in SETTINGS} | {"w": w, **inputs}
-    kept = options.out.with_name(
-        f"{options.out.name}.{scoring.inputs_key(settings)[:16]}.solution.npy"
-    )
-    if kept.exists():
-        s = torch.from_numpy(np.load(kept, allow_pickle=False)).to(w)
-        console.print("the system was solved before; going on from there", markup=False)
-    else:
+
+    def solve() -> Tensor:
         s, info = estimator.solve(metric_gradient(metric, w), transposed=True)
         console.print(
             f"solved by {info.solver} in {info.iterations} iterations, relative residual"
             f" {info.relative_residual:.1e}",
             markup=False,
         )
-        buffer = io.BytesIO()
-        np.save(buffer, s.cpu().numpy(), allow_pickle=False)
-        atomic_write(kept, buffer.getvalue())
-    carriers = estimator.carriers(s)
-    found = scoring.score_in_chunks(
-        lambda rows: estimator.score_samples(carriers, rows),
-        problem.objective.n,
-        options.chunk,
-        options.out,
-        settings,
-        console,
-    )
-    for leftover in options.out.parent.glob(f"{options.out.name}.{'[0-9a-f]' * 16}.solution.npy"):
-        leftover.unlink()
-    return found
+        return s
+
+    with Pieces(options.out, settings) as pieces:
+        if pieces.has("solution"):
+            console.print("the system was solved before; going on from there", markup=False)
+        carriers = estimator.carriers(torch.from_numpy(pieces.array("solution", solve)).to(w))
+        return scoring.score_in_chunks(
+            lambda rows: estimator.score_samples(carriers, rows),
+            problem.objective.n,
+            options.chunk,
+            pieces,
+            console,
+        )
 
 
 SETTINGS = (
