@@ -15,6 +15,7 @@ from shared import manifest, paths
 from shared.commands.main import main as commands_main
 from shared.commands.options import Parser
 from shared.errors import UserError
+from shared.processes import die_with_parent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -182,6 +183,8 @@ def _run(options: argparse.Namespace) -> int:
         if not sign or not key:
             raise UserError(f"--set takes KEY=VALUE, not '{setting}'")
         overrides[key] = _value(setting, value)
+    if "REPRO_DIE_WITH_PARENT" in os.environ:
+        die_with_parent()
     needs = manifest.needs(paper, name, options.scale)
     for variable in THREAD_VARIABLES:  # before numpy and torch are imported, which read them once
         os.environ.setdefault(variable, str(needs.threads))
@@ -208,7 +211,10 @@ def _run(options: argparse.Namespace) -> int:
                 f"--scale={options.scale}",
                 f"--results={options.results}",
                 *settings,
-            ]
+            ],
+            env={**os.environ, "REPRO_DIE_WITH_PARENT": "1"},  # the ranks with torchrun, and
+            preexec_fn=die_with_parent,  # torchrun with this process
+            check=False,
         )
         return 1 if done.returncode else 0
     path = experiment.run_experiment(paper, name, options.scale, overrides, options.results)

@@ -7,7 +7,8 @@ of the module that its stub takes it from.
 """
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +41,29 @@ def local_imports(file: Path, root: Path | None = None) -> list[Path]:
             # a stub says where names come from; which of them are used, the importer says
             waiting += [] if current.suffix == ".pyi" else direct_imports(current, root)
     return sorted(found)
+
+
+def files_read(modules: Iterable[Path]) -> list[Path]:
+    """What modules read besides code: every file below a module's folder, other than Python, whose
+    path stands in the module as a text (`Path(__file__).with_name("hardware.csv")`).
+    """
+    files: set[Path] = set()
+    for module in modules:
+        if module.suffix == ".py":
+            files.update(_named_files(module))
+    return sorted(files)
+
+
+@cache
+def _named_files(module: Path) -> tuple[Path, ...]:
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    named = {
+        module.parent / text
+        for text in texts
+        if isinstance(text, str) and re.fullmatch(r"[\w./-]+\.\w+", text) and ".." not in text
+    }
+    return tuple(file for file in named if file.suffix not in (".py", ".pyi") and file.is_file())
 
 
 @cache

@@ -30,7 +30,8 @@ from projects.ecif.finetune import (
     with_lora,
 )
 from projects.ecif.pictures import Part, Pictures, Source, load
-from shared import experiment, runs
+from shared import experiment
+from shared.commands.options import device_of
 from shared.influence.baselines import Solve
 from shared.influence.evaluate import auroc, cosine, most_harmful, relative_error
 from shared.influence.noise import shuffle_captions
@@ -128,7 +129,7 @@ def train(problem: Contrastive, start: Tensor, config: Config, seed: int) -> lis
 
 def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_share: float) -> Case:
     """Captions, of a share of the training pictures exchanged; adapters; fine-tuning."""
-    device = runs.device(config.device)
+    device = device_of(config.device)
     towers = Clip(with_lora(base, config.rank, seed).to(device), select=("*lora_*",))
     start = towers.parameters.flat()
     ids, mask = base.tokens([config.prompt.format(name) for name in pictures.classes])
@@ -174,7 +175,7 @@ def timed(config: Config, call: Callable[[], T]) -> tuple[T, float]:
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    device = runs.device(config.device)
+    device = device_of(config.device)
     base = base_model(config.model, config.pretrain_steps)
     cases = [
         (seed, share)
