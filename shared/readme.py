@@ -28,8 +28,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shared import claims, manifest, paths, rows, tables
+from shared import claims, manifest, paths, tables
 from shared.errors import UserError
+from shared.files import atomic_write
 
 MARK = re.compile(r"<!--=(?P<address>[^>\n]*?)-->(?P<shown>[^\n]*?)<!--/-->")
 BY_HAND = ("setting", "once")  # marks whose text nobody fills in
@@ -280,7 +281,7 @@ def update(paper: str | None, scale: str, results: Path, write: bool) -> list[st
     new = filled_main(scale, results) if paper is None else filled(paper, scale, results)
     old = file.read_text(encoding="utf-8")
     if write and new != old:
-        rows.atomic_write(file, new.encode())
+        atomic_write(file, new.encode())
     return [f"{_relative(file)}:{said}" for said in _differences(old, new)]
 
 
