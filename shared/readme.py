@@ -23,6 +23,7 @@ the line as it is.
 """
 
 import csv
+import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -288,11 +289,13 @@ def update(paper: str | None, scale: str, results: Path, write: bool) -> list[st
 def _differences(old: str, new: str) -> list[str]:
     before, after = old.split("\n"), new.split("\n")
     said = []
-    for number, line in enumerate(after, 1):
-        was = before[number - 1] if number <= len(before) else ""
-        if was == line:
-            continue
-        pairs = list(zip(MARK.finditer(was), MARK.finditer(line), strict=False))
-        changed = [f"{a['shown']} -> {b['shown']}" for a, b in pairs if a["shown"] != b["shown"]]
-        said.append(f"{number}: {'; '.join(changed) or line}")
+    for _, i, j, k, stop in difflib.SequenceMatcher(None, before, after, False).get_opcodes():
+        for number, line in enumerate(after[k:stop], k):
+            was = before[i + number - k] if i + number - k < j else ""
+            pairs = zip(MARK.finditer(was), MARK.finditer(line), strict=False)
+            changed = [
+                f"{a['shown']} -> {b['shown']}" for a, b in pairs if a["shown"] != b["shown"]
+            ]
+            if was != line:
+                said.append(f"{number + 1}: {'; '.join(changed) or line}")
     return said
