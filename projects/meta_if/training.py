@@ -1,4 +1,4 @@
-"""Meta-training, and training again without some data: plain autodiff of the composed objective, no
+"""Meta-training, and retraining without some data: plain autodiff of the composed objective, no
 formula of `total`.
 
 At the solution theta of an inner problem, two steps theta <- theta - A d_theta L_I(lam, theta) with
@@ -267,8 +267,8 @@ def retrain(
     `matrix` is that Hessian where it is known; the trainings share it.
     """
     known = Composed(problem).hessian(fitted) if matrix is None else matrix
-    return partial(_again, known=known, fitted=fitted, tol=tol)
+    return partial(_retrained, known=known, fitted=fitted, tol=tol)
 
 
-def _again(changed: MetaProblem, known: Tensor, fitted: Tensor, tol: float) -> Root:
+def _retrained(changed: MetaProblem, known: Tensor, fitted: Tensor, tol: float) -> Root:
     return polish(Composed(changed), fitted, tol=tol, matrix=known)

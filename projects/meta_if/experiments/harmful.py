@@ -5,14 +5,14 @@ the most harmful on.
 import numpy as np
 from pydantic import PositiveInt
 
-from projects.meta_if import rivals
+from projects.meta_if import baselines
 from projects.meta_if.episodes import Source
-from projects.meta_if.experiments import _setting
+from projects.meta_if.experiments import common
 from shared import experiment
 from shared.influence.evaluate import auroc
 
 
-class Config(_setting.Config):
+class Config(common.Config):
     source: Source = "mnist"
     spoiled_shares: list[float] = [0.2, 0.4, 0.8]
     seeds: PositiveInt = 1
@@ -21,25 +21,25 @@ class Config(_setting.Config):
         "loss value", "gradient norm", "random",
     ]  # fmt: skip
     retrained: list[str] = ["task-IF", "loss value", "random"]
-    # what is inspected before those of `retrained` train again without the spoiled tasks they found
+    # what is inspected before those of `retrained` retrain without the spoiled tasks they found
     inspected_share: float = 0.25
 
 
 def run(config: Config, run: experiment.Run) -> None:
     cells = [(share, seed) for share in config.spoiled_shares for seed in range(config.seeds)]
     for share, seed in run.progress(cells, "shares and seeds"):
-        setting = _setting.prepare(config, config.source, seed, share)
+        setting = common.prepare(config, config.source, seed, share)
         spoiled = setting.spoiled.numpy()
         for method in config.methods:
-            scores = rivals.scores(
+            scores = baselines.scores(
                 method,
                 setting.state,
                 setting.tests,
                 setting.fitted,
                 seed=seed,
-                solver=_setting.robust,
+                solver=common.robust,
             )
-            order = _setting.most_harmful(scores, config.tasks)
+            order = common.most_harmful(scores, config.tasks)
             common = {"spoiled_share": share, "seed": seed, "method": method}
             accuracy = None
             if method in config.retrained:

@@ -2,8 +2,11 @@
 tasks.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +84,7 @@ class Setting:
         """A solver for the method that uses its matrix."""
         return lambda _operator, b: dense(self.matrices[method], b)
 
-    def retrained(self, **weights: Tensor) -> Tensor:
+    def retrain(self, **weights: Tensor) -> Tensor:
         """lam* of the problem with other weights, from the full solution."""
         return polish(
             Composed(self.problem.with_weights(**weights)),
@@ -92,14 +95,14 @@ class Setting:
 
     @property
     def tol(self) -> float:
-        """What the gradient's norm must fall to in training again: that of the training."""
+        """What the gradient's norm must fall to in a retraining: that of the training."""
         return max(1e-9, self.fitted.gradient_norm)
 
     def without(self, tasks) -> Tensor:
         """lam* without some tasks."""
         weights = torch.ones(self.problem.n, dtype=torch.float64)
         weights[list(tasks)] = 0
-        return self.retrained(weights=weights)
+        return self.retrain(weights=weights)
 
     def loss(self, lam: Tensor) -> float:
         """The mean loss of the test tasks."""
@@ -166,3 +169,9 @@ def robust(operator: Operator, b: Tensor, tol: float = 1e-4) -> Solved:
 def most_harmful(scores: Tensor, count: int) -> list[int]:
     """The tasks with the lowest scores; of equal ones the first."""
     return np.argsort(scores.cpu().numpy(), kind="stable")[:count].tolist()
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` gives, and the processor seconds it took."""
+    start = time.process_time()
+    return work(), time.process_time() - start
