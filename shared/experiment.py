@@ -36,9 +36,16 @@ class Config(BaseModel):
     are refused; `seed` is there.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # the text under a field is its description
+    )
 
     seed: int = Field(default=0, ge=0)
+    """from which all random numbers of the experiment are derived"""
 
 
 class Run:

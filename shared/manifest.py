@@ -128,12 +128,22 @@ def manifest(paper: str) -> Manifest:
 def scale_config(paper: str, scale: str) -> dict[str, dict[str, Any]]:
     """The configuration of every experiment that runs at `scale`. Empty when the paper has no file
     for that scale.
+
+    What several scales share stands once in `scales/_base.yaml`: the entry of a scale is laid over
+    the entry of the same experiment there, key by key. Which experiments run is the scale's to say.
     """
     known = manifest(paper)
     check_scale(scale)
-    file = paths.PROJECTS / paper / "scales" / f"{scale}.yaml"
-    if not file.is_file():
+    folder = paths.PROJECTS / paper / "scales"
+    if not (folder / f"{scale}.yaml").is_file():
         return {}
+    entries = _entries(known, folder / f"{scale}.yaml")
+    base = _entries(known, folder / "_base.yaml") if (folder / "_base.yaml").is_file() else {}
+    return {name: {**base.get(name, {}), **entry} for name, entry in entries.items()}
+
+
+def _entries(known: Manifest, file: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a scale file by experiment, checked against the manifest."""
     entries = read_yaml(file)
     for name, entry in entries.items():
         if name not in known.experiments:

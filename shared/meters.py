@@ -8,20 +8,21 @@
 | `rss` | resident pages of a process at their highest (`peak_rss_bytes`, in a subprocess) | no |
 """
 
-import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from shared.statistics import Timing
 
 
 class LiveBytes:
@@ -205,17 +206,6 @@ def run_limited(
     return Limited(done.returncode, done.stdout, errors[-1] if errors else "")
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Repeats of one variant, in seconds, in the order in which they ran."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.seconds))
-
-
 def interleave(
     variants: Mapping[str, Callable[[], object]],
     repeats: int,
@@ -238,68 +228,6 @@ def interleave(
             if round_number >= warmup:
                 recorded[name].append(clock() - start)
     return {name: Timing(tuple(seconds)) for name, seconds in recorded.items()}
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio of times: its median over the rounds, and an interval that holds the true median with
-    probability `coverage`.
-    """
-
-    value: float
-    low: float
-    high: float
-    coverage: float
-
-
-class Mean(NamedTuple):
-    """A mean over seeds with its 95 % interval by Student's t; without one (NaN) for a
-    single seed.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-def mean_interval(values: Iterable[float]) -> Mean:
-    """The mean of one value per seed; NaN are left out."""
-    from scipy import stats
-
-    found = np.asarray(list(values), dtype=float)
-    found = found[~np.isnan(found)]
-    mean = float(found.mean()) if len(found) else math.nan
-    if len(found) < 2:
-        return Mean(mean, math.nan, math.nan)
-    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
-    return Mean(mean, mean - half, mean + half)
-
-
-def ratio(numerator: Timing | Sequence[float], denominator: Timing | Sequence[float]) -> Ratio:
-    """Median of the round-by-round ratios of two interleaved timings, with an interval between
-    order statistics.
-
-    The interval is the narrowest one with a coverage of at least 95 %, whatever the distribution
-    (that of the sign test); with fewer than six rounds there is none, and it spans them all.
-    """
-    top = np.asarray(numerator.seconds if isinstance(numerator, Timing) else numerator)
-    bottom = np.asarray(denominator.seconds if isinstance(denominator, Timing) else denominator)
-    if top.shape != bottom.shape or top.size == 0:
-        raise ValueError(
-            f"the timings hold {top.size} and {bottom.size} rounds; they must be interleaved, a"
-            " pair a round"
-        )
-    rounds = np.sort(top / bottom)
-    outside = np.cumsum([math.comb(rounds.size, k) for k in range(rounds.size // 2 + 1)]) / 2.0 ** (
-        rounds.size - 1
-    )
-    cut = max(0, int(np.sum(outside <= 0.05)) - 1)  # rounds left out at either end
-    return Ratio(
-        float(np.median(rounds)),
-        float(rounds[cut]),
-        float(rounds[-1 - cut]),
-        float(1 - outside[cut]),
-    )
 
 
 def count_flops(run: Callable[[], object]) -> int:

@@ -12,7 +12,7 @@ from projects.distzo2.cost_model import (
     sliced_compute_share,
 )
 from projects.distzo2.experiments._ranks import LANES, MODES
-from shared.meters import ratio
+from shared.statistics import ratio
 from shared.tables import Column, Table, paper_numbers
 
 RANDOM = "Random weights, random tokens: bits, bytes and speed do not depend on them."

@@ -7,7 +7,7 @@ import pandas as pd
 
 from projects.ecif.tables import costs, mean, paired
 from shared.claims import Verdict, VerdictWord, claim
-from shared.meters import Mean, ratio
+from shared.statistics import Mean, ratio
 from shared.tables import paper_numbers
 
 _HEADLINE = paper_numbers("ecif", "headline").set_index("quantity")["value"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from shared.meters import Mean, mean_interval, ratio
+from shared.statistics import Mean, mean_interval, ratio
 from shared.tables import Column, Table, human_bytes, paper_numbers
 
 

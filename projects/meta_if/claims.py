@@ -6,7 +6,7 @@ import pandas as pd
 from projects.meta_if import labels
 from projects.meta_if.tables import seconds
 from shared.claims import Verdict, claim
-from shared.meters import Mean, mean_interval, ratio
+from shared.statistics import Mean, mean_interval, ratio
 from shared.tables import paper_numbers
 
 UNKNOWN = "paper value not available"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from projects.meta_if import labels
 from projects.meta_if.tables import mean_curve
 from shared.figures import PALETTE
-from shared.meters import mean_interval
+from shared.statistics import mean_interval
 
 LOOKS = {
     method: {**look, "color": PALETTE.get(str(look["color"]), look["color"])}

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from projects.meta_if import labels
-from shared.meters import mean_interval, ratio
+from shared.statistics import mean_interval, ratio
+from shared.tables import Column, Table, paper_numbers
 from shared.tables import Column, Table, paper_numbers
 
 ACCURACY = "{:.3f}"

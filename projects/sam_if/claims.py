@@ -4,7 +4,7 @@ import pandas as pd
 
 from projects.sam_if.tables import times_over
 from shared.claims import Verdict, claim
-from shared.meters import mean_interval
+from shared.statistics import mean_interval
 
 UNKNOWN = "paper value not available"
 RUN = ["dataset", "seed"]

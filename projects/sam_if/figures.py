@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from shared.data.loaders.images import CIFAR10_CLASSES, FASHION_MNIST_CLASSES
 from shared.figures import PALETTE
-from shared.meters import mean_interval
 from shared.rows import read_array
+from shared.statistics import mean_interval
 
 LOOKS = {
     "SAM-HIF": {"color": PALETTE["blue"], "linewidth": 2.6, "zorder": 5},

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from shared.meters import Ratio, mean_interval, ratio
+from shared.statistics import Ratio, mean_interval, ratio
 from shared.tables import Column, Table
 
 UNKNOWN = (

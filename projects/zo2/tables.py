@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from shared.meters import ratio
+from shared.statistics import ratio
 from shared.tables import Column, Table, paper_numbers
 
 METHODS = {

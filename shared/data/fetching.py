@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -74,9 +75,8 @@ def _from_providers(name: str, fields: Entry, work: Path, report: Report) -> Non
             else:
                 before = 0
                 for archive in provider.archives:
-                    file = _downloaded(
-                        provider, archive, lambda size, before=before: report(before + size)
-                    )  # type: ignore[misc]
+                    so_far = partial(_report_further, report, before)
+                    file = _downloaded(provider, archive, so_far)
                     archives.unpack(file, archive, target, fields.wants)
                     before += archive.size
                 used = provider.archives
@@ -178,6 +178,11 @@ def _downloaded(provider: clients.Registry, archive: Archive, report: Report) ->
             found.replace(file)
         report(archive.size)
     return file
+
+
+def _report_further(report: Report, before: int, size: int) -> None:
+    """Report bytes of one archive as those of all archives so far."""
+    report(before + size)
 
 
 def _complete(name: str, fields: Entry, target: Path, source: str, used: list[Archive]) -> None:

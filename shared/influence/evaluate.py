@@ -6,7 +6,6 @@ Scores follow the package's convention: the predicted change of a metric when a 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,7 +13,6 @@ from scipy import stats
 from sklearn import metrics
 
 from shared.errors import UserError
-from shared.seeding import step_seed
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
@@ -147,70 +145,7 @@ def removal_curve(
     return [outcome(order[: round(share * order.size)].tolist()) for share in shares]
 
 
-# ---- uncertainty ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value on all pairs, and the middle 95 % (or `level`) of it on resampled ones."""
-
-    value: float
-    low: float
-    high: float
-
-
-def bootstrap(
-    predicted: ArrayLike,
-    true: ArrayLike,
-    statistic: Statistic = pearson,
-    *,
-    seed: int,
-    count: int = 1000,
-    level: float = 0.95,
-) -> Interval:
-    """A percentile bootstrap interval of a statistic over the m removals."""
-    a, b = np.asarray(predicted, dtype=np.float64), np.asarray(true, dtype=np.float64)
-    return _interval(lambda rows: statistic(a[rows], b[rows]), a.shape[0], seed, count, level)
-
-
-def paired_bootstrap(
-    first: ArrayLike,
-    second: ArrayLike,
-    true: ArrayLike,
-    statistic: Statistic = pearson,
-    *,
-    seed: int,
-    count: int = 1000,
-    level: float = 0.95,
-) -> Interval:
-    """The interval of statistic(first, true) - statistic(second, true), both on the same resampled
-    removals.
-    """
-    a, b, c = (np.asarray(one, dtype=np.float64) for one in (first, second, true))
-    return _interval(
-        lambda rows: statistic(a[rows], c[rows]) - statistic(b[rows], c[rows]),
-        c.shape[0],
-        seed,
-        count,
-        level,
-    )
-
-
-def _interval(
-    value: Callable[[np.ndarray], float], size: int, seed: int, count: int, level: float
-) -> Interval:
-    whole = value(np.arange(size))
-    draw = np.random.default_rng(step_seed(seed, "bootstrap"))
-    values: list[float] = []
-    while len(values) < count:
-        try:
-            values.append(value(draw.integers(size, size=size)))
-        except UserError:
-            # a resample may be one pair again and again, or hold no corrupted sample; the whole is
-            # known to be none of these
-            continue
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(whole), float(low), float(high))
+# ---- checks --------------------------------------------------------------------------------------
 
 
 def _pair(predicted: ArrayLike, true: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

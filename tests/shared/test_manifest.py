@@ -101,6 +101,27 @@ def test_data_needed_is_what_the_experiments_of_the_scale_need(write_paper):
     assert manifest.data_needed(None, "gpu") == []
 
 
+def test_a_scale_is_laid_over_what_all_scales_share(write_paper):
+    write_paper(
+        "one",
+        {
+            "paper.yaml": GOOD,
+            "scales/_base.yaml": "first: {steps: 3, sizes: [1, 2]}",
+            "scales/smoke.yaml": "first: {sizes: [1]}",
+            "scales/cpu.yaml": "{}",
+        },
+    )
+    assert manifest.scale_config("one", "smoke") == {"first": {"steps": 3, "sizes": [1]}}
+    assert manifest.scale_config("one", "cpu") == {}, "what runs is the scale's to say"
+    assert manifest.scale_config("one", "gpu") == {}
+
+
+def test_what_all_scales_share_is_checked_too(write_paper):
+    files = {"paper.yaml": GOOD, "scales/cpu.yaml": "first:"}
+    write_paper("one", {**files, "scales/_base.yaml": "frist: {steps: 3}"})
+    assert "_base.yaml: unknown experiment 'frist'" in refuse(manifest.scale_config, "one", "cpu")
+
+
 AT = GOOD.replace("[b, a]}", "[b, a], at: {gpu: {gpu: true, memory_gb: 64, threads: 3, data: []}}}")
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import math
 import subprocess
 import sys
 import time
@@ -10,18 +9,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from shared.meters import (
-    Timing,
     count_flops,
     cuda_peak_bytes,
     data_bytes,
     interleave,
     live_bytes,
-    mean_interval,
     peak_rss_bytes,
-    ratio,
     run_limited,
 )
 
@@ -335,51 +330,6 @@ def test_the_number_of_warm_ups_can_be_chosen(warmup):
     assert len(clock.ran) == warmup + 2
     assert shown == [warmup + 2]
     assert timings["a"].seconds == (1, 1)
-
-
-def test_the_interval_of_a_mean_is_students():
-    mean, low, high = mean_interval([1.0, 2.0, math.nan, 4.0])
-    expected = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
-    assert mean == pytest.approx(7 / 3)
-    assert (low, high) == pytest.approx(expected)
-    assert mean_interval([3.0]).value == 3.0
-    assert math.isnan(mean_interval([3.0]).low)
-    assert math.isnan(mean_interval([math.nan]).value)
-
-
-def test_a_ratio_is_the_median_of_the_rounds():
-    found = ratio(Timing((2.0, 4.0, 30.0)), Timing((1.0, 1.0, 10.0)))
-    assert found.value == 3.0
-    assert 2.0 <= found.low <= found.value <= found.high <= 4.0
-    assert ratio([2.0, 4.0, 30.0], [1.0, 1.0, 10.0]) == found, "its resampling has a fixed seed"
-
-
-def test_a_ratio_without_spread_has_an_interval_without_width():
-    found = ratio([3.0] * 5, [2.0] * 5)
-    assert (found.low, found.value, found.high) == (1.5, 1.5, 1.5)
-
-
-@pytest.mark.parametrize("rounds", [6, 9, 25])
-def test_the_interval_holds_the_true_ratio_as_often_as_it_says(rounds):
-    rng = np.random.default_rng(0)
-    held, trials = 0, 2000
-    for _ in range(trials):
-        busy = rng.lognormal(0, 1, rounds)  # a busy moment falls on both
-        found = ratio(1.1 * busy * rng.lognormal(0, 0.05, rounds), busy)
-        held += found.low <= 1.1 <= found.high
-    assert found.coverage >= 0.95
-    assert abs(held / trials - found.coverage) < 4 * (0.05 * 0.95 / trials) ** 0.5
-
-
-def test_with_few_rounds_the_interval_spans_them_all_and_owns_up():
-    found = ratio([1.0, 5.0, 2.0], [1.0, 1.0, 1.0])
-    assert (found.low, found.value, found.high, found.coverage) == (1.0, 2.0, 5.0, 0.75)
-
-
-@pytest.mark.parametrize(("top", "bottom"), [([1.0], [1.0, 2.0]), ([], [])])
-def test_timings_of_different_lengths_are_refused(top, bottom):
-    with pytest.raises(ValueError, match="must be interleaved"):
-        ratio(top, bottom)
 
 
 # ---- FLOPs ---------------------------------------------------------------------------------------

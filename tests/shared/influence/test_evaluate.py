@@ -95,47 +95,6 @@ def test_a_removal_curve_trains_without_the_most_harmful():
     assert asked == [[], [1], [1, 2, 3]]
 
 
-# ---- uncertainty ---------------------------------------------------------------------------------
-
-
-def test_bootstrap_intervals_are_seeded_and_cover_the_truth():
-    draw = np.random.default_rng(3)
-    covered = 0
-    for trial in range(40):
-        true = draw.normal(size=60)
-        predicted = true + draw.normal(size=60)  # correlation 1 / sqrt(2)
-        interval = evaluate.bootstrap(predicted, true, seed=trial, count=150)
-        assert interval.low <= interval.value <= interval.high
-        covered += interval.low <= 0.5**0.5 <= interval.high
-    assert covered >= 33
-    assert evaluate.bootstrap(predicted, true, seed=1, count=50) == evaluate.bootstrap(
-        predicted, true, seed=1, count=50
-    )
-
-
-def test_resamples_without_the_statistic_are_drawn_again():
-    interval = evaluate.bootstrap([3, 2, 1], [True, False, False], evaluate.auroc, seed=0, count=50)
-    assert interval == evaluate.Interval(1, 1, 1)
-    with pytest.raises(UserError, match="all equal"):
-        evaluate.bootstrap([1, 1, 1], [1, 2, 3], seed=0)
-
-
-def test_a_paired_interval_is_narrower_than_the_two_it_compares():
-    draw = np.random.default_rng(0)
-    true = draw.normal(size=80)
-    first = true + draw.normal(size=80)
-    second = first + 0.05 * draw.normal(size=80)
-    paired = evaluate.paired_bootstrap(first, second, true, seed=0, count=300)
-    alone = evaluate.bootstrap(first, true, seed=0, count=300)
-    assert paired.high - paired.low < 0.3 * (alone.high - alone.low)
-    assert paired.value == pytest.approx(
-        evaluate.pearson(first, true) - evaluate.pearson(second, true)
-    )
-    assert evaluate.paired_bootstrap(first, first, true, seed=0, count=20) == evaluate.Interval(
-        0, 0, 0
-    )
-
-
 # ---- corrupted data ------------------------------------------------------------------------------
 
 
