@@ -144,9 +144,7 @@ def scores(
         return estimators.task_scores(state, s, name)
     if name == labels.GAMMA_SERIES:
         slope = estimators.metric_gradient(tests, lam)
-        s, _ = estimators.adjoint(
-            state, slope, labels.GAMMA, partial(neumann, depth=10, tol=None)
-        )
+        s, _ = estimators.adjoint(state, slope, labels.GAMMA, partial(neumann, depth=10, tol=None))
         return estimators.task_scores(state, s)
     if name == labels.EKFAC:
         return estimators.task_scores(

@@ -69,7 +69,9 @@ def _above(loo: pd.DataFrame, others: tuple[str, ...]) -> Verdict:
 )
 def derivative(depth: pd.DataFrame) -> Verdict:
     solved = depth[depth["solver"] == labels.DENSE].set_index("method")["relative_error"]
-    others = ", ".join(f"{name} {solved[name]:.2g}" for name in solved.index if name != labels.TASK_IF)
+    others = ", ".join(
+        f"{name} {solved[name]:.2g}" for name in solved.index if name != labels.TASK_IF
+    )
     error = solved[labels.TASK_IF]
     return Verdict(
         "holds" if error < 1e-4 else "partly" if error < 0.01 else "fails", f"{error:.1e}; {others}"
@@ -176,7 +178,8 @@ def edit(tasks: pd.DataFrame) -> Verdict:
 def _close(names: pd.Series, edited: pd.Series, retrained: pd.Series) -> Verdict:
     short = (retrained - edited).to_numpy()
     parts = ", ".join(
-        f"{a:.3f} and {b:.3f} on {name}" for name, a, b in zip(names, edited, retrained, strict=True)
+        f"{a:.3f} and {b:.3f} on {name}"
+        for name, a, b in zip(names, edited, retrained, strict=True)
     )
     return Verdict(
         "holds" if short.max() <= 0.02 else "partly" if short.mean() <= 0.02 else "fails",
@@ -226,7 +229,9 @@ def removal_helps(tasks: pd.DataFrame) -> Verdict:
 )
 def faster(tasks: pd.DataFrame) -> Verdict:
     scratch = tasks[tasks["kind"] == "scratch"].set_index("source")["retrain_seconds"]
-    rows = tasks[(tasks["kind"] == "method") & (tasks["method"] == labels.TASK_IF)].set_index("source")
+    rows = tasks[(tasks["kind"] == "method") & (tasks["method"] == labels.TASK_IF)].set_index(
+        "source"
+    )
     shares = (rows["rank_seconds"] + rows["edit_seconds"]) / scratch
     parts = ", ".join(f"{share:.2f} on {name}" for name, share in shares.items())
     return Verdict(
@@ -292,8 +297,8 @@ def solves(cost: pd.DataFrame) -> Verdict:
     ),
     source="main table, instance level",
     bound=(
-        "on each dataset and level at most 0.02 below retraining without the same samples (mean over"
-        " seeds); partly: on average"
+        "on each dataset and level at most 0.02 below retraining without the same samples (mean"
+        " over seeds); partly: on average"
     ),
     paper=(
         f"{_INSTANCES.loc[('Omniglot', 'train', 'instance-IF'), 'paper_accuracy']} and"
@@ -416,7 +421,9 @@ def series(depth: pd.DataFrame) -> Verdict:
     near, parts = {}, []
     for method in (labels.TASK_IF, labels.GAMMA):
         rows = depth[
-            (depth["method"] == method) & (depth["solver"] == labels.NEUMANN) & (depth["depth"] <= 50)
+            (depth["method"] == method)
+            & (depth["solver"] == labels.NEUMANN)
+            & (depth["depth"] <= 50)
         ]
         last = rows.loc[rows["depth"].idxmax()]
         solved = depth.loc[

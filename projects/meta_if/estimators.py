@@ -80,7 +80,9 @@ def val_removal(
 ) -> tuple[Tensor, Info]:
     """Predicted lam_without_z - lam* of validation samples of a task: columns of [q, samples]."""
     weights = state.problem.task_weights[task] * state.problem.data[5][task, list(samples)]
-    return _solve(state, state.val_gradients(task, samples).T * weights, METHODS[labels.TASK_IF], solver)
+    return _solve(
+        state, state.val_gradients(task, samples).T * weights, METHODS[labels.TASK_IF], solver
+    )
 
 
 def train_removal(

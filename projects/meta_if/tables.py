@@ -8,7 +8,6 @@ import pandas as pd
 from projects.meta_if import labels
 from shared.statistics import mean_interval, ratio
 from shared.tables import Column, Table, paper_numbers
-from shared.tables import Column, Table, paper_numbers
 
 ACCURACY = "{:.3f}"
 SECONDS = "{:.2f}"
@@ -195,8 +194,8 @@ def harmful(harmful: pd.DataFrame) -> Table:
     return Table(
         title="Finding harmful tasks",
         caption=(
-            "Tasks whose labels were permuted within the task. Accuracy: retrained without the spoiled"
-            " tasks found in the first quarter."
+            "Tasks whose labels were permuted within the task. Accuracy: retrained without the"
+            " spoiled tasks found in the first quarter."
         ),
         frame=pd.DataFrame(lines),
         columns={
@@ -207,10 +206,12 @@ def harmful(harmful: pd.DataFrame) -> Table:
             "before_accuracy": Column("accuracy before", ACCURACY),
             "accuracy": Column("accuracy after", ACCURACY),
         },
-        notes=["The paper's figure could be read only approximately: at 80 % spoiled about all found"
-               " after 40 % inspected (which is impossible: 40 % of the tasks hold at most half of"
-               " 80 %), so none of it stands here."],
-    )  # fmt: skip
+        notes=[
+            "The paper's figure could be read only approximately: at 80 % spoiled about all found"
+            " after 40 % inspected (which is impossible: 40 % of the tasks hold at most half of"
+            " 80 %), so none of it stands here."
+        ],
+    )
 
 
 def mean_curve(harmful: pd.DataFrame, share: float, method: str) -> pd.Series:
@@ -288,8 +289,7 @@ def cost(cost: pd.DataFrame) -> Table:
             "spread": "interval",
         },
         notes=[
-            "Rows of all tasks multiply the time of one; retraining starts from the full"
-            " solution."
+            "Rows of all tasks multiply the time of one; retraining starts from the full solution."
         ],
     )
 

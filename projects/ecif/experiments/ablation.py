@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import ProblemConfig, build
 from shared import experiment
 from shared.influence.baselines import metric_gradient
 from shared.influence.evaluate import cosine, relative_error, spearman
@@ -19,18 +19,23 @@ from shared.influence.solvers import cg, galerkin, identity, logra_basis
 from shared.seeding import step_seed
 
 
-class Config(Setting):
-    """`pairs` are left out one by one and `group_shares` together, for `seeds` at the setting's
-    delta; `deltas` is for the first `delta_seeds`, single pairs only.
-    """
+class Config(ProblemConfig):
+    """The problem, what is left out, and the curvatures that are tried."""
 
-    dataset: Name = "emoji"
-    seeds: PositiveInt = 5
-    pairs: PositiveInt = 12
-    group_shares: list[float] = [0.02, 0.05, 0.1]
-    ranks: list[PositiveInt] = [2, 4, 8, 16]
-    deltas: list[PositiveFloat] = Field(default=[400.0])
-    delta_seeds: PositiveInt = 1
+    dataset: Name
+    """The data set."""
+    seeds: PositiveInt
+    """Runs at the problem's own `delta`."""
+    pairs: PositiveInt
+    """Pairs left out one by one."""
+    group_shares: list[float]
+    """Shares of the pairs left out together, at the problem's own `delta`."""
+    ranks: list[PositiveInt]
+    """Directions a side of every layer that LoGra projects to."""
+    deltas: list[PositiveFloat]
+    """Other weights of the regulariser, with single pairs left out."""
+    delta_seeds: PositiveInt
+    """Runs at each of these."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -39,7 +44,7 @@ def run(config: Config, run: experiment.Run) -> None:
         (delta, seed) for delta in config.deltas for seed in seeds[: config.delta_seeds]
     ]
     for delta, seed in run.progress(cases, "regularisers and seeds"):
-        case = build(config, config.dataset, seed, delta=delta)
+        case = build(config, config.dataset, seed, config.test, delta=delta)
         problem, w, metric, hessian = (
             case.problem,
             case.fitted.w,

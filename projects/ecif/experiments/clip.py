@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from projects.ecif import Clip, Contrastive, Pairs
@@ -46,36 +46,56 @@ EDITS = {
 
 
 class Config(experiment.Config):
-    """The model by a shape's name, a folder or a hub id; the pictures, in `folder` for sets of
-    torchvision (None takes all of them).
+    """A CLIP, the pictures that it is fine-tuned on, and what is removed."""
 
-    `delta` is the paper's, beside the sum of the batches' losses; `damping` a share of the largest
-    eigenvalue; `chunk` in batches.
-    """
-
-    model: str = "vit-b-16"
-    pretrain_steps: int = Field(default=0, ge=0)
-    dataset: Source = "synthetic"
-    folder: str | None = None
-    prompt: str = Field(default="a photo of a {}", pattern=r"\{\}")
-    train: PositiveInt | None = None
-    validation: PositiveInt = 256
-    test: PositiveInt | None = None
-    batch: PositiveInt = 128
-    epochs: PositiveInt = 3
-    rate: PositiveFloat = 1e-4
-    rank: PositiveInt = 8
-    delta: PositiveFloat = 1.0
-    shares: list[float] = Field(default=[0.05, 0.1], min_length=1)
-    removed: float = Field(default=0.1, gt=0, lt=1)
-    shuffled: list[float] = Field(default=[0.0, 0.15], min_length=1)
-    damping: PositiveFloat = 0.01
-    iterations: PositiveInt = 10
-    curvature_batches: PositiveInt | None = None
-    dimension: PositiveInt = 256
-    seeds: PositiveInt = 3
-    chunk: PositiveInt | None = None
+    model: str
+    """A shape's name, a folder, or an id in the hub's cache."""
+    pretrain_steps: NonNegativeInt
+    """Steps of training a shape's random weights before fine-tuning."""
+    dataset: Source
+    """The pictures."""
+    folder: str | None
+    """Where the sets of torchvision lie."""
+    prompt: str = Field(pattern=r"\{\}")
+    """The caption, with {} for the class."""
+    train: PositiveInt | None
+    """Training pairs; null: all there are."""
+    validation: PositiveInt
+    """Clean pairs whose loss scores are about."""
+    test: PositiveInt | None
+    """Pictures that the accuracy is of; null: all there are."""
+    batch: PositiveInt
+    """Pairs of a batch."""
+    epochs: PositiveInt
+    """Passes over the training pairs."""
+    rate: PositiveFloat
+    """AdamW's learning rate."""
+    rank: PositiveInt
+    """Rank of the LoRA adapters."""
+    delta: PositiveFloat
+    """Weight of the regulariser beside the sum of the batches' losses, as in the paper."""
+    shares: list[float] = Field(min_length=1)
+    """Shares of the training pairs that are edited out."""
+    removed: float = Field(gt=0, lt=1)
+    """Share of the pairs that is removed: those that a method ranks most harmful."""
+    shuffled: list[float] = Field(min_length=1)
+    """Shares of the captions that are exchanged, each a training of its own; 0: clean."""
+    damping: PositiveFloat
+    """Damping, as a share of the Gauss-Newton matrix's largest eigenvalue."""
+    iterations: PositiveInt
+    """Steps of conjugate gradients of a solve."""
+    curvature_batches: PositiveInt | None
+    """Batches that the Gauss-Newton matrix is of; null: all."""
+    dimension: PositiveInt
+    """Dimensions of TRAK's projection."""
+    dimensions_at_once: PositiveInt
+    """Of these, how many go through the model in one forward-mode pass."""
+    seeds: PositiveInt
+    """Runs: each draws pictures, adapters, batches and what is removed."""
+    chunk: PositiveInt | None
+    """Batches handled at once; null: all."""
     device: str = "cpu"
+    """Where tensors live: cpu, or cuda."""
 
 
 @dataclass(frozen=True, eq=False)

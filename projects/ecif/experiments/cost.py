@@ -14,7 +14,7 @@ from pydantic import PositiveFloat, PositiveInt
 from projects.ecif import Contrastive
 from projects.ecif.baselines import checkpoints, if_ekfac, tracin, tracin_by_gradients, trak
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import ProblemConfig, build
 from projects.ecif.fit import fit, solver
 from shared import experiment
 from shared.influence.products import count_passes
@@ -22,22 +22,25 @@ from shared.influence.solvers import dense, matrix_of
 from shared.meters import interleave
 
 
-class Config(Setting):
-    """`removed` pairs are edited out or retrained without; TracIn takes `checkpoints`; `tol` is the
-    relative residual of the solves.
-    """
+class Config(ProblemConfig):
+    """The problem, what is edited out, and how often everything is timed."""
 
-    dataset: Name = "mnist"
-    train: PositiveInt = 2048
-    removed: PositiveInt = 102
-    checkpoints: PositiveInt = 5
-    dimension: PositiveInt = 256
-    repeats: PositiveInt = 6
-    tol: PositiveFloat = 1e-3
+    dataset: Name
+    """The data set."""
+    removed: PositiveInt
+    """Pairs that are edited out, or retrained without."""
+    checkpoints: PositiveInt
+    """Points of the training that TracIn takes."""
+    dimension: PositiveInt
+    """Dimensions of TRAK's projection."""
+    repeats: PositiveInt
+    """Rounds in which every variant runs once, in turn."""
+    tol: PositiveFloat
+    """Relative residual of the solves."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    case = build(config, config.dataset, config.seed)
+    case = build(config, config.dataset, config.seed, config.test)
     problem, w, metric = case.problem, case.fitted.w, case.validation.mean_loss
     points = checkpoints(problem, case.start, w, config.checkpoints)
     gone = list(range(config.removed))

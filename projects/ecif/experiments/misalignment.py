@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt
 from projects.ecif import Contrastive, Pairs
 from projects.ecif.baselines import all_scores
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Case, Setting, build
+from projects.ecif.experiments.common import Case, SplitConfig, build
 from shared import experiment
 from shared.influence.baselines import metric_gradient
 from shared.influence.evaluate import auroc, average_precision, cosine, most_harmful, precision_at
@@ -33,17 +33,17 @@ DETECTION_ONLY = (
 )  # not removed: the larger set has the test pairs in it; the rest tells why
 
 
-class Config(Setting):
-    """Cells of data set, share of captions that are exchanged, and test pairs; the `removed` share
-    that a method finds most harmful is left out.
-    """
+class Config(SplitConfig):
+    """Problems with exchanged captions, and what looks for them."""
 
-    cells: list[tuple[Name, float, PositiveInt]] = Field(
-        default=[("emoji", 0.2, 224)], min_length=1, strict=False
-    )
-    seeds: PositiveInt = 5
-    removed: float = Field(default=0.1, gt=0, lt=1)
-    dimension: PositiveInt = 256
+    cells: list[tuple[Name, float, PositiveInt]] = Field(min_length=1, strict=False)
+    """Data set, share of the captions that are exchanged, and test pairs."""
+    seeds: PositiveInt
+    """Runs of a cell: each draws the split, the exchanged captions, the batches and the heads."""
+    removed: float = Field(gt=0, lt=1)
+    """Share of the pairs that is removed: those that a method finds most harmful."""
+    dimension: PositiveInt
+    """Dimensions of TRAK's projection."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -53,7 +53,7 @@ def run(config: Config, run: experiment.Run) -> None:
         for seed in range(config.seed, config.seed + config.seeds)
     ]
     for (dataset, share, test), seed in run.progress(cases, "cells and seeds"):
-        case = build(config.model_copy(update={"test": test}), dataset, seed, shuffled_share=share)
+        case = build(config, dataset, seed, test, shuffled_share=share)
         problem, w = case.problem, case.fitted.w
         common = {
             "dataset": dataset,

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import ProblemConfig, build
 from shared import experiment
 from shared.influence.evaluate import cosine, most_harmful, relative_error, spearman
 from shared.seeding import generator, step_seed
@@ -24,14 +24,15 @@ EDITS = {
 }
 
 
-class Config(Setting):
-    """`seeds` by data set; `shares` of the training pairs are removed, at random in `draws`
-    ways.
-    """
+class Config(ProblemConfig):
+    """The problems, and the shares of their pairs that are removed."""
 
-    seeds: dict[Name, PositiveInt] = {"emoji": 5}
-    shares: list[float] = Field(default=[0.05, 0.1, 0.2, 0.4], min_length=1)
-    draws: PositiveInt = 2
+    seeds: dict[Name, PositiveInt] = Field(min_length=1)
+    """Runs of each data set: each draws the split, the batches, the heads and what is removed."""
+    shares: list[float] = Field(min_length=1)
+    """Shares of the training pairs that are removed."""
+    draws: PositiveInt
+    """Random removals of each share."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -41,7 +42,7 @@ def run(config: Config, run: experiment.Run) -> None:
         for seed in range(config.seed, config.seed + count)
     ]
     for name, seed in run.progress(cases, "data sets and seeds"):
-        case = build(config, name, seed)
+        case = build(config, name, seed, config.test)
         problem, w, metric = case.problem, case.fitted.w, case.validation.mean_loss
         n = problem.pairs.n
         scores = problem.scores(w, metric, case.fitted.solve).cpu()

@@ -11,21 +11,24 @@ from pydantic import PositiveInt
 
 from projects.ecif import relative
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import ProblemConfig, build
 from shared import experiment
 from shared.influence.baselines import chance, metric_gradient
 
 
-class Config(Setting):
-    """`queries` wrongly captioned test pictures a seed, `top` pairs each; the first `shown` of the
-    first seed go into the gallery.
-    """
+class Config(ProblemConfig):
+    """The problem, and the pictures that are traced back."""
 
-    dataset: Name = "emoji"
-    seeds: PositiveInt = 2
-    queries: PositiveInt = 60
-    top: PositiveInt = 5
-    shown: PositiveInt = 4
+    dataset: Name
+    """The data set."""
+    seeds: PositiveInt
+    """Runs: each draws the split, the batches and the heads."""
+    queries: PositiveInt
+    """Wrongly captioned test pictures of a run."""
+    top: PositiveInt
+    """Training pairs that a ranking shows for a picture."""
+    shown: PositiveInt
+    """Pictures of the first run that go into the gallery."""
 
 
 SHOWN = ("relative influence", "influence", "cosine")
@@ -34,7 +37,7 @@ SHOWN = ("relative influence", "influence", "cosine")
 def run(config: Config, run: experiment.Run) -> None:
     gallery = []
     for seed in run.progress(range(config.seed, config.seed + config.seeds), "seeds"):
-        case = build(config, config.dataset, seed)
+        case = build(config, config.dataset, seed, config.test)
         problem, w, data = case.problem, case.fitted.w, case.data
         a, b = (
             case.fitted.solve(problem.pair_gradients(w, parts=part).T)[0].T

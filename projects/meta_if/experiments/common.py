@@ -26,27 +26,42 @@ from shared.seeding import step_seed
 
 
 class Config(experiment.Config):
-    """Tasks, body and training. `components` 0 leaves the images as they are; the body is `mlp-...`
-    or `conv4-...` (`bodies.named`).
-    """
+    """Tasks, body and training."""
 
-    components: NonNegativeInt = 24
-    body: str = "mlp-8"
-    ways: PositiveInt = 5
-    shots: PositiveInt = 5
-    queries: PositiveInt = 5
-    tasks: PositiveInt = 40
-    test_tasks: PositiveInt = 40
-    test_queries: PositiveInt = 10
-    head_penalty: PositiveFloat = 0.05
-    l2: PositiveFloat = 0.01
-    steps: NonNegativeInt = 50  # of gradient descent, before L-BFGS and Newton
-    rate: PositiveFloat = 0.5
-    tol: PositiveFloat = 1e-9
-    chunk: PositiveInt | None = None
-    folder: str | None = None
+    components: NonNegativeInt
+    """Principal components that stand for an image; 0 leaves the images as they are."""
+    body: str
+    """`mlp-...` or `conv4-...`, see `bodies.named`."""
+    ways: PositiveInt
+    """Classes of a task."""
+    shots: PositiveInt
+    """Training samples of a class."""
+    queries: PositiveInt
+    """Validation samples of a class."""
+    tasks: PositiveInt
+    """Tasks that are meta-trained on."""
+    test_tasks: PositiveInt
+    """Tasks that the test loss is the mean of."""
+    test_queries: PositiveInt
+    """Validation samples of a class of a test task."""
+    head_penalty: PositiveFloat
+    """Weight mu of the inner problem's (mu / 2) |theta|^2."""
+    l2: PositiveFloat
+    """Weight of the outer problem's (l2 / 2) |lam|^2."""
+    steps: NonNegativeInt
+    """Steps of gradient descent, before L-BFGS and Newton."""
+    rate: PositiveFloat
+    """Learning rate of these steps."""
+    tol: PositiveFloat
+    """What the norm of the total gradient must fall to."""
+    chunk: PositiveInt | None
+    """Tasks handled at once; null: all."""
+    folder: str | None
+    """Where the images of sources lie that are in no package."""
+    dtype: str = Field(pattern="^float(32|64)$")
+    """What is computed in."""
     device: str = "cpu"
-    dtype: str = Field("float64", pattern="float(32|64)")
+    """Where tensors live: cpu, or cuda."""
 
 
 @dataclass(frozen=True, eq=False)

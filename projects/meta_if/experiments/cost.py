@@ -18,10 +18,16 @@ from shared.meters import interleave
 
 
 class Config(common.Config):
-    source: Source = "mnist"
-    repeats: PositiveInt = 6
-    solve_tol: PositiveFloat = 1e-4
-    retrain_tol: PositiveFloat = 1e-5  # looser than elsewhere: as a user would have it
+    """The problem, and how often everything is timed."""
+
+    source: Source
+    """Where the tasks' images come from."""
+    repeats: PositiveInt
+    """Rounds in which every variant runs once, in turn."""
+    solve_tol: PositiveFloat
+    """Relative residual of the solves."""
+    retrain_tol: PositiveFloat
+    """Gradient norm that ends a retraining: looser than elsewhere, as a user would have it."""
 
 
 def run(config: Config, run: experiment.Run) -> None:

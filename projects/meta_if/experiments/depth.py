@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from projects.meta_if import estimators, labels
 from projects.meta_if.episodes import Source
@@ -19,11 +19,16 @@ from shared.influence.solvers import cg, dense, neumann
 
 
 class Config(common.Config):
-    source: Source = "mnist"
-    depths: list[PositiveInt] = [1, 5, 10, 50, 200]
-    tasks_checked: PositiveInt = 3
-    difference_epsilon: float = 1e-3  # of a task's weight
-    tol: float = 1e-11
+    """The problem, and the depths of the series."""
+
+    source: Source
+    """Where the tasks' images come from."""
+    depths: list[PositiveInt] = Field(min_length=1)
+    """Terms of the Neumann series."""
+    tasks_checked: PositiveInt
+    """Tasks whose predicted change is held against the truth: the first ones."""
+    difference_epsilon: PositiveFloat
+    """Change of a task's weight, up and down, of the finite difference."""
 
 
 def run(config: Config, run: experiment.Run) -> None:

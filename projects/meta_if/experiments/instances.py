@@ -18,15 +18,14 @@ from shared.seeding import step_seed
 
 
 class Config(common.Config):
-    # and seeds of each
-    cells: list[tuple[Source, PositiveInt]] = [
-        ("quickdraw", 1),
-        ("mnist", 5),
-        ("cifar10", 1),
-        ("fashion_mnist", 1),
-    ]
-    samples: PositiveInt = 8
-    removed_share: float = Field(0.1, gt=0, lt=1)
+    """The problem, and the samples that are left out."""
+
+    cells: list[tuple[Source, PositiveInt]] = Field(min_length=1)
+    """Where the tasks' images come from, and seeds of each source."""
+    samples: PositiveInt
+    """Samples left out one at a time, of each level."""
+    removed_share: float = Field(gt=0, lt=1)
+    """Share of the samples that is removed at once, the most harmful ones."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -77,7 +76,9 @@ def one_level(config: Config, setting: common.Setting, level: str, seed: int) ->
         predicted.append(float(scores[task, sample]))
         changes.append((without - lam).numpy(force=True))
         effects.append(
-            removal(state, task, [sample], setting.solver(labels.TASK_IF))[0][:, 0].numpy(force=True)
+            removal(state, task, [sample], setting.solver(labels.TASK_IF))[0][:, 0].numpy(
+                force=True
+            )
         )
 
     count = round(config.removed_share * scores.numel())

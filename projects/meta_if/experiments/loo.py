@@ -2,10 +2,8 @@
 over seeds.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from projects.meta_if import baselines, estimators
 from projects.meta_if.episodes import Source
@@ -16,19 +14,16 @@ from shared.seeding import step_seed
 
 
 class Config(common.Config):
-    source: Source = "mnist"
-    seeds: PositiveInt = 5
-    removed: PositiveInt = 16
-    methods: Sequence[str] = (
-        *estimators.METHODS,
-        "EK-FAC",
-        "TRAK",
-        "TracIn",
-        "gradient dot",
-        "loss value",
-        "gradient norm",
-        "random",
-    )
+    """The problem, and the tasks that are left out."""
+
+    source: Source
+    """Where the tasks' images come from."""
+    seeds: PositiveInt
+    """Runs: each draws tasks, the body, and which tasks are left out."""
+    removed: PositiveInt
+    """Tasks left out one at a time."""
+    methods: list[str] = Field(min_length=1)
+    """What predicts the change, of `baselines.SCORES`."""
 
 
 def run(config: Config, run: experiment.Run) -> None:

@@ -15,19 +15,16 @@ from projects.meta_if.training import fit
 from shared import experiment
 from shared.influence.evaluate import auroc
 
+
 class Config(common.Config):
-    sources: list[Source] = ["quickdraw", "mnist", "cifar10", "fashion_mnist"]
-    spoiled_share: float = Field(0.4, gt=0, lt=1)
-    methods: list[str] = [
-        "task-IF",
-        "task-IF (Gamma)",
-        "direct-IF",
-        "EK-FAC",
-        "TRAK",
-        "TracIn",
-        "loss value",
-        "random",
-    ]
+    """The problem with spoiled tasks, and what ranks and removes them."""
+
+    sources: list[Source] = Field(min_length=1)
+    """Where the tasks' images come from: a row of the table each."""
+    spoiled_share: float = Field(gt=0, lt=1)
+    """Share of the tasks whose labels are permuted; as many are removed."""
+    methods: list[str] = Field(min_length=1)
+    """What ranks the tasks, of `baselines.SCORES`."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -35,19 +32,19 @@ def run(config: Config, run: experiment.Run) -> None:
         setting = common.prepare(config, source, config.seed, config.spoiled_share)
         count = round(config.spoiled_share * config.tasks)
         setting.hessian  # noqa: B018  (made here, so that no retraining is charged for it)
-        common = {
+        shown = {
             "source": source,
             "stands_for": labels.STAND_INS.get(source, source),
             "removed_tasks": count,
         }
         run.row(
-            **common,
+            **shown,
             kind="whole",
             method=labels.ALL_TASKS,
             retrain_accuracy=setting.accuracy(setting.fitted.lam),
         )
         run.row(
-            **common,
+            **shown,
             kind="whole",
             method=labels.WITHOUT_SPOILED,
             retrain_accuracy=setting.accuracy(
@@ -87,7 +84,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     / (edited - setting.fitted.lam).norm()
                     / change.norm()
                 )
-            run.row(**common, kind="method", method=method, **row)
+            run.row(**shown, kind="method", method=method, **row)
             if method == labels.TASK_IF:
                 weights = torch.ones(config.tasks, dtype=torch.float64)
                 weights[found] = 0
@@ -102,7 +99,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     )
                 )
                 run.row(
-                    **common,
+                    **shown,
                     kind="scratch",
                     method=labels.FROM_SCRATCH,
                     retrain_accuracy=setting.accuracy(fresh.lam),

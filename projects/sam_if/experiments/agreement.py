@@ -87,9 +87,7 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
         "perturbation_ratio": at.pieces[0].c,
         "turning_ratio": at.turning(),
         "residual_norm": float(retrained.residuals.max()),
-        "curvature_change_share": float(
-            ((there - here).norm(dim=0) / here.norm(dim=0)).mean()
-        ),
+        "curvature_change_share": float(((there - here).norm(dim=0) / here.norm(dim=0)).mean()),
     }
     for name, own_scores in scores.items():
         values = own_scores.numpy(force=True)

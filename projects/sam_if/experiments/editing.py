@@ -103,9 +103,7 @@ def one_model(
         test_loss=loss,
     )
     for share in config.shares:
-        removed = removed_samples(
-            n, round(share * n), config.seed, "edit", round(1000 * share)
-        )
+        removed = removed_samples(n, round(share * n), config.seed, "edit", round(1000 * share))
         true = retrain(removed)
         true_classes, true_loss = case.predictions(true), float(case.test_loss(true))
         common |= {
@@ -143,6 +141,4 @@ def one_model(
                 same_class_share=float((case.predictions(edited) == true_classes).double().mean()),
                 predicted_loss_difference=float(slope @ effect),
             )
-        run.row(
-            **common, method=labels.TRAK, predicted_loss_difference=float(trak[removed].sum())
-        )
+        run.row(**common, method=labels.TRAK, predicted_loss_difference=float(trak[removed].sum()))

@@ -55,16 +55,13 @@ def run(config: Config, run: experiment.Run) -> None:
 
 
 def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) -> None:
-    images = images_of(
-        config, dataset, seed, validation=config.validation, test=config.test
-    )
+    images = images_of(config, dataset, seed, validation=config.validation, test=config.test)
     given_labels, wrong = flip_labels(images.y, config.flipped, images.classes, seed)
     case = Case.of(images, l2=config.l2, rho=config.rho, labels=given_labels)
     solution = Solution.of(case, config.tol)
     w, objective, metric = solution.w, case.problem.objective, case.validation_loss
     scores = {
-        name: estimator.scores(metric)
-        for name, estimator in estimators(case.problem.at(w)).items()
+        name: estimator.scores(metric) for name, estimator in estimators(case.problem.at(w)).items()
     }
     scores |= trajectory_scores(recipe_of(config, case, seed), metric)
     scores |= own_baselines.from_final_weights(case, w, metric, seed=seed)

@@ -133,7 +133,11 @@ def run(config: Config, run: experiment.Run) -> None:
     halves = [recipe.train(half) for half in run.progress(list(kept), "halves")]
     outcomes = torch.stack([metric(end)[1:] for end in halves]).double().numpy(force=True)
     run.row(
-        kind="curve", **shown, method=labels.NONE_REMOVED, removed_share=0.0, test_accuracy=accuracy(w)
+        kind="curve",
+        **shown,
+        method=labels.NONE_REMOVED,
+        removed_share=0.0,
+        test_accuracy=accuracy(w),
     )
     for name, found in run.progress(list(scores.items()), "methods"):
         harm, mask = -found[:, 0].double().cpu().numpy(), wrong.cpu().numpy()

@@ -1,8 +1,8 @@
 """What it costs to score all training samples for one query, and to take samples out of a trained
 model. Timed in turns, on one thread.
 
-Scoring starts from the trained weights and ends with n scores. Retraining for that means n trainings;
-one is timed, and its time multiplied by n. TracIn is there twice: captum's, from the
+Scoring starts from the trained weights and ends with n scores. Retraining for that means n
+trainings; one is timed, and its time multiplied by n. TracIn is there twice: captum's, from the
 gradients of single samples, which is what one installs, and this package's own, a forward-mode pass
 per checkpoint. dattri's cg runs with several limits of iterations, and the score of each is held
 against the exact one of its own kind, so that times can be compared at equal accuracy.

@@ -68,9 +68,7 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
     other_case, other = start(config, images, wrong_labels, seed, draw=1)
     w_other, other_metric = other.train(), other_case.metrics(1)
     other_loss = [
-        float(
-            other_metric(other.train(without(config.n, [sample])))[0] - other_metric(w_other)[0]
-        )
+        float(other_metric(other.train(without(config.n, [sample])))[0] - other_metric(w_other)[0])
         for sample in removed
     ]
 
@@ -111,9 +109,7 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
         "residual_norm": float(case.problem.field(w).norm()),
         "test_accuracy": case.accuracy(w),
     }
-    run.row(
-        method=labels.OTHER_SEED, **shown, **correlations(np.array(other_loss), true_loss)
-    )
+    run.row(method=labels.OTHER_SEED, **shown, **correlations(np.array(other_loss), true_loss))
     for name, own_scores in scores.items():
         values = own_scores.numpy(force=True)
         row = correlations(values[removed, 0], true_loss) | {

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ecif_problems import make, train
+from projects.ecif.experiments._setting import Setting, build
 
 from projects.ecif.baselines import (
     Pointwise,
@@ -17,7 +18,6 @@ from projects.ecif.baselines import (
 )
 from projects.ecif.data import load
 from projects.ecif.experiments import misalignment
-from projects.ecif.experiments._setting import Setting, build
 from shared.influence import baselines
 from shared.influence.products import hessian
 from shared.influence.solvers import dense
