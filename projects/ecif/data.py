@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -137,7 +138,7 @@ def _classes(
     )
     labels = found.train_labels[rows]
     known = _captions(name)
-    texts = _sentences(known)[labels]
+    texts = _class_captions(name)[labels]
     pixels = found.train_images[rows].reshape(len(rows), -1) / 255.0
     return (
         texts,
@@ -146,6 +147,12 @@ def _classes(
         [str(PROMPTS[name][1][c]) for c in labels],
         None,
     )
+
+
+@cache
+def _class_captions(name: str) -> np.ndarray:
+    """The features of the classes' captions, in the order of the labels."""
+    return _sentences(_captions(name))
 
 
 def emoji_on_white() -> tuple[np.ndarray, pd.DataFrame]:
@@ -159,8 +166,9 @@ def emoji_on_white() -> tuple[np.ndarray, pd.DataFrame]:
     return pictures, table[kept]
 
 
+@cache
 def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
-    """Emoji and their names; the sub-category is the group."""
+    """Emoji and their names; the sub-category is the group. The same arrays for all seeds."""
     pictures, table = emoji_on_white()
     captions = table["name"].tolist()
     for one in ("minilm-l6", "efficientnet-lite0"):

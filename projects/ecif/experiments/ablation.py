@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
+from projects.ecif import labels
 from projects.ecif.data import Name
 from projects.ecif.experiments.common import ProblemConfig, build
 from shared import experiment
@@ -68,15 +69,15 @@ def run(config: Config, run: experiment.Run) -> None:
         gradients["wrong sign"] = [
             a - b for a, b in zip(gradients["positive"], gradients["negative"], strict=True)
         ]
-        curvatures = {"Hessian": (0, case.fitted.solve)}
+        curvatures = {labels.HESSIAN: (0, case.fitted.solve)}
         if swept:
             curvatures |= {
-                "Gauss-Newton": (0, partial(cg, problem.objective().ggn(w))),
-                "identity": (0, lambda b: identity(b / 1.0)),
+                labels.GAUSS_NEWTON: (0, partial(cg, problem.objective().ggn(w))),
+                labels.IDENTITY: (0, lambda b: identity(b / 1.0)),
             }
             for rank in config.ranks:
                 basis = logra_basis(problem.towers.parameters, rank, seed, w)
-                curvatures[f"LoGra {rank}"] = (
+                curvatures[f"{labels.LOGRA_PREFIX} {rank}"] = (
                     basis.shape[1],
                     partial(galerkin, hessian.matmul, basis=basis),
                 )
@@ -96,7 +97,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 score_correlation=correlation,
                 gradient_norm=case.fitted.gradient_norm,
             )
-            for variant in gradients if curvature == "Hessian" else ("exact",):
+            for variant in gradients if curvature == labels.HESSIAN else ("exact",):
                 effects = solve(torch.stack(gradients[variant], 1))[0]
                 for group, root, effect in zip(groups, roots, effects.T, strict=True):
                     truth = root.w - w

@@ -11,17 +11,12 @@ import math
 import torch
 from pydantic import Field, PositiveInt
 
+from projects.ecif import labels
 from projects.ecif.data import Name
 from projects.ecif.experiments.common import ProblemConfig, build
 from shared import experiment
 from shared.influence.evaluate import cosine, most_harmful, relative_error, spearman
 from shared.seeding import generator, step_seed
-
-EDITS = {
-    "ECIF": ("exact", "both"),
-    "ECIF, paper": ("paper", "both"),
-    "positive only": ("exact", "positive"),
-}
 
 
 class Config(ProblemConfig):
@@ -75,7 +70,7 @@ def run(config: Config, run: experiment.Run) -> None:
             kind="none",
             share=0.0,
             draw=0,
-            method="no removal",
+            method=labels.NO_REMOVAL,
             gradient_norm=norm,
             **agreement,
             **lowest,
@@ -93,9 +88,9 @@ def run(config: Config, run: experiment.Run) -> None:
                 removed = order[: math.ceil(share * n)]
                 root = case.fitted.without(removed)
                 where = {"kind": kind, "share": share, "draw": draw}
-                measured(root.w, **where, method="retrain", gradient_norm=root.residual)
+                measured(root.w, **where, method=labels.RETRAIN, gradient_norm=root.residual)
                 truth = (root.w - w).cpu()
-                for method, (mode, parts) in EDITS.items():
+                for method, (mode, parts) in labels.EDITS.items():
                     effect = problem.removal_effect(w, [removed], case.fitted.solve, mode, parts)[
                         :, 0
                     ]

@@ -47,16 +47,15 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    for seed, rho in run.progress(
-        [(seed, rho) for seed in range(config.seeds) for rho in config.radii], "radii"
-    ):
-        one_run(config, run, seed + config.seed, rho)
+    for seed in run.progress(range(config.seed, config.seed + config.seeds), "seeds"):
+        images = common.images_of(config, config.dataset, seed)
+        wrong_labels = flip_labels(images.y, config.flipped, images.classes, seed)[0]
+        case = Case.of(images, l2=config.l2, rho=0.0, labels=wrong_labels)
+        for rho in run.progress(config.radii, "radii"):
+            one_radius(config, run, case.with_rho(rho), seed)
 
 
-def one_run(config: Config, run: experiment.Run, seed: int, rho: float) -> None:
-    images = common.images_of(config, config.dataset, seed)
-    wrong_labels = flip_labels(images.y, config.flipped, images.classes, seed)[0]
-    case = Case.of(images, l2=config.l2, rho=rho, labels=wrong_labels)
+def one_radius(config: Config, run: experiment.Run, case: Case, seed: int) -> None:
     solution = Solution.of(case, config.tol)
     removed = common.removed_samples(config.n, config.removals, seed)
     true = (solution.without([[sample] for sample in removed]).w - solution.w).numpy(force=True)
@@ -72,7 +71,7 @@ def one_run(config: Config, run: experiment.Run, seed: int, rho: float) -> None:
     at = case.problem.at(solution.w)
     shown = {
         "seed": seed,
-        "rho_scale": rho,
+        "rho_scale": case.problem.rho,
         "n": config.n,
         "perturbation_ratio": at.pieces[0].c,
         "turning_ratio": at.turning(),

@@ -172,9 +172,12 @@ def run(config: Config, run: experiment.Run) -> None:
     run.row(kind="solve", **shown, method=labels.SAM_HIF, products=info.products,
     curvature_products=passes.curvature_products,
             gradients=passes.gradients, solve_error=info.relative_residual)  # fmt: skip
+    for work in training.values():
+        work()
     timings = interleave(
         {**scoring, **training},
         config.repeats,
+        warmup=0,  # every variant has run once by now
         clock=time.process_time,
         progress=lambda total: run.progress(total, "rounds"),
     )

@@ -23,7 +23,7 @@ from projects.sam_if.trajectory import Gif, Recipe, gif_checkpoints, unrolled_ef
 from shared import experiment
 from shared.influence import evaluate, retrain
 from shared.influence.noise import flip_labels
-from shared.influence.retrain import Root, without
+from shared.influence.retrain import without
 from shared.seeding import step_seed
 
 
@@ -62,24 +62,16 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
     case, recipe = start(config, images, wrong_labels, seed, draw=0)
     metric, w = case.metrics(config.queries), recipe.train()
     removed = removed_samples(config.n, config.removals, seed)
-    true_w = torch.stack([recipe.train(without(config.n, [sample])) for sample in removed])
+    one_less = torch.stack([without(config.n, [sample]) for sample in removed])
+    true_w = recipe.retrain(one_less)
     true_loss = (torch.stack([metric(end) for end in true_w]) - metric(w))[:, 0].numpy(force=True)
     true_w = (true_w - w).numpy(force=True)
     other_case, other = start(config, images, wrong_labels, seed, draw=1)
-    w_other, other_metric = other.train(), other_case.metrics(1)
-    other_loss = [
-        float(other_metric(other.train(without(config.n, [sample])))[0] - other_metric(w_other)[0])
-        for sample in removed
-    ]
-
-    def train(weights: torch.Tensor) -> Root:
-        return Root(recipe.train(weights), 0.0, len(recipe.steps))
-
+    other_metric = other_case.metrics(1)
+    before = other_metric(other.train())[0]
+    other_loss = [float(other_metric(end)[0] - before) for end in other.retrain(one_less)]
     kept = retrain.subsets(config.n, 0.5, config.subsets, seed)
-    halves = retrain.retrain(
-        train, config.n, [(~half).nonzero().flatten().tolist() for half in kept]
-    )
-    outcomes = torch.stack([metric(end) for end in halves.w])[:, 1:].numpy(force=True)
+    outcomes = torch.stack([metric(end)[1:] for end in recipe.retrain(kept)]).numpy(force=True)
 
     at = case.problem.at(w, "ggn")
     damping = (

@@ -1,4 +1,4 @@
-"""Deliberate faults in ECIF, each of which must turn the tests red.
+"""Mutations of ECIF, each of which must turn the tests red.
 
     python tests/projects/ecif/mutations.py          # all; some minutes on two cores
     python tests/projects/ecif/mutations.py score    # those whose reason contains the word
@@ -233,7 +233,7 @@ MUTATIONS = [
         CLIP,
         "return train(self.problem.without(removed), self.start, self.config, self.seed)[-1]",
         "return train(self.problem.without(removed), self.w, self.config, self.seed)[-1]",
-        "training again goes on from the full model",
+        "retraining goes on from the full model",
         ("clip_experiment",),
     ),
 ]

@@ -1,4 +1,4 @@
-"""Deliberate faults in SAM-IF, each of which must turn the tests red.
+"""Mutations of SAM-IF, each of which must turn the tests red.
 
     python tests/projects/sam_if/mutations.py          # all; some minutes
     python tests/projects/sam_if/mutations.py term     # those whose reason contains the word
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, METHODS = (
+SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, BASELINES = (
     f"projects/sam_if/{name}.py"
     for name in (
         "sam",
@@ -24,7 +24,7 @@ SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, METHODS = (
         "claims",
         "tables",
         "problems",
-        "experiments/_methods",
+        "baselines",
     )
 )
 
@@ -167,7 +167,7 @@ MUTATIONS = [
         ("experiments",),
     ),
     Mutation(
-        METHODS,
+        BASELINES,
         "    saved = {step: w for step, (_, w, _) in enumerate(recipe.states()) if step in places}"
         " | {total: recipe.train()}\n",
         "    saved = {step + 1: w for step, (_, w, _) in enumerate(recipe.states()) if step + 1 in"
@@ -193,14 +193,14 @@ MUTATIONS = [
     ),
     Mutation(
         CLAIMS,
-        '    low = {name: one.low * (n if name.startswith("Retrain") else 1) for name, one in'
+        "    low = {name: one.low * (n if name.startswith(RETRAIN) else 1) for name, one in"
         " found.items()}\n",
         "    low = {name: one.low * n for name, one in found.items()}\n",
         "every competitor is charged n times",
         ("claims",),
     ),
     Mutation(
-        "shared/meters.py",
+        "shared/statistics.py",
         "    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) /"
         " np.sqrt(len(found)))\n",
         "    half = float(1.96 * found.std(ddof=1) / np.sqrt(len(found)))\n",
