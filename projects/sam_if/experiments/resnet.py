@@ -81,12 +81,12 @@ def run(config: Config, run: experiment.Run) -> None:
         "device": config.device,
     }
     images = load(config.dataset, config.n, features=None, **options)
-    labels, wrong = flip_labels(images.y, config.flipped, images.classes, config.seed)
+    given_labels, wrong = flip_labels(images.y, config.flipped, images.classes, config.seed)
     case = Case.of(
         images,
         l2=config.l2,
         rho=config.rho,
-        labels=labels,
+        labels=given_labels,
         model=model_of(config, images),
         chunk=config.chunk,
     )
