@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from shared import manifest, paths
 from shared.errors import UserError
+from shared.processes import die_with_parent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -192,6 +193,8 @@ def _run(options: argparse.Namespace) -> int:
         if not sign or not key:
             raise UserError(f"--set takes KEY=VALUE, not '{setting}'")
         overrides[key] = _value(setting, value)
+    if "REPRO_DIE_WITH_PARENT" in os.environ:
+        die_with_parent()
     needs = manifest.needs(paper, name, options.scale)
     for variable in THREAD_VARIABLES:  # before numpy and torch are imported, which read them once
         os.environ.setdefault(variable, str(needs.threads))
@@ -218,7 +221,10 @@ def _run(options: argparse.Namespace) -> int:
                 f"--scale={options.scale}",
                 f"--results={options.results}",
                 *settings,
-            ]
+            ],
+            env={**os.environ, "REPRO_DIE_WITH_PARENT": "1"},  # the ranks with torchrun, and
+            preexec_fn=die_with_parent,  # torchrun with this process
+            check=False,
         )
         return 1 if done.returncode else 0
     path = experiment.run_experiment(paper, name, options.scale, overrides, options.results)

@@ -23,6 +23,7 @@ from shared import manifest, provenance, rows
 from shared.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from rich.progress import Progress
 
 T = TypeVar("T")
@@ -49,7 +50,8 @@ class Config(BaseModel):
 
 
 class Run:
-    """What an experiment may do besides computing: emit rows and arrays, show progress, log.
+    """What an experiment may do besides computing: emit rows, arrays and tensors, take those of
+    experiments that it uses, show progress, log.
 
     Attributes:
         seed: the configuration's seed.
@@ -57,12 +59,20 @@ class Run:
     """
 
     def __init__(
-        self, seed: int = 0, scale: str = "smoke", label: str = "", quiet: bool = False
+        self,
+        seed: int = 0,
+        scale: str = "smoke",
+        label: str = "",
+        quiet: bool = False,
+        used: Mapping[str, Path] | None = None,
     ) -> None:
+        """`used`: the rows files of the experiments that this one uses, by experiment."""
         self.seed = seed
         self.scale = scale
         self.rows: list[dict[str, rows.Scalar]] = []
         self.arrays: dict[str, np.ndarray] = {}
+        self.tensors: dict[str, dict[str, torch.Tensor]] = {}
+        self._used = dict(used or {})
         self._label = label
         self._quiet = quiet
         self._bars: Progress | None = None
@@ -90,6 +100,32 @@ class Run:
                 " saved"
             )
         self.arrays[name] = array
+
+    def save_tensors(self, name: str, tensors: "Mapping[str, torch.Tensor]") -> None:
+        """Save tensors, as of a state dict, beside the rows under `name`, for experiments whose
+        manifest entry `uses` this one (`used_tensors`).
+        """
+        if not name.isidentifier():
+            raise ValueError(f"the tensors' name '{name}' must be an identifier")
+        self.tensors[name] = dict(tensors)
+
+    def used_tensors(self, experiment: str, name: str) -> "dict[str, torch.Tensor]":
+        """The tensors that an experiment saved which this one `uses`.
+
+        Raises:
+            ValueError: the manifest does not say that it uses that experiment.
+            UserError: its rows are missing or broken, or hold no such tensors.
+        """
+        return rows.read_tensors(self._path_of_used(experiment), name)
+
+    def used_rows(self, experiment: str) -> list[dict[str, rows.Scalar]]:
+        """The rows of an experiment that this one `uses`. Raises as `used_tensors` does."""
+        return rows.read_rows(self._path_of_used(experiment)).rows
+
+    def _path_of_used(self, experiment: str) -> Path:
+        if experiment not in self._used:
+            raise ValueError(f"the manifest does not say that this experiment uses '{experiment}'")
+        return self._used[experiment]
 
     def progress(self, steps: Iterable[T] | int, description: str) -> Iterator[T]:
         """Iterate over `steps` (or `range(steps)`) while showing how far it is and how long it will
@@ -223,11 +259,16 @@ def run_experiment(
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(manifest.needs(paper, name, scale).threads)
     path = rows.rows_path(results_dir, scale, paper, name)
+    used = {
+        other: rows.rows_path(results_dir, scale, paper, other)
+        for other in manifest.needs(paper, name, scale).uses
+    }
+    digests = {other: rows.digest(file) for other, file in used.items()}
     writes = int(os.environ.get("RANK", "0")) == 0
     if writes:
         rows.clean_stale(path)
     started = provenance.collect(scale)
-    run = Run(seed=config.seed, scale=scale, label=f"{paper}/{name}", quiet=not writes)
+    run = Run(config.seed, scale, f"{paper}/{name}", quiet=not writes, used=used)
     try:
         module.run(config, run)
     finally:
@@ -241,10 +282,14 @@ def run_experiment(
             "scale": scale,
             "config": json.loads(config.model_dump_json()),
             "seed": config.seed,
-            "provenance": {**provenance.finish(started), "overridden": sorted(overrides or {})},
+            "provenance": {
+                **provenance.finish(started),
+                "overridden": sorted(overrides or {}),
+                "used": digests,
+            },
             "rows": run.rows,
         }
         if overrides:  # not what the scale says, so the workflow must not take it for that
             path.with_name(f".{name}.current").unlink(missing_ok=True)
-        rows.write_rows(path, content, run.arrays)
+        rows.write_rows(path, content, run.arrays, run.tensors)
     return path

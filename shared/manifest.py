@@ -32,6 +32,7 @@ class Experiment(BaseModel):
     timed: bool = False  # measures time, so it runs alone
     gpu: bool = False  # needs a GPU
     data: list[str] = []  # names in data/catalogue.yaml
+    uses: list[str] = []  # experiments of this paper whose rows and tensors it takes
     minutes: float = Field(gt=0)  # wall time, with room to spare
     memory_gb: float = Field(gt=0)
     threads: int = Field(default=1, ge=1)  # compute threads inside one process
@@ -89,12 +90,25 @@ class Manifest(BaseModel):
                             f"{kind} '{name}' takes rows of '{experiment}', which is not an"
                             " experiment of this paper"
                         )
+        for name in self.experiments:
+            self._check_uses(name, ())
         for name in (*self.experiments, *self.tables, *self.figures):
             if not name.isidentifier():
                 raise ValueError(
                     f"'{name}' must be a Python identifier: it names a module or a function"
                 )
         return self
+
+    def _check_uses(self, name: str, users: tuple[str, ...]) -> None:
+        """ValueError where an experiment uses, directly or not, itself or an unknown one."""
+        if name in users:
+            raise ValueError(f"'{name}' uses itself by way of {', '.join(users)}")
+        for other in self.experiments[name].uses:
+            if other not in self.experiments:
+                raise ValueError(
+                    f"'{name}' uses '{other}', which is not an experiment of this paper"
+                )
+            self._check_uses(other, (*users, name))
 
 
 def manifests() -> dict[str, Manifest]:
@@ -139,6 +153,12 @@ def scale_config(paper: str, scale: str) -> dict[str, dict[str, Any]]:
         return {}
     entries = _entries(known, folder / f"{scale}.yaml")
     base = _entries(known, folder / "_base.yaml") if (folder / "_base.yaml").is_file() else {}
+    for name in entries:
+        for other in known.experiments[name].at_scale(scale).uses:
+            if other not in entries:
+                raise UserError(
+                    f"{folder / scale}.yaml lists {name}, which uses {other}: list that too"
+                )
     return {name: {**base.get(name, {}), **entry} for name, entry in entries.items()}
 
 

@@ -34,13 +34,13 @@ def build(scale: str, results_dir: Path) -> Path:
         for entry in paper["ledger"]
     ]
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
+    page = environment.get_template("templates/report.html.j2").render(
         scale=scale,
         papers=shown,
         without=[paper["display"] for paper in papers if not paper["runs"]],

@@ -23,10 +23,11 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import UserError
-from shared.manifest import explain
+from shared.manifest import explain, unknown
 
 if TYPE_CHECKING:
     import pandas
+    import torch
 
 Scalar = str | bool | int | float | None
 
@@ -115,12 +116,14 @@ def check_row(row: Mapping[str, object]) -> dict[str, Scalar]:
     return plain
 
 
-class ArrayEntry(BaseModel):
-    """Where an array lies (a name in the folder of the rows file) and what it must hash to."""
+class FileEntry(BaseModel):
+    """Where an array, or tensors, lie (a name in the folder of the rows file) and what the file
+    must hash to.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    file: str = Field(pattern=r"^[A-Za-z0-9_.]+\.npy$")
+    file: str = Field(pattern=r"^[A-Za-z0-9_.]+\.(npy|safetensors)$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -136,7 +139,8 @@ class RowsFile(BaseModel):
     config: dict[str, Any]
     seed: int
     provenance: dict[str, Any]
-    arrays: dict[str, ArrayEntry]
+    arrays: dict[str, FileEntry]
+    tensors: dict[str, FileEntry] = {}
     rows: list[Annotated[dict[str, Any], AfterValidator(check_row)]]
 
     def frame(self) -> "pandas.DataFrame":
@@ -163,17 +167,42 @@ def rows_path(results: Path, scale: str, paper: str, experiment: str) -> Path:
 
 
 def read_rows(path: Path) -> RowsFile:
-    """Read and validate a rows file. UserError naming the file and the command that makes
-    it again.
+    """Read and validate a rows file.
+
+    Raises:
+        UserError: it is missing, cut, or holds the rows of another experiment than its path says;
+            the message names the file and the command that makes it again.
     """
     scale, paper = path.parent.parent.parent.name, path.parent.parent.name
     again = f"make it again: repro run {paper}/{path.stem} --scale {scale}"
     try:
-        return RowsFile.model_validate_json(path.read_bytes())
+        content = RowsFile.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {again}") from None
     except ValidationError as error:
         raise UserError(f"{explain(error, str(path), RowsFile)}; {again}") from None
+    if (content.paper, content.experiment, content.scale) != (paper, path.stem, scale):
+        raise UserError(
+            f"{path} holds the rows of {content.paper}/{content.experiment} at scale"
+            f" {content.scale}; {again}"
+        )
+    return content
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a rows file, and so of all that it names. Raises as `read_rows` does."""
+    read_rows(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def are_whole(path: Path) -> bool:
+    """Whether `path` is a rows file that `read_rows` takes, with every file that it names."""
+    try:
+        content = read_rows(path)
+    except UserError:
+        return False
+    entries = [*content.arrays.values(), *content.tensors.values()]
+    return all((path.parent / entry.file).is_file() for entry in entries)
 
 
 def read_frame(path: Path) -> "pandas.DataFrame":
@@ -192,45 +221,76 @@ def read_frame(path: Path) -> "pandas.DataFrame":
 def read_array(frame: "pandas.DataFrame", name: str) -> np.ndarray:
     """An array that the experiment saved beside its rows, checked against its hash."""
     file, sha256 = frame.attrs["arrays"][name]
-    again = (
-        f"make it again: repro run {frame.attrs['paper']}/{frame.attrs['experiment']} --scale"
-        f" {frame.attrs['scale']}"
-    )
-    try:
-        content = Path(file).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; {again}") from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{file} is not the array that its rows file describes; {again}")
+    origin = (frame.attrs[key] for key in ("paper", "experiment", "scale"))
+    content = _checked(Path(file), sha256, *origin)
     return np.asarray(np.load(io.BytesIO(content), allow_pickle=False))
 
 
-def write_rows(path: Path, content: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a rows file and its arrays so that a reader sees either the old pair or the new one.
+def read_tensors(path: Path, name: str) -> "dict[str, torch.Tensor]":
+    """Tensors that an experiment saved beside its rows at `path`, checked against their hash.
+
+    Raises:
+        UserError: the rows or the file are missing or broken, or there are no tensors of that name.
+    """
+    import safetensors.torch
+
+    content = read_rows(path)
+    if name not in content.tensors:
+        raise UserError(
+            unknown(f"tensors of {content.paper}/{content.experiment}", name, content.tensors)
+        )
+    entry = content.tensors[name]
+    origin = (content.paper, content.experiment, content.scale)
+    return safetensors.torch.load(_checked(path.parent / entry.file, entry.sha256, *origin))
+
+
+def _checked(file: Path, sha256: str, paper: str, experiment: str, scale: str) -> bytes:
+    """The content of a file that lies beside rows."""
+    again = f"make it again: repro run {paper}/{experiment} --scale {scale}"
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; {again}") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{file} is not the file that its rows file describes; {again}")
+    return content
+
+
+def write_rows(
+    path: Path,
+    content: dict[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    tensors: "Mapping[str, Mapping[str, torch.Tensor]] | None" = None,
+) -> None:
+    """Write a rows file, its arrays and tensors so that a reader sees either the old ones or the
+    new ones.
 
     Args:
-        content: the fields of `RowsFile`, under their names in the file, without `arrays`.
-        arrays: numeric arrays by name.
+        content: the fields of `RowsFile`, under their names in the file, without `arrays` and
+            `tensors`.
+        arrays: numeric arrays by name, each in a file of its own (.npy).
+        tensors: by name, tensors by their own names, in a file each (.safetensors).
 
     Raises:
         UserError: the disk is full (nothing of the new file is left behind).
         ValueError: a row or a field that a rows file may not hold.
     """
-    blobs = {name: _npy(array) for name, array in arrays.items()}
-    entries = {}
-    for name, blob in blobs.items():
+    blobs = {(name, "npy"): _npy(array) for name, array in arrays.items()}
+    blobs |= {(name, "safetensors"): _safetensors(given) for name, given in (tensors or {}).items()}
+    entries: dict[str, dict[str, FileEntry]] = {"npy": {}, "safetensors": {}}
+    for (name, suffix), blob in blobs.items():
         sha256 = hashlib.sha256(blob).hexdigest()
-        entries[name] = ArrayEntry(file=f"{path.stem}.{name}.{sha256[:16]}.npy", sha256=sha256)
-    content = RowsFile.model_validate({"schema": 1, **content, "arrays": entries}).model_dump(
-        by_alias=True
-    )
+        file = f"{path.stem}.{name}.{sha256[:16]}.{suffix}"
+        entries[suffix][name] = FileEntry(file=file, sha256=sha256)
+    fields = {"arrays": entries["npy"], "tensors": entries["safetensors"]}
+    content = RowsFile.model_validate({"schema": 1, **content, **fields}).model_dump(by_alias=True)
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     with _locked(path.parent):
         try:
-            for name, blob in blobs.items():
-                atomic_write(path.parent / entries[name].file, blob)
+            for (name, suffix), blob in blobs.items():
+                atomic_write(path.parent / entries[suffix][name].file, blob)
             atomic_write(path, text.encode())
-        finally:  # on success the arrays of the last run go, on failure those of this one
+        finally:  # on success the files of the last run go, on failure those of this one
             _clean(path)
 
 
@@ -292,10 +352,12 @@ def _clean(path: Path) -> None:
     process.
     """
     try:
-        used = {entry.file for entry in read_rows(path).arrays.values()}
+        content = read_rows(path)
+        used = {entry.file for entry in (*content.arrays.values(), *content.tensors.values())}
     except UserError:
         used = set()
-    leftovers = [*path.parent.glob(f".{path.stem}.*.tmp"), *path.parent.glob(f"{path.stem}.*.npy")]
+    patterns = (f".{path.stem}.*.tmp", f"{path.stem}.*.npy", f"{path.stem}.*.safetensors")
+    leftovers = [file for pattern in patterns for file in path.parent.glob(pattern)]
     for file in leftovers:
         if file.name not in used:
             file.unlink(missing_ok=True)
@@ -305,3 +367,10 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def _safetensors(tensors: "Mapping[str, torch.Tensor]") -> bytes:
+    import safetensors.torch
+
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    return bytes(safetensors.torch.save(whole))

@@ -11,6 +11,7 @@ for paper in PAPERS:
             input:
                 rows=all_rows(paper),
                 sources=sources("projects", paper, "claims.py"),
+                numbers=paper_numbers(paper),
             output:
                 CLAIMS[paper],
             params:

@@ -17,7 +17,7 @@ except WorkflowError as error:  # two lines are enough: the rest is the schema
 sys.path.insert(0, workflow.basedir)
 
 from shared import data, manifest, paths
-from shared.dependencies import local_imports
+from shared.dependencies import files_read, local_imports
 
 SCALE = config["scale"]
 RESULTS = paths.results_dir()
@@ -27,11 +27,20 @@ PAPERS = {name: paper for name, paper in manifest.manifests().items() if manifes
 
 # The interpreter that runs Snakemake has the packages; the threads of a job's own libraries are the manifest's, not the job's.
 REPRO = f"REPRO_PLAIN_PROGRESS=1 {shlex.quote(sys.executable)} -m shared.cli"
+EXEC_REPRO = REPRO.replace(" ", " exec ", 1)
 
 
 def sources(*parts):
-    """The files that a module of this repository imports, itself among them, relative to the root."""
-    return [str(file.relative_to(paths.ROOT)) for file in local_imports(paths.ROOT.joinpath(*parts))]
+    """The files that a module of this repository imports or reads, itself among them, relative to
+    the root."""
+    files = local_imports(paths.ROOT.joinpath(*parts))
+    return [str(file.relative_to(paths.ROOT)) for file in [*files, *files_read(files)]]
+
+
+def paper_numbers(paper):
+    """The files with the paper's own numbers."""
+    files = (paths.PROJECTS / paper / "paper").glob("*.csv")
+    return sorted(str(file.relative_to(paths.ROOT)) for file in files)
 
 
 def result(*parts):
@@ -60,13 +69,15 @@ def all_rows(paper):
 
 
 # Snakemake's own lock outlives a killed run and then refuses the next one, so the default profile turns it off; this one goes
-# with its process.
-if workflow.is_main_process and not workflow.dryrun:
-    LOCK = os.open(paths.ROOT / "Snakefile", os.O_RDONLY)
-    try:
-        fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise WorkflowError("another snakemake is running in this folder; wait for it or stop it")
+# with its process. It is taken when jobs begin, so that a dry run works beside a run.
+onstart:
+    if workflow.is_main_process:
+        global LOCK
+        LOCK = os.open(paths.ROOT / "Snakefile", os.O_RDONLY)
+        try:
+            fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkflowError("another snakemake is running in this folder; wait for it or stop it")
 
 
 onerror:

@@ -5,9 +5,16 @@
 
 import math
 
+from shared import rows
+
 for paper, known in PAPERS.items():
     for name, entry in manifest.scale_config(paper, SCALE).items():
         needs = manifest.needs(paper, name, SCALE)
+
+        # Rows that were cut, or are those of another experiment, are not current, whatever a stamp says.
+        file = rows.rows_path(RESULTS, SCALE, paper, name)
+        if workflow.is_main_process and file.exists() and not rows.are_whole(file):
+            file.with_name(f".{name}.current").unlink(missing_ok=True)
 
         rule:
             name:
@@ -15,6 +22,7 @@ for paper, known in PAPERS.items():
             input:
                 sources=sources("projects", paper, "experiments", f"{name}.py"),
                 data=[str(data.stamp(wanted)) for wanted in needs.data],
+                used=rows_of(paper, needs.uses),
             output:
                 rows=update(result(paper, "rows", f"{name}.json")),
                 current=touch(result(paper, "rows", f".{name}.current")),
@@ -32,6 +40,9 @@ for paper, known in PAPERS.items():
                 slurm_extra="--exclusive" if needs.timed else "",
             message:
                 f"{paper}/{name}: {needs.title}"
+            # REPRO_DIE_WITH_PARENT: where Snakemake is killed its jobs end too, and never work beside the next run's. `exec`,
+            # because the job must be a child of Snakemake itself and not of a shell in between.
             shell:
-                "OMP_NUM_THREADS={params.threads} MKL_NUM_THREADS={params.threads} OPENBLAS_NUM_THREADS={params.threads} "
-                "NUMEXPR_NUM_THREADS={params.threads} {REPRO} run {params.experiment} --scale {SCALE}"
+                "export OMP_NUM_THREADS={params.threads} MKL_NUM_THREADS={params.threads} "
+                "OPENBLAS_NUM_THREADS={params.threads} NUMEXPR_NUM_THREADS={params.threads}; "
+                "REPRO_DIE_WITH_PARENT=1 {EXEC_REPRO} run {params.experiment} --scale {SCALE}"

@@ -14,6 +14,7 @@ for paper in PAPERS:
             input:
                 rows=rows_of(paper, sum(wanted.values(), [])),
                 sources=sources("projects", paper, "figures.py"),
+                numbers=paper_numbers(paper),
             output:
                 [report(file, category=paper, subcategory="figures") if file.endswith(".svg") else file for file in FIGURES[paper]],
             params:

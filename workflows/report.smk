@@ -11,7 +11,6 @@ rule page:
         rows=[file for paper in PAPERS for file in all_rows(paper)],
         manifests=[f"projects/{paper}/paper.yaml" for paper in PAPERS],
         sources=sources("shared", "report.py"),
-        template="shared/templates/report.html.j2",
     output:
         report(PAGE),
     message:

@@ -14,7 +14,7 @@ for paper in PAPERS:
             input:
                 rows=rows_of(paper, sum(wanted.values(), [])),
                 sources=sources("projects", paper, "tables.py"),
-                numbers=sorted(str(file.relative_to(paths.ROOT)) for file in (paths.PROJECTS / paper / "paper").glob("*.csv")),
+                numbers=paper_numbers(paper),
             output:
                 [report(file, category=paper, subcategory="tables") if file.endswith(".html") else file for file in TABLES[paper]],
             params:

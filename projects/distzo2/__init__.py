@@ -2,7 +2,7 @@
 computes.
 """
 
-from projects.distzo2.engine import DistZO2
-from projects.distzo2.meshes import device_mesh, distributed
+import lazy_loader
 
-__all__ = ["DistZO2", "device_mesh", "distributed"]
+# Names are imported at their first use: a table needs none of the engines.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

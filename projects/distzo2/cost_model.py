@@ -63,14 +63,10 @@ class Shape:
         """The shape of a causal language model by its transformers configuration. Raises UserError
         where its blocks are not alike.
         """
-        from accelerate import init_empty_weights
-        from transformers import AutoModelForCausalLM
-
         from projects.zo2.units import find_blocks
+        from shared.models import empty_causal_lm_of
 
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config)
-        model.tie_weights()
+        model = empty_causal_lm_of(config)
         blocks = list(find_blocks(model).values())
         counts = [sum(p.numel() for p in block.parameters()) for block in blocks]
         if len(set(counts)) > 1:

@@ -34,8 +34,13 @@ from projects.zo2.steplog import StepLog, read_log, replay
 from shared import runs
 from shared.corpus import Corpus, sha256
 from shared.errors import UserError
-from shared.models import copy_configuration, fingerprint, local_model, save_lora_configuration
-from shared.models.language import load_tokenizer
+from shared.models import (
+    copy_configuration,
+    fingerprint,
+    load_tokenizer,
+    local_model,
+    save_lora_configuration,
+)
 
 T = TypeVar("T")
 
@@ -103,7 +108,7 @@ class _Run:
                 f"{self.out} has been trained for {options.steps} steps already", markup=False
             )
             return 0
-        model, prefix = empty_model(self.folder, recipe, str(options.model))
+        model, stored = empty_model(self.folder, recipe, str(options.model))
         start = max((self.checkpoint, self.final), key=lambda file: weights.saved_steps(file) or 0)
         sliced = options.transfer == "sliced"
         engine = None
@@ -112,8 +117,7 @@ class _Run:
                 storage = "disk" if sliced else "ram"
                 engine = build_engine(
                     model,
-                    prefix,
-                    self.folder,
+                    stored,
                     recipe,
                     start,
                     storage,

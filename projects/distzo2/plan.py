@@ -9,7 +9,7 @@ from rich.table import Table
 
 from projects.distzo2.cost_model import COMPUTE_SHARE, LINK_SHARE, Plan, Shape, busiest, gpu_rates
 from shared.errors import UserError
-from shared.models import causal_lm_config, local_model
+from shared.models import causal_lm_config, load_config, local_model
 from shared.models.shapes import OPT_SHAPES
 from shared.tables import human_bytes
 
@@ -22,9 +22,7 @@ def shape_of(model: str) -> Shape:
     """
     if model in OPT_SHAPES:
         return Shape.of(causal_lm_config("opt", *OPT_SHAPES[model]))
-    from transformers import AutoConfig
-
-    return Shape.of(AutoConfig.from_pretrained(local_model(model), local_files_only=True))
+    return Shape.of(load_config(local_model(model)))
 
 
 def meshes(gpus: int) -> dict[str, tuple[int, int]]:

@@ -2,8 +2,7 @@
 negatives (arXiv 2411.11667).
 """
 
-from projects.ecif.influence import Contrastive, Relative, relative
-from projects.ecif.pairs import Pairs
-from projects.ecif.towers import Clip, Heads, TwoTower
+import lazy_loader
 
-__all__ = ["Clip", "Contrastive", "Heads", "Pairs", "Relative", "TwoTower", "relative"]
+# Names are imported at their first use: a table needs none of the engines.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,7 +20,7 @@ from projects.ecif.influence import Contrastive, relative
 from projects.ecif.loss import pair_losses
 from projects.ecif.pairs import Pairs
 from projects.ecif.towers import Clip, Heads, TwoTower
-from shared import runs
+from shared import models, runs
 from shared.errors import UserError
 from shared.influence.baselines import Metric, metric_gradient
 from shared.influence.scoring import (
@@ -269,9 +269,6 @@ def load_clip(folder: Path, adapter: Path | None) -> tuple[Any, Any, Any]:
     """A CLIP folder as save_pretrained writes it with the adapters of a PEFT folder, its tokenizer
     and its image processor.
     """
-    from peft import PeftModel
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
-
     if not (folder / "config.json").is_file():
         raise UserError(
             f"--model {folder}: neither 'heads' nor a folder with a CLIP model (config.json)"
@@ -281,21 +278,8 @@ def load_clip(folder: Path, adapter: Path | None) -> tuple[Any, Any, Any]:
             f"--adapter {adapter}: name the folder of the LoRA adapters (adapter_config.json) that"
             " were trained on these pairs"
         )
-    try:
-        model = CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-        tuned = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-        return (
-            tuned.eval(),
-            AutoTokenizer.from_pretrained(folder, local_files_only=True),
-            CLIPImageProcessor.from_pretrained(folder),
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"--model {folder} with --adapter {adapter} cannot be loaded:"
-            f" {' '.join(str(error).split())[:200]}"
-        ) from None
+    model, tokenizer = models.load_clip(folder)
+    return models.load_lora(model, adapter), tokenizer, models.load_clip_processor(folder)
 
 
 def _digest(model: str, adapter: Path | None) -> str:

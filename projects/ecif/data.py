@@ -192,7 +192,7 @@ def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
 
 
 def _sentences(sentences: Sequence[str]) -> np.ndarray:
-    from shared.models.language import load_sentence_encoder
+    from shared.models import load_sentence_encoder
 
     encoder = load_sentence_encoder()
     with torch.inference_mode():
@@ -207,7 +207,7 @@ def _pictures(pictures: np.ndarray, size: int = 128) -> np.ndarray:
     """The 1280 features below EfficientNet-Lite0's head, of pictures uint8 [n, h, w, 3] at `size`
     pixels.
     """
-    from shared.models.vision import load_efficientnet_lite0
+    from shared.models import load_efficientnet_lite0
 
     model = load_efficientnet_lite0()
     found = []

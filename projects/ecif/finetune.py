@@ -21,10 +21,9 @@ from projects.ecif.influence import Contrastive
 from projects.ecif.loss import batch_losses
 from projects.ecif.pictures import Part, quickdraw_classes, sketches
 from projects.ecif.towers import Clip
-from shared.errors import UserError
 from shared.influence.baselines import Solve
 from shared.influence.solvers import cg, spectral_radius
-from shared.models import local_model
+from shared.models import load_clip, local_model
 from shared.seeding import generator, step_seed
 
 # captions -> token ids and attention mask, [n, T] each
@@ -89,9 +88,9 @@ def base_model(name: str, pretrain_steps: int = 0) -> Base:
             not fine-tuned on.
 
     Raises:
-        UserError: there is no such model, or it is no CLIP.
+        UserError: there is no such model, or `load_clip` refuses it.
     """
-    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+    from transformers import CLIPConfig, CLIPModel
 
     if name in SHAPES:
         text, vision, projection = SHAPES[name]
@@ -110,20 +109,13 @@ def base_model(name: str, pretrain_steps: int = 0) -> Base:
         if pretrain_steps:
             pretrain(base, pretrain_steps)
         return base
-    folder = local_model(name)
-    try:
-        model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"{name} cannot be loaded as a CLIP: {' '.join(str(error).split())[:200]}"
-        ) from None
+    model, tokenizer = load_clip(local_model(name))
 
     def tokens(captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         found = tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
         return found["input_ids"], found["attention_mask"]
 
-    return Base(model.eval(), tokens, "pretrained")
+    return Base(model, tokens, "pretrained")
 
 
 def _byte_tokens(captions: Sequence[str], limits: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

@@ -2,18 +2,7 @@
 2507.01154).
 """
 
-from projects.flashdp.accounting import PrivacyReport, noise_multiplier
-from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.private import DPModel, make_private, untie
-from projects.flashdp.sampling import FixedSampling, PoissonSampling
+import lazy_loader
 
-__all__ = [
-    "DPModel",
-    "FixedSampling",
-    "PoissonSampling",
-    "PrivacyReport",
-    "make_private",
-    "noise_multiplier",
-    "per_sample_loss",
-    "untie",
-]
+# Names are imported at their first use: a table needs none of the engines.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

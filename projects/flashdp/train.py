@@ -53,10 +53,11 @@ from shared.models import (
     add_lora,
     copy_configuration,
     fingerprint,
+    load_pretrained,
+    load_tokenizer,
     local_model,
     save_lora_configuration,
 )
-from shared.models.language import load_tokenizer
 from shared.seeding import step_seed
 
 LOST_STEPS = 20  # so many batches in a row without a finite loss end a run
@@ -277,8 +278,10 @@ class _Run:
 
     def _build(self, key: bytes) -> None:
         """The model as the run began with it, private."""
+        from transformers import AutoModelForCausalLM
+
         recipe = self.recipe
-        model = _load(self.folder)
+        model = load_pretrained(AutoModelForCausalLM, self.folder)  # in eval mode: dropout is off
         model.config.use_cache = False
         if recipe.gradient_checkpointing:
             try:
@@ -538,7 +541,6 @@ class _Run:
         """What from_pretrained, or PEFT, loads."""
         if self.recipe.lora_rank is None:
             copy_configuration(self.folder, folder, torch.float32)
-            (folder / "privacy.json").unlink(missing_ok=True)  # of a model that this command made
             if self.untied:
                 config = json.loads((folder / "config.json").read_text()) | {
                     "tie_word_embeddings": False
@@ -650,26 +652,6 @@ def _same_run(
             f"{out} holds a run with --{option} {before.get(key)}, not {getattr(recipe, key)}; name"
             " another --out"
         )
-
-
-def _load(folder: Path) -> Any:
-    """The model with weights of float32, dropout off."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from None
-    if found["missing_keys"]:
-        raise UserError(
-            f"{folder} holds no weights for {sorted(found['missing_keys'])[0]}, which its"
-            " config.json asks for"
-        )
-    return model.eval()
 
 
 # ---- files ---------------------------------------------------------------------------------------

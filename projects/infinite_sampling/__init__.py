@@ -5,18 +5,7 @@ L. Wang, H. Xie, X. Wang, T. Huang, M. Li, D. Wang: "Infinite Sampling: Efficien
 RL Training for Large Language Models", arXiv 2506.22950.
 """
 
-from projects.infinite_sampling.engine import Completion, Engine, Rollout, Schedule, Stats
-from projects.infinite_sampling.scheduler import Plan, Queue, lower_bound, plan, replay
+import lazy_loader
 
-__all__ = [
-    "Completion",
-    "Engine",
-    "Plan",
-    "Queue",
-    "Rollout",
-    "Schedule",
-    "Stats",
-    "lower_bound",
-    "plan",
-    "replay",
-]
+# Names are imported at their first use: a table needs none of the engines.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

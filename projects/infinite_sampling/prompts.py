@@ -13,7 +13,7 @@ import torch
 from projects.infinite_sampling.engine import Engine, Predictor, Schedule
 from projects.infinite_sampling.predictor import PREDICTORS, Online
 from shared.errors import UserError
-from shared.models.language import load_tokenizer
+from shared.models import end_tokens, load_causal_lm
 
 
 @dataclass(frozen=True)
@@ -95,26 +95,11 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def load(folder: Path, dtype: str, device: torch.device) -> tuple[Any, Any]:
-    """The model of a folder in eval mode and its tokenizer; one line where it cannot be loaded."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from None
-    return model.to(device).eval(), load_tokenizer(folder)
-
-
-def ends(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a completion: the model's own, else the tokenizer's."""
-    named = model.generation_config.eos_token_id if model.generation_config is not None else None
-    named = tokenizer.eos_token_id if named is None else named
-    return [] if named is None else list(named) if isinstance(named, list | tuple) else [named]
+    """The model of a folder on a device, in eval mode, and its tokenizer. Raises UserError as
+    `load_causal_lm` does.
+    """
+    model, tokenizer = load_causal_lm(folder, getattr(torch, dtype))
+    return model.to(device), tokenizer
 
 
 def schedule_of(
@@ -157,7 +142,7 @@ def engine_of(options: argparse.Namespace, model: Any, tokenizer: Any, seed: int
     """The engine of the options."""
     return Engine(
         model,
-        ends(model, tokenizer),
+        end_tokens(model, tokenizer),
         options.max_new_tokens,
         temperature=options.temperature,
         seed=seed,

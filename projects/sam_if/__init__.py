@@ -2,23 +2,7 @@
 2507.04059).
 """
 
-from projects.sam_if.estimators import KINDS, Estimator, influence, sam_hif, sam_if
-from projects.sam_if.fixed_point import SAMProblem, fit, partition
-from projects.sam_if.sam import SAM
-from projects.sam_if.trajectory import Gif, Recipe, gif_checkpoints, unrolled_effects
+import lazy_loader
 
-__all__ = [
-    "KINDS",
-    "SAM",
-    "Estimator",
-    "Gif",
-    "Recipe",
-    "SAMProblem",
-    "fit",
-    "gif_checkpoints",
-    "influence",
-    "partition",
-    "sam_hif",
-    "sam_if",
-    "unrolled_effects",
-]
+# Names are imported at their first use: a table needs none of the engines.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

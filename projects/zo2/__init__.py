@@ -1,6 +1,6 @@
 """ZO2: zeroth-order fine-tuning with the blocks away from the device (arXiv 2503.12668)."""
 
-from projects.zo2.engine import ZO2, Step
-from projects.zo2.mezo import MeZO
+import lazy_loader
 
-__all__ = ["ZO2", "MeZO", "Step"]
+# Names are imported at their first use: a table needs none of the engines.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

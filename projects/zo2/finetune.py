@@ -36,14 +36,16 @@ from shared import runs
 from shared.corpus import IGNORED, Batch, Corpus, sha256
 from shared.errors import UserError
 from shared.models import (
+    Stored,
     add_lora,
     copy_configuration,
     empty_causal_lm,
     fingerprint,
+    load_tokenizer,
     local_model,
     save_lora_configuration,
+    stored_tensors,
 )
-from shared.models.language import load_tokenizer
 
 LOST_STEPS = 20  # so many losses in a row that are not finite end a run
 
@@ -222,7 +224,7 @@ class _Run:
             held_out = Corpus.build(
                 options.eval_data, tokenizer, recipe.sequence_length, self.out / "eval-data"
             )
-        model, prefix = empty_model(self.folder, recipe, str(options.model))
+        model, stored = empty_model(self.folder, recipe, str(options.model))
         longest = max(c.length for c in (corpus, held_out) if c is not None)
         work = budget.Workload(
             recipe.batch_size,
@@ -252,8 +254,7 @@ class _Run:
             )
             engine = build_engine(
                 model,
-                prefix,
-                self.folder,
+                stored,
                 recipe,
                 start,
                 self.storage,
@@ -461,12 +462,11 @@ def replay(options: argparse.Namespace) -> int:
     with runs.locked(out), runs.plain_errors(out):
         if final.exists() or (out / "steps.jsonl").exists():
             raise UserError(f"{out} holds a model already; name another --out")
-        model, prefix = empty_model(folder, recipe, str(options.model))
+        model, stored = empty_model(folder, recipe, str(options.model))
         working = out / "working.safetensors"
         engine = build_engine(
             model,
-            prefix,
-            folder,
+            stored,
             recipe,
             None,
             options.storage,
@@ -507,23 +507,22 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return None if name is None else getattr(torch, name)
 
 
-def empty_model(folder: Path, recipe: Recipe, name: str) -> tuple[Any, str]:
-    """The model on the meta device, with adapters if the recipe has them, and the prefix of its
-    body.
+def empty_model(folder: Path, recipe: Recipe, name: str) -> tuple[Any, dict[str, Stored]]:
+    """The model on the meta device, with adapters if the recipe has them, and how the folder holds
+    its weights.
     """
     model = empty_causal_lm(folder, getattr(torch, recipe.dtype))
-    prefix = model.base_model_prefix
+    stored = stored_tensors(model, folder)
     if recipe.lora_rank is not None:
         targets = recipe.lora_targets.split(",") if recipe.lora_targets else None
         assert recipe.lora_alpha is not None
         model = add_lora(model, recipe.lora_rank, recipe.lora_alpha, targets, name, empty=True)
-    return model, prefix
+    return model, stored
 
 
 def build_engine(
     model: Any,
-    prefix: str,
-    folder: Path,
+    stored: dict[str, Stored],
     recipe: Recipe,
     start: Path | None,
     storage: str,
@@ -541,13 +540,11 @@ def build_engine(
     steps = weights.saved_steps(start) if start is not None else None
     begun = start if steps is not None else None
     if recipe.lora_rank is not None:
-        source = weights.adapter_source(
-            weights.folder_source(folder, prefix), model, recipe.seed, begun
-        )
+        source = weights.adapter_source(weights.folder_source(stored), model, recipe.seed, begun)
     elif begun is not None:
         source = weights.file_source(begun)
     else:
-        source = weights.folder_source(folder, prefix)
+        source = weights.folder_source(stored)
     if storage == "disk":
         if write:
             weights.write_working_file(model, source, working, _dtype(recipe.storage_dtype))

@@ -160,8 +160,7 @@ class SST2(Classification):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        from shared.models import local_model
-        from shared.models.language import load_tokenizer
+        from shared.models import load_tokenizer, local_model
 
         try:
             folder = snapshot_download(

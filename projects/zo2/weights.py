@@ -18,7 +18,7 @@ from projects.zo2.engine import ZO2
 from projects.zo2.storage import Field, SafetensorsReader, SafetensorsWriter
 from projects.zo2.units import find_blocks
 from shared.errors import UserError
-from shared.models import weight_files
+from shared.models import Stored, check_finite
 from shared.seeding import generator
 
 Source = Callable[[list[str]], Tensor]  # the names under which a model knows a tensor -> its value
@@ -26,21 +26,20 @@ Source = Callable[[list[str]], Tensor]  # the names under which a model knows a 
 _PEFT_PREFIX = "base_model.model."
 
 
-def folder_source(folder: Path, prefix: str) -> Source:
-    """The tensors of a model folder. `prefix` is the model's own for its body ("model",
-    "transformer"): some checkpoints leave it out.
+def folder_source(stored: dict[str, Stored]) -> Source:
+    """The tensors of a model folder, as `shared.models.stored_tensors` finds them there. Reading
+    one raises UserError where it holds NaN or infinity.
     """
-    readers = [SafetensorsReader(path) for path in weight_files(folder)]
+    files = {file for tensor in stored.values() for file, _ in tensor.sources}
+    readers = {file: SafetensorsReader(file) for file in files}
 
     def read(names: list[str]) -> Tensor:
-        plain = [name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", ".") for name in names]
-        for name in (*plain, *(name.removeprefix(f"{prefix}.") for name in plain)):
-            for reader in readers:
-                if name in reader:
-                    return reader.read(name)
-        raise UserError(
-            f"{folder} holds no tensor '{plain[0]}'; its weights do not fit its config.json"
-        )
+        plain = (name.removeprefix(_PEFT_PREFIX).replace(".base_layer.", ".") for name in names)
+        name = next(name for name in plain if name in stored)
+        sources = stored[name].sources
+        value = stored[name].make([readers[file].read(source) for file, source in sources])
+        check_finite([(name, value)], str(sources[0][0].parent))
+        return value
 
     return read
 

@@ -1,31 +1,10 @@
 """Loading models from the data cache, a folder or the hub cache, and making ones with random
-weights.
+weights: the only way by which a model enters.
 
-Nothing here touches the network; `repro data fetch` and the hub's own client do.
+Nothing here touches the network; `repro data fetch` and the hub's own client do. Nothing that lies
+in a model folder is run, and a folder that is not what its config.json says is refused in a line.
 """
 
-from shared.models.folders import copy_configuration, fingerprint, weight_files
-from shared.models.language import (
-    empty_causal_lm,
-    load_causal_lm,
-    load_sentence_encoder,
-    local_model,
-)
-from shared.models.lora import add_lora, save_lora_configuration
-from shared.models.shapes import causal_lm_config, random_causal_lm
-from shared.models.vision import load_efficientnet_lite0
+import lazy_loader
 
-__all__ = [
-    "add_lora",
-    "causal_lm_config",
-    "copy_configuration",
-    "empty_causal_lm",
-    "fingerprint",
-    "load_causal_lm",
-    "load_efficientnet_lite0",
-    "load_sentence_encoder",
-    "local_model",
-    "random_causal_lm",
-    "save_lora_configuration",
-    "weight_files",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

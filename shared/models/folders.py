@@ -14,22 +14,40 @@ from shared.errors import UserError
 
 _SAMPLES = 64  # pieces of a weights file that the fingerprint looks at
 _SAMPLE_NBYTES = 1 << 16
-# configuration and tokenizer files of a model folder
-_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+# What transformers writes beside config.json and the weights. Nothing else goes along into the
+# folder of another model: what a run says of the one (privacy.json, run.json) is not true of it.
+_CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "*.tiktoken",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+    "chat_templates/*.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder. Raises UserError when there are none or one is
-    missing.
+    """The safetensors files of a model folder. Raises UserError when there are none, one is missing
+    or their index is damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [
-            folder / name
-            for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        ]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if index.is_file() and not single.is_file():  # as transformers chooses
+        files = [folder / name for name in _indexed(index)]
     else:
-        files = [folder / "model.safetensors"]
+        files = [single]
     for file in files:
         if not file.is_file():
             raise UserError(
@@ -37,6 +55,19 @@ def weight_files(folder: Path) -> list[Path]:
                 " writes them)"
             )
     return files
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        names = []
+    if not names or any(not isinstance(n, str) or n != os.path.basename(n) for n in names):
+        raise UserError(
+            f"{index} is damaged: it does not say which file of the folder holds which tensor"
+        )
+    return names
 
 
 def fingerprint(folder: Path) -> str:
@@ -55,17 +86,14 @@ def fingerprint(folder: Path) -> str:
 
 
 def copy_configuration(folder: Path, out: Path, dtype: torch.dtype) -> None:
-    """Everything of a model folder but the weights: configuration, generation defaults,
-    tokenizer.
+    """What a model that was trained from that in `folder` keeps of it: tokenizer, chat template,
+    defaults of generation, and config.json with the `dtype` of its weights.
     """
-    for file in sorted(folder.iterdir()):
-        if (
-            file.is_file()
-            and file.suffix in _COPIED
-            and not file.name.endswith(".index.json")
-            and file.name != "config.json"
-        ):
-            shutil.copyfile(file, out / file.name)
+    for pattern in _CARRIED:
+        for file in sorted(folder.glob(pattern)):
+            copied = out / file.relative_to(folder)
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copied)
     config = json.loads((folder / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")

@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from shared import data
 from shared.errors import UserError
+from shared.models.guard import plain_errors, read_config
+from shared.models.loading import empty_model, load_config, load_pretrained, load_tokenizer
 from shared.paths import cache_dir
-
-# several lines for a load of a second; experiments show their own
-transformers_logging.disable_progress_bar()
 
 # causal language models of the catalogue; they come as GGUF and are converted once
 PACKAGED = ("smollm2-135m",)
@@ -31,14 +29,12 @@ def local_model(name_or_path: str | Path) -> Path:
     """The folder with a model's config.json, safetensors weights and tokenizer.
 
     Raises:
-        UserError: it is not there; the message says what would bring it.
+        UserError: it is not there, and the message says what would bring it; or it is refused as
+            `read_config` does.
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(
-                f"{path} holds no config.json; a model folder is what save_pretrained writes"
-            )
+        read_config(path)
         return path
     name = str(name_or_path)
     if name in PACKAGED:
@@ -47,48 +43,39 @@ def local_model(name_or_path: str | Path) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        path = Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         raise UserError(
             f"no model '{name}': it is no folder, not one of {', '.join(PACKAGED)}, and not in the"
             f" hub cache: hf download {name}"
         ) from None
+    read_config(path)
+    return path
 
 
 def load_causal_lm(name_or_path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """A causal language model in eval mode, and its tokenizer. Raises UserError as `local_model`
-    does.
+    """A causal language model in eval mode, and its tokenizer. Raises UserError as `local_model`,
+    `load_pretrained` and `load_tokenizer` do.
     """
     from transformers import AutoModelForCausalLM
 
     folder = local_model(name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    return model.eval(), load_tokenizer(folder)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder, with a padding token."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    # what is refused is refused before the weights are read
+    tokenizer = load_tokenizer(folder)
+    return load_pretrained(AutoModelForCausalLM, folder, dtype), tokenizer
 
 
 def empty_causal_lm(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The architecture of a model folder with its parameters on the meta device (no memory),
-    buffers real, tied weights tied.
-    """
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    buffers real, tied weights tied. Raises UserError as `load_config` does.
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    # registering parameters on the meta device has made new objects of tied ones
-    model.tie_weights()
-    return model.eval()
+    What its weights are, `stored_tensors` finds in the folder, where it also checks them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(folder)
+    with plain_errors(folder, config.model_type):
+        return empty_model(AutoModelForCausalLM, config, dtype)
 
 
 class SentenceEncoder(torch.nn.Module):
@@ -120,9 +107,8 @@ def load_sentence_encoder() -> SentenceEncoder:
     """
     from transformers import AutoModel
 
-    config = next(data.path("minilm-l6").rglob("config.json"))
-    model = AutoModel.from_pretrained(config.parent, local_files_only=True, dtype=torch.float32)
-    return SentenceEncoder(model, load_tokenizer(config.parent)).eval()
+    folder = next(data.path("minilm-l6").rglob("config.json")).parent
+    return SentenceEncoder(load_pretrained(AutoModel, folder), load_tokenizer(folder)).eval()
 
 
 def _converted(name: str) -> Path:
@@ -140,9 +126,11 @@ def _converted(name: str) -> Path:
     # its bar is not one of those that transformers lets one turn off
     with contextlib.redirect_stderr(io.StringIO()):
         loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+    )
     # What the GGUF loader returns remembers its quantisation and refuses to be saved; a fresh model
     # of its architecture does not.
     config = loaded.config

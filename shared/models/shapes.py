@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from shared.models.loading import empty_model
+
 Family = Literal["opt", "gpt2", "llama", "qwen3"]
 
 # layers, hidden size, heads, of Zhang et al. 2022 (arXiv 2205.01068), table 1
@@ -78,6 +80,13 @@ def causal_lm_config(
     )
 
 
+def empty_causal_lm_of(config: Any, dtype: torch.dtype | None = None) -> Any:
+    """A causal language model of `config` as `empty_model` makes it."""
+    from transformers import AutoModelForCausalLM
+
+    return empty_model(AutoModelForCausalLM, config, dtype)
+
+
 def random_causal_lm(
     config: Any, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Any:
@@ -86,12 +95,7 @@ def random_causal_lm(
 
     Uniform, because drawing Gaussians takes longer than what a memory table measures.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()
+    model = empty_causal_lm_of(config, dtype)
     generator = torch.Generator(device).manual_seed(seed)
     made: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():

@@ -1,10 +1,7 @@
-"""Which files a module imports; and who may import whom."""
-
-import ast
+"""Which files a module imports."""
 
 import pytest
 
-from shared import paths
 from shared.dependencies import local_imports
 
 
@@ -57,29 +54,34 @@ def test_a_package_file_resolves_its_own_relative_imports(tree):
     assert "other.py" not in found
 
 
-ALLOWED = {"distzo2": {"zo2"}}  # papers that build on one another
+@pytest.fixture
+def lazy_tree(tree):
+    files = {
+        "shared/lazy/__init__.py": "import lazy_loader",
+        "shared/lazy/__init__.pyi": "from .engine import Engine\nfrom .tools import tool\n",
+        "shared/lazy/engine.py": "",
+        "shared/lazy/tools.py": "",
+        "shared/takes_one.py": "from shared.lazy import Engine",
+        "shared/takes_all.py": "from shared import lazy",
+        "shared/takes_none.py": (
+            "import typing\nif typing.TYPE_CHECKING:\n    from shared.lazy import Engine"
+        ),
+    }
+    for path, text in files.items():
+        (tree / path).parent.mkdir(exist_ok=True)
+        (tree / path).write_text(text)
+    return tree
 
 
-def imported_modules(file):
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def test_shared_never_imports_projects():
-    for file in (paths.ROOT / "shared").rglob("*.py"):
-        assert not [name for name in imported_modules(file) if name.split(".")[0] == "projects"], (
-            file
-        )
-
-
-def test_a_paper_imports_another_only_where_it_builds_on_it():
-    for file in (paths.ROOT / "projects").rglob("*.py"):
-        paper = file.relative_to(paths.ROOT / "projects").parts[0]
-        others = {
-            name.split(".")[1] for name in imported_modules(file) if name.startswith("projects.")
-        } - {paper}
-        assert others <= ALLOWED.get(paper, set()), f"{file} imports {others}"
+@pytest.mark.parametrize(
+    ("file", "modules"),
+    [
+        ("takes_one", {"engine.py"}),
+        ("takes_all", {"engine.py", "tools.py"}),
+        ("takes_none", set()),
+    ],
+)
+def test_a_name_of_a_lazy_package_is_an_import_of_its_module(lazy_tree, file, modules):
+    found = {one.name for one in local_imports(lazy_tree / f"shared/{file}.py", lazy_tree)}
+    assert found & {"engine.py", "tools.py"} == modules
+    assert ("__init__.pyi" in found) == bool(modules)

@@ -59,6 +59,44 @@ def test_an_experiment_has_the_threads_of_its_scale(write_paper, tmp_path):
         torch.set_num_threads(before)
 
 
+TRAINS = """
+import torch
+from shared import experiment
+class Config(experiment.Config): pass
+def run(config, run):
+    run.save_tensors("net", {"w": torch.full((2,), float(config.seed))})
+    run.row(seed=config.seed)
+"""
+TAKES = """
+from shared import experiment
+class Config(experiment.Config): pass
+def run(config, run):
+    w = run.used_tensors("first", "net")["w"]
+    run.row(seed=run.used_rows("first")[0]["seed"], weight_loss=float(w[0]))
+"""
+
+
+def test_an_experiment_takes_the_tensors_of_one_that_it_uses(write_paper, tmp_path):
+    known = (
+        "name: one\ndisplay: One\ntitle: T\nexperiments:\n"
+        "  first: {title: A, minutes: 1, memory_gb: 1}\n"
+        "  second: {title: B, minutes: 1, memory_gb: 1, uses: [first]}\n"
+        "  third: {title: C, minutes: 1, memory_gb: 1}\n"
+    )
+    files = {"first": TRAINS, "second": TAKES, "third": TAKES}
+    code = {f"experiments/{name}.py": text for name, text in files.items()}
+    scale = {"scales/cpu.yaml": "{first: {seed: 3}, second: , third: }"}
+    write_paper("one", {"paper.yaml": known, **code, **scale})
+    with pytest.raises(UserError, match=r"first.json is missing; make it again: repro run one/fir"):
+        run_experiment("one", "second", "cpu", None, tmp_path)
+    first = run_experiment("one", "first", "cpu", None, tmp_path)
+    content = rows.read_rows(run_experiment("one", "second", "cpu", None, tmp_path))
+    assert content.rows == [{"seed": 3, "weight_loss": 3.0}]
+    assert content.provenance["used"] == {"first": rows.digest(first)}
+    with pytest.raises(ValueError, match="does not say that this experiment uses 'first'"):
+        run_experiment("one", "third", "cpu", None, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

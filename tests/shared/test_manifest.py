@@ -122,6 +122,24 @@ def test_what_all_scales_share_is_checked_too(write_paper):
     assert "_base.yaml: unknown experiment 'frist'" in refuse(manifest.scale_config, "one", "cpu")
 
 
+USES = GOOD.replace("data: [b, a]", "uses: [second]")
+USES += "  second: {title: B, minutes: 1, memory_gb: 1}\n"
+
+
+def test_an_experiment_that_is_used_must_exist_run_and_not_use_its_user(write_paper):
+    files = {"paper.yaml": USES, "scales/smoke.yaml": "{first: , second: }"}
+    write_paper("one", {**files, "scales/cpu.yaml": "first:"})
+    assert manifest.needs("one", "first", "smoke").uses == ["second"]
+    assert set(manifest.scale_config("one", "smoke")) == {"first", "second"}
+    assert "lists first, which uses second: list that too" in refuse(
+        manifest.scale_config, "one", "cpu"
+    )
+    write_paper("one", {"paper.yaml": USES.replace("[second]", "[third]")})
+    assert "'first' uses 'third', which is not an experiment" in refuse(manifest.manifest, "one")
+    write_paper("one", {"paper.yaml": USES.replace("[second]", "[first]")})
+    assert "'first' uses itself" in refuse(manifest.manifest, "one")
+
+
 AT = GOOD.replace("[b, a]}", "[b, a], at: {gpu: {gpu: true, memory_gb: 64, threads: 3, data: []}}}")
 
 

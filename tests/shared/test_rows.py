@@ -10,6 +10,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
+import torch
 
 from shared import rows
 from shared.errors import UserError
@@ -124,7 +125,7 @@ def test_a_changed_array_is_refused(path):
     frame = rows.read_frame(path)
     (file,) = path.parent.glob("*.npy")
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
-    with pytest.raises(UserError, match="is not the array"):
+    with pytest.raises(UserError, match="is not the file that its rows file describes"):
         rows.read_array(frame, "grid")
     file.unlink()
     with pytest.raises(UserError, match="is missing"):
@@ -133,7 +134,7 @@ def test_a_changed_array_is_refused(path):
 
 def test_the_arrays_of_the_last_run_go_and_those_of_other_experiments_stay(path):
     other = path.with_name("squares_more.json")
-    rows.write_rows(other, CONTENT, {"grid": np.arange(9.0)})
+    rows.write_rows(other, {**CONTENT, "experiment": "squares_more"}, {"grid": np.arange(9.0)})
     rows.write_rows(path, CONTENT, {"grid": np.arange(4.0), "gone": np.arange(2)})
     rows.write_rows(path, CONTENT, {"grid": np.arange(5.0)})
     assert len(list(path.parent.iterdir())) == 4
@@ -223,3 +224,36 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(path):
         assert set(rows.read_array(frame, "grid")) == {frame.attrs["seed"]}
     rows.clean_stale(path)
     assert len(list(path.parent.iterdir())) == 2
+
+
+def test_tensors_lie_beside_the_rows_and_are_checked(path):
+    weights = {"a": torch.arange(6).view(2, 3).T, "b": torch.ones(2, dtype=torch.bfloat16)}
+    rows.write_rows(path, CONTENT, {}, {"policy": weights})
+    read = rows.read_tensors(path, "policy")
+    assert all(torch.equal(read[name], weights[name]) for name in weights)
+    assert rows.are_whole(path)
+    with pytest.raises(UserError, match="unknown tensors of toy/squares 'polcy'; did you mean"):
+        rows.read_tensors(path, "polcy")
+    (file,) = path.parent.glob("squares.policy.*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    with pytest.raises(UserError, match="is not the file that its rows file describes; make it ag"):
+        rows.read_tensors(path, "policy")
+    rows.write_rows(path, CONTENT, {})
+    assert not file.exists(), "those of the last run go"
+
+
+@pytest.mark.parametrize("part", ["paper", "experiment", "scale"])
+def test_rows_are_bound_to_their_path(path, part):
+    rows.write_rows(path, {**CONTENT, part: "other"}, {})
+    with pytest.raises(UserError, match=r"holds the rows of .*other.*; make it again: repro run"):
+        rows.read_rows(path)
+    assert not rows.are_whole(path)
+
+
+@pytest.mark.parametrize("file", ["squares.json", "squares.grid.*.npy"])
+def test_rows_without_one_of_their_files_are_not_whole(path, file):
+    rows.write_rows(path, CONTENT, {"grid": np.arange(3)})
+    assert rows.are_whole(path)
+    for found in path.parent.glob(file):
+        found.write_bytes(found.read_bytes()[:-20]) if file.endswith("json") else found.unlink()
+    assert not rows.are_whole(path)

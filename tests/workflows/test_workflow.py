@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from shared import paths
@@ -134,9 +135,18 @@ def test_a_changed_scale_entry_reruns_its_experiment_alone(done):
     assert planned(done) == {"toy_slow", "toy_tables", "toy_claims", "page"}
 
 
-def test_the_papers_numbers_belong_to_its_tables(done):
+def test_the_papers_numbers_belong_to_all_that_is_made_of_rows(done):
     append(done.root / "projects" / "toy" / "paper" / "squares.csv", "11,121,table 1\n")
-    assert planned(done) == {"toy_tables", "page"}
+    assert planned(done) == AFTER
+
+
+def test_a_file_that_a_module_reads_is_an_input_of_what_imports_the_module(done):
+    toy = done.root / "projects" / "toy"
+    (toy / "sizes.csv").write_text("1\n")
+    append(toy / "method.py", '\nSIZES = "sizes.csv"\n')
+    assert done.snakemake("--cores", "2", "--config", "scale=smoke").returncode == 0
+    append(toy / "sizes.csv", "2\n")
+    assert planned(done) == {"toy_squares", *AFTER}
 
 
 def test_a_failed_experiment_loses_only_itself_and_the_next_call_resumes(done):
@@ -181,6 +191,41 @@ def test_a_killed_run_resumes_with_the_same_command(done):
     run = done.snakemake("--cores", "2", "--config", "scale=smoke")
     assert run.returncode == 0, run.stderr
     assert json.loads(rows.read_text())["rows"] == [{"slept_seconds": 0.002}]
+
+
+def test_a_job_ends_with_its_killed_snakemake_and_a_dry_run_works_beside_it(done):
+    scale = done.root / "projects" / "toy" / "scales" / "smoke.yaml"
+    scale.write_text(scale.read_text().replace("seconds: 0", "seconds: 60"))
+    running = done.start("snakemake", "--cores", "2", "--config", "scale=smoke")
+    for line in running.stderr:
+        if line == "slow has begun\n":
+            break
+    (job,) = (
+        one
+        for one in psutil.Process(running.pid).children(recursive=True)
+        if "toy/slow" in one.cmdline()
+    )
+    assert "toy_slow" in planned(done)
+    os.kill(running.pid, signal.SIGKILL)  # Snakemake alone, not its process group
+    running.wait()
+    running.stderr.close()
+    psutil.wait_procs([job], timeout=10)
+    assert not job.is_running() or job.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another experiment", "without its array"])
+def test_rows_that_are_not_those_of_their_path_are_made_again(done, damage):
+    rows = done.root / "results" / "smoke" / "toy" / "rows"
+    if damage == "cut":
+        (rows / "squares.json").write_bytes((rows / "squares.json").read_bytes()[:-20])
+    elif damage == "of another experiment":
+        shutil.copy(rows / "slow.json", rows / "squares.json")
+    else:
+        for file in rows.glob("squares.*.npy"):
+            file.unlink()
+    assert "toy_squares" in planned(done)
+    assert done.snakemake("--cores", "2", "--config", "scale=smoke").returncode == 0
+    assert planned(done) == set()
 
 
 def test_snakemakes_own_report(done):

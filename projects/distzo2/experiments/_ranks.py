@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import init_empty_weights
 
 from projects.distzo2 import DistZO2, device_mesh, distributed
 from projects.distzo2.baselines import NaiveRestore
@@ -24,7 +23,7 @@ from projects.zo2 import ZO2
 from projects.zo2.experiments.accuracy import digest as digest_in_any_order
 from projects.zo2.tasks import Batch, random_tokens
 from shared import meters
-from shared.models import causal_lm_config, random_causal_lm
+from shared.models import causal_lm_config, empty_causal_lm_of, random_causal_lm
 from shared.models.shapes import OPT_SHAPES
 
 Rows = list[dict[str, Any]]
@@ -81,14 +80,7 @@ def make_model(config: dict[str, Any]) -> Any:
 
 def empty_model(config: dict[str, Any]) -> Any:
     """The same without memory for its parameters."""
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            shape_of(config), dtype=getattr(torch, config["dtype"])
-        )
-    model.tie_weights()
-    return model.eval()
+    return empty_causal_lm_of(shape_of(config), getattr(torch, config["dtype"]))
 
 
 def make_batch(config: dict[str, Any], step: int, shares: int) -> list[Batch]:

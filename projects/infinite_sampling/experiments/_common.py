@@ -14,7 +14,7 @@ import torch
 
 from projects.infinite_sampling.engine import Engine, Prefixes, Schedule
 from projects.infinite_sampling.policy import LIMIT, Recipe, load_policy, problems
-from projects.infinite_sampling.prompts import Prompts, ends
+from projects.infinite_sampling.prompts import Prompts
 from shared import experiment, meters
 from shared.errors import UserError
 from shared.seeding import step_seed
@@ -97,7 +97,7 @@ def subject(
             for i in range(group)
         }
         return Subject(name, model, ids, [], config.vocab_size, limit, [""] * prompts, None, forced)
-    from shared.models import load_causal_lm
+    from shared.models import end_tokens, load_causal_lm
 
     model, tokenizer = load_causal_lm(name)
     if file is not None:
@@ -113,7 +113,14 @@ def subject(
         ]
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     return Subject(
-        name, model.to(device), ids, ends(model, tokenizer), len(tokenizer), limit, texts, tokenizer
+        name,
+        model.to(device),
+        ids,
+        end_tokens(model, tokenizer),
+        len(tokenizer),
+        limit,
+        texts,
+        tokenizer,
     )
 
 

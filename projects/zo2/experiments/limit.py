@@ -72,8 +72,7 @@ def train(
     from projects.zo2 import ZO2, MeZO
     from projects.zo2.tasks import text_tokens
     from shared.data.loaders import wiki100
-    from shared.models import empty_causal_lm
-    from shared.models.language import load_tokenizer
+    from shared.models import empty_causal_lm, load_tokenizer
 
     torch.set_num_threads(1)
     batches = text_tokens(load_tokenizer(source), list(wiki100().values()), 1, tokens, steps)

@@ -82,7 +82,7 @@ def test_parameters_of_opt_are_those_of_its_formula():
 def test_blocks_that_are_not_alike_are_refused(monkeypatch):
     odd = AutoModelForCausalLM.from_config(SMALL)
     odd.model.layers[1].mlp = torch.nn.Linear(2, 2)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda *_: odd)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda *_, **__: odd)
     with pytest.raises(UserError, match="blocks are alike"):
         Shape.of(SMALL)
 

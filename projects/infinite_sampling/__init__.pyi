@@ -1,0 +1,15 @@
+from .engine import Completion, Engine, Rollout, Schedule, Stats
+from .scheduler import Plan, Queue, lower_bound, plan, replay
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "Plan",
+    "Queue",
+    "Rollout",
+    "Schedule",
+    "Stats",
+    "lower_bound",
+    "plan",
+    "replay",
+]

@@ -1,0 +1,19 @@
+"""Processes that do not outlive the one that started them."""
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """From now on the kernel kills this process when the one that started it ends, however it ends.
+
+    An experiment whose Snakemake was killed would otherwise work on beside the next run's. Call it
+    in the new process: at its start, or as the `preexec_fn` of a subprocess.
+    """
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended in between
+        os.kill(os.getpid(), signal.SIGKILL)
