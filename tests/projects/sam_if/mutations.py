@@ -128,6 +128,12 @@ MUTATIONS = [
         "        found.append(d_w * m[piece].unsqueeze(1))\n",
         "removal has the sign of up-weighting",
     ),
+    Mutation(
+        TRAJECTORY,
+        "                w, velocity = vmap(advance)(w, velocity, m[:, step.rows])\n",
+        "                w, velocity = vmap(advance)(w, velocity, m[:, : len(step.rows)])\n",
+        "runs made together have the weights of other samples",
+    ),
     # ---- the optimizer ----
     Mutation(
         SAM,
