@@ -3,11 +3,13 @@ noise and optimizer.
 
     non-private           plain backward
     FlashDP, explicit     per-layer clipping (ours, with one backend or the other)
-    Opacus, per layer     Opacus's hooks with per-parameter thresholds: all per-sample gradients are
-    kept until the step Opacus, ghost         Opacus's ghost clipping: flat, two backwards Opacus,
-    FGC           Opacus's fast gradient clipping: flat, two backwards, per-sample gradients of one
-    layer at a time GhostClip, BK         ghost clipping and book-keeping (Bu et al., arXiv
-    2210.00038) on the same layers as FlashDP: flat clipping
+    Opacus, per layer     Opacus's hooks with per-parameter thresholds: all per-sample gradients
+                          are kept until the step
+    Opacus, ghost         Opacus's ghost clipping: flat, two backwards
+    Opacus, FGC           Opacus's fast gradient clipping: flat, two backwards, per-sample
+                          gradients of one layer at a time
+    GhostClip, BK         ghost clipping and book-keeping (Bu et al., arXiv 2210.00038) on the
+                          same layers as FlashDP: flat clipping
 
 Flat clipping takes one norm over all layers. It is another algorithm with another result; it stands
 in the speed tables because the paper compares with it.
@@ -20,24 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from projects.flashdp import backends, layers
+from projects.flashdp import backends, labels, layers
+from projects.flashdp.clipper import embedding_rows
+from projects.flashdp.factors import TINY
 from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.private import covered, embedding_rows, make_private
+from projects.flashdp.private import make_private
+from projects.flashdp.refusals import covered
 from projects.flashdp.sampling import FixedSampling, PoissonSampling
 from shared.seeding import generator
-
-PER_LAYER = ("explicit", "Opacus, per layer", "FlashDP")
-FLAT = ("Opacus, FGC", "Opacus, ghost", "GhostClip", "BK")
-METHODS = (
-    "non-private",
-    "explicit",
-    "Opacus, per layer",
-    "Opacus, FGC",
-    "Opacus, ghost",
-    "GhostClip",
-    "BK",
-    "FlashDP",
-)
 
 Logits = Callable[[nn.Module, Tensor], Tensor]
 
@@ -308,7 +300,7 @@ class _Ghost:
 
 
 def _flat_factors(squares: Sequence[Tensor], clip: float) -> Tensor:
-    return (clip / (torch.stack(list(squares)).sum(0).sqrt() + backends.TINY)).clamp(max=1)
+    return (clip / (torch.stack(list(squares)).sum(0).sqrt() + TINY)).clamp(max=1)
 
 
 def _add(parameter: Tensor, gradient: Tensor) -> None:
@@ -316,18 +308,18 @@ def _add(parameter: Tensor, gradient: Tensor) -> None:
 
 
 def trainer(method: str, model: nn.Module, batch_size: int, **options: Any) -> Trainer:
-    """A trainer by its name in `METHODS`. It takes `model` over."""
+    """A trainer by its name in `labels.METHODS`. It takes `model` over."""
     match method:
-        case "non-private":
+        case labels.NON_PRIVATE:
             return Trainer(model, batch_size, **options)
-        case "explicit":
+        case labels.EXPLICIT:
             return PerLayer(model, batch_size, backend="explicit", **options)
-        case "FlashDP":
+        case labels.FLASHDP:
             return PerLayer(model, batch_size, **options)
-        case "Opacus, per layer":
+        case labels.OPACUS:
             return OpacusPerLayer(model, batch_size, **options)
-        case "Opacus, ghost" | "Opacus, FGC":
-            return OpacusFlat(model, batch_size, ghost=method == "Opacus, ghost", **options)
-        case "GhostClip" | "BK":
-            return Flat(model, batch_size, book_keeping=method == "BK", **options)
+        case labels.OPACUS_GHOST | labels.OPACUS_FGC:
+            return OpacusFlat(model, batch_size, ghost=method == labels.OPACUS_GHOST, **options)
+        case labels.GHOST_CLIP | labels.BOOK_KEEPING:
+            return Flat(model, batch_size, book_keeping=method == labels.BOOK_KEEPING, **options)
     raise ValueError(f"no method '{method}'")

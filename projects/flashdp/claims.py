@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from projects.flashdp import labels
 from projects.flashdp.tables import costs, mixed_precision, parallel_shares, speeds
 from shared.claims import Verdict, claim
 from shared.tables import human_bytes, paper_numbers
@@ -14,7 +15,6 @@ _REDUNDANT = _HEADLINE["saved redundant computation"]
 UNKNOWN = "paper value not available"
 
 BILLIONS = ("gpt2-xl", "llama-1b", "llama-3b", "llama-7b", "llama-13b")
-PER_LAYER = ("explicit", "Opacus, per layer")
 
 
 @claim(
@@ -34,10 +34,10 @@ PER_LAYER = ("explicit", "Opacus, per layer")
 )
 def equal(utility: pd.DataFrame) -> Verdict:
     steps = utility[utility["kind"] == "step"]
-    explicit = steps[steps["method"] == "explicit"]
+    explicit = steps[steps["method"] == labels.EXPLICIT]
     keys = ["target_epsilon", "seed", "step"]
     pairs = explicit.merge(
-        steps[steps["method"] == "FlashDP"], on=keys, suffixes=("_explicit", "_flash")
+        steps[steps["method"] == labels.FLASHDP], on=keys, suffixes=("_explicit", "_flash")
     )
     if pairs.empty or len(pairs) < len(explicit):
         return Verdict(
@@ -64,9 +64,9 @@ def equal(utility: pd.DataFrame) -> Verdict:
 )
 def utility(utility: pd.DataFrame) -> Verdict:
     ends = utility[utility["kind"] == "end"]
-    private = ends[ends["method"] == "FlashDP"]
+    private = ends[ends["method"] == labels.FLASHDP]
     means = private.groupby("target_epsilon")["held_out_loss"].mean().sort_index()
-    plain = ends.loc[ends["method"] == "non-private", "held_out_loss"].mean()
+    plain = ends.loc[ends["method"] == labels.NON_PRIVATE, "held_out_loss"].mean()
     overspent = bool((private["spent_epsilon"] > private["target_epsilon"]).any())
     ordered = bool((np.diff([*means, plain]) < 0).all())
     measured = (
@@ -90,7 +90,7 @@ def utility(utility: pd.DataFrame) -> Verdict:
     needs="rows of flashdp/batch_size with sequences of at least 128 tokens",
 )
 def throughput(batch_size: pd.DataFrame) -> Verdict:
-    flash = _long(batch_size, "FlashDP")
+    flash = _long(batch_size, labels.FLASHDP)
     if flash.empty:
         return Verdict("not tested here", "no sequences of 128 tokens or more")
     mean = float(np.exp(np.log(flash["throughput_share"]).mean()))
@@ -121,7 +121,7 @@ def throughput_large(batch_size: pd.DataFrame) -> Verdict:
     if len(found):
         found = found[
             found["model"].isin(BILLIONS)
-            & (found["method"] == "FlashDP")
+            & (found["method"] == labels.FLASHDP)
             & (found["tokens"] >= 1024)
         ]
     if found.empty or found["throughput_share"].isna().all():
@@ -154,14 +154,16 @@ def memory(memory: pd.DataFrame) -> Verdict:
     cell = memory[
         (memory["batch_size"] == 16) & memory["parameters"].between(15e6, 30e6)
     ].set_index("method")["peak_bytes"]
-    if "FlashDP" not in cell or "non-private" not in cell:
+    if labels.FLASHDP not in cell or labels.NON_PRIVATE not in cell:
         return Verdict("not tested here", "no model of 20 million parameters at a batch of 16")
-    ratio = cell["FlashDP"] / cell["non-private"]
+    ratio = cell[labels.FLASHDP] / cell[labels.NON_PRIVATE]
     others = [
-        f"{name} {cell[name] / cell['non-private']:.2f}x" for name in PER_LAYER if name in cell
+        f"{name} {cell[name] / cell[labels.NON_PRIVATE]:.2f}x"
+        for name in (labels.EXPLICIT, labels.OPACUS)
+        if name in cell
     ]
     measured = (
-        f"{ratio:.3f}x ({human_bytes(cell['FlashDP'])} and {human_bytes(cell['non-private'])};"
+        f"{ratio:.3f}x ({human_bytes(cell['FlashDP'])} and {human_bytes(cell[labels.NON_PRIVATE])};"
         f" {', '.join(others)})"
     )
     return Verdict("holds" if ratio <= 1.05 else "partly" if ratio <= 1.2 else "fails", measured)
@@ -190,9 +192,11 @@ def memory_batch(memory: pd.DataFrame) -> Verdict:
         return Verdict("not tested here", "no model at three batch sizes")
     rows = memory[memory["model"] == name]
     peaks = rows.pivot_table(index="batch_size", columns="method", values="peak_bytes").sort_index()
-    ratios = peaks["Opacus, per layer"] / peaks["FlashDP"]
+    ratios = peaks[labels.OPACUS] / peaks[labels.FLASHDP]
     slopes = (peaks.iloc[-1] - peaks.iloc[0]) / (peaks.index[-1] - peaks.index[0])
-    excess = (slopes["FlashDP"] - slopes["non-private"]) / (4 * rows["parameters"].iloc[0])
+    excess = (slopes[labels.FLASHDP] - slopes[labels.NON_PRIVATE]) / (
+        4 * rows["parameters"].iloc[0]
+    )
     told = ", ".join(f"{ratio:.2f}x at {batch}" for batch, ratio in ratios.items())
     measured = (
         f"{told}; a sample costs FlashDP {excess:+.1%} of the parameters beyond what it costs"
@@ -224,13 +228,13 @@ def memory_batch(memory: pd.DataFrame) -> Verdict:
 )
 def fastest(batch_size: pd.DataFrame) -> Verdict:
     found = _long(batch_size)
-    others = found[~found["method"].isin(("non-private", "FlashDP"))]
+    others = found[~found["method"].isin((labels.NON_PRIVATE, labels.FLASHDP))]
     if others.empty:
         return Verdict("not tested here", "no sequences of 128 tokens or more")
     best = others.loc[others.groupby("batch_size")["throughput_share"].idxmax()].set_index(
         "batch_size"
     )
-    flash = found[found["method"] == "FlashDP"].set_index("batch_size")["throughput_share"]
+    flash = found[found["method"] == labels.FLASHDP].set_index("batch_size")["throughput_share"]
     lead = flash / best["throughput_share"]
     measured = ", ".join(
         f"{lead[batch]:.2f}x {best.loc[batch, 'method']} at {batch}" for batch in lead.index
@@ -251,7 +255,7 @@ def opacus(batch_size: pd.DataFrame) -> Verdict:
     found = speeds(batch_size).pivot_table(
         index=["model", "batch_size"], columns="method", values="throughput_share", sort=False
     )
-    gains = found["FlashDP"] / found["Opacus, per layer"]
+    gains = found[labels.FLASHDP] / found[labels.OPACUS]
     measured = ", ".join(f"{gain:.2f}x at {batch}" for (_, batch), gain in gains.items())
     return Verdict(
         "holds" if gains.min() >= 1.3 else "partly" if gains.max() >= 1.3 else "fails", measured
@@ -278,7 +282,7 @@ def sequence(sequence_length: pd.DataFrame) -> Verdict:
         .pivot_table(index="tokens", columns="method", values="throughput_share")
         .sort_index()
     )
-    gains = found["FlashDP"] / found["BK"]
+    gains = found[labels.FLASHDP] / found[labels.BOOK_KEEPING]
     measured = ", ".join(f"{gain:.2f}x at {tokens}" for tokens, gain in gains.items())
     grows, ahead = gains.iloc[-1] > gains.iloc[0], gains.iloc[-1] > 1
     return Verdict(
@@ -301,14 +305,10 @@ def sequence(sequence_length: pd.DataFrame) -> Verdict:
 def redundant(cost: pd.DataFrame) -> Verdict:
     found = costs(cost).set_index("method")
     earlier = found.loc[
-        [
-            name
-            for name in ("GhostClip", "BK", "Opacus, ghost", "Opacus, FGC")
-            if name in found.index
-        ],
+        [name for name in labels.FLAT if name in found.index],
         "redundant_share",
     ]
-    own = found.loc["FlashDP", "flops_ratio"]
+    own = found.loc[labels.FLASHDP, "flops_ratio"]
     measured = f"{own:.3f}x non-private; less than " + ", ".join(
         f"{name} by {share:.1%}" for name, share in earlier.items()
     )
@@ -335,7 +335,7 @@ def movement(cost: pd.DataFrame) -> Verdict:
     found = (
         costs(cost)
         .set_index("method")["movement_share"]
-        .drop(["non-private", "FlashDP", "explicit"], errors="ignore")
+        .drop([labels.NON_PRIVATE, labels.FLASHDP, labels.EXPLICIT], errors="ignore")
     )
     measured = ", ".join(f"{share:.1%} less than {name}" for name, share in found.items())
     best = found.max()

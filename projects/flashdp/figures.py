@@ -1,29 +1,35 @@
 """FlashDP's figures: rows in, matplotlib `Figure` out."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from projects.flashdp import labels
 from projects.flashdp.tables import speeds
 from shared.figures import PALETTE
 
-LOOKS = {
-    "non-private": {"color": PALETTE["black"], "linestyle": "--"},
-    "FlashDP": {"color": PALETTE["blue"], "linewidth": 2.5, "zorder": 5},
-    "explicit": {"color": PALETTE["sky"]},
-    "Opacus, per layer": {"color": PALETTE["orange"]},
-    "Opacus, FGC": {"color": PALETTE["amber"], "linestyle": ":"},
-    "Opacus, ghost": {"color": PALETTE["amber"]},
-    "GhostClip": {"color": PALETTE["purple"], "linestyle": ":"},
-    "BK": {"color": PALETTE["green"], "linestyle": ":"},
+LINES = {
+    labels.NON_PRIVATE: {"linestyle": "--"},
+    labels.FLASHDP: {"linewidth": 2.5, "zorder": 5},
+    labels.OPACUS_FGC: {"linestyle": ":"},
+    labels.GHOST_CLIP: {"linestyle": ":"},
+    labels.BOOK_KEEPING: {"linestyle": ":"},
 }
+
+
+def _look(method: str) -> dict[str, Any]:
+    """How a method's line is drawn."""
+    return {"color": PALETTE[labels.COLOURS[method]], **LINES.get(method, {})}
 
 
 def _against(frame: pd.DataFrame, column: str, label: str) -> Figure:
     """Throughput and extra memory of a step over the non-private ones, against a column."""
     found = speeds(frame)
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9))
-    for method, look in LOOKS.items():
+    for method in labels.METHODS:
+        look = _look(method)
         rows = found[found["method"] == method]
         if rows.empty:
             continue
@@ -74,10 +80,10 @@ def utility(utility: pd.DataFrame) -> Figure:
     ):
         curve = (
             rows[rows["seed"] == 0].set_index("step")["train_loss"]
-            if method == "explicit"
+            if method == labels.EXPLICIT
             else rows.groupby("step")["train_loss"].mean()
         )
-        if method == "explicit":
+        if method == labels.EXPLICIT:
             axes.plot(
                 curve.index,
                 curve,
@@ -88,7 +94,7 @@ def utility(utility: pd.DataFrame) -> Figure:
                 label=f"explicit, ε = {epsilon:g}, seed 0",
             )
             same = steps[
-                (steps["method"] == "FlashDP")
+                (steps["method"] == labels.FLASHDP)
                 & (steps["target_epsilon"] == epsilon)
                 & (steps["seed"] == 0)
             ]
@@ -99,11 +105,11 @@ def utility(utility: pd.DataFrame) -> Figure:
                 linewidth=1,
                 label=f"FlashDP, ε = {epsilon:g}, seed 0",
             )
-        elif method == "non-private":
+        elif method == labels.NON_PRIVATE:
             axes.plot(
-                curve.index, curve, color=PALETTE["black"], linestyle="--", label="non-private"
+                curve.index, curve, color=PALETTE["black"], linestyle="--", label=labels.NON_PRIVATE
             )
-        elif method == "FlashDP":
+        elif method == labels.FLASHDP:
             axes.plot(curve.index, curve, color=next(colours), label=f"FlashDP, ε = {epsilon:g}")
         else:
             axes.plot(
@@ -129,25 +135,21 @@ def crossover(crossover: pd.DataFrame) -> Figure:
     times = shown.pivot_table(index=["tokens", "repeat"], columns="backend", values="layer_seconds")
     predicted = shown.groupby(["backend", "tokens"])["predicted_ratio"].first()
     figure, axes = plt.subplots()
-    colours = {
-        "loop": "blue",
-        "ghost": "orange",
-        "recompute": "green",
-        "explicit": "sky",
-        "triton_2k": "purple",
-        "triton_persistent": "amber",
-    }
-    for backend in [name for name in colours if name in times.columns]:
+    for backend in [name for name in labels.BACKEND_COLOURS if name in times.columns]:
         measured = (times[backend] / times["plain"]).groupby("tokens").median()
         axes.plot(
-            measured.index, measured, marker="o", color=PALETTE[colours[backend]], label=backend
+            measured.index,
+            measured,
+            marker="o",
+            color=PALETTE[labels.BACKEND_COLOURS[backend]],
+            label=backend,
         )
         axes.plot(
             measured.index,
             predicted[backend].reindex(measured.index),
             linestyle="--",
             linewidth=1,
-            color=PALETTE[colours[backend]],
+            color=PALETTE[labels.BACKEND_COLOURS[backend]],
         )
     axes.set(
         xscale="log",

@@ -26,7 +26,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from projects.flashdp import backends
+from projects.flashdp.factors import TINY, Factors
+from projects.flashdp.scratch import SCRATCH_BUFFER
 from shared.errors import UserError
 
 try:
@@ -71,9 +72,7 @@ def resident(rows: int, columns: int, device: torch.device | None = None) -> boo
     return available() and _resident_side(rows, columns, device) is not None
 
 
-def triton_2k(
-    left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: backends.Factors
-) -> None:
+def triton_2k(left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors) -> None:
     """Two kernels per chunk of samples."""
     _require("triton_2k", left, right, out)
     samples, positions, rows = left.shape
@@ -89,7 +88,7 @@ def triton_2k(
         for start in range(0, samples, chunk):
             part = slice(start, min(start + chunk, samples))
             size = part.stop - part.start
-            products = backends.SCRATCH_BUFFER.get(wide, size, rows, columns)
+            products = SCRATCH_BUFFER.get(wide, size, rows, columns)
             partials = torch.empty(size, tiles, device=left.device, dtype=torch.float32)
             inputs = (left[part], right[part])
             _products[(tiles, size)](
@@ -114,7 +113,7 @@ def triton_2k(
 
 
 def triton_persistent(
-    left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: backends.Factors
+    left: Tensor, right: Tensor, out: Tensor, fresh: bool, factors: Factors
 ) -> None:
     """One kernel; `triton_2k` where the weight is not `resident`."""
     _require("triton_persistent", left, right, out)
@@ -136,7 +135,7 @@ def triton_persistent(
             *(samples, float(factors.bound), float(factors.scale)),
             *_geometry(left, right),
             *out.stride(),
-            TINY=backends.TINY,
+            TINY=TINY,
             EXTRA=factors.extra is not None,
             FRESH=fresh,
             TILES=triton.next_power_of_2(tiles),
@@ -176,7 +175,7 @@ def _interpreted() -> bool:
     return triton is not None and not isinstance(_products, triton.JITFunction)
 
 
-def _nothing(samples: int, out: Tensor, fresh: bool, factors: backends.Factors) -> None:
+def _nothing(samples: int, out: Tensor, fresh: bool, factors: Factors) -> None:
     """An empty batch, which has no grid to launch."""
     factors(torch.zeros(samples, device=out.device), 0)
     if fresh:
@@ -349,7 +348,7 @@ def _persistent(
     TINY: tl.constexpr, EXTRA: tl.constexpr, FRESH: tl.constexpr, TILES: tl.constexpr,
     SIDE: tl.constexpr, STEP: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Program: one tile of the sum, over all samples. The factor is `backends.Factors`' in the same
+    """Program: one tile of the sum, over all samples. The factor is `Factors`' in the same
     operations.
 
     The counter only grows: sample i's barrier opens at (i + 1) programs. Partial norms alternate

@@ -16,7 +16,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
-from projects.flashdp import backends
+from projects.flashdp.scratch import SCRATCH_BUFFER
 
 # numbers drawn at a time on a CPU: with what they are made from, as much as its cache holds
 BLOCK = 1 << 17
@@ -88,7 +88,7 @@ class GeneratorNoise:
         for part in sums.split(CHUNK):
             if deviation:
                 part.add_(
-                    backends.SCRATCH_BUFFER.get(part, len(part)).normal_(
+                    SCRATCH_BUFFER.get(part, len(part)).normal_(
                         0, deviation, generator=self._generator
                     )
                 )

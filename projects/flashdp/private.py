@@ -15,220 +15,142 @@ import math
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from projects.flashdp import backends, layers
 from projects.flashdp.accounting import Mechanism, PrivacyReport, epsilon
+from projects.flashdp.clipper import PerLayerClipper
+from projects.flashdp.groups import Group, clip_bounds
 from projects.flashdp.noise import streams
+from projects.flashdp.refusals import check_optimizer, covered, mixes
 from projects.flashdp.sampling import FixedSampling, PoissonSampling
+from projects.flashdp.scratch import SCRATCH_BUFFER
 from shared.errors import UserError
 
 
-def parameter_name(layer: str, key: str) -> str:
-    """As in `named_parameters`; a model that is itself a layer has no name."""
-    return f"{layer}.{key}" if layer else key
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Parameters clipped together: a layer's, or a single one."""
-
-    name: str
-    bound: float
-    parameters: list[str]
-    noise: float  # standard deviation of the noise on the sum
-    # of the samples of each backward since the last step
-    norms: list[Tensor] = field(default_factory=list)
-
-
-class _Written(NamedTuple):
-    """A gradient as it was when its last sample, or its noise, had been added."""
-
-    gradient: "weakref.ref[Tensor]"
-    version: int
-    fingerprint: Tensor | None  # None once it is released: what then becomes of it does no harm
-
-
-def _fingerprint(gradient: Tensor) -> Tensor:
-    """Some of the elements."""
-    stride = max(1, gradient.numel() // 64)
-    return gradient.as_strided((gradient.numel() // stride,), (stride,)).clone()
-
-
-class PerLayerClipper:
-    """FlashDP's clipper: what a layer's backward brings is clipped and added to `.grad` at once,
-    and nothing is kept.
+def make_private(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sampling: "PoissonSampling | FixedSampling",
+    *,
+    noise_multiplier: float,
+    clip: float | Mapping[str, float] = 1.0,
+    groups: Literal["layer", "parameter"] = "layer",
+    noise_allocation: Literal["uniform", "equal"] = "uniform",
+    loss_reduction: Literal["sum", "mean"] = "sum",
+    backend: str = "auto",
+    flattened: Sequence[str] = (),
+    key: bytes | None = None,
+    noise_seed: int | None = None,
+    process_group: Any = None,
+    sensitivity: float | None = None,
+    stage: int | None = None,
+) -> "DPModel":
+    """Make `model` and `optimizer` private in place: `loss.backward()` clips, `optimizer.step()`
+    adds the noise.
 
     Args:
-        groups: by name of parameter.
-        mean: True when losses are averaged over the batch, so that a sample's gradient arrives
-            divided by the batch's size.
+        model: its trainable parameters must lie in supported layers (listed in the README); freeze
+            the others.
+        optimizer: any of torch.optim's kind, over parameters of the model.
+        sampling: how batches are drawn; it gives the expected batch size and the rate.
+        noise_multiplier: σ, the noise's standard deviation over the sensitivity. 0 trains without
+            noise (epsilon is infinite).
+        clip: the total bound C, of which each of L groups gets C/sqrt(L); or a bound for each
+            group, by name or pattern of names.
+        groups: clip each layer as a whole, or each parameter (as Opacus's per-layer clipping does).
+        noise_allocation: "uniform", the same deviation σΔ on all groups, or "equal", σ·sqrt(L)·C_l
+            on group l: the same privacy.
+        loss_reduction: whether the backward starts from the sum or from the mean of the losses of
+            the samples. A loss averaged over all tokens of the batch is neither: it couples the
+            samples (see `per_sample_loss`).
+        backend: one of `backends.BACKENDS`, or "auto" (by a model of the cost).
+        flattened: patterns of names of layers whose input is [B*T, d] with each sample's positions
+            one after another.
+        key: 32 secret bytes. The noise of step t is a function of them and of t, so that a run that
+            goes on in another process can take its last steps again as they were. Who has them can
+            take the noise away. Left out, they come from the operating system.
+        noise_seed: for tests, in place of a key.
+        process_group: of data-parallel ranks, each with its part of the batch.
+        sensitivity: Δ of the whole model, where `model` is one stage of a pipeline: sqrt(Σ C_l²)
+            over the groups of all stages. Give each stage `clip={"*": C / sqrt(L)}` with the number
+            L of all groups, and this C. (A stage that took its own groups for all there are would
+            add too little noise.)
+        stage: its number, where stages share a key.
+
+    Raises:
+        UserError: naming the layer or the value that does not allow privacy, and what to do.
     """
-
-    def __init__(self, groups: Mapping[str, Group], backend: str, mean: bool):
-        self.groups, self.backend, self.mean = groups, backend, mean
-        self.chosen: dict[tuple[str, int, int], str] = {}  # by layer, batch size and positions
-        self._written: dict[int, _Written] = {}  # by parameter
-
-    def matrix(
-        self,
-        layer: layers.Private,
-        left_BTl: Tensor,
-        right_BTr: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        g_BTp: Tensor,
-    ) -> None:
-        samples, positions = left_BTl.shape[:2]
-        name = layer.layer_name
-        sums = None if bias is None else g_BTp.sum(1, dtype=bias.dtype)
-        if weight is None:
-            self.vectors(layer, {"bias": sums})
-            return
-        group = self.groups[parameter_name(name, "weight")]
-        joint = bias is not None and self.groups[parameter_name(name, "bias")] is group
-        factors = self._factors(group, samples, backends.square_norms([sums]) if joint else None)
-        out, fresh = self._gradient(weight)
-        backend = self._backend(name, samples, positions, out, left_BTl)
-        backends.BACKENDS[backend](left_BTl, right_BTr, out, fresh, factors)
-        self.wrote(weight)
-        c = factors.found()
-        if joint:
-            self._add(bias, sums, c)
-        elif bias is not None:
-            self.vectors(layer, {"bias": sums})
-
-    def vectors(self, layer: layers.Private, gradients: Mapping[str, Tensor]) -> None:
-        members: dict[Group, list[str]] = {}
-        for key in gradients:
-            members.setdefault(self.groups[parameter_name(layer.layer_name, key)], []).append(key)
-        for group, keys in members.items():
-            own = [gradients[key] for key in keys]
-            c = self._factors(group, len(own[0])).of(backends.square_norms(own))
-            for key, gradient in zip(keys, own, strict=True):
-                self._add(getattr(layer, key), gradient, c)
-
-    def embedding(
-        self, layer: layers.Private, ids_BT: Tensor, g_BTd: Tensor, weight: Tensor
-    ) -> None:
-        group = self.groups[parameter_name(layer.layer_name, "weight")]
-        token, owner, rows, squares = embedding_rows(ids_BT, g_BTd, weight)
-        factors = self._factors(group, len(ids_BT)).of(squares).to(rows.dtype)[owner]
-        out, fresh = self._gradient(weight)
-        if fresh:
-            out.zero_()
-        rows.mul_(factors[:, None])
-        if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not 0
-            rows = torch.where((factors > 0)[:, None], rows, 0)
-        out.index_add_(0, token, rows)
-        self.wrote(weight)
-
-    def _factors(self, group: Group, samples: int, extra: Tensor | None = None) -> backends.Factors:
-        return backends.Factors(group.bound, samples if self.mean else 1, extra, group.norms)
-
-    def _gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
-        """Where the sum goes, and whether it begins here."""
-        if parameter.grad is None:
-            parameter.grad = torch.empty_like(parameter, memory_format=torch.contiguous_format)
-            return parameter.grad, True
-        if self.state(parameter) == "released":
-            raise UserError(
-                "a backward after optimizer.step() without optimizer.zero_grad() would add to a"
-                " gradient already released"
-            )
-        return parameter.grad, False
-
-    def wrote(self, parameter: Tensor, released: bool = False) -> None:
-        """Remember the gradient as it is, so that a change by others shows."""
-        gradient = parameter.grad
-        fingerprint = None if released else _fingerprint(gradient)
-        self._written[id(parameter)] = _Written(
-            weakref.ref(gradient), gradient._version, fingerprint
+    if not noise_multiplier >= 0 or math.isinf(noise_multiplier):
+        raise UserError(f"noise_multiplier must be a number of at least 0, not {noise_multiplier}")
+    backends.check(backend)
+    choices = {
+        "groups": (groups, ("layer", "parameter")),
+        "noise_allocation": (noise_allocation, ("uniform", "equal")),
+    }
+    for option, (given, known) in {
+        **choices,
+        "loss_reduction": (loss_reduction, ("sum", "mean")),
+    }.items():
+        if given not in known:
+            raise UserError(f"{option} must be one of {', '.join(known)}, not '{given}'")
+    if noise_seed is not None and noise_seed < 0:
+        raise UserError(f"noise_seed must be at least 0, not {noise_seed}")
+    trained = covered(model)
+    check_optimizer(model, optimizer)
+    if key is not None and (len(key) != 32 or noise_seed is not None):
+        raise UserError("key must be 32 secret bytes, and noise_seed is then left out")
+    bounds = clip_bounds(trained, clip, groups)
+    own = math.sqrt(sum(bound**2 for _, bound in bounds.values()))
+    if sensitivity is None:
+        sensitivity = own
+    elif noise_allocation != "uniform" or not own * (1 - 1e-9) <= sensitivity < math.inf:
+        raise UserError(
+            f"sensitivity is that of the whole model, at least this stage's {own:g}, with uniform"
+            " noise_allocation"
         )
-
-    def state(self, parameter: Tensor, look: bool = False) -> Literal["sum", "released"]:
-        """What `.grad` holds: a sum of clipped gradients, or what already went to the optimizer.
-
-        Raises UserError when something else has written to it (a second clipping); zeroing is fine.
-        What torch does not count as a write (`.grad.data`, a gradient scaler) shows in some of the
-        elements, for which `look` waits for the device.
-        """
-        known = self._written.get(id(parameter))
-        same = (
-            known is not None
-            and known.gradient() is parameter.grad
-            and known.version == parameter.grad._version
+    elif stage is None and (key is not None or noise_seed is not None):
+        raise UserError(
+            "stages of a pipeline with one key need numbers of their own (stage=), or their noise"
+            " would be the same"
         )
-        if same and known.fingerprint is None:
-            return "released"
-        if same and not (look and not torch.equal(known.fingerprint, _fingerprint(parameter.grad))):
-            return "sum"
-        if bool(parameter.grad.any()):
-            raise UserError(
-                "a gradient was changed between the backward and the step; what is not the sum of"
-                " clipped gradients is not private (for mixed precision use torch.autocast with"
-                " bfloat16, which needs no gradient scaler)"
-            )
-        return "sum"
-
-    def _add(self, parameter: Tensor, gradients: Tensor, factors: Tensor) -> None:
-        """Add the clipped sum of per-sample gradients [B, ...]."""
-        out, fresh = self._gradient(parameter)
-        flat, flat_out = gradients.flatten(1), out.view(-1)
-        if flat.dtype != out.dtype:
-            flat = flat.to(out.dtype)
-        if out.is_cuda or not factors.all():  # 0 times what is not finite is not 0
-            flat = torch.where((factors > 0)[:, None], flat, 0)
-        torch.addmv(flat_out, flat.T, factors.to(out.dtype), beta=0 if fresh else 1, out=flat_out)
-        self.wrote(parameter)
-
-    def _backend(self, name: str, samples: int, positions: int, out: Tensor, left: Tensor) -> str:
-        key = (name, samples, positions)
-        if key not in self.chosen:
-            if self.backend == "auto":
-                self.chosen[key] = backends.choose(
-                    samples, positions, *out.shape, out.device.type, left.element_size()
-                )
-            else:
-                self.chosen[key] = backends.fitting(self.backend, out)
-        return self.chosen[key]
-
-
-def embedding_rows(
-    ids_BT: Tensor, g_BTd: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The per-sample gradients of an embedding without their empty rows.
-
-    A token may stand in a sample more than once, and its rows are added before a norm is taken.
-
-    Returns:
-        token, owner [B*T]: which row of the weight and which sample each row belongs to; rows [B*T,
-        d], unused ones at the end being 0; squares [B]: the squared norm of each sample's gradient.
-    """
-    samples, positions = ids_BT.shape
-    sample = torch.arange(samples, device=ids_BT.device).repeat_interleave(positions)
-    # equal (sample, token) pairs now adjoin
-    key, order = torch.sort(sample * len(weight) + ids_BT.flatten(), stable=True)
-    slot = torch.cat([key.new_zeros(1), (key[1:] != key[:-1]).cumsum(0)])
-    place = torch.empty_like(slot).index_copy_(0, order, slot)
-    rows = torch.zeros_like(g_BTd.flatten(0, 1), dtype=weight.dtype).index_add_(
-        0, place, g_BTd.flatten(0, 1).to(weight.dtype)
+    grouped: dict[str, Group] = {}
+    for name, (members, bound) in bounds.items():
+        equal = math.sqrt(len(bounds)) * bound
+        noise = noise_multiplier * (sensitivity if noise_allocation == "uniform" else equal)
+        grouped.update(dict.fromkeys(members, Group(name, bound, members, noise)))
+    clipper = PerLayerClipper(grouped, backend, loss_reduction == "mean")
+    flow = layers.Flow(clipper)
+    for name, (layer, private) in trained.items():
+        layers.privatise(
+            layer,
+            private,
+            name,
+            flow,
+            any(fnmatch.fnmatchcase(name, pattern) for pattern in flattened),
+        )
+    if key is None:
+        key = os.urandom(32) if noise_seed is None else noise_seed.to_bytes(32, "big")
+    key = _agreed(key, model, process_group) + (
+        b"" if stage is None else f"stage {stage} ".encode()
     )
-    token, owner = (
-        torch.zeros_like(key).index_copy_(0, slot, part)
-        for part in (key % len(weight), key // len(weight))
+    return DPModel(
+        model,
+        optimizer,
+        sampling,
+        clipper,
+        flow,
+        noise_multiplier,
+        key,
+        noise_seed is not None,
+        process_group,
+        sensitivity,
     )
-    squares = rows.new_zeros(samples).index_add_(
-        0, owner, torch.linalg.vector_norm(rows, dim=1).square()
-    )
-    return token, owner, rows, squares
 
 
 class DPModel:
@@ -264,7 +186,7 @@ class DPModel:
         self._flow, self._key, self._known_key = flow, key, known_key
         self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._batch_norms = [
-            (name, module) for name, module in model.named_modules() if _mixes(module)
+            (name, module) for name, module in model.named_modules() if mixes(module)
         ]
         # how often an earlier state was loaded: its noise must not come back with other data
         self._rewound = 0
@@ -350,7 +272,7 @@ class DPModel:
         for _, parameter in self._named:
             if parameter.grad is not None and self.clipper.state(parameter) != "released":
                 parameter.grad = None
-        backends.SCRATCH_BUFFER.release()
+        SCRATCH_BUFFER.release()
         for handle in self._handles:
             handle.remove()
         _ALIVE.discard(self)
@@ -495,18 +417,6 @@ def _others(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
 register_optimizer_step_pre_hook(_others)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in arguments or outputs, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-
-
 class _Leak:
     """A gradient that autograd brings to a parameter has not been clipped."""
 
@@ -520,141 +430,16 @@ class _Leak:
         )
 
 
-def make_private(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    sampling: "PoissonSampling | FixedSampling",
-    *,
-    noise_multiplier: float,
-    clip: float | Mapping[str, float] = 1.0,
-    groups: Literal["layer", "parameter"] = "layer",
-    noise_allocation: Literal["uniform", "equal"] = "uniform",
-    loss_reduction: Literal["sum", "mean"] = "sum",
-    backend: str = "auto",
-    flattened: Sequence[str] = (),
-    key: bytes | None = None,
-    noise_seed: int | None = None,
-    process_group: Any = None,
-    sensitivity: float | None = None,
-    stage: int | None = None,
-) -> DPModel:
-    """Make `model` and `optimizer` private in place: `loss.backward()` clips, `optimizer.step()`
-    adds the noise.
-
-    Args:
-        model: its trainable parameters must lie in supported layers (listed in the README); freeze
-            the others.
-        optimizer: any of torch.optim's kind, over parameters of the model.
-        sampling: how batches are drawn; it gives the expected batch size and the rate.
-        noise_multiplier: σ, the noise's standard deviation over the sensitivity. 0 trains without
-            noise (epsilon is infinite).
-        clip: the total bound C, of which each of L groups gets C/sqrt(L); or a bound for each
-            group, by name or pattern of names.
-        groups: clip each layer as a whole, or each parameter (as Opacus's per-layer clipping does).
-        noise_allocation: "uniform", the same deviation σΔ on all groups, or "equal", σ·sqrt(L)·C_l
-            on group l: the same privacy.
-        loss_reduction: whether the backward starts from the sum or from the mean of the losses of
-            the samples. A loss averaged over all tokens of the batch is neither: it couples the
-            samples (see `per_sample_loss`).
-        backend: one of `backends.BACKENDS`, or "auto" (by a model of the cost).
-        flattened: patterns of names of layers whose input is [B*T, d] with each sample's positions
-            one after another.
-        key: 32 secret bytes. The noise of step t is a function of them and of t, so that a run that
-            goes on in another process can take its last steps again as they were. Who has them can
-            take the noise away. Left out, they come from the operating system.
-        noise_seed: for tests, in place of a key.
-        process_group: of data-parallel ranks, each with its part of the batch.
-        sensitivity: Δ of the whole model, where `model` is one stage of a pipeline: sqrt(Σ C_l²)
-            over the groups of all stages. Give each stage `clip={"*": C / sqrt(L)}` with the number
-            L of all groups, and this C. (A stage that took its own groups for all there are would
-            add too little noise.)
-        stage: its number, where stages share a key.
-
-    Raises:
-        UserError: naming the layer or the value that does not allow privacy, and what to do.
-    """
-    if not noise_multiplier >= 0 or math.isinf(noise_multiplier):
-        raise UserError(f"noise_multiplier must be a number of at least 0, not {noise_multiplier}")
-    backends.check(backend)
-    choices = {
-        "groups": (groups, ("layer", "parameter")),
-        "noise_allocation": (noise_allocation, ("uniform", "equal")),
-    }
-    for option, (given, known) in {
-        **choices,
-        "loss_reduction": (loss_reduction, ("sum", "mean")),
-    }.items():
-        if given not in known:
-            raise UserError(f"{option} must be one of {', '.join(known)}, not '{given}'")
-    if noise_seed is not None and noise_seed < 0:
-        raise UserError(f"noise_seed must be at least 0, not {noise_seed}")
-    found = covered(model)
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    strangers = [
-        p
-        for group in optimizer.param_groups
-        for p in group["params"]
-        if p.requires_grad and id(p) not in names
-    ]
-    if strangers:
-        raise UserError(
-            f"the optimizer has {len(strangers)} trainable parameters that are not the model's"
-        )
-    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for key, name in names.items() if key not in known]
-    if missing:
-        raise UserError(
-            f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among"
-            " them; freeze them or add them"
-        )
-    if key is not None and (len(key) != 32 or noise_seed is not None):
-        raise UserError("key must be 32 secret bytes, and noise_seed is then left out")
-    bounds = _bounds(found, clip, groups)
-    own = math.sqrt(sum(bound**2 for _, bound in bounds.values()))
-    if sensitivity is None:
-        sensitivity = own
-    elif noise_allocation != "uniform" or not own * (1 - 1e-9) <= sensitivity < math.inf:
-        raise UserError(
-            f"sensitivity is that of the whole model, at least this stage's {own:g}, with uniform"
-            " noise_allocation"
-        )
-    elif stage is None and (key is not None or noise_seed is not None):
-        raise UserError(
-            "stages of a pipeline with one key need numbers of their own (stage=), or their noise"
-            " would be the same"
-        )
-    grouped: dict[str, Group] = {}
-    for name, (members, bound) in bounds.items():
-        equal = math.sqrt(len(bounds)) * bound
-        noise = noise_multiplier * (sensitivity if noise_allocation == "uniform" else equal)
-        grouped.update(dict.fromkeys(members, Group(name, bound, members, noise)))
-    clipper = PerLayerClipper(grouped, backend, loss_reduction == "mean")
-    flow = layers.Flow(clipper)
-    for name, (layer, private) in found.items():
-        layers.privatise(
-            layer,
-            private,
-            name,
-            flow,
-            any(fnmatch.fnmatchcase(name, pattern) for pattern in flattened),
-        )
-    if key is None:
-        key = os.urandom(32) if noise_seed is None else noise_seed.to_bytes(32, "big")
-    key = _agreed(key, model, process_group) + (
-        b"" if stage is None else f"stage {stage} ".encode()
-    )
-    return DPModel(
-        model,
-        optimizer,
-        sampling,
-        clipper,
-        flow,
-        noise_multiplier,
-        key,
-        noise_seed is not None,
-        process_group,
-        sensitivity,
-    )
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in arguments or outputs, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
 
 
 def untie(model: nn.Module) -> int:
@@ -678,114 +463,6 @@ def untie(model: nn.Module) -> int:
     if copied and getattr(config, "tie_word_embeddings", False):
         config.tie_word_embeddings = False
     return copied
-
-
-def _mixes(module: nn.Module) -> bool:
-    """Whether a module in training mode takes statistics over the samples, or keeps them in a
-    buffer.
-    """
-    return isinstance(module, _BatchNorm) or bool(getattr(module, "track_running_stats", False))
-
-
-def covered(model: nn.Module) -> dict[str, tuple[nn.Module, type[nn.Module]]]:
-    """The layers with trainable parameters and their private classes, by name; UserError for what
-    has none.
-    """
-    owners: dict[int, str] = {}
-    found: dict[str, tuple[nn.Module, type[nn.Module]]] = {}
-    uncovered: list[str] = []
-    modules: dict[int, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, layers.Private):
-            raise UserError("the model is private already; unwrap() it first")
-        if _mixes(module) and (
-            module.training or any(p.requires_grad for p in module.parameters())
-        ):
-            kind = (
-                "BatchNorm"
-                if isinstance(module, _BatchNorm)
-                else f"{type(module).__name__} with running statistics"
-            )
-            raise UserError(
-                f"{name} is a {kind}, which mixes the samples of a batch; use GroupNorm or"
-                " LayerNorm, or freeze it in eval mode"
-            )
-        own = [(key, p) for key, p in module.named_parameters(recurse=False) if p.requires_grad]
-        if not own:
-            continue
-        if id(module) in modules:
-            raise UserError(
-                f"{modules[id(module)]} and {name} are one module in two places; give each its own,"
-                " or freeze it"
-            )
-        modules[id(module)] = name
-        for key, parameter in own:
-            if id(parameter) in owners:
-                raise UserError(
-                    f"{owners[id(parameter)]} and {name}.{key} are tied; untie(model) gives each"
-                    " its own, or freeze them"
-                )
-            owners[id(parameter)] = f"{name}.{key}"
-        try:
-            private = layers.private_class(module)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        narrow = [key for key, parameter in own if parameter.dtype.itemsize < 4]
-        if narrow:
-            raise UserError(
-                f"{name}.{narrow[0]} is {own[0][1].dtype}, too narrow to add in; load in float32"
-                " and use torch.autocast"
-            )
-        # weight_norm, for one
-        if private is None or any(key not in ("weight", "bias") for key, _ in own):
-            uncovered += [f"{name}.{key}".lstrip(".") for key, _ in own]
-        else:
-            found[name] = (module, private)
-    if uncovered:
-        more = f" and {len(uncovered) - 3} more" if len(uncovered) > 3 else ""
-        raise UserError(
-            f"no rule for per-sample gradients of {', '.join(uncovered[:3])}{more}; freeze them"
-            " (requires_grad_(False)) or put them in Linear, Conv1D, Embedding, LayerNorm or"
-            " RMSNorm layers"
-        )
-    if not found:
-        raise UserError("the model has nothing to train: no parameter requires a gradient")
-    return found
-
-
-def _bounds(
-    found: Mapping[str, Any], clip: float | Mapping[str, float], kind: str
-) -> dict[str, tuple[list[str], float]]:
-    """The parameters and the bound of each clip group, by its name."""
-    members: dict[str, list[str]] = {}
-    for name, (layer, _) in found.items():
-        own = [
-            parameter_name(name, key)
-            for key, p in layer.named_parameters(recurse=False)
-            if p.requires_grad
-        ]
-        members.update({name: own} if kind == "layer" else {one: [one] for one in own})
-    if not isinstance(clip, Mapping):
-        bounds = dict.fromkeys(members, float(clip) / math.sqrt(len(members)))
-    else:
-        matching = {
-            name: [pattern for pattern in clip if fnmatch.fnmatchcase(name, pattern)]
-            for name in members
-        }
-        unused = set(clip) - {pattern for patterns in matching.values() for pattern in patterns}
-        if unused:
-            raise UserError(
-                f"no clip group is called '{sorted(unused)[0]}'; there are"
-                f" {', '.join(list(members)[:3])}, ..."
-            )
-        bounds = {
-            name: float(clip[patterns[0]]) if patterns else 0.0
-            for name, patterns in matching.items()
-        }
-    for name, bound in bounds.items():
-        if not 0 < bound < math.inf:
-            raise UserError(f"the clipping bound of {name} must be a number above 0, not {bound:g}")
-    return {name: (members[name], bounds[name]) for name in members}
 
 
 def _agreed(key: bytes, model: nn.Module, process_group: Any) -> bytes:

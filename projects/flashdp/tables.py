@@ -2,14 +2,15 @@
 
 import pandas as pd
 
+from projects.flashdp import labels
 from shared.statistics import ratio
 from shared.tables import Column, Table, human_bytes, paper_numbers
 
 CELL = ["model", "batch_size", "tokens"]
 INTERVAL = (
     "Shares are medians over rounds in which every method made one step in turn; the interval holds"
-    " the true median with a probability of at least 95 %. Process time on one thread on a CPU,"
-    " wall time on a GPU."
+    " the true median with a probability of at least 95 % where there are six rounds; else it spans"
+    " them all. Process time on one thread on a CPU, wall time on a GPU."
 )
 FLAT = (
     "Flat clipping (FGC, ghost, GhostClip, BK) takes one norm over all layers: another algorithm,"
@@ -25,7 +26,7 @@ def speeds(frame: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for cell, rows in frame.groupby(CELL, sort=False):
         timed = rows[rows["step_seconds"].notna()]
-        plain = timed.loc[timed["method"] == "non-private", "step_seconds"].to_numpy()
+        plain = timed.loc[timed["method"] == labels.NON_PRIVATE, "step_seconds"].to_numpy()
         peaks = (
             rows[rows["peak_bytes"].notna()].set_index("method")["peak_bytes"]
             if "peak_bytes" in rows
@@ -49,8 +50,8 @@ def speeds(frame: pd.DataFrame) -> pd.DataFrame:
                     "high_share": share.high if share else None,
                     "peak_bytes": peaks.get(method),
                     "memory_ratio": (
-                        peaks.get(method) / peaks["non-private"]
-                        if method in peaks and "non-private" in peaks
+                        peaks.get(method) / peaks[labels.NON_PRIVATE]
+                        if method in peaks and labels.NON_PRIVATE in peaks
                         else None
                     ),
                 }
@@ -93,7 +94,7 @@ def batch_size(batch_size: pd.DataFrame) -> Table:
     return _speed_table(
         batch_size,
         "Throughput and memory against the batch size",
-        "The paper's table 1 in structure; its cells could not be had. AdamW, noise included,"
+        "The paper's table 1 in structure; we had no access to its cells. AdamW, noise included,"
         " per-sample losses.",
     )
 
@@ -137,7 +138,8 @@ def amp(amp: pd.DataFrame) -> Table:
         index="repeat", columns=["method", "autocast"], values="step_seconds"
     )
     gain = ratio(
-        times[("FlashDP", "float32")].to_numpy(), times[("FlashDP", "bfloat16")].to_numpy()
+        times[(labels.FLASHDP, "float32")].to_numpy(),
+        times[(labels.FLASHDP, "bfloat16")].to_numpy(),
     )
     lines.append(
         {
@@ -162,7 +164,9 @@ def mixed_precision(amp: pd.DataFrame) -> dict:
         index="repeat", columns=["method", "autocast"], values="step_seconds"
     )
     return {
-        dtype: ratio(times[("non-private", dtype)].to_numpy(), times[("FlashDP", dtype)].to_numpy())
+        dtype: ratio(
+            times[(labels.NON_PRIVATE, dtype)].to_numpy(), times[(labels.FLASHDP, dtype)].to_numpy()
+        )
         for dtype in ("float32", "bfloat16")
     }
 
@@ -224,7 +228,9 @@ def parallel_shares(parallel: pd.DataFrame) -> dict:
         .max()
     )
     return {
-        layout: ratio(times[layout, "non-private"].to_numpy(), times[layout, "FlashDP"].to_numpy())
+        layout: ratio(
+            times[layout, labels.NON_PRIVATE].to_numpy(), times[layout, labels.FLASHDP].to_numpy()
+        )
         for layout in times.index.get_level_values("layout").unique()
     }
 
@@ -303,7 +309,7 @@ def cost(cost: pd.DataFrame) -> Table:
 def costs(cost: pd.DataFrame) -> pd.DataFrame:
     """Each method's counts with what FlashDP saves of them."""
     frame = cost.set_index("method")
-    flash, plain = frame.loc["FlashDP"], frame.loc["non-private"]
+    flash, plain = frame.loc[labels.FLASHDP], frame.loc[labels.NON_PRIVATE]
     frame = frame.assign(
         flops_ratio=frame["step_flops"] / plain["step_flops"],
         moved_ratio=frame["moved_bytes"] / plain["moved_bytes"],
@@ -322,12 +328,14 @@ def memory(memory: pd.DataFrame) -> Table:
         sort=False,
     )
     frame = frame[list(dict.fromkeys(memory["method"]))]
-    frame["flash_ratio"] = frame["FlashDP"] / frame["non-private"]
+    frame["flash_ratio"] = frame[labels.FLASHDP] / frame[labels.NON_PRIVATE]
     others = [
-        name for name in frame.columns if name not in ("non-private", "FlashDP", "flash_ratio")
+        name
+        for name in frame.columns
+        if name not in (labels.NON_PRIVATE, labels.FLASHDP, "flash_ratio")
     ]
     for name in others:
-        frame[f"{name} ratio"] = frame[name] / frame["FlashDP"]
+        frame[f"{name} ratio"] = frame[name] / frame[labels.FLASHDP]
     return Table(
         title="Peak memory of a step",
         caption=(
@@ -340,8 +348,8 @@ def memory(memory: pd.DataFrame) -> Table:
             "batch_size": "batch",
             "tokens": "tokens",
             "parameters": Column("parameters", "{:,}"),
-            "non-private": Column("non-private", human_bytes),
-            "FlashDP": Column("FlashDP", human_bytes),
+            labels.NON_PRIVATE: Column(labels.NON_PRIVATE, human_bytes),
+            labels.FLASHDP: Column(labels.FLASHDP, human_bytes),
             "flash_ratio": Column("FlashDP to non-private", "{:.3f}x"),
             **{name: Column(name, human_bytes) for name in others},
             **{f"{name} ratio": Column(f"{name} to FlashDP", "{:.2f}x") for name in others},

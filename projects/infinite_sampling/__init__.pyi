@@ -1,4 +1,5 @@
-from .engine import Completion, Engine, Rollout, Schedule, Stats
+from .engine import Engine
+from .rollout import Completion, Rollout, Schedule, Stats
 from .scheduler import Plan, Queue, lower_bound, plan, replay
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 import pandas as pd
 
-from projects.infinite_sampling.tables import MICRO, TRL, TRL_OURS, ablation_steps, speeds, trained
+from projects.infinite_sampling import labels
+from projects.infinite_sampling.tables import ablation_steps, speeds, trained
 from shared.claims import Verdict, claim
 from shared.tables import human_bytes, paper_numbers
 
@@ -10,9 +11,6 @@ _HEADLINE = paper_numbers("infinite_sampling", "headline").set_index("quantity")
 _SAVED = _HEADLINE["peak memory saved by micro groups (over)"]
 _FASTER = _HEADLINE["throughput over micro groups (more than)"]
 _STEPS = _HEADLINE["decoding steps saved over micro groups (up to)"]
-FRAMEWORK = "framework (predicted)"
-ORACLE = "plan (oracle)"
-FIFO = "continuous, FIFO"
 
 
 @claim(
@@ -28,7 +26,7 @@ FIFO = "continuous, FIFO"
 )
 def memory(memory: pd.DataFrame) -> Verdict:
     rows = memory[memory["kind"] == "modes"].set_index("mode")
-    full, micro = rows.loc["full group"], rows.loc[MICRO]
+    full, micro = rows.loc[labels.FULL], rows.loc[labels.MICRO]
     kv, peak = micro["kv_bytes"] / full["kv_bytes"], micro["peak_bytes"] / full["peak_bytes"]
     total = (micro["peak_bytes"] + micro["weight_bytes"]) / (
         full["peak_bytes"] + full["weight_bytes"]
@@ -57,11 +55,11 @@ def equal_memory(memory: pd.DataFrame) -> Verdict:
     rows = (
         memory[memory["kind"] == "modes"]
         .set_index("mode")
-        .loc[[MICRO, "continuous, fixed slots", "full framework"]]
+        .loc[[labels.MICRO, labels.FIXED_SLOTS, labels.FULL_FRAMEWORK]]
     )
     spread = rows["kv_bytes"].max() / rows["kv_bytes"].min() - 1
     formula = (rows["kv_bytes"] / rows["formula_bytes"] - 1).abs().max()
-    peaks = rows["peak_bytes"] / rows.loc[MICRO, "peak_bytes"]
+    peaks = rows["peak_bytes"] / rows.loc[labels.MICRO, "peak_bytes"]
     measured = (
         f"keys and values {spread:.1%} apart, {formula:.1%} from the formula; peak of the framework"
         f" {peaks['full framework']:.2f} of micro groups'"
@@ -83,12 +81,12 @@ def group_size(memory: pd.DataFrame) -> Verdict:
     rows = memory[memory["kind"] == "groups"]
     growth = {}
     for mode, own in rows.groupby("mode"):
-        own = own[own["group"] > rows.loc[rows["mode"] == MICRO, "slots"].max()].sort_values(
+        own = own[own["group"] > rows.loc[rows["mode"] == labels.MICRO, "slots"].max()].sort_values(
             "group"
         )
         growth[mode] = own["peak_bytes"].iloc[-1] / own["peak_bytes"].iloc[0]
         groups = own["group"].iloc[0], own["group"].iloc[-1]
-    fixed = max(growth[MICRO], growth["full framework"])
+    fixed = max(growth[labels.MICRO], growth[labels.FULL_FRAMEWORK])
     measured = (
         f"group {groups[0]} to {groups[1]}: peak x {fixed:.3f} with fixed slots, x"
         f" {growth['full group']:.1f} with the full group"
@@ -96,7 +94,7 @@ def group_size(memory: pd.DataFrame) -> Verdict:
     if fixed > 1.05:
         return Verdict("fails", measured)
     return Verdict(
-        "holds" if growth["full group"] >= groups[1] / groups[0] / 2 else "partly", measured
+        "holds" if growth[labels.FULL] >= groups[1] / groups[0] / 2 else "partly", measured
     )
 
 
@@ -114,12 +112,13 @@ def group_size(memory: pd.DataFrame) -> Verdict:
 def steps(schedule: pd.DataFrame) -> Verdict:
     rollouts = schedule[schedule["kind"] == "rollout"]
     found = rollouts.pivot_table(index="prompt", columns="schedule", values="steps")
-    share = found[FRAMEWORK].mean() / found[MICRO].mean()
+    micro, framework = found[labels.MICRO].mean(), found[labels.FRAMEWORK].mean()
+    share = framework / micro
     replayed = rollouts[rollouts["replayed"].notna()]
     differ = int((replayed["steps"] != replayed["replayed"]).sum())
     measured = (
-        f"{found[MICRO].mean():.1f} to {found[FRAMEWORK].mean():.1f} steps ({share - 1:+.0%}) over"
-        f" {len(found)} prompts; {len(replayed) - differ} of {len(replayed)} live rollouts take the"
+        f"{micro:.1f} to {framework:.1f} steps ({share - 1:+.0%}) over {len(found)} prompts;"
+        f" {len(replayed) - differ} of {len(replayed)} live rollouts take the"
         " steps of their replay"
     )
     if share >= 1 or differ:
@@ -144,7 +143,10 @@ def near_oracle(schedule: pd.DataFrame) -> Verdict:
     rollouts = schedule[schedule["kind"] == "rollout"]
     found = rollouts.pivot_table(index="prompt", columns="schedule", values="steps")
     bound = rollouts.groupby("prompt")["lower_bound"].first()
-    oracle, predicted = (found[ORACLE] / bound).mean(), (found[FRAMEWORK] / found[ORACLE]).mean()
+    oracle, predicted = (
+        (found[labels.ORACLE] / bound).mean(),
+        (found[labels.FRAMEWORK] / found[labels.ORACLE]).mean(),
+    )
     measured = (
         f"known lengths {oracle:.3f} of the lower bound, predicted ones {predicted:.3f} of known"
         f" ones, over {len(found)} prompts"
@@ -166,7 +168,7 @@ def near_oracle(schedule: pd.DataFrame) -> Verdict:
     needs="rows of infinite_sampling/schedule",
 )
 def throughput(schedule: pd.DataFrame) -> Verdict:
-    found = speeds(schedule).set_index("schedule").loc[FRAMEWORK]
+    found = speeds(schedule).set_index("schedule").loc[labels.FRAMEWORK]
     measured = (
         f"{found['speed_ratio']:.2f}x ({found['low_ratio']:.2f} to {found['high_ratio']:.2f}),"
         f" {schedule['model'].iloc[0]}"
@@ -195,13 +197,19 @@ def throughput(schedule: pd.DataFrame) -> Verdict:
 )
 def pretrained(pretrained: pd.DataFrame) -> Verdict:
     found = speeds(pretrained).set_index("schedule")
-    rollouts = pretrained[(pretrained["kind"] == "rollout") & (pretrained["schedule"] == MICRO)]
+    rollouts = pretrained[
+        (pretrained["kind"] == "rollout") & (pretrained["schedule"] == labels.MICRO)
+    ]
     cut = int(rollouts["truncated"].sum())
-    ratio, steps = found.loc[FRAMEWORK, "speed_ratio"], found.loc[FRAMEWORK, "micro_ratio"]
-    known, arrival = found.loc[ORACLE, "micro_ratio"], found.loc[FIFO, "micro_ratio"]
+    ratio, steps = (
+        found.loc[labels.FRAMEWORK, "speed_ratio"],
+        found.loc[labels.FRAMEWORK, "micro_ratio"],
+    )
+    known, arrival = found.loc[labels.ORACLE, "micro_ratio"], found.loc[labels.FIFO, "micro_ratio"]
     measured = (
-        f"{ratio:.2f}x, FIFO {found.loc[FIFO, 'speed_ratio']:.2f}x; steps over {len(rollouts)}"
-        f" prompts {steps:.2f} of micro groups', FIFO {arrival:.2f}, known lengths {known:.2f};"
+        f"{ratio:.2f}x, FIFO {found.loc[labels.FIFO, 'speed_ratio']:.2f}x; steps over"
+        f" {len(rollouts)} prompts {steps:.2f} of micro groups', FIFO {arrival:.2f}, known lengths"
+        f" {known:.2f};"
         f" {cut} of {int(rollouts['group'].sum())} completions reach the limit;"
         f" {pretrained['model'].iloc[0]}"
     )
@@ -224,17 +232,17 @@ def peers(schedule: pd.DataFrame) -> Verdict:
     rows = schedule[schedule["kind"] == "time"]
     speed = rows.groupby("schedule")["tokens_per_second"].median()
     ratios = {
-        name: speed[FRAMEWORK] / speed[name]
-        for name in ("generate, chunks", "generate_batch")
+        name: speed[labels.FRAMEWORK] / speed[name]
+        for name in (labels.GENERATE_CHUNKS, labels.GENERATE_BATCH)
         if name in speed
     }
     if not ratios:
         return Verdict("not tested here", "no rows of a peer")
     measured = ", ".join(f"{value:.2f}x {name}" for name, value in ratios.items())
-    if "generate, full group" in speed:
+    if labels.GENERATE_FULL in speed:
         measured += (
-            f"; {speed[FRAMEWORK] / speed['generate, full group']:.2f}x generate of the full group,"
-            " in four times the memory"
+            f"; {speed[labels.FRAMEWORK] / speed[labels.GENERATE_FULL]:.2f}x generate of the full"
+            " group, in four times the memory"
         )
     return Verdict(
         "holds" if min(ratios.values()) > 1 else "partly" if max(ratios.values()) > 1 else "fails",
@@ -326,7 +334,7 @@ def theorems(theorems: pd.DataFrame) -> Verdict:
     needs="rows of infinite_sampling/schedule",
 )
 def plan_time(schedule: pd.DataFrame) -> Verdict:
-    rows = schedule[(schedule["kind"] == "rollout") & (schedule["schedule"] == FRAMEWORK)]
+    rows = schedule[(schedule["kind"] == "rollout") & (schedule["schedule"] == labels.FRAMEWORK)]
     share = (rows["plan_seconds"] / rows["rollout_seconds"]).mean()
     predicting = (rows["predict_seconds"] / rows["rollout_seconds"]).mean()
     measured = (
@@ -396,14 +404,14 @@ def shortest_first(ablation: pd.DataFrame) -> Verdict:
     needs="rows of infinite_sampling/training",
 )
 def training(training: pd.DataFrame) -> Verdict:
-    steps = training[(training["kind"] == "step") & ~training["mode"].str.startswith("TRL")]
+    steps = training[(training["kind"] == "step") & ~training["mode"].str.startswith(labels.TRL)]
     single, steps = steps[steps["dtype"] == "float32"], steps[steps["dtype"] == "float64"]
-    others, single = steps[steps["mode"] != "full group"], single[single["mode"] != "full group"]
+    others, single = steps[steps["mode"] != labels.FULL], single[single["mode"] != labels.FULL]
     same = int(others["same_rewards"].astype(bool).sum())
     ends = training[
         (training["kind"] == "evaluation")
         & (training["dtype"] == "float64")
-        & (training["mode"] == "full group")
+        & (training["mode"] == labels.FULL)
     ]
     pool = ends[ends["prompts"] == "pool"].sort_values("step")["reward_score"]
     held = ends[ends["prompts"] == "held out"].sort_values("step")["reward_score"]
@@ -434,7 +442,7 @@ def training(training: pd.DataFrame) -> Verdict:
 def drift(training: pd.DataFrame) -> Verdict:
     rows = training[
         (training["kind"] == "step")
-        & (training["mode"] == "framework")
+        & (training["mode"] == labels.TRAINED_FRAMEWORK)
         & training["frozen_error_tokens"].notna()
     ]
     late = rows[rows["step"] >= rows["step"].max() / 2]
@@ -462,10 +470,10 @@ def drift(training: pd.DataFrame) -> Verdict:
 )
 def trl_rollout(training: pd.DataFrame) -> Verdict:
     found = trained(training[training["dtype"] == "float32"])
-    if not {TRL, TRL_OURS} <= set(found.get("mode", ())):
+    if not {labels.TRL, labels.TRL_OURS} <= set(found.get("mode", ())):
         return Verdict("not tested here", "no rows of TRL's trainer in float32")
     rows = found.set_index("mode")
-    ours, own = rows.loc[TRL_OURS], rows.loc[TRL]
+    ours, own = rows.loc[labels.TRL_OURS], rows.loc[labels.TRL]
     if pd.isna(ours["rollout_peak_bytes"]):
         return Verdict("not tested here", "no peaks of rollouts")
     share = ours["rollout_peak_bytes"] / own["rollout_peak_bytes"]
@@ -491,10 +499,10 @@ def trl_rollout(training: pd.DataFrame) -> Verdict:
 )
 def trl_time(training: pd.DataFrame) -> Verdict:
     found = trained(training[training["dtype"] == "float32"])
-    if not {TRL, "framework", "full group"} <= set(found.get("mode", ())):
+    if not {labels.TRL, labels.TRAINED_FRAMEWORK, labels.FULL} <= set(found.get("mode", ())):
         return Verdict("not tested here", "no rows of TRL's trainer in float32")
     ratios = found.set_index("mode")["trl_ratio"]
-    framework, full = ratios["framework"], ratios["full group"]
+    framework, full = ratios[labels.TRAINED_FRAMEWORK], ratios[labels.FULL]
     measured = (
         f"{framework:.2f} of TRL's time for the framework; {full:.2f} for the full group at once;"
         " medians over steps in turns"

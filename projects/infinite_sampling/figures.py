@@ -4,17 +4,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from projects.infinite_sampling import labels
 from projects.infinite_sampling.tables import speeds
 from shared.figures import PALETTE
 
-EVOLUTION = (
-    "micro groups",
-    "sorted micro groups (oracle)",
-    "continuous, FIFO",
-    "framework (predicted)",
-    "plan (oracle)",
-)
-GANTT = ("micro groups", "continuous, FIFO", "framework (predicted)")
+GANTT = (labels.MICRO, labels.FIFO, labels.FRAMEWORK)
 
 
 def evolution(schedule: pd.DataFrame) -> Figure:
@@ -22,17 +16,11 @@ def evolution(schedule: pd.DataFrame) -> Figure:
     bound.
     """
     found = speeds(schedule).set_index("schedule")
-    names = [name for name in EVOLUTION if name in found.index]
+    names = [name for name in labels.EVOLUTION_COLOURS if name in found.index]
     figure, axes = plt.subplots(figsize=(7.0, 3.2))
     steps = found.loc[names, "mean_steps"]
-    colours = [
-        PALETTE["orange"],
-        PALETTE["amber"],
-        PALETTE["sky"],
-        PALETTE["blue"],
-        PALETTE["green"],
-    ]
-    bars = axes.barh(names[::-1], steps[::-1], color=colours[: len(names)][::-1])
+    colours = [PALETTE[labels.EVOLUTION_COLOURS[name]] for name in names]
+    bars = axes.barh(names[::-1], steps[::-1], color=colours[::-1])
     base = steps.iloc[0]
     axes.bar_label(
         bars,
@@ -86,26 +74,21 @@ def memory(memory: pd.DataFrame) -> Figure:
     """Peak beyond the weights against the size of the group, with a fixed number of slots."""
     rows = memory[memory["kind"] == "groups"]
     figure, axes = plt.subplots()
-    looks = {
-        "full group": ("orange", "-"),
-        "micro groups": ("sky", "-"),
-        "full framework": ("blue", "--"),
-    }
-    for mode, (colour, line) in looks.items():
+    for mode, colour in labels.MEMORY_COLOURS.items():
         own = rows[rows["mode"] == mode]
         axes.plot(
             own["group"],
             own["peak_bytes"] / 1e6,
             marker="o",
             color=PALETTE[colour],
-            linestyle=line,
+            linestyle="--" if mode == labels.FULL_FRAMEWORK else "-",
             label=mode,
         )
     ticks = sorted(rows["group"].unique())
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
-    slots = int(rows.loc[rows["mode"] == "micro groups", "slots"].max())
+    slots = int(rows.loc[rows["mode"] == labels.MICRO, "slots"].max())
     axes.set(
         xlabel="completions in a group",
         ylabel="peak beyond weights, MB",
@@ -119,7 +102,7 @@ def memory(memory: pd.DataFrame) -> Figure:
 def prediction(prediction: pd.DataFrame) -> Figure:
     """Order within groups, and error of the total length, against the number of tokens seen."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.7))
-    colours = {"constant": "black", "transformer": "blue", "ridge": "green"}
+    colours = labels.PREDICTOR_COLOURS
     ticks = sorted(prediction["prefix"].unique())
     for name, rows in prediction.groupby("predictor", sort=False):
         places = [ticks.index(k) for k in rows["prefix"]]
@@ -149,19 +132,16 @@ def rewards(training: pd.DataFrame) -> Figure:
     """
     steps = training[training["kind"] == "step"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.7))
-    looks = {
-        "full group": {"color": "#bbbbbb", "linewidth": 7},
-        "micro groups": {"color": PALETTE["amber"], "linewidth": 3.5},
-        "framework": {"color": PALETTE["blue"], "linewidth": 1.2},
-        "TRL, this rollout": {
-            "color": PALETTE["black"],
-            "linestyle": "",
-            "marker": ".",
-            "markersize": 4,
-        },
-        "TRL": {"color": PALETTE["orange"], "linestyle": "--", "linewidth": 1.2},
+    lines = {  # those of this engine's rollouts lie on one another, the widest below
+        labels.FULL: {"color": "#bbbbbb", "linewidth": 7},
+        labels.MICRO: {"linewidth": 3.5},
+        labels.TRAINED_FRAMEWORK: {"linewidth": 1.2},
+        labels.TRL_OURS: {"linestyle": "", "marker": ".", "markersize": 4},
+        labels.TRL: {"linestyle": "--", "linewidth": 1.2},
     }
-    for mode, look in looks.items():
+    for mode, line in lines.items():
+        colour = labels.TRAINER_COLOURS.get(mode)
+        look = line if colour is None else {"color": PALETTE[colour], **line}
         rows = steps[steps["mode"] == mode]
         rows = rows[rows["dtype"] == rows["dtype"].iloc[0]] if len(rows) else rows
         left.plot(rows["step"], rows["reward_score"], label=mode, **look)

@@ -5,7 +5,7 @@ batches that is the full batch's.
     KL_it ],   rho = pi / pi_old, KL_it = pi_ref / pi - log(pi_ref / pi) - 1
 
 over the N = prompts x G completions of a step (Shao et al. 2024). The group-normalised advantage is
-the paper's; eps, beta, delta and the form of the standard deviation could not be had, and are
+the paper's; eps, beta, delta and the form of the standard deviation are not known to us, and are
 TRL's: 0.2, 0, 1e-4 and Bessel's.
 
 What a micro batch adds is divided by the denominator of *all* completions, known after the rollout,
@@ -36,7 +36,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from projects.infinite_sampling.engine import Completion
+from projects.infinite_sampling.rollout import Completion
 
 LossType = Literal["grpo", "dapo", "dr_grpo"]
 DELTA = 1e-4  # beside the standard deviation

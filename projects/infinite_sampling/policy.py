@@ -1,42 +1,35 @@
-"""A small policy trained in place: additions and subtractions, answered at once, in steps, or in
-steps with checks.
+"""A small policy trained in place, to which completions, rewards and their lengths mean something.
 
-Generated problems, so that the paper's situation can be had in minutes on a CPU, honestly:
-completions of one prompt differ in length by a factor of ten, since the style is drawn with the
-first tokens; lengths can be told from a short prefix and not from the prompt; answers are right
-often enough for groups with mixed rewards.
-
-    9+7-3:#13                                  at once
-    9+7-3:9+7=16,16-3=13#13                    in steps
-    9+7-3:?9+7=16,16-7=9,16-3=13,13+3=16#13    in steps with checks
-
-The model is a Llama of 0.25 M parameters with a token per character. It is trained once per
-configuration and kept in the data cache.
+A Llama of 0.25 M parameters with a token per character, trained on the solutions of `data`.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from projects.infinite_sampling.data import (
+    ALPHABET,
+    LIMIT,
+    STYLES,
+    codes,
+    problem,
+    prompt_of,
+    solution,
+    tokenizer,
+)
 from shared.paths import cache_dir
 from shared.seeding import step_seed
-
-Style = Literal["bare", "steps", "checks"]
-STYLES: tuple[Style, ...] = ("bare", "steps", "checks")
-ALPHABET = "0123456789+-=,#?:"
-END = "<end>"
-LIMIT = 56  # new tokens that hold any solution
 
 
 @dataclass(frozen=True)
@@ -57,111 +50,12 @@ class Recipe:
     seed: int = 0
 
 
-def problem(rng: np.random.Generator, largest: int = 9) -> list[int]:
-    """Signed terms of a problem, the first positive: two or three, of 1 to `largest`."""
-    count = int(rng.integers(2, 4))
-    terms = rng.integers(1, largest + 1, count) * np.where(rng.random(count) < 0.5, -1, 1)
-    terms[0] = abs(terms[0])
-    return [int(term) for term in terms]
-
-
-def prompt_of(terms: Sequence[int]) -> str:
-    """`9+7-3:`"""
-    return "".join(f"{term:+d}" for term in terms).lstrip("+") + ":"
-
-
-def solution(terms: Sequence[int], style: Style) -> str:
-    """The right answer, written in a style."""
-    if style == "bare":
-        return f"#{sum(terms)}"
-    parts, total = [], terms[0]
-    for term in terms[1:]:
-        parts.append(f"{total}{term:+d}={total + term}")
-        if style == "checks":
-            parts.append(f"{total + term}{-term:+d}={total}")
-        total += term
-    return ("?" if style == "checks" else "") + ",".join(parts) + f"#{total}"
-
-
-def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-    """1 for a completion that ends with `#` and the right result, else 0: what `train --reward
-    projects.infinite_sampling.policy:reward` takes.
+def build(recipe: Recipe) -> Any:
+    """The model with first weights, a function of the recipe's seed; torch's own stream of random
+    numbers stays where it is.
     """
-    found = []
-    for prompt, text in zip(prompts, completions, strict=True):
-        terms = prompt.rstrip(":").replace("-", "+-").split("+")
-        found.append(float(text.rpartition("#")[2] == str(sum(map(int, terms))) and "#" in text))
-    return found
-
-
-def problems(count: int, seed: int, largest: int = 9) -> list[str]:
-    """`count` different prompts."""
-    rng = np.random.default_rng(step_seed(seed, "problems"))
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[prompt_of(problem(rng, largest))] = None
-    return list(found)
-
-
-def tokenizer() -> Any:
-    """A token per character."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    made = Tokenizer(
-        models.WordLevel(
-            {letter: number for number, letter in enumerate([END, *ALPHABET])}, unk_token=END
-        )
-    )
-    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    made.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END, pad_token=END)
-
-
-def load_policy(
-    recipe: Recipe | None = None, progress: Callable[[int], Any] = range
-) -> tuple[Any, Any]:
-    """The model in eval mode and its tokenizer; trained first where the cache has none of this
-    recipe.
-
-    Args:
-        progress: iterates over the steps of training, should there be any.
-    """
-    from shared.models import load_causal_lm  # which quietens the bars of transformers
-
-    recipe = recipe or Recipe()
-    folder = policy_folder(recipe)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # experiments that run side by side train it once
-        if not (folder / "model.safetensors").is_file():
-            model = train(recipe, progress)
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".policy."))
-            try:
-                model.save_pretrained(temporary)
-                tokenizer().save_pretrained(temporary)
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    return load_causal_lm(folder)
-
-
-def policy_folder(recipe: Recipe) -> Path:
-    """Where the policy of a recipe is kept."""
-    about = json.dumps([asdict(recipe), ALPHABET, LIMIT, torch.__version__.partition("+")[0]])
-    return (
-        cache_dir()
-        / ".trained"
-        / f"infinite-sampling-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
-    )
-
-
-def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> Any:
-    """Next-token prediction of solutions in the three styles, equally often."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(step_seed(recipe.seed, "policy"))
     config = LlamaConfig(
         vocab_size=len(ALPHABET) + 1,
         hidden_size=recipe.hidden,
@@ -175,8 +69,19 @@ def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> Any:
         pad_token_id=0,
         tie_word_embeddings=False,
     )
-    model = LlamaForCausalLM(config)
-    codes = {letter: number for number, letter in enumerate([END, *ALPHABET])}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(recipe.seed, "policy"))
+        return LlamaForCausalLM(config)
+
+
+def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> dict[str, Tensor]:
+    """The trained weights: next-token prediction of solutions in the three styles, equally often.
+
+    Args:
+        progress: iterates over the steps.
+    """
+    model = build(recipe)
+    number_of = codes()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01
     )
@@ -194,7 +99,7 @@ def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> Any:
         ids = torch.zeros(recipe.rows, longest, dtype=torch.int64)
         labels = torch.full_like(ids, -100)
         for row, (prompt, text) in enumerate(pairs):
-            tokens = [codes[letter] for letter in prompt + text] + [0]
+            tokens = [number_of[letter] for letter in prompt + text] + [0]
             ids[row, : len(tokens)] = torch.tensor(tokens)
             labels[row, len(prompt) : len(tokens)] = ids[row, len(prompt) : len(tokens)]
         logits = model(input_ids=ids, use_cache=False).logits
@@ -206,4 +111,32 @@ def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> Any:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return model.eval()
+    return {name: weight.detach() for name, weight in model.state_dict().items()}
+
+
+def load_policy(recipe: Recipe, weights: Path) -> tuple[Any, Any]:
+    """The model of a recipe in eval mode with the weights of a safetensors file, and its
+    tokenizer.
+    """
+    model = build(recipe)
+    model.load_state_dict(load_file(weights))
+    return model.eval(), tokenizer()
+
+
+def cached_weights(recipe: Recipe, progress: Callable[[int], Any] = range) -> Path:
+    """The safetensors file of a recipe's weights in the cache; trained first where there is none.
+
+    Args:
+        progress: iterates over the steps of training, should there be any.
+    """
+    about = json.dumps([asdict(recipe), ALPHABET, LIMIT, torch.__version__.partition("+")[0]])
+    digest = hashlib.sha256(about.encode()).hexdigest()[:16]
+    file = cache_dir() / ".trained" / f"infinite-sampling-{digest}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file.with_name(f".{file.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # experiments that run side by side train it once
+        if not file.is_file():
+            partial = file.with_name(f".{file.name}.part")
+            save_file(train(recipe, progress), partial)
+            os.replace(partial, file)
+    return file

@@ -25,7 +25,8 @@ from scipy.stats import kendalltau, norm
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from projects.infinite_sampling.engine import Completion, Prefixes, can_keep, prefix_features
+from projects.infinite_sampling.rollout import Completion, Prefixes
+from projects.infinite_sampling.sampler import can_keep, prefix_features
 from shared.seeding import step_seed
 
 # tokens an encoder sees: the last ones, so that a long prompt loses its beginning and never the

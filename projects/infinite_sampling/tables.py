@@ -2,11 +2,10 @@
 
 import pandas as pd
 
+from projects.infinite_sampling import labels
 from shared.statistics import ratio
 from shared.tables import Column, Table, paper_numbers
 
-MICRO = "micro groups"
-TRL, TRL_OURS = "TRL", "TRL, this rollout"
 SHARING = (
     "The prompt is read once for its whole group. Fixed slots hold a copy of its keys and values"
     " each; dynamic slots share its whole pages."
@@ -19,7 +18,7 @@ RATES = (
 
 def memory(memory: pd.DataFrame) -> Table:
     modes = memory[memory["kind"] == "modes"].copy()
-    full = modes[modes["mode"] == "full group"].iloc[0]
+    full = modes[modes["mode"] == labels.FULL].iloc[0]
     modes["kv_share"] = modes["kv_bytes"] / full["kv_bytes"]
     modes["peak_share"] = modes["peak_bytes"] / full["peak_bytes"]
     modes["total_bytes"] = modes["peak_bytes"] + modes["weight_bytes"]
@@ -63,8 +62,8 @@ def speeds(frame: pd.DataFrame) -> pd.DataFrame:
     tokens per second.
     """
     rollouts, timed = frame[frame["kind"] == "rollout"], frame[frame["kind"] == "time"]
-    base = rollouts[rollouts["schedule"] == MICRO].set_index("prompt")["steps"]
-    micro = timed[timed["schedule"] == MICRO]
+    base = rollouts[rollouts["schedule"] == labels.MICRO].set_index("prompt")["steps"]
+    micro = timed[timed["schedule"] == labels.MICRO]
     lines = []
     for name in dict.fromkeys([*rollouts["schedule"], *timed["schedule"]]):
         own, times = rollouts[rollouts["schedule"] == name], timed[timed["schedule"] == name]
@@ -297,7 +296,7 @@ def trained(training: pd.DataFrame) -> pd.DataFrame:
 
         bases = {
             other: steps[(steps["dtype"] == dtype) & (steps["mode"] == other)]
-            for other in (MICRO, TRL)
+            for other in (labels.MICRO, labels.TRL)
         }
         paired = {other for other, base in bases.items() if len(base) == len(rows)}
         lines.append(
@@ -306,7 +305,9 @@ def trained(training: pd.DataFrame) -> pd.DataFrame:
                 "mode": mode,
                 # which draws its own
                 "same_rewards": (
-                    f"{int(rows['same_rewards'].sum())} of {len(rows)}" if mode != TRL else None
+                    f"{int(rows['same_rewards'].sum())} of {len(rows)}"
+                    if mode != labels.TRL
+                    else None
                 ),
                 "same": int(rows["same_rewards"].sum()),
                 "made": len(rows),
@@ -318,14 +319,14 @@ def trained(training: pd.DataFrame) -> pd.DataFrame:
                 "decoding_steps": float(rows["steps"].mean()),
                 "rollout_seconds": float(rows["rollout_seconds"].median()),
                 "rollout_ratio": (
-                    ratio(bases[MICRO]["rollout_seconds"], rows["rollout_seconds"]).value
-                    if MICRO in paired
+                    ratio(bases[labels.MICRO]["rollout_seconds"], rows["rollout_seconds"]).value
+                    if labels.MICRO in paired
                     else None
                 ),
                 "step_seconds": float(rows["step_seconds"].median()),
                 "trl_ratio": (
-                    ratio(rows["step_seconds"], bases[TRL]["step_seconds"]).value
-                    if TRL in paired
+                    ratio(rows["step_seconds"], bases[labels.TRL]["step_seconds"]).value
+                    if labels.TRL in paired
                     else None
                 ),
                 "rollout_peak_bytes": peak["rollout_peak_bytes"],
@@ -363,7 +364,7 @@ def training(training: pd.DataFrame) -> Table:
         ),
     ]
     for dtype, rows in drift.groupby("dtype"):
-        rows = rows[rows["mode"] == "framework"]
+        rows = rows[rows["mode"] == labels.TRAINED_FRAMEWORK]
         late = rows[rows["step"] >= rows["step"].max() / 2]
         notes.append(
             f"{dtype}, second half: mean error of the predictor fitted online"

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from projects.infinite_sampling.engine import Engine, Schedule
+from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.predictor import Online
+from projects.infinite_sampling.rollout import Schedule
 from shared.errors import UserError
 from shared.seeding import step_seed
 

@@ -38,7 +38,7 @@ STAND_INS = {
     "quickdraw": "Omniglot",
     "mnist": "MNIST",
     "cifar10": "MINI-ImageNet",
-    "fashion_mnist": "FC100",
+    "fashion-mnist": "FC100",
 }
 
 GREY = "#999999"

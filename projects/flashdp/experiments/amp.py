@@ -10,26 +10,33 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from projects.flashdp import labels
 from projects.flashdp.baselines import PerLayer, Trainer
-from projects.flashdp.experiments import _speed
+from projects.flashdp.experiments import common
 from shared import experiment, meters
 
 
 class Config(experiment.Config):
-    model: Literal[tuple(_speed.DECODERS)] = "4M"  # type: ignore[valid-type]
-    batch_size: int = Field(default=4, ge=1)
-    tokens: int = Field(default=256, ge=2)
-    repeats: int = Field(default=6, ge=1)
-    text: Literal["wordnet", "random"] = "wordnet"
-    device: Literal["cpu", "cuda"] = "cpu"
+    model: Literal[tuple(common.DECODERS)]  # type: ignore[valid-type]
+    """a decoder by its name"""
+    batch_size: int = Field(ge=1)
+    """samples in the batch"""
+    tokens: int = Field(ge=2)
+    """tokens of a sample"""
+    repeats: int = Field(ge=1)
+    """rounds in which every method makes one timed step in each number format"""
+    text: common.Text
+    """WordNet's glosses, or token ids drawn at random"""
+    device: common.Device = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    _speed.check_device(config.device, "flashdp/amp")
-    model = _speed.model_of(config.model, config.tokens, config.device, config.seed)
-    ids = _speed.batch_of(
+    common.check_device(config.device, "flashdp/amp")
+    model = common.model_of(config.model, config.tokens, config.device, config.seed)
+    ids = common.batch_of(
         config.text,
-        _speed.DECODERS[config.model][0],
+        common.DECODERS[config.model][0],
         config.batch_size,
         config.tokens,
         config.device,
@@ -57,7 +64,7 @@ def run(config: Config, run: experiment.Run) -> None:
         (method, name): kind(
             copy.deepcopy(model), config.batch_size, seed=config.seed, autocast=dtype
         )
-        for method, kind in (("non-private", Trainer), ("FlashDP", PerLayer))
+        for method, kind in ((labels.NON_PRIVATE, Trainer), (labels.FLASHDP, PerLayer))
         for name, dtype in (("float32", None), ("bfloat16", torch.bfloat16))
     }
     timings = meters.interleave(

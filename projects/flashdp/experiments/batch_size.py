@@ -2,7 +2,7 @@
 size.
 """
 
-from projects.flashdp.experiments._speed import SpeedConfig, measure
+from projects.flashdp.experiments.common import SpeedConfig, measure
 from shared import experiment
 
 

@@ -13,43 +13,44 @@ from pydantic import Field
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from projects.flashdp.baselines import METHODS, trainer
-from projects.flashdp.experiments import _speed
+from projects.flashdp import labels
+from projects.flashdp.baselines import trainer
+from projects.flashdp.experiments import common
 from shared import experiment, meters
-
-Method = Literal[METHODS]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
-    """The cell is [model, batch size, tokens]."""
-
-    cell: tuple[Literal[tuple(_speed.DECODERS)], int, int]  # type: ignore[valid-type]
-    methods: list[Method] = list(METHODS)
-    text: Literal["wordnet", "random"] = "wordnet"
-    clip: float = Field(default=1.0, gt=0)
+    cell: tuple[Literal[tuple(common.DECODERS)], int, int]  # type: ignore[valid-type]
+    """what is counted: [model, batch size, tokens of a sequence]"""
+    methods: list[common.Method] = Field(min_length=1)
+    """those that are compared, by their names in tables"""
+    text: common.Text
+    """WordNet's glosses, or token ids drawn at random"""
+    clip: float = Field(gt=0)
+    """bound on a sample's gradient, over all layers"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     name, batch_size, tokens = config.cell
     for method in run.progress(config.methods, "methods"):
-        ids = _speed.batch_of(
-            config.text, _speed.DECODERS[name][0], batch_size, tokens, "cpu", config.seed
+        ids = common.batch_of(
+            config.text, common.DECODERS[name][0], batch_size, tokens, "cpu", config.seed
         )
         one = trainer(
             method,
-            _speed.model_of(name, tokens, "cpu", config.seed),
+            common.model_of(name, tokens, "cpu", config.seed),
             batch_size,
             clip=config.clip,
             seed=config.seed,
         )
-        one.step(ids)
+        one.step(ids[:1])  # makes the optimizer's state
         backward = lambda one=one, ids=ids: one.backward(ids, ids)  # noqa: E731  # forward, backward and clipping; the optimizer is everyone's
         run.row(
             model=name,
             batch_size=batch_size,
             tokens=tokens,
             method=method,
-            clipping=_speed.clipping(method),
+            clipping=labels.clipping(method),
             step_flops=meters.count_flops(backward),
             moved_bytes=moved_bytes(lambda one=one, ids=ids: one.step(ids)),
         )

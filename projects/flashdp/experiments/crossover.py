@@ -12,22 +12,26 @@ from pydantic import Field
 from torch import Tensor
 
 from projects.flashdp import backends
-from projects.flashdp.experiments._speed import check_device
+from projects.flashdp.experiments.common import Device, check_device
+from projects.flashdp.factors import Factors
 from shared import experiment, meters
 
 
 class Config(experiment.Config):
-    """Shapes are [rows, columns] of a weight; the batch size is `total_tokens` over the sequence
-    length.
-    """
-
-    shapes: list[tuple[int, int]] = [(3072, 768)]
-    tokens: list[int] = [16, 32, 64, 128, 256, 512, 1024]
-    total_tokens: int = Field(default=2048, ge=1)
-    backends: list[str] = ["loop", "ghost", "recompute", "explicit"]
-    repeats: int = Field(default=6, ge=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
+    shapes: list[tuple[int, int]] = Field(min_length=1)
+    """[rows, columns] of each weight"""
+    tokens: list[int] = Field(min_length=1)
+    """the lengths of sequences"""
+    total_tokens: int = Field(ge=1)
+    """tokens of a batch: its size is this over the length of a sequence"""
+    backends: list[str] = Field(min_length=1)
+    """those that are timed, by name"""
+    repeats: int = Field(ge=1)
+    """rounds in which every backend is timed once"""
+    dtype: Literal["float32", "bfloat16"]
+    """number format of both factors of a gradient"""
+    device: Device = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -77,5 +81,5 @@ def clipped(backend: str, left: Tensor, right: Tensor) -> Tensor:
     """The clipped sum with a bound that clips about half."""
     out = left.new_empty(left.shape[2], right.shape[2], dtype=torch.float32)
     bound = (left.shape[1] * left.shape[2] * right.shape[2]) ** 0.5
-    backends.BACKENDS[backend](left, right, out, True, backends.Factors(bound, 1, None, []))
+    backends.BACKENDS[backend](left, right, out, True, Factors(bound, 1, None, []))
     return out

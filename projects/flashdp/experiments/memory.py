@@ -5,67 +5,88 @@ Beside it one cell of a model of 21 million parameters, where the paper's claim 
 non-private training) is checked.
 """
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from projects.flashdp.baselines import METHODS, trainer
-from projects.flashdp.experiments import _speed
+from projects.flashdp import labels
+from projects.flashdp.baselines import Trainer, trainer
+from projects.flashdp.experiments import common
 from projects.flashdp.private import untie
 from shared import experiment
 
-Method = Literal[METHODS]  # type: ignore[valid-type]
-
 
 class Config(experiment.Config):
-    """Cells are [model, batch size, tokens]; `smollm2-135m` is untied, as privacy wants it, for all
-    methods.
+    cells: list[tuple[str, int, int]] = Field(min_length=1)
+    """what is measured: [model, batch size, tokens of a sequence] of each; a model of the catalogue
+    is untied, as privacy wants it, for all methods
     """
-
-    cells: list[tuple[str, int, int]]
-    methods: list[Method] = ["non-private", "FlashDP", "explicit", "Opacus, per layer"]
-    text: Literal["wordnet", "random"] = "wordnet"
-    device: Literal["cpu", "cuda"] = "cpu"
-    lr: float = Field(default=1e-4, gt=0)
+    methods: list[common.Method] = Field(min_length=1)
+    """those that are compared, by their names in tables"""
+    text: common.Text
+    """WordNet's glosses, or token ids drawn at random"""
+    lr: float = Field(gt=0)
+    """learning rate of AdamW"""
+    device: common.Device = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    _speed.check_device(config.device, "flashdp/memory")
-    work = [(cell, method) for cell in config.cells for method in config.methods]
-    for (name, batch_size, tokens), method in run.progress(work, "cells"):
-        row: dict[str, Any] = {
-            "model": name,
-            "batch_size": batch_size,
-            "tokens": tokens,
-            "device": config.device,
-            "method": method,
-        }
-        model = (
-            pretrained(name)
-            if name not in _speed.DECODERS
-            else _speed.model_of(name, tokens, config.device, config.seed)
-        )
-        vocabulary = _speed.DECODERS[name][0] if name in _speed.DECODERS else 2048
-        ids = _speed.batch_of(
+    common.check_device(config.device, "flashdp/memory")
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    models = dict.fromkeys(name for name, _, _ in config.cells)
+    work = [(name, method) for name in models for method in config.methods]
+    for name, method in run.progress(work, "models"):
+        cells = [cell for cell in config.cells if cell[0] == name]
+        rows |= {(cell, method): row for cell, row in measured(config, method, cells)}
+    for cell in config.cells:
+        for method in config.methods:
+            run.row(**rows[cell, method])
+
+
+def measured(
+    config: Config, method: str, cells: list[tuple[str, int, int]]
+) -> Iterator[tuple[tuple[str, int, int], dict[str, Any]]]:
+    """The rows of a method for cells of one model. One trainer serves them all, since a step's peak
+    depends on its batch; a new one is made where a step ran out of memory.
+    """
+    name, positions = cells[0][0], max(tokens for _, _, tokens in cells)
+    one: Trainer | None = None
+    for cell in cells:
+        _, batch_size, tokens = cell
+        vocabulary = common.DECODERS[name][0] if name in common.DECODERS else 2048
+        ids = common.batch_of(
             config.text, vocabulary, batch_size, tokens, config.device, config.seed
         )
-        parameters = sum(p.numel() for p in model.parameters())
         try:
-            one = trainer(
-                method, model.to(config.device), batch_size, lr=config.lr, seed=config.seed
-            )
-            one.step(ids)
-            measured = _speed.peak_bytes(one, ids)
+            if one is None:
+                model = (
+                    common.model_of(name, positions, config.device, config.seed)
+                    if name in common.DECODERS
+                    else pretrained(name).to(config.device)
+                )
+                parameters = sum(p.numel() for p in model.parameters())
+                one = trainer(method, model, batch_size, lr=config.lr, seed=config.seed)
+                one.step(ids[:1])  # makes the optimizer's state
+            peak = common.peak_bytes(one, ids)
         except torch.OutOfMemoryError:
-            measured = {}
-        run.row(
-            **row,
-            clipping=_speed.clipping(method),
-            parameters=parameters,
-            out_of_memory=not measured,
-            **measured,
+            one, peak = None, {}
+        yield (
+            cell,
+            {
+                "model": name,
+                "batch_size": batch_size,
+                "tokens": tokens,
+                "device": config.device,
+                "method": method,
+                "clipping": labels.clipping(method),
+                "parameters": parameters,
+                "out_of_memory": not peak,
+                **peak,
+            },
         )
 
 

@@ -21,9 +21,10 @@ import torch.multiprocessing as mp
 from pydantic import Field
 from torch import Tensor, nn
 
-from projects.flashdp.experiments import _speed
+from projects.flashdp import labels
+from projects.flashdp.decoder import Decoder
+from projects.flashdp.experiments import common
 from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.models import Decoder
 from projects.flashdp.private import DPModel, make_private
 from projects.flashdp.sampling import FixedSampling
 from shared import experiment
@@ -32,24 +33,32 @@ RANKS = 2
 
 
 class Config(experiment.Config):
-    model: Literal[tuple(_speed.DECODERS)] = "4M"  # type: ignore[valid-type]
-    batch_size: int = Field(default=8, ge=RANKS)
-    micro_batches: int = Field(default=2, ge=1)
-    tokens: int = Field(default=256, ge=2)
-    repeats: int = Field(default=6, ge=1)
-    sigma: float = Field(default=0.8, ge=0)
-    text: Literal["wordnet", "random"] = "wordnet"
-    device: Literal["cpu", "cuda"] = "cpu"
+    model: Literal[tuple(common.DECODERS)]  # type: ignore[valid-type]
+    """a decoder by its name"""
+    batch_size: int = Field(ge=RANKS)
+    """samples in the batch of both ranks"""
+    micro_batches: int = Field(ge=1)
+    """pieces in which a batch goes through the pipeline"""
+    tokens: int = Field(ge=2)
+    """tokens of a sample"""
+    repeats: int = Field(ge=1)
+    """rounds in which every method makes one timed step"""
+    sigma: float = Field(ge=0)
+    """noise multiplier of the timed steps"""
+    text: common.Text
+    """WordNet's glosses, or token ids drawn at random"""
+    device: common.Device = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    _speed.check_device(config.device, "flashdp/parallel")
+    common.check_device(config.device, "flashdp/parallel")
     if config.device == "cuda" and torch.cuda.device_count() < RANKS:
         config = config.model_copy(update={"device": "cpu"})
         run.log(f"fewer than {RANKS} GPUs: the ranks run on the CPU")
-    ids = _speed.batch_of(
+    ids = common.batch_of(
         config.text,
-        _speed.DECODERS[config.model][0],
+        common.DECODERS[config.model][0],
         config.batch_size,
         config.tokens,
         "cpu",
@@ -147,7 +156,7 @@ def reference(model: nn.Module, config: Config, ids: Tensor, sigma: float) -> di
 
 def data_parallel(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
     """Each rank has every second sample."""
-    model = _speed.model_of(config.model, config.tokens, str(ids.device), config.seed)
+    model = common.model_of(config.model, config.tokens, str(ids.device), config.seed)
     part = ids[rank::RANKS]
     rows: list[dict[str, Any]] = []
     for noise, sigma in (("without noise", 0.0), ("with noise", config.sigma)):
@@ -181,7 +190,7 @@ def data_parallel(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]
         optimizer.zero_grad()
 
     return rows + timed(
-        "data parallel", {"non-private": non_private, "FlashDP": flash}, config.repeats
+        "data parallel", {labels.NON_PRIVATE: non_private, labels.FLASHDP: flash}, config.repeats
     )
 
 
@@ -242,9 +251,9 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
     """Each rank has half of the blocks."""
     from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
-    vocabulary, hidden, layers, _ = _speed.DECODERS[config.model]
+    vocabulary, hidden, layers, _ = common.DECODERS[config.model]
     size = config.batch_size // config.micro_batches
-    whole = _speed.model_of(config.model, config.tokens, str(ids.device), config.seed)
+    whole = common.model_of(config.model, config.tokens, str(ids.device), config.seed)
     expected = reference(whole, config, ids, 0.0)
     groups = len(private(copy.deepcopy(whole), config, 0.0)[0].groups)
 
@@ -261,7 +270,7 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
         )
         inputs, outputs = ((ids[:size],), between) if rank == 0 else ((between,), logits)
         part = PipelineStage(half, rank, RANKS, ids.device, input_args=inputs, output_args=outputs)
-        loss = lambda logits, labels: per_sample_loss(logits, labels).sum()  # noqa: E731
+        loss = lambda logits, targets: per_sample_loss(logits, targets).sum()  # noqa: E731
         return (
             half,
             optimizer,
@@ -303,7 +312,7 @@ def pipeline(config: Config, ids: Tensor, rank: int) -> list[dict[str, Any]]:
         row,
         *timed(
             "pipeline",
-            {"non-private": training(None), "FlashDP": training(config.sigma)},
+            {labels.NON_PRIVATE: training(None), labels.FLASHDP: training(config.sigma)},
             config.repeats,
         ),
     ]

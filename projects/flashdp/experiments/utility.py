@@ -12,39 +12,56 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from projects.flashdp import labels
 from projects.flashdp.accounting import check_delta, noise_multiplier
 from projects.flashdp.baselines import Flat, PerLayer, Trainer
-from projects.flashdp.glosses import Glosses, glosses
+from projects.flashdp.data import Glosses, glosses
+from projects.flashdp.decoder import Decoder
+from projects.flashdp.experiments import common
 from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.models import Decoder
 from projects.flashdp.sampling import PoissonSampling
 from shared import experiment
 
 
 class Config(experiment.Config):
-    """`epsilons` are FlashDP's; explicit and flat clipping run at `compared_epsilon`, and without
-    privacy there is one more run.
-    """
+    """Explicit and flat clipping run at `compared_epsilon` with the first seed alone."""
 
-    epsilons: list[float] = [8.0, 3.0, 1.0]
-    compared_epsilon: float = Field(default=3.0, gt=0)
-    delta: float = Field(default=1e-6, gt=0, lt=1)
-    accountant: Literal["rdp", "prv", "pld"] = "pld"
-    seeds: int = Field(default=3, ge=1)
-    steps: int = Field(default=100, ge=2)
-    batch_size: int = Field(default=64, ge=1)
-    records: int | None = Field(default=None, ge=200)
-    vocabulary: int = Field(default=1024, ge=300)
-    tokens: int = Field(default=24, ge=4)
-    hidden: int = Field(default=128, ge=8)
-    layers: int = Field(default=2, ge=1)
-    lr: float = Field(default=2e-3, gt=0)
-    clip: float = Field(default=1.0, gt=0)
-    device: Literal["cpu", "cuda"] = "cpu"
+    epsilons: list[float] = Field(min_length=1)
+    """what FlashDP may spend, in the order of the table"""
+    compared_epsilon: float = Field(gt=0)
+    """what the other private methods may spend"""
+    delta: float = Field(gt=0, lt=1)
+    """of all guarantees"""
+    accountant: Literal["rdp", "prv", "pld"]
+    """what computes epsilon"""
+    seeds: int = Field(ge=1)
+    """runs of FlashDP at each epsilon, and without privacy"""
+    steps: int = Field(ge=2)
+    """optimizer steps of a run"""
+    batch_size: int = Field(ge=1)
+    """records expected in a batch"""
+    records: int | None = Field(ge=200)
+    """glosses that are read, in the order of WordNet; null: all"""
+    held_out: int = Field(ge=1)
+    """of them, those that are held out"""
+    vocabulary: int = Field(ge=300)
+    """tokens of the tokenizer"""
+    tokens: int = Field(ge=4)
+    """tokens of a record at most, the rest is cut"""
+    hidden: int = Field(ge=8)
+    """width of the decoder"""
+    layers: int = Field(ge=1)
+    """blocks of the decoder"""
+    lr: float = Field(gt=0)
+    """learning rate of AdamW"""
+    clip: float = Field(gt=0)
+    """bound on a record's gradient, over all layers"""
+    device: common.Device = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    data = glosses(config.vocabulary, config.records)
+    data = glosses(config.vocabulary, config.records, config.held_out)
     sampling = PoissonSampling(len(data.train), config.batch_size)
     check_delta(config.delta, len(data.train))
     sigmas = {
@@ -54,13 +71,14 @@ def run(config: Config, run: experiment.Run) -> None:
         for epsilon in {*config.epsilons, config.compared_epsilon}
     }
     work: list[tuple[str, float, int]] = [
-        ("non-private", math.inf, seed) for seed in range(config.seeds)
+        (labels.NON_PRIVATE, math.inf, seed) for seed in range(config.seeds)
     ]
     work += [
-        ("FlashDP", epsilon, seed) for epsilon in config.epsilons for seed in range(config.seeds)
+        (labels.FLASHDP, epsilon, seed)
+        for epsilon in config.epsilons
+        for seed in range(config.seeds)
     ]
-    work += [("flat (BK)", config.compared_epsilon, seed) for seed in range(config.seeds)]
-    work += [("explicit", config.compared_epsilon, 0)]
+    work += [(method, config.compared_epsilon, 0) for method in (labels.FLAT_RUN, labels.EXPLICIT)]
     for method, epsilon, seed in run.progress(work, "runs"):
         sigma = sigmas.get(epsilon, 0.0)
         shown = {
@@ -71,8 +89,8 @@ def run(config: Config, run: experiment.Run) -> None:
         one = trainer_of(method, config, data, sampling, sigma, seed)
         for step in range(config.steps):
             records = [data.train[i] for i in sampling.batch(1000 + seed, step)]
-            ids, labels = (t.to(config.device) for t in Glosses.batch(records, config.tokens))
-            losses = one.step(ids, labels)
+            ids, targets = (t.to(config.device) for t in Glosses.batch(records, config.tokens))
+            losses = one.step(ids, targets)
             run.row(
                 kind="step",
                 **shown,
@@ -109,14 +127,14 @@ def trainer_of(
     ).to(config.device)
     options: dict[str, Any] = {"lr": config.lr, "clip": config.clip, "sigma": sigma, "seed": seed}
     match method:
-        case "non-private":
+        case labels.NON_PRIVATE:
             return Trainer(model, config.batch_size, **options)
-        case "flat (BK)":
+        case labels.FLAT_RUN:
             return Flat(model, config.batch_size, book_keeping=True, **options)
     return PerLayer(
         model,
         config.batch_size,
-        backend="explicit" if method == "explicit" else "auto",
+        backend="explicit" if method == labels.EXPLICIT else "auto",
         sampling=sampling,
         **options,
     )
@@ -127,9 +145,9 @@ def held_out(model: nn.Module, data: Glosses, config: Config) -> float:
     """Mean over the held-out records of each record's mean loss."""
     losses = []
     for start in range(0, len(data.held_out), 256):
-        ids, labels = (
+        ids, targets = (
             t.to(config.device)
             for t in Glosses.batch(data.held_out[start : start + 256], config.tokens)
         )
-        losses.append(per_sample_loss(model(ids), labels).double())
+        losses.append(per_sample_loss(model(ids), targets).double())
     return float(torch.cat(losses).mean())

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pydantic import Field
 
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling import labels
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.predictor import BinnedTransformer, examples
 from projects.infinite_sampling.scheduler import (
     REFILLS,
@@ -23,21 +24,31 @@ from shared import experiment
 
 
 class Config(experiment.Config):
-    model: str = "policy"
-    train_steps: int = Field(default=600, ge=1)
-    prompts: int = Field(default=16, ge=1)
-    fit_prompts: int = Field(default=60, ge=1)
-    group: int = Field(default=32, ge=2)
-    slots: int = Field(default=8, ge=1)
-    max_new_tokens: int = Field(default=56, ge=2)
-    prefixes: list[int] = [0, 1, 4, 8]
-    eps: list[float] = [0.5, 0.2, 0.1, 0.05, 0.02]
-    plan_slots: list[int] = [2, 4, 8]
+    model: str
+    """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    prompts: int = Field(ge=1)
+    """those whose lengths are scheduled"""
+    fit_prompts: int = Field(ge=1)
+    """other prompts, whose completions the predictors learn from"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    slots: int = Field(ge=1)
+    """rows of cache"""
+    max_new_tokens: int = Field(ge=2)
+    """tokens of a completion at most"""
+    prefixes: list[int]
+    """tokens of a completion that a predictor sees, one predictor for each number"""
+    eps: list[float]
+    """of the plans"""
+    plan_slots: list[int]
+    """rows that plans are made for"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     prompts = config.prompts + config.fit_prompts
-    one = _common.subject(
+    one = common.subject(
         config.model,
         prompts,
         config.seed,
@@ -50,14 +61,14 @@ def run(config: Config, run: experiment.Run) -> None:
     ]
     made = (
         one.engine(config.seed)
-        .run(one.prompts, pairs, _common.Schedule("continuous", 64))
+        .run(one.prompts, pairs, common.Schedule("continuous", 64))
         .completions
     )
     tested, fitted = (
         [c for c in made if c.prompt < config.prompts],
         [c for c in made if c.prompt >= config.prompts],
     )
-    lengths = {p: [d + 1 for d in _common.durations(tested, p)] for p in range(config.prompts)}
+    lengths = {p: [d + 1 for d in common.durations(tested, p)] for p in range(config.prompts)}
 
     for prefix in run.progress(config.prefixes, "prefixes"):
         predictor = BinnedTransformer(one.vocabulary, seed=config.seed)
@@ -83,7 +94,7 @@ def run(config: Config, run: experiment.Run) -> None:
         )
         durations = [n - 1 for n in of]
         for name, order in (
-            ("micro groups", durations),
+            (labels.MICRO, durations),
             ("sorted micro groups", sorted(durations, reverse=True)),
         ):
             steps = replay(order, config.slots, Queue(order, config.slots), barrier=True).steps

@@ -11,25 +11,32 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling import labels
+from projects.infinite_sampling.data import reward
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.grpo import advantages, backward
-from projects.infinite_sampling.policy import reward
 from projects.infinite_sampling.predictor import HiddenRidge, Oracle, examples
 from projects.infinite_sampling.streams import draw, stream
 from shared import experiment
 
 
 class Config(experiment.Config):
-    train_steps: int = Field(default=600, ge=1)
-    prompts: int = Field(default=3, ge=1)
-    group: int = Field(default=32, ge=2)
-    slots: int = Field(default=8, ge=1)
-    prefix: int = Field(default=4, ge=1)
-    micro_batches: list[int] = [1, 5, 8]
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    prompts: int = Field(ge=1)
+    """those whose groups are decoded"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    slots: int = Field(ge=1)
+    """rows of cache"""
+    prefix: int = Field(ge=1)
+    """tokens of a completion that the predictor sees"""
+    micro_batches: list[int]
+    """completions in a backward, whose gradients are compared with the whole group's"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    one = _common.subject(
+    one = common.subject(
         "policy", config.prompts + 8, config.seed, limit=56, train_steps=config.train_steps, run=run
     )
     jobs = [(p, i) for p in range(config.prompts) for i in range(config.group)]
@@ -39,13 +46,13 @@ def run(config: Config, run: experiment.Run) -> None:
     ):
         one.model.to(getattr(torch, dtype))
         engine = one.engine(config.seed, fixed_shape=fixed)
-        known = engine.run(one.prompts, more, _common.Schedule("continuous", 32)).completions
+        known = engine.run(one.prompts, more, common.Schedule("continuous", 32)).completions
         learnt = HiddenRidge()
         learnt.fit(examples(one.prompts, known, config.prefix, one.model))
         truth: dict[tuple[int, int], int] = {}
-        schedules = _common.schedules(config.slots, config.prefix, learnt, Oracle(truth))
-        schedules |= {f"micro groups of {m}": _common.Schedule("micro", m) for m in (1, 3, 5)}
-        schedules["dynamic slots, tight"] = _common.Schedule(
+        schedules = common.schedules(config.slots, config.prefix, learnt, Oracle(truth))
+        schedules |= {f"micro groups of {m}": common.Schedule("micro", m) for m in (1, 3, 5)}
+        schedules["dynamic slots, tight"] = common.Schedule(
             "dynamic", config.slots, budget_tokens=150, page=4
         )
         if fixed:  # of as many slots, and fixed ones
@@ -54,7 +61,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 for name, s in schedules.items()
                 if s.mode in ("micro", "continuous") and s.slots == config.slots
             }
-        first = "micro groups" if fixed else "full group"
+        first = labels.MICRO if fixed else labels.FULL
         reference: list[Any] = []
         for name in [first, *(n for n in schedules if n != first)]:
             rollout = engine.run(one.prompts, jobs, schedules[name])
@@ -85,7 +92,7 @@ def run(config: Config, run: experiment.Run) -> None:
 
 
 @torch.no_grad()
-def _redrawn(one: _common.Subject, completions: Any, seed: int) -> int:
+def _redrawn(one: common.Subject, completions: Any, seed: int) -> int:
     """How many completions a forward without a cache draws again."""
     same = 0
     for c in completions:
@@ -99,7 +106,7 @@ def _redrawn(one: _common.Subject, completions: Any, seed: int) -> int:
 
 
 def _gradients(
-    run: experiment.Run, config: Config, one: _common.Subject, completions: Any, dtype: str
+    run: experiment.Run, config: Config, one: common.Subject, completions: Any, dtype: str
 ) -> None:
     texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in completions]
     rewards = torch.tensor(reward([one.texts[c.prompt] for c in completions], texts)).reshape(

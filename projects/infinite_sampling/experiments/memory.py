@@ -9,26 +9,34 @@ from typing import Literal
 
 from pydantic import Field
 
-from projects.infinite_sampling import peers
-from projects.infinite_sampling.engine import Schedule
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling import baselines, labels
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.predictor import Constant
+from projects.infinite_sampling.rollout import Schedule
 from shared import experiment
 
 
 class Config(experiment.Config):
-    """`groups` are for the figure, on the small policy unless `grown` names another model."""
-
-    model: str = "smollm2-135m"
-    grown: str = "policy"
-    train_steps: int = Field(default=600, ge=1)
-    group: int = Field(default=32, ge=2)
-    slots: int = Field(default=8, ge=1)
-    also_slots: list[int] = [16]
-    max_new_tokens: int = Field(default=16, ge=2)
-    prefix: int = Field(default=4, ge=1)
-    groups: list[int] = [8, 16, 32, 64, 128]
+    model: str
+    """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
+    grown: str
+    """likewise: the model whose groups grow, for the figure"""
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    slots: int = Field(ge=1)
+    """rows of cache"""
+    also_slots: list[int]
+    """other numbers of rows for micro groups"""
+    max_new_tokens: int = Field(ge=2)
+    """tokens of a completion at most"""
+    prefix: int = Field(ge=1)
+    """tokens of a completion that the predictor sees"""
+    groups: list[int]
+    """sizes of the groups that grow"""
     device: Literal["cpu", "cuda"] = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -37,7 +45,7 @@ def run(config: Config, run: experiment.Run) -> None:
         (config.grown, config.groups, False),
     ):
         limit = config.max_new_tokens if all_modes else 56
-        one = _common.subject(
+        one = common.subject(
             name,
             1,
             config.seed,
@@ -52,7 +60,7 @@ def run(config: Config, run: experiment.Run) -> None:
             modes = {
                 mode: schedule
                 for mode, schedule in modes.items()
-                if mode in ("full group", "micro groups", "full framework")
+                if mode in (labels.FULL, labels.MICRO, labels.FULL_FRAMEWORK)
             }
         for group in run.progress(groups, "groups"):
             for mode, schedule in run.progress(list(modes.items()), "modes"):
@@ -68,28 +76,28 @@ def run(config: Config, run: experiment.Run) -> None:
                 )
             if all_modes:
                 for mode, rows in (
-                    ("generate, full group", group),
-                    ("generate, chunks", config.slots),
+                    (labels.GENERATE_FULL, group),
+                    (labels.GENERATE_CHUNKS, config.slots),
                 ):
                     _measure_peer(run, config, one, mode, rows, group)
 
 
 def _modes(config: Config) -> dict[str, Schedule]:
     slots, guess = config.slots, Constant()
-    modes = {"full group": Schedule("full")}
+    modes = {labels.FULL: Schedule("full")}
     modes |= {f"micro groups of {other}": Schedule("micro", other) for other in config.also_slots}
     return modes | {
-        "micro groups": Schedule("micro", slots),
-        "continuous, fixed slots": Schedule("continuous", slots),
-        "continuous, dynamic slots": Schedule("dynamic", slots),
-        "full framework": Schedule("continuous", slots, "plan_sjf", config.prefix, guess),
+        labels.MICRO: Schedule("micro", slots),
+        labels.FIXED_SLOTS: Schedule("continuous", slots),
+        labels.DYNAMIC_SLOTS: Schedule("dynamic", slots),
+        labels.FULL_FRAMEWORK: Schedule("continuous", slots, "plan_sjf", config.prefix, guess),
     }
 
 
 def _measure(
     run: experiment.Run,
     config: Config,
-    one: _common.Subject,
+    one: common.Subject,
     mode: str,
     schedule: Schedule,
     group: int,
@@ -98,7 +106,7 @@ def _measure(
 ) -> None:
     engine = one.engine(config.seed)
     jobs = [(0, index) for index in range(group)]
-    made, peak, _, counter = _common.Meter(config.device).peaks(
+    made, peak, _, counter = common.Meter(config.device).peaks(
         lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced)
     )
     stats = made.stats
@@ -126,11 +134,11 @@ def _measure(
 
 
 def _measure_peer(
-    run: experiment.Run, config: Config, one: _common.Subject, mode: str, rows: int, group: int
+    run: experiment.Run, config: Config, one: common.Subject, mode: str, rows: int, group: int
 ) -> None:
     eos = one.eos[0] if one.eos else -1
-    _, peak, _, counter = _common.Meter(config.device).peaks(
-        lambda: peers.generate(one.model, one.prompts[0], group, rows, one.limit, eos)
+    _, peak, _, counter = common.Meter(config.device).peaks(
+        lambda: baselines.generate(one.model, one.prompts[0], group, rows, one.limit, eos)
     )
     run.row(
         kind="modes",

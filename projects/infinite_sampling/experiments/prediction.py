@@ -6,28 +6,38 @@ with k, as short completions end: so the error of the *total* length over all co
 that have ended counted as exact, stands beside the error of what remains.
 """
 
+from typing import Literal
+
 import numpy as np
 from pydantic import Field
 
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.predictor import PREDICTORS, evaluate, examples
 from shared import experiment
 
 
 class Config(experiment.Config):
-    model: str = "policy"
-    train_steps: int = Field(default=600, ge=1)
-    fit_prompts: int = Field(default=80, ge=1)
-    test_prompts: int = Field(default=40, ge=1)
-    group: int = Field(default=16, ge=2)
-    max_new_tokens: int = Field(default=56, ge=2)
-    prefixes: list[int] = [0, 1, 2, 4, 8, 16]
-    predictors: list[str] = ["constant", "transformer", "ridge"]
+    model: str
+    """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    fit_prompts: int = Field(ge=1)
+    """prompts whose completions the predictors learn from"""
+    test_prompts: int = Field(ge=1)
+    """other prompts, whose lengths are predicted"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    max_new_tokens: int = Field(ge=2)
+    """tokens of a completion at most"""
+    prefixes: list[int]
+    """tokens of a completion that a predictor sees, one predictor for each number"""
+    predictors: list[Literal[tuple(PREDICTORS)]]  # type: ignore[valid-type]
+    """by name"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     prompts = config.fit_prompts + config.test_prompts
-    one = _common.subject(
+    one = common.subject(
         config.model,
         prompts,
         config.seed,
@@ -37,7 +47,7 @@ def run(config: Config, run: experiment.Run) -> None:
     )
     made = (
         one.engine(config.seed)
-        .run(one.prompts, config.group, _common.Schedule("continuous", 64))
+        .run(one.prompts, config.group, common.Schedule("continuous", 64))
         .completions
     )
     fitted, tested = (

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from projects.infinite_sampling import peers
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling import baselines, labels
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.predictor import BinnedTransformer, Oracle, examples
 from projects.infinite_sampling.scheduler import (
     Queue,
@@ -23,46 +23,53 @@ from projects.infinite_sampling.scheduler import (
 from shared import experiment, meters
 
 PEERS = {
-    "generate, full group": peers.generate,
-    "generate, chunks": peers.generate,
-    "generate_batch": peers.generate_batch,
+    labels.GENERATE_FULL: baselines.generate,
+    labels.GENERATE_CHUNKS: baselines.generate,
+    labels.GENERATE_BATCH: baselines.generate_batch,
 }
-Peer = Literal["generate, full group", "generate, chunks", "generate_batch"]
+Peer = Literal[labels.PEERS]  # type: ignore[valid-type]
+ScheduleName = Literal[labels.SCHEDULES]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
-    """`fit_prompts` x `fit_group` other completions are what the predictor learns from; it sees
-    `prefix` tokens.
-    """
-
-    model: str = "policy"
-    train_steps: int = Field(default=600, ge=1)
-    prompts: int = Field(default=8, ge=1)
-    prompts_file: str | None = None
-    group: int = Field(default=32, ge=2)
-    slots: int = Field(default=8, ge=1)
-    max_new_tokens: int = Field(default=56, ge=2)
-    prefix: int = Field(default=1, ge=0)
-    fit_prompts: int = Field(default=60, ge=1)
-    fit_group: int = Field(default=16, ge=1)
-    repeats: int = Field(default=6, ge=1)
-    timed: list[str] = [
-        "full group",
-        "micro groups",
-        "continuous, FIFO",
-        "framework (predicted)",
-        "plan (oracle)",
-        "dynamic slots",
-    ]
-    peers: list[Peer] = ["generate, full group", "generate, chunks", "generate_batch"]
-    only: list[str] = Field(default=[], description="schedules to run live; none: all")
-    live: int | None = Field(default=None, ge=1, description="prompts to decode live; none: all")
-    warmup: int = Field(default=1, ge=0, description="rounds before those that are timed")
+    model: str
+    """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    prompts: int = Field(ge=1)
+    """those whose groups are decoded"""
+    prompts_file: str | None
+    """a file of prompts for a model that is not the policy; null: short questions"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    slots: int = Field(ge=1)
+    """rows of cache"""
+    max_new_tokens: int = Field(ge=2)
+    """tokens of a completion at most"""
+    prefix: int = Field(ge=0)
+    """tokens of a completion that the predictor sees"""
+    fit_prompts: int = Field(ge=1)
+    """other prompts, whose completions the predictor learns from"""
+    fit_group: int = Field(ge=1)
+    """completions of each of them"""
+    repeats: int = Field(ge=1)
+    """rounds in which every schedule is timed once"""
+    timed: list[ScheduleName]
+    """schedules that are timed, where they run live"""
+    peers: list[Peer]
+    """ways of transformers to do the same, timed beside them"""
+    only: list[ScheduleName]
+    """schedules to run live beside micro groups; none: all"""
+    live: int | None = Field(ge=1)
+    """prompts to decode live, the rest is replayed; null: all"""
+    warmup: int = Field(ge=0)
+    """rounds before those that are timed"""
     device: Literal["cpu", "cuda"] = "cpu"
+    """where it runs"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    subject = _common.subject(
+    subject = common.subject(
         config.model,
         config.prompts + config.fit_prompts,
         config.seed,
@@ -79,23 +86,23 @@ def run(config: Config, run: experiment.Run) -> None:
     fitted = [
         (p, i) for p in range(config.prompts, len(subject.prompts)) for i in range(config.fit_group)
     ]
-    schedule = _common.Schedule("continuous", 4 * config.slots)
+    schedule = common.Schedule("continuous", 4 * config.slots)
     made = engine.run(subject.prompts, fitted, schedule, limits=subject.forced).completions
     learnt.fit(examples(subject.prompts, made, config.prefix))
-    recorder = _common.Recorder(learnt)
+    recorder = common.Recorder(learnt)
     truth: dict[tuple[int, int], int] = {}
-    schedules = _common.schedules(config.slots, config.prefix, recorder, Oracle(truth))
+    schedules = common.schedules(config.slots, config.prefix, recorder, Oracle(truth))
     wanted = {
         name: one
         for name, one in schedules.items()
-        if not config.only or name in config.only or name == "micro groups"
+        if not config.only or name in config.only or name == labels.MICRO
     }
-    common = {"model": config.model, "group": config.group, "slots": config.slots}
+    setting = {"model": config.model, "group": config.group, "slots": config.slots}
 
     for prompt in run.progress(tested, "prompts"):
         jobs = [(prompt, index) for index in range(config.group)]
         live = dict(wanted) if prompt < (config.live or config.prompts) else {}
-        first = "micro groups" if live else "full group"
+        first = labels.MICRO if live else labels.FULL
         completions = None
         for name in [first, *(other for other in live if other != first)]:
             rollout = engine.run(subject.prompts, jobs, schedules[name], limits=subject.forced)
@@ -110,7 +117,7 @@ def run(config: Config, run: experiment.Run) -> None:
             )
             run.row(
                 kind="rollout",
-                **common,
+                **setting,
                 schedule=name,
                 prompt=prompt,
                 live=True,
@@ -133,11 +140,11 @@ def run(config: Config, run: experiment.Run) -> None:
                 predict_seconds=stats.predict_seconds,
                 rollout_seconds=stats.seconds,
             )
-            if prompt == 0 and name != "dynamic slots":
+            if prompt == 0 and name != labels.DYNAMIC:
                 for row, job, start, end in stats.spans:
                     run.row(
                         kind="span",
-                        **common,
+                        **setting,
                         schedule=name,
                         slot=row,
                         completion=job,
@@ -158,7 +165,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 continue
             run.row(
                 kind="rollout",
-                **common,
+                **setting,
                 schedule=name,
                 prompt=prompt,
                 live=False,
@@ -181,7 +188,7 @@ def run(config: Config, run: experiment.Run) -> None:
         variants,
         config.repeats,
         config.warmup,
-        clock=_common.clock_of(config.device),
+        clock=common.clock_of(config.device),
         progress=lambda total: run.progress(total, "rounds"),
     )
     for name, timing in timings.items():
@@ -190,7 +197,7 @@ def run(config: Config, run: experiment.Run) -> None:
         ):
             run.row(
                 kind="time",
-                **common,
+                **setting,
                 schedule=name,
                 repeat=repeat,
                 tokens=tokens,
@@ -248,9 +255,9 @@ def _ours(
 
 
 def _theirs(subject: Any, name: str, config: Config, produced: dict[str, list[int]]) -> Any:
-    rows = config.group if name == "generate, full group" else config.slots
+    rows = config.group if name == labels.GENERATE_FULL else config.slots
     # Continuous batching is slow enough for one prompt to do.
-    prompts = range(1 if name == "generate_batch" else config.live or config.prompts)
+    prompts = range(1 if name == labels.GENERATE_BATCH else config.live or config.prompts)
 
     def once() -> None:
         eos = subject.eos[0] if subject.eos else -1

@@ -17,9 +17,12 @@ from shared.seeding import step_seed
 
 
 class Config(experiment.Config):
-    instances: int = Field(default=20_000, ge=1)
-    small: int = Field(default=400, ge=1)
-    eps: list[float] = [0.5, 0.1, 0.02]
+    instances: int = Field(ge=1)
+    """random sets of durations that are scheduled"""
+    small: int = Field(ge=1)
+    """sets small enough to try all assignments"""
+    eps: list[float]
+    """of the plans that are compared with the best assignment"""
 
 
 def run(config: Config, run: experiment.Run) -> None:

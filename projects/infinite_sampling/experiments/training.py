@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from projects.infinite_sampling.experiments import _common
+from projects.infinite_sampling import labels
+from projects.infinite_sampling.baselines import TrlSteps
+from projects.infinite_sampling.data import reward
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.grpo import advantages, backward
-from projects.infinite_sampling.peers import TrlSteps
-from projects.infinite_sampling.policy import reward
 from projects.infinite_sampling.predictor import HiddenRidge, Online, evaluate, examples
 from projects.infinite_sampling.trl_rollout import rollout, rollout_seed
 from shared import experiment
 from shared.seeding import step_seed
 
-Mode = Literal["full group", "micro groups", "framework", "TRL", "TRL, this rollout"]
+Mode = Literal[labels.TRAINERS]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
@@ -36,44 +37,54 @@ class Config(experiment.Config):
     `full group`.
     """
 
-    train_steps: int = Field(default=600, ge=1)
-    pool: int = Field(default=8, ge=1)
-    held_out: int = Field(default=16, ge=1)
-    prompts_per_step: int = Field(default=2, ge=1)
-    group: int = Field(default=32, ge=2)
-    slots: int = Field(default=8, ge=1)
-    prefix: int = Field(default=1, ge=0)
-    steps: int = Field(default=40, ge=1)
-    lr: float = Field(default=2e-4, gt=0)
-    dtypes: list[Literal["float64", "float32"]] = ["float64", "float32"]
-    modes: list[Mode] = ["full group", "micro groups", "framework", "TRL", "TRL, this rollout"]
+    train_steps: int = Field(ge=1)
+    """steps in which the small policy is trained"""
+    pool: int = Field(ge=1)
+    """prompts that are trained on"""
+    held_out: int = Field(ge=1)
+    """other prompts, for evaluation"""
+    prompts_per_step: int = Field(ge=1)
+    """prompts of a step"""
+    group: int = Field(ge=2)
+    """completions of a prompt"""
+    slots: int = Field(ge=1)
+    """rows of cache"""
+    prefix: int = Field(ge=0)
+    """tokens of a completion that the predictor sees"""
+    steps: int = Field(ge=1)
+    """optimizer steps of each mode"""
+    lr: float = Field(gt=0)
+    """learning rate of AdamW"""
+    dtypes: list[Literal["float64", "float32"]]
+    """number formats, one run of all modes in each"""
+    modes: list[Mode]
+    """trainers and rollouts, by their names in tables"""
     device: Literal["cpu", "cuda"] = "cpu"
+    """where it runs"""
 
 
 class _Policy:
     """One mode's model on its way."""
 
-    def __init__(self, mode: Mode, config: Config, one: _common.Subject) -> None:
+    def __init__(self, mode: Mode, config: Config, one: common.Subject) -> None:
         self.mode, self.config, self.subject = mode, config, one
         self.model = copy.deepcopy(one.model)
-        self.meter, self.clock = _common.Meter(config.device), _common.clock_of(config.device)
+        self.meter, self.clock = common.Meter(config.device), common.clock_of(config.device)
         self.rollout_seconds = 0.0
         self.online: Online | None = None
         self.frozen: HiddenRidge | None = None
-        if mode in ("framework", "TRL, this rollout"):
+        if mode in (labels.TRAINED_FRAMEWORK, labels.TRL_OURS):
             self.online = Online(HiddenRidge(), config.prefix, every=4, model=self.model)
         self.schedule = {
-            "full group": _common.Schedule("full"),
-            "micro groups": _common.Schedule("micro", config.slots),
+            labels.FULL: common.Schedule("full"),
+            labels.MICRO: common.Schedule("micro", config.slots),
         }.get(
             mode,
-            _common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online),
+            common.Schedule("continuous", config.slots, "plan_sjf", config.prefix, self.online),
         )
-        self.micro = (
-            config.prompts_per_step * config.group if mode == "full group" else config.slots
-        )
+        self.micro = config.prompts_per_step * config.group if mode == labels.FULL else config.slots
         self.trl: TrlSteps | None = None
-        if not mode.startswith("TRL"):
+        if not mode.startswith(labels.TRL):
             self.optimizer = torch.optim.AdamW(
                 self.model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0
             )
@@ -91,9 +102,7 @@ class _Policy:
             lr=config.lr,
             seed=config.seed,
             phase=self.rolling,
-            rollout_func=rollout(self.schedule, self.online)
-            if mode == "TRL, this rollout"
-            else None,
+            rollout_func=rollout(self.schedule, self.online) if mode == labels.TRL_OURS else None,
         )
 
     def chosen(self, step: int) -> list[int]:
@@ -126,9 +135,7 @@ class _Policy:
         config, one, chosen = self.config, self.subject, self.chosen(step)
         jobs = [(p, i) for p in chosen for i in range(config.group)]
         start = self.clock()
-        engine = _common.Engine(
-            self.model, one.eos, one.limit, seed=rollout_seed(config.seed, step)
-        )
+        engine = common.Engine(self.model, one.eos, one.limit, seed=rollout_seed(config.seed, step))
         with self.rolling():
             made = engine.run(one.prompts, jobs, self.schedule)
         texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made.completions]
@@ -179,7 +186,7 @@ class _Policy:
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    one = _common.subject(
+    one = common.subject(
         "policy",
         config.pool + config.held_out,
         config.seed,
@@ -193,7 +200,7 @@ def run(config: Config, run: experiment.Run) -> None:
         policies = [
             _Policy(mode, config, one)
             for mode in config.modes
-            if dtype == "float32" or not mode.startswith("TRL")
+            if dtype == "float32" or not mode.startswith(labels.TRL)
         ]
         _held_out(run, config, policies, dtype, 0)
         for step in run.progress(config.steps, f"steps in {dtype}"):
@@ -230,26 +237,39 @@ def run(config: Config, run: experiment.Run) -> None:
 def _held_out(
     run: experiment.Run, config: Config, policies: list[_Policy], dtype: str, step: int
 ) -> None:
+    """Mean rewards on the pool and on held-out prompts. Before the first step all policies are one,
+    which is evaluated once.
+    """
+    scores: dict[str, float] = {}
     for policy in policies:
-        one, model, training = policy.subject, policy.model, policy.model.training
-        model.eval()
-        for kind, prompts in (
-            ("pool", range(config.pool)),
-            ("held out", range(config.pool, config.pool + config.held_out)),
-        ):
-            jobs = [(p, i) for p in prompts for i in range(16)]
-            engine = _common.Engine(
-                model, one.eos, one.limit, seed=step_seed(config.seed, "evaluation")
-            )
-            made = engine.run(one.prompts, jobs, _common.Schedule("continuous", 64)).completions
-            texts = [one.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made]
-            found = reward([one.texts[c.prompt] for c in made], texts)
+        if step or not scores:
+            scores = _scores(config, policy)
+        for kind, score in scores.items():
             run.row(
                 kind="evaluation",
                 dtype=dtype,
                 mode=policy.mode,
                 step=step,
                 prompts=kind,
-                reward_score=float(np.mean(found)),
+                reward_score=score,
             )
-        model.train(training)
+
+
+def _scores(config: Config, policy: _Policy) -> dict[str, float]:
+    """A policy's mean reward by kind of prompts, 16 completions of each."""
+    subject, model, training = policy.subject, policy.model, policy.model.training
+    model.eval()
+    scores = {}
+    for kind, prompts in (
+        ("pool", range(config.pool)),
+        ("held out", range(config.pool, config.pool + config.held_out)),
+    ):
+        jobs = [(p, i) for p in prompts for i in range(16)]
+        engine = common.Engine(
+            model, subject.eos, subject.limit, seed=step_seed(config.seed, "evaluation")
+        )
+        made = engine.run(subject.prompts, jobs, common.Schedule("continuous", 64)).completions
+        texts = [subject.tokenizer.decode(c.tokens, skip_special_tokens=True) for c in made]
+        scores[kind] = float(np.mean(reward([subject.texts[c.prompt] for c in made], texts)))
+    model.train(training)
+    return scores

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.func import vmap
 
-from projects.meta_if import bodies, estimators
+from projects.meta_if import estimators
 from projects.meta_if.episodes import Source, pools, principal_components, sample_tasks, spoil_tasks
 from projects.meta_if.problems import Anil, MetaProblem, Tasks
 from projects.meta_if.total import Implicit
@@ -23,6 +23,7 @@ from shared import experiment
 from shared.errors import UserError
 from shared.influence.solvers import Operator, Solved, cg, dense
 from shared.seeding import step_seed
+from shared.vision.backbones import backbone
 
 
 class Config(experiment.Config):
@@ -31,7 +32,7 @@ class Config(experiment.Config):
     components: NonNegativeInt
     """Principal components that stand for an image; 0 leaves the images as they are."""
     body: str
-    """`mlp-...` or `conv4-...`, see `bodies.named`."""
+    """`mlp-...` or `conv4-...`, see `shared.vision.backbones`."""
     ways: PositiveInt
     """Classes of a task."""
     shots: PositiveInt
@@ -160,9 +161,7 @@ def prepare(config: Config, source: Source, seed: int, spoiled: float = 0.0) -> 
     """Draw, spoil a fraction of the tasks, and meta-train."""
     train, test = drawn(config, source, seed)
     train, mask = spoil_tasks(train, spoiled, seed)
-    body = bodies.initialised(
-        bodies.named(config.body, train.x_train.shape[2:]), step_seed(seed, "body") % 2**31
-    )
+    body = backbone(config.body, train.x_train.shape[2:], seed=step_seed(seed, "body") % 2**31)
     body = body.to(config.device, getattr(torch, config.dtype))
     inner = Anil.of(body, train.x_train[0], config.ways, config.head_penalty)
     tol = 1e-10 if config.dtype == "float64" else 1e-5

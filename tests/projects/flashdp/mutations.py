@@ -1,4 +1,4 @@
-"""Deliberate faults in FlashDP, each of which must turn the tests red.
+"""Mutation tests of FlashDP: each mutation must turn the tests red.
 
     python tests/projects/flashdp/mutations.py          # all; some minutes on two cores
     python tests/projects/flashdp/mutations.py noise    # those whose reason contains the word
@@ -13,9 +13,35 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-PRIVATE, LAYERS, BACKENDS, ACCOUNTING, SAMPLING, LOSSES, NOISE = (
+(
+    PRIVATE,
+    CLIPPER,
+    GROUPS,
+    REFUSALS,
+    LAYERS,
+    BACKENDS,
+    FACTORS,
+    SCRATCH,
+    ACCOUNTING,
+    SAMPLING,
+    LOSSES,
+    NOISE,
+) = (
     f"projects/flashdp/{name}.py"
-    for name in ("private", "layers", "backends", "accounting", "sampling", "losses", "noise")
+    for name in (
+        "private",
+        "clipper",
+        "groups",
+        "refusals",
+        "layers",
+        "backends",
+        "factors",
+        "scratch",
+        "accounting",
+        "sampling",
+        "losses",
+        "noise",
+    )
 )
 
 MUTATIONS = [
@@ -35,7 +61,7 @@ MUTATIONS = [
         ("privacy",),
     ),
     Mutation(
-        PRIVATE,
+        GROUPS,
         "        bounds = dict.fromkeys(members, float(clip) / math.sqrt(len(members)))\n",
         "        bounds = dict.fromkeys(members, float(clip))\n",
         "every group gets the whole bound, and the noise grows with the number of layers",
@@ -79,7 +105,7 @@ MUTATIONS = [
         ("privacy",),
     ),
     Mutation(
-        PRIVATE,
+        CLIPPER,
         "        self.wrote(weight)\n        c = factors.found()\n",
         "        if not fresh:\n"
         "            out.add_(torch.randn_like(out), alpha=group.noise)\n"
@@ -133,44 +159,44 @@ MUTATIONS = [
     ),
     # ---- norms and factors ----
     Mutation(
-        PRIVATE,
-        "        factors = self._factors(group, samples, backends.square_norms([sums]) if joint"
+        CLIPPER,
+        "        factors = self._factors(group, samples, square_norms([sums]) if joint"
         " else None)\n",
         "        factors = self._factors(group, samples, None)\n",
         "a layer's norm leaves the bias out",
     ),
     Mutation(
-        PRIVATE,
-        "backends.square_norms(own))",
-        "backends.square_norms(own[:1]))",
+        CLIPPER,
+        "square_norms(own))",
+        "square_norms(own[:1]))",
         "a LayerNorm's norm leaves the bias out",
     ),
     Mutation(
-        PRIVATE,
-        "backends.square_norms([sums]) if joint",
+        CLIPPER,
+        "square_norms([sums]) if joint",
         "g_BTp.square().sum((1, 2)) if joint",
         "a bias's norm is taken before its positions are added",
     ),
     Mutation(
-        PRIVATE,
+        CLIPPER,
         "index_add_(0, owner, torch.linalg.vector_norm(rows, dim=1).square())",
         "index_add_(0, sample, g_BTd.flatten(0, 1).to(rows.dtype).square().sum(1))",
         "an embedding's norm is taken before equal tokens are added",
     ),
     Mutation(
-        BACKENDS,
+        FACTORS,
         "self.scale * (self.bound / (norms + TINY)).clamp(max=1), 0)",
         "self.scale * (self.bound / (norms + TINY)), 0)",
         "factors above 1: small samples are scaled up",
     ),
     Mutation(
-        BACKENDS,
+        FACTORS,
         "c = self.scale * min(1.0, self.bound / (norm + TINY)) if",
         "c = self.scale * self.bound / (norm + TINY) if",
         "factors above 1 in the loop",
     ),
     Mutation(
-        BACKENDS,
+        FACTORS,
         "        norms = flat.sqrt() * self.scale\n",
         "        norms = flat.sqrt()\n",
         "the mean's 1/B is not undone before a norm is compared with its bound",
@@ -182,7 +208,7 @@ MUTATIONS = [
         "the mean's 1/B is not undone at all",
     ),
     Mutation(
-        BACKENDS,
+        FACTORS,
         "        c = torch.where(norms.isfinite(), self.scale * (self.bound / (norms +"
         " TINY)).clamp(max=1), 0)\n",
         "        c = self.scale * (self.bound / (norms + TINY)).clamp(max=1)\n",
@@ -201,20 +227,20 @@ MUTATIONS = [
         "the loop's first sample, when not finite, stays in the sum as NaN",
     ),
     Mutation(
-        PRIVATE,
+        CLIPPER,
         "        if out.is_cuda or not factors.all():",
         "        if out.is_cuda:",
         "a bias takes zero times what is not finite",
     ),
     Mutation(
-        PRIVATE,
+        CLIPPER,
         "        if out.is_cuda or not bool(factors.all()):  # 0 times what is not finite is not"
         " 0\n            rows",
         "        if out.is_cuda:  # 0 times what is not finite is not 0\n            rows",
         "an embedding takes zero times what is not finite",
     ),
     Mutation(
-        BACKENDS,
+        FACTORS,
         "rows = torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype)\n    return"
         " torch.linalg.vecdot(rows, rows)",
         "return torch.linalg.vector_norm(gradient, dim=(-2, -1), dtype=dtype).square()",
@@ -279,7 +305,7 @@ MUTATIONS = [
         "losses are averaged over all tokens of the batch",
     ),
     Mutation(
-        BACKENDS,
+        SCRATCH,
         "self._buffers[key] = torch.empty(size,",
         "self._buffers[key] = torch.empty(2 * size,",
         "the scratch is twice the largest layer",
@@ -316,7 +342,7 @@ MUTATIONS = [
         ("refusals",),
     ),
     Mutation(
-        PRIVATE,
+        CLIPPER,
         '        if self.state(parameter) == "released":\n',
         "        if False:\n",
         "a backward adds to what was released",
@@ -330,7 +356,7 @@ MUTATIONS = [
         ("refusals",),
     ),
     Mutation(
-        PRIVATE,
+        REFUSALS,
         "            if id(parameter) in owners:\n",
         "            if False:\n",
         "tied weights are let in",
@@ -351,7 +377,7 @@ MUTATIONS = [
         ("refusals",),
     ),
     Mutation(
-        PRIVATE,
+        CLIPPER,
         "        if same and not (look and not torch.equal(known.fingerprint,"
         " _fingerprint(parameter.grad))):\n",
         "        if same:\n",

@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 
-from projects.flashdp.baselines import FLAT, METHODS, PER_LAYER, trainer
+from projects.flashdp.baselines import trainer
+from projects.flashdp.decoder import Decoder
 from projects.flashdp.experiments.cost import moved_bytes
+from projects.flashdp.labels import FLAT, METHODS, clipping
 from projects.flashdp.losses import per_sample_loss
-from projects.flashdp.models import Decoder
 
 IDS = torch.randint(0, 23, (5, 9), generator=torch.Generator().manual_seed(3))
 IDS[:, 4] = IDS[:, 1]  # tokens that repeat
@@ -78,7 +79,7 @@ def test_flat_methods_clip_the_whole_gradient_of_a_sample(method):
         assert torch.allclose(found[name], wanted[name], rtol=1e-4, atol=1e-6), name
 
 
-@pytest.mark.parametrize("method", PER_LAYER)
+@pytest.mark.parametrize("method", [m for m in METHODS if clipping(m) == "per layer"])
 def test_per_layer_methods_clip_each_layer(method):
     """Opacus has a threshold a parameter, the others one a layer."""
     names = list(dict(model().named_parameters()))

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from projects.flashdp import claims
-from projects.flashdp.baselines import METHODS
-from projects.flashdp.experiments._speed import clipping
+from projects.flashdp.labels import METHODS, clipping
 from shared.claims import require_falsifiable
 
 ABSOLUTE = {

@@ -5,12 +5,12 @@ whole workflow.
 import pytest
 import torch
 
+from projects.flashdp.data import Glosses, glosses
 from projects.flashdp.experiments import utility
-from projects.flashdp.glosses import Glosses, glosses
 from projects.flashdp.losses import IGNORED
 from shared.data import path
 from shared.errors import UserError
-from shared.experiment import Run
+from shared.experiment import Run, load
 
 
 def toy(*_) -> Glosses:
@@ -19,10 +19,15 @@ def toy(*_) -> Glosses:
     return Glosses(records[50:], records[:50], 40)
 
 
+def small(**changes: object) -> utility.Config:
+    """The configuration of scale cpu with changes."""
+    return load("flashdp", "utility", "cpu", changes)[1]
+
+
 def test_explicit_clipping_has_flashdps_batches_and_noise_and_so_its_losses(monkeypatch):
     monkeypatch.setattr(utility, "glosses", toy)
     run = Run(quiet=True)
-    config = utility.Config(
+    config = small(
         epsilons=[3.0],
         seeds=2,
         steps=6,
@@ -59,7 +64,7 @@ def test_explicit_clipping_has_flashdps_batches_and_noise_and_so_its_losses(monk
 def test_a_delta_too_large_for_the_records_is_refused(monkeypatch):
     monkeypatch.setattr(utility, "glosses", toy)
     with pytest.raises(UserError, match="1/250"):
-        utility.run(utility.Config(delta=0.01, steps=2), Run(quiet=True))
+        utility.run(small(delta=0.01, steps=2), Run(quiet=True))
 
 
 def test_padding_has_no_loss_and_a_record_is_cut_at_its_end():

@@ -29,6 +29,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from projects.flashdp import FixedSampling, backends, kernels, make_private  # noqa: E402
+from projects.flashdp.factors import TINY, Factors  # noqa: E402
+from projects.flashdp.scratch import SCRATCH_BUFFER  # noqa: E402
 from shared.errors import UserError  # noqa: E402
 
 BACKENDS = ("triton_2k", "triton_persistent")
@@ -111,7 +113,7 @@ def launch(patch: pytest.MonkeyPatch, **case: Any) -> dict[str, Any]:
     left, right = framed(left, case["transposed"]), framed(right, case["transposed"])
     hashes = []
     for _ in range(case["launches"]):
-        backends.SCRATCH_BUFFER.release()
+        SCRATCH_BUFFER.release()
         memory = torch.full([before.numel() + 2 * MARGIN], 7.0, dtype=before.dtype)
         out = memory[MARGIN:-MARGIN]
         out = (
@@ -121,7 +123,7 @@ def launch(patch: pytest.MonkeyPatch, **case: Any) -> dict[str, Any]:
         )
         out.fill_(math.nan) if case["fresh"] else out.copy_(before)
         norms: list[Tensor] = []
-        factors = backends.Factors(case["bound"], case["scale"], extra, norms)
+        factors = Factors(case["bound"], case["scale"], extra, norms)
         backends.BACKENDS[case["backend"]](left, right, out, case["fresh"], factors)
         found = factors.found()
         assert bool((torch.cat([memory[:MARGIN], memory[-MARGIN:]]) == 7).all()), (
@@ -536,7 +538,7 @@ def test_compiles_for_a_gpu(
         return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=launch).metadata
 
     constants = {**options, "left_l": 1, "right_r": 1}
-    flags = {"TINY": backends.TINY, "EXTRA": True, "FRESH": False, "TILES": 128}
+    flags = {"TINY": TINY, "EXTRA": True, "FRESH": False, "TILES": 128}
     two = compiled(kernels._products, constants, **launched)
     one = compiled(
         kernels._persistent, {**constants, **flags}, **launched, launch_cooperative_grid=True
@@ -588,7 +590,7 @@ def test_on_a_gpu(
     for _ in range(1000):
         torch.empty_like(before).fill_(math.nan)  # the allocator hands this out again
         out = torch.full_like(before, math.nan)
-        found = backends.Factors(case["bound"], 1, extra, measured := [])
+        found = Factors(case["bound"], 1, extra, measured := [])
         backends.BACKENDS[backend](left, right, out, True, found)
         result = (out, found.found(), torch.cat(measured))
         first = first or result

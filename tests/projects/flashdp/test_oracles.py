@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from projects.flashdp import backends, per_sample_loss
+from projects.flashdp.factors import square_norm
+from projects.flashdp.scratch import SCRATCH_BUFFER
 from shared.meters import count_flops, live_bytes
 
 BACKENDS = ["loop", "ghost", "recompute", "explicit", "auto"]
@@ -477,7 +479,7 @@ def test_only_explicit_ever_holds_a_batch_of_weight_gradients(
     backend, materialises, fresh, helpers
 ):
     run = _backward_of_two_layers(helpers, backend, fresh=fresh)
-    backends.SCRATCH_BUFFER.release()
+    SCRATCH_BUFFER.release()
     with _Largest() as largest:
         run()
     assert (largest.elements >= 6 * 57 * 91) is materialises
@@ -488,9 +490,9 @@ def test_only_explicit_ever_holds_a_batch_of_weight_gradients(
 @pytest.mark.parametrize("fresh", [True, False])
 def test_the_scratch_is_at_most_the_largest_layer(fresh, helpers):
     run = _backward_of_two_layers(helpers, "loop", fresh=fresh)
-    backends.SCRATCH_BUFFER.release()
+    SCRATCH_BUFFER.release()
     run()
-    assert 0 < backends.SCRATCH_BUFFER.nbytes <= 57 * 91 * 4
+    assert 0 < SCRATCH_BUFFER.nbytes <= 57 * 91 * 4
 
 
 def test_more_samples_cost_no_more_memory_than_their_activations(helpers):
@@ -498,7 +500,7 @@ def test_more_samples_cost_no_more_memory_than_their_activations(helpers):
 
     def peak(backend, samples):
         run = _backward_of_two_layers(helpers, backend, samples)
-        backends.SCRATCH_BUFFER.release()
+        SCRATCH_BUFFER.release()
         gc.collect()  # what is freed inside is counted too
         with live_bytes() as meter:
             run()
@@ -541,9 +543,7 @@ def test_the_norm_of_millions_of_elements_is_good_to_a_millionth():
     for shape in ((768, 3125), (3125, 768), (2, 1200, 1000)):
         x = torch.randn(*shape, generator=g)
         wanted = x.double().flatten(-2).norm(dim=-1)
-        assert (
-            float(((backends.square_norm(x).double().sqrt() - wanted) / wanted).abs().max()) <= 1e-6
-        )
+        assert float(((square_norm(x).double().sqrt() - wanted) / wanted).abs().max()) <= 1e-6
 
 
 def test_which_backend_auto_takes_depends_on_shapes_alone_and_is_told(helpers):

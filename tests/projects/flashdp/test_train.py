@@ -30,6 +30,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from projects.flashdp import (
     PoissonSampling,
     accounting,
+    finetuning,
     make_private,
     per_sample_loss,
     train,
@@ -37,7 +38,10 @@ from projects.flashdp import (
 )
 from projects.flashdp.__main__ import main
 from projects.flashdp.accounting import Mechanism
-from shared import data, runs
+from projects.flashdp.finetuning import FineTuning
+from projects.flashdp.recipe import default_delta
+from shared import data
+from shared.commands.folder import locked
 from shared.corpus import Corpus
 from shared.errors import UserError
 
@@ -367,7 +371,7 @@ def test_what_is_left_out_has_defaults_that_are_said(
     assert "at delta 0.002 by" in capsys.readouterr().out  # 1/400 rounded down
     # half of 40 / 8, rounded
     assert json.loads((tmp_path / "out" / "privacy.json").read_text())["history"][0]["steps"] == 2
-    assert [train.default_delta(n) for n in (1, 3, 40, 100, 2000, 117_791)] == [
+    assert [default_delta(n) for n in (1, 3, 40, 100, 2000, 117_791)] == [
         0.1,
         0.03,
         0.002,
@@ -611,7 +615,7 @@ def test_a_signal_in_a_batch_leaves_the_batch(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tune(folder, tmp_path / "whole", "--steps", "5", "--noise-seed", "2")
-    original, calls = train._Run._losses, []
+    original, calls = FineTuning.losses, []
 
     def losses(self: Any, batch: Any) -> Tensor:
         calls.append(self.dp.steps)
@@ -620,7 +624,7 @@ def test_a_signal_in_a_batch_leaves_the_batch(
         return original(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Run, "_losses", losses)
+        patch.setattr(FineTuning, "losses", losses)
         assert (
             main(arguments(folder, tmp_path / "out", "--steps", "5", "--noise-seed", "2"))
             == 128 + signal.SIGTERM
@@ -747,7 +751,7 @@ def test_epsilon_goes_on_from_where_it_was(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(train, "_ACCOUNTING_SHARE", math.inf)  # computed at every step
+    monkeypatch.setattr(finetuning, "ACCOUNTING_SHARE", math.inf)  # computed at every step
     interrupted(folder, tmp_path / "out", monkeypatch, "--steps", "6", "--checkpoint-every", "2")
     spent = accounting.epsilon([Mechanism(1.0, 0.2, 4)], 0.002)
     capsys.readouterr()
@@ -766,14 +770,14 @@ def test_a_sample_without_a_finite_gradient_is_left_out_and_counted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original = train._Run._losses
+    original = FineTuning.losses
 
     def losses(self: Any, batch: Any) -> Tensor:
         found = original(self, batch)
         bad = batch["input_ids"][:, 5] == batch["input_ids"][0, 5]  # of each forward some
         return found * torch.where(bad, math.nan, 1.0)
 
-    monkeypatch.setattr(train._Run, "_losses", losses)
+    monkeypatch.setattr(FineTuning, "losses", losses)
     more = ["--steps", "6", "--checkpoint-every", "2", "--noise-seed", "1"]
     found = tune(folder, tmp_path / "whole", *more)
     assert all(value.isfinite().all() for value in found.values())
@@ -795,10 +799,10 @@ def test_a_model_that_has_come_apart_ends_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    original = train._Run._losses
+    original = FineTuning.losses
     monkeypatch.setattr(
-        train._Run,
-        "_losses",
+        FineTuning,
+        "losses",
         lambda self, batch: original(self, batch) * (math.nan if self.dp.steps > 2 else 1),
     )
     more = ["--steps", "60", "--checkpoint-every", "7", "--batch-size", "2"]
@@ -899,7 +903,7 @@ def test_folders_of_others_are_left_alone(
         file.write_text("mine")
         refused(arguments(folder, tmp_path / place.replace("/", "-")), message, capsys)
         assert file.read_text() == "mine"
-    with runs.locked(tmp_path / "busy"):
+    with locked(tmp_path / "busy"):
         refused(arguments(folder, tmp_path / "busy"), "another process is working", capsys)
 
 

@@ -1,4 +1,4 @@
-"""Deliberate faults in Infinite Sampling, each of which must turn the tests red.
+"""Mutation tests of Infinite Sampling: each mutation must turn the tests red.
 
     python tests/projects/infinite_sampling/mutations.py          # all; some minutes on two cores
     python tests/projects/infinite_sampling/mutations.py cache    # those whose reason contains the
@@ -14,10 +14,31 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-ENGINE, CACHE, SCHEDULER, STREAMS, GRPO, PREDICTOR, TRAIN, SAMPLE, TRL, PEERS = (
+(
+    ENGINE,
+    ROLLOUT,
+    SAMPLER,
+    RUN,
+    FIXED_ROWS,
+    PAGED_ROWS,
+    CACHE,
+    SCHEDULER,
+    STREAMS,
+    GRPO,
+    PREDICTOR,
+    TRAIN,
+    SAMPLE,
+    TRL,
+    BASELINES,
+) = (
     f"projects/infinite_sampling/{name}.py"
     for name in (
         "engine",
+        "rollout",
+        "sampler",
+        "run",
+        "fixed_rows",
+        "paged_rows",
         "cache",
         "scheduler",
         "streams",
@@ -26,7 +47,7 @@ ENGINE, CACHE, SCHEDULER, STREAMS, GRPO, PREDICTOR, TRAIN, SAMPLE, TRL, PEERS = 
         "train",
         "sample",
         "trl_rollout",
-        "peers",
+        "baselines",
     )
 )
 
@@ -48,19 +69,19 @@ MUTATIONS = [
     ),
     # ---- cache ----
     Mutation(
-        ENGINE,
+        FIXED_ROWS,
         "[0] * self.count, [self.tokens - 1] * self.count, [0] * self.count",
         "[0] * self.count, [0] * self.count, [0] * self.count",
         "idle rows of the cache write over the prompt",
     ),
     Mutation(
-        ENGINE,
+        FIXED_ROWS,
         "if self._holds[row] != job.prompt:",
         "if self._holds[row] is None:",
         "a slot of the cache keeps another prompt",
     ),
     Mutation(
-        ENGINE,
+        SAMPLER,
         "torch.arange(width, device=self.device) <= positions",
         "torch.arange(width, device=self.device) < positions + 2",
         "a row sees one token of the cache too many",
@@ -72,32 +93,32 @@ MUTATIONS = [
         "shared pages of the cache are freed while they are in use",
     ),
     Mutation(
-        ENGINE,
+        PAGED_ROWS,
         "writes if pad is None else writes.masked_fill(pad, self.cache.scratch)",
         "writes",
         "padding of a forward writes over the prompt's page of the cache",
     ),
     # ---- the loop ----
     Mutation(
-        ENGINE,
+        RUN,
         "            job.fed = len(job.tokens) - 1\n",
         "            job.fed = max(0, len(job.tokens) - 2)\n",
         "a job taken up again feeds a token twice",
     ),
     Mutation(
-        ENGINE,
+        RUN,
         'barrier=schedule.mode in ("full", "micro")',
         'barrier=schedule.mode == "full"',
         "micro groups do not wait for one another",
     ),
     Mutation(
-        ENGINE,
+        SAMPLER,
         "if len(tokens) >= limit else None",
         "if len(tokens) >= limit - 1 else None",
         "a completion is cut one token short",
     ),
     Mutation(
-        ENGINE,
+        RUN,
         "len(job.tokens) == max(1, self.schedule.prefix):",
         "len(job.tokens) == 1:",
         "the hidden state is another token's",
@@ -266,14 +287,14 @@ MUTATIONS = [
     ),
     Mutation(TRL, '"top_k": (0, None),', "", "TRL's top_k is passed over in silence", ("trl",)),
     Mutation(
-        PEERS,
+        BASELINES,
         "gradient_accumulation_steps=completions // micro_batch",
         "gradient_accumulation_steps=1",
         "the TRL that is measured takes smaller steps",
         ("trl",),
     ),
     Mutation(
-        PEERS,
+        BASELINES,
         "model.generate = inside(model.generate)",
         "pass",
         "the rollout of the TRL that is measured has no time",

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from projects.infinite_sampling.engine import Engine, Schedule
+from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.grpo import (
     Batch,
     advantages,
@@ -17,6 +17,7 @@ from projects.infinite_sampling.grpo import (
     reference_of,
     token_logprobs,
 )
+from projects.infinite_sampling.rollout import Schedule
 
 PROMPTS = [[3, 1, 4], [2, 7, 1, 8, 2]]
 GROUP, LIMIT = 6, 12

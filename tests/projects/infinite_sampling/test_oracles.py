@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from projects.infinite_sampling.engine import Engine, Schedule
+from projects.infinite_sampling.engine import Engine
+from projects.infinite_sampling.rollout import Schedule
 from projects.infinite_sampling.scheduler import Queue, lower_bound, replay, replay_framework
 from projects.infinite_sampling.streams import draw, stream
 from shared.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from projects.infinite_sampling.engine import Completion, Engine, Prefixes, Schedule
+from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.predictor import (
     PREDICTORS,
     BinnedTransformer,
@@ -20,6 +20,7 @@ from projects.infinite_sampling.predictor import (
     evaluate,
     examples,
 )
+from projects.infinite_sampling.rollout import Completion, Prefixes, Schedule
 
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from projects.infinite_sampling import policy
-from projects.infinite_sampling.experiments import _common
-from projects.infinite_sampling.peers import generate, generate_batch
+from projects.infinite_sampling import data, policy
+from projects.infinite_sampling.baselines import generate, generate_batch
+from projects.infinite_sampling.experiments import common
 from projects.infinite_sampling.tables import ablation_steps, speeds, trained
 from shared.errors import UserError
 from shared.experiment import Run
@@ -128,36 +128,37 @@ def value(chain: str) -> int:
 def test_solutions_are_right_and_rewarded():
     rng = np.random.default_rng(0)
     for _ in range(100):
-        terms = policy.problem(rng)
-        prompt = policy.prompt_of(terms)
+        terms = data.problem(rng)
+        prompt = data.prompt_of(terms)
         assert value(prompt[:-1]) == sum(terms)
-        for style in policy.STYLES:
-            text = policy.solution(terms, style)
-            assert len(text) < policy.LIMIT
-            assert set(prompt + text) <= set(policy.ALPHABET)
+        for style in data.STYLES:
+            text = data.solution(terms, style)
+            assert len(text) < data.LIMIT
+            assert set(prompt + text) <= set(data.ALPHABET)
             for part in text.lstrip("?").rpartition("#")[0].split(","):
                 if part:
                     left, right = part.split("=")
                     assert value(left) == int(right)
-            assert policy.reward([prompt], [text]) == [1.0]
-            assert policy.reward([prompt], [text + "0"]) == [0.0]
-    assert policy.reward(["9-3:", "9-3:", "1-2:"], ["6", "#-6", "?#-1"]) == [0.0, 0.0, 1.0]
-    assert len(set(policy.problems(50, 1))) == 50
+            assert data.reward([prompt], [text]) == [1.0]
+            assert data.reward([prompt], [text + "0"]) == [0.0]
+    assert data.reward(["9-3:", "9-3:", "1-2:"], ["6", "#-6", "?#-1"]) == [0.0, 0.0, 1.0]
+    assert len(set(data.problems(50, 1))) == 50
 
 
 def test_the_policy_is_trained_once_for_a_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
     recipe = policy.Recipe(steps=3, hidden=16, rows=4)
-    model, tokenizer = policy.load_policy(recipe)
-    monkeypatch.setattr(policy, "train", lambda *_: pytest.fail("trained again"))
-    again, _ = policy.load_policy(recipe)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
-    )
-    assert policy.policy_folder(recipe) != policy.policy_folder(
-        policy.Recipe(steps=4, hidden=16, rows=4)
-    )
+    weights = policy.train(recipe)
+    file = policy.cached_weights(recipe)
+    model, tokenizer = policy.load_policy(recipe, file)
+    assert not model.training
+    assert model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(model.state_dict()[name], weights[name]) for name in weights)
+    monkeypatch.setattr(policy, "train", lambda *_: pytest.fail("retrained"))
+    assert policy.cached_weights(recipe) == file
+    monkeypatch.undo()
+    monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
+    assert policy.cached_weights(policy.Recipe(steps=4, hidden=16, rows=4)) != file
     ids = tokenizer("9+7-3:")["input_ids"]
     assert len(ids) == 6
     assert tokenizer.decode([*ids, 0], skip_special_tokens=True) == "9+7-3:"
@@ -174,7 +175,7 @@ def test_peers_sample_whole_groups(llama):
 
 
 def test_the_meter_tells_a_rollout_from_the_rest():
-    meter = _common.Meter("cpu")
+    meter = common.Meter("cpu")
 
     def work(marked: bool) -> str:
         with meter.rollout() if marked else nullcontext():
@@ -189,6 +190,6 @@ def test_the_meter_tells_a_rollout_from_the_rest():
 def test_a_scale_that_needs_a_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a GPU"):
-        _common.subject("policy", 1, 0, limit=4, train_steps=1, run=Run(quiet=True), device="cuda")
+        common.subject("policy", 1, 0, limit=4, train_steps=1, run=Run(quiet=True), device="cuda")
     with pytest.raises(UserError, match="hf download"):
-        _common.subject("nobody/nothing", 1, 0, limit=4, train_steps=1, run=Run(quiet=True))
+        common.subject("nobody/nothing", 1, 0, limit=4, train_steps=1, run=Run(quiet=True))

@@ -9,10 +9,11 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from projects.infinite_sampling.engine import Engine, Schedule
+from projects.infinite_sampling.baselines import TrlSteps
+from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.grpo import advantages, backward
-from projects.infinite_sampling.peers import TrlSteps
 from projects.infinite_sampling.predictor import Constant, Online
+from projects.infinite_sampling.rollout import Schedule
 from projects.infinite_sampling.trl_rollout import rollout, rollout_seed
 from shared.errors import UserError
 

@@ -5,8 +5,9 @@ shares no code with ours.
 import pytest
 import torch
 
-from projects.infinite_sampling.engine import Engine, Schedule
+from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.grpo import advantages, backward, old_logprobs, reference_of
+from projects.infinite_sampling.rollout import Schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
 PROMPTS, GROUP, LIMIT = [[40, 41, 42], [50, 51, 52, 53, 54]], 4, 12
