@@ -91,6 +91,7 @@ MUTATIONS = [
         "        x = torch.linalg.lu_solve(factors, pivots, columns)",
         "        x = torch.linalg.lu_solve(factors, pivots, columns, adjoint=True)",
         "a matrix factored once is solved as its transpose",
+        ("solvers",),
     ),
     Mutation(
         OBJECTIVE,
