@@ -18,6 +18,7 @@ import pandas as pd
 
 from shared import manifest, rows
 from shared.errors import UserError
+from shared.files import atomic_write
 
 VerdictWord = Literal["holds", "partly", "fails", "not tested here"]
 VERDICTS: tuple[str, ...] = get_args(VerdictWord)
@@ -148,7 +149,7 @@ def evaluate(paper: str, scale: str, results_dir: Path) -> list[dict[str, str | 
             }
         )
     text = json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    rows.atomic_write(results_dir / scale / paper / "claims.json", text.encode())
+    atomic_write(results_dir / scale / paper / "claims.json", text.encode())
     return ledger
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared import manifest, paths
+from shared.commands.main import main as commands_main
+from shared.commands.options import Parser
 from shared.errors import UserError
 from shared.processes import die_with_parent
 
@@ -28,25 +30,14 @@ THREAD_VARIABLES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 0, 1 (a difference or a failure was found), 2
-    (UserError), 130 (Ctrl-C).
+    """Run the command line. Returns the exit status: that of `shared.commands.main`, or 1 (a
+    difference or a failure was found).
     """
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.function(options))
-    except UserError as error:
-        print(f"repro: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("repro: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `repro list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return commands_main("repro", _parser, arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="repro",
         description="Run experiments of the papers and make tables, figures, claims, the report.",
     )
@@ -58,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
             help=summary,
             description=summary,
             epilog=f"example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.set_defaults(function=function)
         return added

@@ -7,8 +7,6 @@ t), so that a run can go on anywhere.
 
 import hashlib
 import json
-import os
-import shutil
 from array import array
 from collections.abc import Iterator
 from functools import lru_cache
@@ -19,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.data import cache
 from shared.errors import UserError
+from shared.files import atomic_folder, sha256
 from shared.seeding import step_seed
 
 IGNORED = -100  # the label of a token that no loss is taken on
@@ -28,14 +26,6 @@ _TOKENISED = 256  # texts handed to the tokenizer at a time
 
 Batch = dict[str, Tensor]
 Example = tuple[list[int], list[int]]  # tokens before the loss begins, tokens with a loss
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content. Raises UserError when it cannot be read."""
-    try:
-        return cache.sha256(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
 
 
 class Corpus:
@@ -83,16 +73,9 @@ class Corpus:
                 return cls(folder)
         except (OSError, ValueError):
             pass
-        partial = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
+        with atomic_folder(folder) as partial:
             _write(file, tokenizer, length, pack, partial)
             (partial / "about.json").write_text(json.dumps(about))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return cls(folder)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:

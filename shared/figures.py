@@ -17,8 +17,9 @@ matplotlib.use("Agg")
 from cycler import cycler
 from matplotlib import rc_context
 
-from shared import manifest, rows, tables
+from shared import manifest, tables
 from shared.errors import UserError
+from shared.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +85,7 @@ def save(figure: "Figure", path: Path) -> list[Path]:
         ):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], metadata=metadata, dpi=200)
-            rows.atomic_write(path.with_suffix(suffix), buffer.getvalue())
+            atomic_write(path.with_suffix(suffix), buffer.getvalue())
             written.append(path.with_suffix(suffix))
     return written
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from shared import manifest, paths, provenance, rows
 from shared.errors import UserError
+from shared.files import atomic_write
 
 # with a sign, as not everyone sees the colours
 VERDICTS = {"holds": "✓", "partly": "◐", "fails": "✗", "not tested here": "–"}
@@ -56,7 +57,7 @@ def build(scale: str, results_dir: Path) -> Path:
         minutes=sum(run["minutes"] for paper in shown for run in paper["runs"]),
     )
     path = results_dir / scale / "report.html"
-    rows.atomic_write(path, page.encode())
+    atomic_write(path, page.encode())
     return path
 
 

@@ -6,7 +6,6 @@ Arrays lie beside it under names made of their content, so that a rows file neve
 array of another run.
 """
 
-import errno
 import fcntl
 import hashlib
 import io
@@ -23,6 +22,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import UserError
+from shared.files import atomic_write
 from shared.manifest import explain, unknown
 
 if TYPE_CHECKING:
@@ -294,37 +294,6 @@ def write_rows(
             _clean(path)
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file in one step: temporary file in the same folder, fsync, rename, fsync of the
-    folder.
-
-    Raises:
-        UserError: no space is left; the temporary file is removed and an old `path` is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left to write {path} ({len(content)} bytes); free some and run the same"
-                " command again"
-            ) from None
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def clean_stale(path: Path) -> None:
     """Remove what killed runs left beside `path`: temporary files, and arrays that no rows file
     names.
@@ -356,7 +325,7 @@ def _clean(path: Path) -> None:
         used = {entry.file for entry in (*content.arrays.values(), *content.tensors.values())}
     except UserError:
         used = set()
-    patterns = (f".{path.stem}.*.tmp", f"{path.stem}.*.npy", f"{path.stem}.*.safetensors")
+    patterns = (f".{path.stem}.*.part", f"{path.stem}.*.npy", f"{path.stem}.*.safetensors")
     leftovers = [file for pattern in patterns for file in path.parent.glob(pattern)]
     for file in leftovers:
         if file.name not in used:

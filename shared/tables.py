@@ -15,6 +15,7 @@ import pandas as pd
 
 from shared import manifest, paths, provenance, rows
 from shared.errors import UserError
+from shared.files import atomic_write
 
 NOT_AVAILABLE = "paper: not available"
 Format = str | Callable[[float], str]
@@ -272,7 +273,7 @@ def build(paper: str, scale: str, results_dir: Path) -> list[Path]:
             ("html", table.to_html()),
         ):
             path = results_dir / scale / paper / "tables" / f"{name}.{suffix}"
-            rows.atomic_write(path, text.encode())
+            atomic_write(path, text.encode())
             written.append(path)
     if missing:
         raise UserError(missing)

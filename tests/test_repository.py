@@ -21,7 +21,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from shared import cli, data, manifest, paths, runs
+from shared import cli, data, manifest, paths
+from shared.commands.options import Parser
 
 PAPERS = sorted(manifest.manifests())
 PAGES = [
@@ -147,7 +148,7 @@ def test_every_command_on_a_page_exists(command, monkeypatch):
     elif program == "python":
         assert arguments[0] == "-m"
         assert arguments[1] in [f"projects.{paper}" for paper in PAPERS]
-        monkeypatch.setattr(runs.Parser, "error", refuse)
+        monkeypatch.setattr(Parser, "error", refuse)
         importlib.import_module(f"{arguments[1]}.__main__")._parser().parse_args(arguments[2:])
     elif program == "snakemake":
         run(sys.executable, "-m", "snakemake", "-n", *arguments)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from projects.zo2.__main__ import DTYPES, add_training
+from shared.commands.options import Parser, number
 from shared.errors import UserError
-from shared.runs import Parser, number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

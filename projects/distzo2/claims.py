@@ -2,9 +2,20 @@
 
 import pandas as pd
 
-from projects.distzo2.tables import (
+from projects.distzo2.labels import (
+    DDP,
     FIRST_ORDER,
+    HELD_OUT,
     LARGE,
+    MEZO,
+    NAIVE,
+    OWN_LINK,
+    SLICED,
+    START,
+    ZO2,
+    one_process,
+)
+from projects.distzo2.tables import (
     curves,
     errors,
     links,
@@ -35,7 +46,7 @@ UNKNOWN = "paper value not available"
     needs="rows of distzo2/equality",
 )
 def equal(equality: pd.DataFrame) -> Verdict:
-    found = equality[~equality["mode"].str.contains("naive")]
+    found = equality[equality["mode"] != NAIVE]
     off = found[
         (found["losses_differing"] > 0)
         | (found["gradients_differing"] > 0)
@@ -87,11 +98,11 @@ def large(throughput: pd.DataFrame) -> Verdict:
 )
 def throughput(throughput: pd.DataFrame) -> Verdict:
     found = speedups(throughput).set_index("mode")["speedup_ratio"]
-    if "DDP" not in found:
+    if DDP not in found:
         return Verdict("not tested here", "no run with the data shared out")
-    gain = float(found["DDP"])
+    gain = float(found[DDP])
     measured = ", ".join(
-        f"{mode} {value:.2f}" for mode, value in found.items() if mode != "one process, 1 thread"
+        f"{mode} {value:.2f}" for mode, value in found.items() if mode != one_process(1)
     )
     return Verdict(
         "holds" if gain >= 1.5 else "partly" if gain > 1 else "fails",
@@ -157,7 +168,7 @@ def communication(communication: pd.DataFrame) -> Verdict:
 )
 def slices(communication: pd.DataFrame) -> Verdict:
     found = per_rank(communication)
-    sliced = found[found["mode"].str.contains("sliced")]
+    sliced = found[found["mode"].str.endswith(SLICED)]
     if sliced.empty:
         return Verdict("not tested here", "no sliced mode")
     together = float((sliced["all_share"] - 1).abs().max())
@@ -217,10 +228,10 @@ def link(link: pd.DataFrame) -> Verdict:
 )
 def accuracy(accuracy: pd.DataFrame) -> Verdict:
     ends = accuracy[accuracy["kind"] == "end"].set_index("mode")
-    ranks = [mode for mode in ends.index if mode not in ("start", "ZO2", "MeZO")]
-    if "MeZO" not in ends.index or "start" not in ends.index or not ranks:
+    ranks = [mode for mode in ends.index if mode not in (START, ZO2, MEZO)]
+    if MEZO not in ends.index or START not in ends.index or not ranks:
         return Verdict("not tested here", "no run of MeZO, of ranks, or of neither to compare with")
-    start, mezo = ends.loc["start"], ends.loc["MeZO"]
+    start, mezo = ends.loc[START], ends.loc[MEZO]
     steps = (
         accuracy[accuracy["kind"] == "step"]
         .sort_values("step")
@@ -234,14 +245,14 @@ def accuracy(accuracy: pd.DataFrame) -> Verdict:
         for mode in ranks
     )
     same = close and all(
-        ends.loc[m, "weights_sha256"] == mezo["weights_sha256"] and steps[m] == steps["MeZO"]
+        ends.loc[m, "weights_sha256"] == mezo["weights_sha256"] and steps[m] == steps[MEZO]
         for m in ranks
     )
     better = (
         mezo["test_accuracy"] > start["test_accuracy"] and mezo["test_loss"] < start["test_loss"]
     )
     found = "; ".join(
-        f"{mode} {ends.loc[mode, 'test_accuracy']:.2%}" for mode in ("start", "MeZO", *ranks)
+        f"{mode} {ends.loc[mode, 'test_accuracy']:.2%}" for mode in (START, MEZO, *ranks)
     )
     measured = f"{found}; {'weights equal' if same else 'weights differ'}"
     return Verdict(
@@ -330,7 +341,7 @@ def large_predicted(plan: pd.DataFrame, cost: pd.DataFrame) -> Verdict:
     four = plan[
         (plan["model"] == LARGE)
         & (plan["gpus"] == 4)
-        & (plan["links"] == "own")
+        & (plan["links"] == OWN_LINK)
         & (plan["transfer"] == "sliced")
     ]
     if four.empty:
@@ -342,7 +353,7 @@ def large_predicted(plan: pd.DataFrame, cost: pd.DataFrame) -> Verdict:
         .min(axis=1)
     )
     found = errors(cost)
-    off = float(found.loc[found["kind"] == "held out", "error_ratio"].abs().median())
+    off = float(found.loc[found["kind"] == HELD_OUT, "error_ratio"].abs().median())
     reached = best >= _HEADLINE["throughput over ZO2"]
     said = ", ".join(f"{gpu} {value:.2f}" for gpu, value in best.items())
     measured = (

@@ -8,7 +8,7 @@ block takes as long as the slowest lane; the first upload and the last offload s
 `schedule` walks the lanes with the rules of `projects.zo2.lanes`, so that fill, drain and the few
 slots of the device are in it.
 
-    shape = Shape.of(OPTConfig(...))
+    shape = shape_of("opt-13b")  # of projects.distzo2.shapes
     rates = gpu_rates("a100-sxm", ranks=4)
     one, four = Plan(), Plan(dp=4, transfer="sliced")
     print(four.tokens_per_second(shape, rates, 4 * [(1, 2048)]) / one.tokens_per_second(shape,
@@ -21,12 +21,21 @@ fill a device.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
+from projects.distzo2.labels import (
+    DDP,
+    FIT,
+    GATHER,
+    SLICED,
+    ZO2,
+    ZO2_TWICE,
+    Transfer,
+)
 from shared.errors import UserError
 
 Batches = Sequence[tuple[int, int]]  # (rows, tokens of a row) of each micro-batch of a global batch
@@ -59,28 +68,19 @@ class Shape:
     head: int
 
     @classmethod
-    def of(cls, config: Any) -> "Shape":
-        """The shape of a causal language model by its transformers configuration. Raises UserError
-        where its blocks are not alike.
+    def llama(cls, layers: int, hidden: int, heads: int, vocabulary: int) -> "Shape":
+        """Of the Llama shapes that the experiments time (`causal_lm_config("llama", ...)`), whose
+        embedding and head are not tied; counted here without making a model.
         """
-        from projects.zo2.units import find_blocks
-        from shared.models import empty_causal_lm_of
-
-        model = empty_causal_lm_of(config)
-        blocks = list(find_blocks(model).values())
-        counts = [sum(p.numel() for p in block.parameters()) for block in blocks]
-        if len(set(counts)) > 1:
-            raise UserError(
-                "the plan is for models whose blocks are alike; this one's are of several sizes"
-            )
-        heads = config.num_attention_heads
+        inner = 8 * hidden // 3 // 64 * 64 or 8 * hidden // 3
+        matrix = 4 * hidden**2 + 3 * hidden * inner  # q, k, v, o; gate, up, down
         return cls(
-            blocks=len(blocks),
-            parameters=counts[0],
-            matrix=sum(p.numel() for p in blocks[0].parameters() if p.ndim > 1),
-            width=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
-            resident=sum({id(p): p.numel() for p in model.parameters()}.values()) - sum(counts),
-            head=model.get_output_embeddings().weight.numel(),
+            blocks=layers,
+            parameters=matrix + 2 * hidden,  # two norms
+            matrix=matrix,
+            width=hidden,
+            resident=2 * vocabulary * hidden + hidden,
+            head=vocabulary * hidden,
         )
 
     def block_flops(self, rows: int, tokens: int) -> float:
@@ -139,7 +139,7 @@ class Plan:
 
     dp: int = 1
     pert: int = 1
-    transfer: Literal["replicated", "sliced"] = "replicated"
+    transfer: Transfer = "replicated"
     slots: int = 3
 
     @property
@@ -323,14 +323,12 @@ def predictions(
         `link_gigabytes_per_second` (0: as it is), `measured_seconds` (median of the slower rank),
         `predicted_seconds`, `error_ratio` (predicted over measured, less 1).
     """
-    from shared.models import causal_lm_config
-
-    gather = float(cost[cost["kind"] == "gather"].groupby("repeat")["step_seconds"].max().median())
-    cost = cost[cost["kind"] != "gather"]
+    gather = float(cost[cost["kind"] == GATHER].groupby("repeat")["step_seconds"].max().median())
+    cost = cost[cost["kind"] != GATHER]
     shapes = {}
     for name, rows in cost.groupby("shape", sort=False):
         sizes = [int(rows.iloc[0][key]) for key in ("layers", "hidden", "heads", "vocabulary")]
-        shapes[str(name)] = Shape.of(causal_lm_config("llama", *sizes))
+        shapes[str(name)] = Shape.llama(*sizes)
     keys = [
         "kind",
         "shape",
@@ -344,18 +342,17 @@ def predictions(
     slower = cost.groupby([*keys, "repeat"], sort=False, as_index=False)["step_seconds"].max()
     steps = slower.groupby(keys, sort=False, as_index=False)["step_seconds"].median()
 
-    known = cost[cost["kind"] == "fit"]
-    of = steps[steps["kind"] == "fit"]
+    known = cost[cost["kind"] == FIT]
+    of = steps[steps["kind"] == FIT]
     rates = {
-        count: fit(of[of["mode"] == mode], shapes)
-        for mode, count in (("ZO2", 1), ("ZO2, twice", 2))
+        count: fit(of[of["mode"] == mode], shapes) for mode, count in ((ZO2, 1), (ZO2_TWICE, 2))
     }
     found = []
     for one in steps.to_dict("records"):
-        alone = one["mode"].startswith("ZO2")
+        alone = one["mode"] in (ZO2, ZO2_TWICE)
         plan = Plan() if alone else Plan(*meshes[one["mode"]])  # type: ignore[arg-type]
         # a file, or memory
-        tier = known[known["mode"] == ("DDP, sliced" if plan.transfer == "sliced" else "DDP")]
+        tier = known[known["mode"] == (DDP + SLICED if plan.transfer == "sliced" else DDP)]
         if one["link_gigabytes_per_second"]:
             # the ranks share the emulated link
             host = plan.ranks / (1e9 * one["link_gigabytes_per_second"])

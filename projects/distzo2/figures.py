@@ -4,7 +4,17 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from projects.distzo2.tables import LANES, LARGE, errors, links
+from projects.distzo2.labels import (
+    BATCH_IN_ALL,
+    DDP,
+    KINDS,
+    LANES,
+    LARGE,
+    PLANS,
+    SLICED_COLOUR,
+    WHOLE_COLOUR,
+)
+from projects.distzo2.tables import errors, links
 from shared.figures import PALETTE
 from shared.tables import paper_numbers
 
@@ -20,17 +30,21 @@ def link(link: pd.DataFrame) -> Figure:
         1000 * found["whole_seconds"],
         marker="o",
         label="whole blocks",
-        color=PALETTE["orange"],
+        color=PALETTE[WHOLE_COLOUR],
     )
     axes.plot(
         rates,
         1000 * found["predicted_seconds"],
         linestyle=":",
         label="whole blocks, predicted",
-        color=PALETTE["orange"],
+        color=PALETTE[WHOLE_COLOUR],
     )
     axes.plot(
-        rates, 1000 * found["sliced_seconds"], marker="o", label="slices", color=PALETTE["blue"]
+        rates,
+        1000 * found["sliced_seconds"],
+        marker="o",
+        label="slices",
+        color=PALETTE[SLICED_COLOUR],
     )
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
@@ -47,13 +61,6 @@ def lanes(lanes: pd.DataFrame) -> Figure:
     modes = list(dict.fromkeys(lanes["mode"]))
     figure, rows = plt.subplots(
         len(modes), 1, figsize=(8.4, 1.1 + 1.9 * len(modes)), sharex=True, squeeze=False
-    )
-    colours = dict(
-        zip(
-            LANES,
-            (PALETTE["orange"], PALETTE["purple"], PALETTE["blue"], PALETTE["green"]),
-            strict=True,
-        )
     )
     for axes, mode in zip(rows[:, 0], modes, strict=True):
         places = []
@@ -75,7 +82,7 @@ def lanes(lanes: pd.DataFrame) -> Figure:
                         width,
                         left=begin,
                         height=0.7,
-                        color=colours[lane],
+                        color=PALETTE[LANES[lane]],
                         edgecolor="white",
                         linewidth=0.4,
                     )
@@ -127,20 +134,12 @@ def plan(plan: pd.DataFrame, cost: pd.DataFrame) -> Figure:
     of = plan[
         (plan["model"] == LARGE)
         & (plan["gpu"] == first)
-        & (plan["mode"] == "DDP")
-        & (plan["same_batch"] == "in all")
-    ]
-    lines = [
-        ("own", "sliced", "slices, a link each", "blue"),
-        ("own", "replicated", "whole blocks, a link each", "sky"),
-    ]
-    lines += [
-        ("shared", "sliced", "slices, one link", "amber"),
-        ("shared", "replicated", "whole blocks, one link", "orange"),
+        & (plan["mode"] == DDP)
+        & (plan["same_batch"] == BATCH_IN_ALL)
     ]
     # some lie on others: the first ones are widest
-    for place, (whose, transfer, said, colour) in enumerate(lines):
-        own = of[(of["links"] == whose) & (of["transfer"] == transfer)].sort_values("gpus")
+    for place, ((links_to, transfer), (said, colour)) in enumerate(PLANS.items()):
+        own = of[(of["links"] == links_to) & (of["transfer"] == transfer)].sort_values("gpus")
         speeds = [1.0, *own["speedup_ratio"]]
         widths = {"linewidth": 8 - 2 * place, "markersize": 9 - 2 * place}
         left.plot(
@@ -169,15 +168,14 @@ def plan(plan: pd.DataFrame, cost: pd.DataFrame) -> Figure:
     left.legend(fontsize=8.5)
 
     found = errors(cost)
-    for kind, marker, colour in (
-        ("fit", "s", PALETTE["amber"]),
-        ("held out", "o", PALETTE["green"]),
-    ):
+    for kind, (marker, colour) in KINDS.items():
         own = found[found["kind"] == kind]
         both = (
             own["batch_tokens"] / own[f"{which}_seconds"] for which in ("measured", "predicted")
         )
-        right.loglog(*both, marker, color=colour, label=kind, markersize=5, linestyle="none")
+        right.loglog(
+            *both, marker, color=PALETTE[colour], label=kind, markersize=5, linestyle="none"
+        )
     ends = [
         0.9 * min(right.get_xlim()[0], right.get_ylim()[0]),
         1.1 * max(right.get_xlim()[1], right.get_ylim()[1]),

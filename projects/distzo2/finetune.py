@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from projects.distzo2.engine import DistZO2
 from projects.distzo2.meshes import device_mesh, distributed, wire
+from projects.distzo2.ranks import Ranks
 from projects.zo2 import weights
 from projects.zo2.finetune import (
     LOST_STEPS,
@@ -31,9 +32,13 @@ from projects.zo2.finetune import (
     show,
 )
 from projects.zo2.steplog import StepLog, read_log, replay
-from shared import runs
-from shared.corpus import Corpus, sha256
+from shared.commands.folder import locked
+from shared.commands.options import device_of
+from shared.commands.progress import Progress
+from shared.commands.signals import stop_signals
+from shared.corpus import Corpus
 from shared.errors import UserError
+from shared.files import sha256
 from shared.models import (
     copy_configuration,
     fingerprint,
@@ -48,7 +53,7 @@ T = TypeVar("T")
 def finetune(options: argparse.Namespace) -> int:
     """One rank's part of the command. Returns the exit status."""
     transformers_logging.set_verbosity_error()
-    runs.device(options.device)  # known, and there
+    device_of(options.device)  # known, and there
     recipe = Recipe.of(options)
     with distributed(options.device, options.timeout) as device, ExitStack() as stack:
         world, rank = dist.get_world_size(), dist.get_rank()
@@ -65,8 +70,7 @@ def finetune(options: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(folder)
 
         def begin() -> Corpus:
-            stack.enter_context(runs.locked(out))
-            stack.enter_context(runs.plain_errors(out))
+            stack.enter_context(locked(out, "steps.jsonl"))
             known = read_log(out / "steps.jsonl") if (out / "steps.jsonl").exists() else None
             if known is not None:
                 same_run(known.header, header, out)
@@ -111,7 +115,7 @@ class _Run:
         model, stored = empty_model(self.folder, recipe, str(options.model))
         start = max((self.checkpoint, self.final), key=lambda file: weights.saved_steps(file) or 0)
         sliced = options.transfer == "sliced"
-        engine = None
+        engine, ranks = None, Ranks(self.mesh)
         for turn in (True, False):  # rank 0 first: with slices it writes the file that all train in
             if turn == (self.rank == 0):
                 storage = "disk" if sliced else "ram"
@@ -126,11 +130,12 @@ class _Run:
                     None,
                     mean_loss,
                     write=self.rank == 0,
+                    forwards=ranks,
                 )
             dist.barrier()
         assert engine is not None
         stack.callback(engine.close)
-        ddp = DistZO2(engine, self.mesh, options.transfer, options.check_every)
+        ddp = DistZO2(engine, options.transfer, options.check_every)
         log = _first(lambda: StepLog(path, self.header))
         known = log.log if log is not None else read_log(path)
         if log is not None:
@@ -167,8 +172,8 @@ class _Run:
         options, recipe, engine = self.options, self.recipe, ddp.engine
         lost = 0
         with (
-            runs.stop_signals() as stop,
-            runs.Progress(self.console, engine.steps, options.steps) as progress,
+            stop_signals() as stop,
+            Progress(self.console, engine.steps, options.steps) as progress,
         ):
             while engine.steps < options.steps:
                 done = engine.steps

@@ -7,31 +7,22 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from projects.distzo2.cost_model import COMPUTE_SHARE, LINK_SHARE, Plan, Shape, busiest, gpu_rates
+from projects.distzo2.cost_model import COMPUTE_SHARE, LINK_SHARE, Plan, busiest, gpu_rates
+from projects.distzo2.labels import DDP, PERTP, TWO_D
+from projects.distzo2.shapes import shape_of
 from shared.errors import UserError
-from shared.models import causal_lm_config, load_config, local_model
-from shared.models.shapes import OPT_SHAPES
 from shared.tables import human_bytes
 
 ITEMSIZE = 2  # float16
-
-
-def shape_of(model: str) -> Shape:
-    """Of one of OPT's sizes by name, or of a model folder or one in the hub cache. Raises UserError
-    where there is neither.
-    """
-    if model in OPT_SHAPES:
-        return Shape.of(causal_lm_config("opt", *OPT_SHAPES[model]))
-    return Shape.of(load_config(local_model(model)))
 
 
 def meshes(gpus: int) -> dict[str, tuple[int, int]]:
     """The modes that so many GPUs can be in: data-parallel ranks, and ranks for the two perturbed
     forwards.
     """
-    found = {"DDP": (gpus, 1)} if gpus > 1 else {}
+    found = {DDP: (gpus, 1)} if gpus > 1 else {}
     if gpus % 2 == 0:
-        found["PertP" if gpus == 2 else "2D"] = (gpus // 2, 2)
+        found[PERTP if gpus == 2 else TWO_D] = (gpus // 2, 2)
     return found
 
 

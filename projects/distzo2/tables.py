@@ -11,12 +11,26 @@ from projects.distzo2.cost_model import (
     predictions,
     sliced_compute_share,
 )
-from projects.distzo2.experiments._ranks import LANES, MODES
+from projects.distzo2.labels import (
+    BATCH_A_GPU,
+    BATCH_IN_ALL,
+    DDP,
+    FIRST_ORDER,
+    HELD_OUT,
+    LANES,
+    LARGE,
+    MODES,
+    OWN_LINK,
+    SHARED_LINK,
+    SLICED,
+    TWO_D,
+    ZO2,
+    one_process,
+)
 from shared.statistics import ratio
 from shared.tables import Column, Table, paper_numbers
 
 RANDOM = "Random weights, random tokens: bits, bytes and speed do not depend on them."
-FIRST_ORDER = "first-order DDP"
 
 
 def equality(equality: pd.DataFrame) -> Table:
@@ -62,7 +76,7 @@ def per_rank(communication: pd.DataFrame) -> pd.DataFrame:
         exchanged_bytes=("exchanged_bytes", "max"),
         scalar_bytes=("scalar_bytes", "max"),
     )
-    replicated = found[~found["mode"].str.contains("sliced") & (found["mode"] != FIRST_ORDER)]
+    replicated = found[~found["mode"].str.endswith(SLICED) & (found["mode"] != FIRST_ORDER)]
     whole = float(replicated["host_up_bytes"].max()) if len(replicated) else np.nan
     found["host_share"] = found["host_up_bytes"] / whole
     found["all_share"] = found["all_up_bytes"] / whole
@@ -102,7 +116,7 @@ def peaks(memory: pd.DataFrame) -> pd.DataFrame:
     found = memory.groupby(["mode", "ranks", "layers"], sort=False, as_index=False)[
         "device_peak_bytes"
     ].max()
-    alone = found[found["mode"] == "ZO2"].set_index("layers")["device_peak_bytes"]
+    alone = found[found["mode"] == ZO2].set_index("layers")["device_peak_bytes"]
     found["zo2_ratio"] = found["device_peak_bytes"] / found["layers"].map(alone)
     return found
 
@@ -169,9 +183,6 @@ def lanes(lanes: pd.DataFrame) -> Table:
     )
 
 
-ONE = "one process, 1 thread"
-
-
 def speedups(throughput: pd.DataFrame) -> pd.DataFrame:
     """By mode: tokens per second, the ratio of one process's time to it, paired by round, and the
     process time of the busiest rank.
@@ -181,7 +192,7 @@ def speedups(throughput: pd.DataFrame) -> pd.DataFrame:
         process_seconds=("process_seconds", "max"),
         tokens=("tokens", "first"),
     )
-    alone = walls[walls["mode"] == ONE].sort_values("repeat")["step_seconds"].to_numpy()
+    alone = walls[walls["mode"] == one_process(1)].sort_values("repeat")["step_seconds"].to_numpy()
     lines = []
     for mode, rows in walls.groupby("mode", sort=False):
         own = rows.sort_values("repeat")
@@ -235,9 +246,7 @@ def links(link: pd.DataFrame) -> pd.DataFrame:
         .median()
         .unstack("mode")
     )
-    found = pd.DataFrame(
-        {"whole_seconds": medians["DDP"], "sliced_seconds": medians["DDP, sliced"]}
-    )
+    found = pd.DataFrame({"whole_seconds": medians[DDP], "sliced_seconds": medians[DDP + SLICED]})
     found["gain_ratio"] = found["whole_seconds"] / found["sliced_seconds"]
     uploaded = (
         link.groupby(["link_gigabytes_per_second", "mode"])["uploaded_bytes"]
@@ -248,7 +257,7 @@ def links(link: pd.DataFrame) -> pd.DataFrame:
     rates = found.index.to_numpy(float)
     # Whichever is longer: a step with the link as it is, or the link with both ranks' bytes.
     bound = np.where(
-        rates > 0, 2 * uploaded["DDP"].to_numpy(float) / np.where(rates > 0, 1e9 * rates, 1), 0
+        rates > 0, 2 * uploaded[DDP].to_numpy(float) / np.where(rates > 0, 1e9 * rates, 1), 0
     )
     found["predicted_seconds"] = np.maximum(free, bound)
     return found.reset_index()
@@ -380,7 +389,7 @@ def cost(cost: pd.DataFrame) -> Table:
         for rate in found["link_gigabytes_per_second"]
     ]
     found = found.sort_values("kind", kind="stable")
-    held = found[found["kind"] == "held out"]["error_ratio"].abs()
+    held = found[found["kind"] == HELD_OUT]["error_ratio"].abs()
     alone, both = (_speed(one) for one in rates.values())
     return Table(
         title="The cost model against measured steps",
@@ -415,7 +424,6 @@ def cost(cost: pd.DataFrame) -> Table:
 
 
 PREDICTED = "From assumed shares of datasheet rates."
-LARGE = "opt-175b"
 
 
 def predicted(plan: pd.DataFrame) -> pd.DataFrame:
@@ -423,7 +431,7 @@ def predicted(plan: pd.DataFrame) -> pd.DataFrame:
     column a comparison and transfer.
     """
     what = (
-        plan["same_batch"].map({"a GPU": "gpu", "in all": "all"})
+        plan["same_batch"].map({BATCH_A_GPU: "gpu", BATCH_IN_ALL: "all"})
         + "_"
         + plan["transfer"]
         + "_ratio"
@@ -437,7 +445,7 @@ def predicted(plan: pd.DataFrame) -> pd.DataFrame:
 
 def plan(plan: pd.DataFrame) -> Table:
     found = predicted(plan[plan["model"] == LARGE])
-    found["links"] = found["links"].map({"own": "each its own", "shared": "one for all"})
+    found["links"] = found["links"].map({OWN_LINK: "each its own", SHARED_LINK: "one for all"})
     rates = hardware()
     return Table(
         title="Predicted speed-up over ZO2 on one GPU, OPT-175B",
@@ -478,7 +486,7 @@ def plan(plan: pd.DataFrame) -> Table:
 def sizes(plan: pd.DataFrame) -> Table:
     first = plan["gpu"].iloc[0]
     chosen = plan[
-        (plan["gpu"] == first) & (plan["mode"] == "DDP") & (plan["same_batch"] == "in all")
+        (plan["gpu"] == first) & (plan["mode"] == DDP) & (plan["same_batch"] == BATCH_IN_ALL)
     ]
     keys = ["model", "gpus"]
     ways = chosen["links"] + "_" + chosen["transfer"] + "_ratio"
@@ -487,8 +495,8 @@ def sizes(plan: pd.DataFrame) -> Table:
         .pivot_table(index=keys, columns="way", values="speedup_ratio", sort=False)
         .reset_index()
     )
-    sliced = chosen[(chosen["links"] == "shared") & (chosen["transfer"] == "sliced")]
-    whole = chosen[(chosen["links"] == "shared") & (chosen["transfer"] == "replicated")]
+    sliced = chosen[(chosen["links"] == SHARED_LINK) & (chosen["transfer"] == "sliced")]
+    whole = chosen[(chosen["links"] == SHARED_LINK) & (chosen["transfer"] == "replicated")]
     found = found.merge(
         sliced[[*keys, "tokens_per_second", "host_bytes", "device_bytes", "busiest"]], on=keys
     )
@@ -560,8 +568,8 @@ def slicing(lanes: pd.DataFrame) -> pd.DataFrame:
 def measured_slicing(lanes: pd.DataFrame) -> pd.DataFrame:
     """`slicing` of the experiment's rows."""
     found = shares(lanes)
-    found["slicing"] = found["mode"].str.contains("sliced").map({True: "yes", False: "no"})
-    return slicing(found.assign(mode=found["mode"].str.removesuffix(", sliced")))
+    found["slicing"] = found["mode"].str.endswith(SLICED).map({True: "yes", False: "no"})
+    return slicing(found.assign(mode=found["mode"].str.removesuffix(SLICED)))
 
 
 def streams(lanes: pd.DataFrame, plan: pd.DataFrame) -> Table:
@@ -569,9 +577,9 @@ def streams(lanes: pd.DataFrame, plan: pd.DataFrame) -> Table:
         (plan["model"] == "opt-1.3b")
         & (plan["gpu"] == plan["gpu"].iloc[0])
         & (plan["gpus"] == 4)
-        & (plan["mode"] == "2D")
+        & (plan["mode"] == TWO_D)
     ]
-    chosen = chosen[(chosen["links"] == "own") & (chosen["same_batch"] == "a GPU")]
+    chosen = chosen[(chosen["links"] == OWN_LINK) & (chosen["same_batch"] == BATCH_A_GPU)]
     by_model = [
         computing(chosen[chosen["transfer"] == transfer]) for transfer in ("replicated", "sliced")
     ]

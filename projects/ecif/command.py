@@ -20,14 +20,16 @@ from projects.ecif.influence import Contrastive, relative
 from projects.ecif.loss import pair_losses
 from projects.ecif.pairs import Pairs
 from projects.ecif.towers import Clip, Heads, TwoTower
-from shared import models, runs
+from shared import models
+from shared.commands.options import device_of
+from shared.commands.pieces import Pieces
+from shared.commands.signals import Stopped
 from shared.errors import UserError
 from shared.influence.baselines import Metric, metric_gradient
 from shared.influence.scoring import (
-    Stopped,
     check_ids,
-    check_out,
     check_queries,
+    check_scores_out,
     score_in_chunks,
     write_scores,
 )
@@ -49,8 +51,8 @@ class Inputs:
 
 def score(options: argparse.Namespace) -> int:
     """Rank the pairs of --data for --query and write --out. Returns the exit status."""
-    check_out(options.out)
-    device = runs.device(options.device)
+    check_scores_out(options.out)
+    device = device_of(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console(stderr=True, highlight=False)
@@ -110,31 +112,29 @@ def score(options: argparse.Namespace) -> int:
         problem, w, options.solver, options.damping, options.rank, options.seed, options.tol
     )
     metric = query_metric(problem, queries, options.batch)
+
+    def direction() -> Tensor:
+        found, info = solve(metric_gradient(metric, w))
+        console.print(
+            f"{info.solver}: residual {info.relative_residual:.1e}, {info.products} products"
+            " with the curvature"
+        )
+        return found
+
     try:
+        with Pieces(options.out, inputs) as pieces:
+            if options.score == "influence":
+                s = torch.from_numpy(pieces.array("direction", direction)).to(w)
 
-        def direction(_: slice) -> Tensor:
-            found, info = solve(metric_gradient(metric, w))
-            console.print(
-                f"{info.solver}: residual {info.relative_residual:.1e}, {info.products} products"
-                " with the curvature"
-            )
-            return found.unsqueeze(0)
+                def places(batches: slice) -> Tensor:
+                    return problem.scores_along(w, s, options.mode, options.parts, batches)
 
-        if options.score == "influence":
-            saved = score_in_chunks(
-                direction, 1, 1, options.out, {**inputs, "stage": "direction"}, console
-            )
-            s = torch.from_numpy(saved[0]).to(w)
+            else:
 
-            def places(batches: slice) -> Tensor:
-                return problem.scores_along(w, s, options.mode, options.parts, batches)
+                def places(batches: slice) -> Tensor:
+                    return _by_gradients(problem, w, metric, solve, options, batches)
 
-        else:
-
-            def places(batches: slice) -> Tensor:
-                return _by_gradients(problem, w, metric, solve, options, batches)
-
-        found = score_in_chunks(places, pairs.batches, BATCHES, options.out, inputs, console)
+            found = score_in_chunks(places, pairs.batches, BATCHES, pieces, console)
     except Stopped as stopped:
         print(f"ecif: {stopped}", file=sys.stderr)
         return 128 + stopped.signal

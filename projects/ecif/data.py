@@ -13,23 +13,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
-from shared.data import loaders, path, stamp
-from shared.data.loaders import CIFAR10_CLASSES, FASHION_MNIST_CLASSES
+from shared.data import path, stamp
 from shared.errors import UserError
+from shared.files import atomic_write
 from shared.paths import cache_dir
-from shared.rows import atomic_write
 from shared.seeding import step_seed
+from shared.vision import images as vision
+from shared.vision.backbones import backbone
+from shared.vision.classes import CLASSES
+from shared.vision.projection import Projection
 
 Name = Literal["emoji", "mnist", "fashion-mnist", "cifar10", "synthetic"]
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPTS = {
-    "mnist": ("a photo of the handwritten digit {}", DIGITS),
-    "fashion-mnist": ("a photo of the garment {}", FASHION_MNIST_CLASSES),
-    "cifar10": ("a photo of a {}", CIFAR10_CLASSES),
+    "mnist": "a photo of the handwritten digit {}",
+    "fashion-mnist": "a photo of the garment {}",
+    "cifar10": "a photo of a {}",
 }
 
 
@@ -104,65 +105,35 @@ def _reduced(x: np.ndarray, train: np.ndarray, dimensions: int) -> Tensor:
     """PCA of the training rows, without the directions that hold nothing, at a mean square of 1 a
     dimension.
     """
-    centred = x - x[train].mean(0)
-    known = centred[train]
-    wide = known.shape[0] < known.shape[1]  # the smaller of the two Gram matrices
-    values, vectors = np.linalg.eigh(known @ known.T if wide else known.T @ known)
-    kept = np.flatnonzero(values > 1e-9 * values[-1])[::-1][:dimensions]
-    directions = known.T @ vectors[:, kept] / np.sqrt(values[kept]) if wide else vectors[:, kept]
-    found = centred @ directions
+    project = Projection.fit(x[train], dimensions, sign="solver")
+    found = project(x)
     return torch.from_numpy(found / np.sqrt((found[train] ** 2).mean())).double()
 
 
 def _captions(name: str) -> list[str]:
-    prompt, classes = PROMPTS[name]
-    return [prompt.format(one.lower()) for one in classes]
+    return [PROMPTS[name].format(label.lower()) for label in CLASSES[name]]
 
 
 def _classes(
     name: str, n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str], None]:
     """n training pictures, as many of each class, through their pixels; captions repeat."""
-    found = {
-        "mnist": loaders.mnist,
-        "fashion-mnist": loaders.fashion_mnist,
-        "cifar10": loaders.cifar10,
-    }[name]()
-    draw = np.random.default_rng(step_seed(seed, "pictures"))
-    rows = np.concatenate(
-        [
-            draw.permutation(np.flatnonzero(found.train_labels == c))[: -(-n // 10)]
-            for c in range(10)
-        ]
-    )
-    labels = found.train_labels[rows]
-    known = _captions(name)
-    texts = _sentences(known)[labels]
-    pixels = found.train_images[rows].reshape(len(rows), -1) / 255.0
+    data = vision.load(name).per_class(-(-n // 10), seed)
+    labels, known = data.labels.tolist(), _captions(name)
+    pixels = (data.pictures().flatten(1).double() / 255).numpy()
     return (
-        texts,
+        _sentences(known)[labels],
         pixels,
         [known[c] for c in labels],
-        [str(PROMPTS[name][1][c]) for c in labels],
+        [data.classes[c] for c in labels],
         None,
     )
 
 
-def emoji_on_white() -> tuple[np.ndarray, pd.DataFrame]:
-    """Emoji without flags and components (skin tones and hair), on white: uint8 [n, 64, 64, 3], and
-    the loader's row for each.
-    """
-    images, table = loaders.emoji()
-    kept = ~table["category"].isin(["Component", "Flags"]).to_numpy()
-    alpha = images[kept][..., 3:] / 255.0
-    pictures = (images[kept][..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
-    return pictures, table[kept]
-
-
 def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
     """Emoji and their names; the sub-category is the group."""
-    pictures, table = emoji_on_white()
-    captions = table["name"].tolist()
+    data = vision.load("emoji", split="all")
+    pictures, captions = data.pictures().numpy(), list(data.ids or ())
     for one in ("minilm-l6", "efficientnet-lite0"):
         path(one)  # says what to fetch
     stamps = [
@@ -180,7 +151,7 @@ def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
         atomic_write(file, buffer.getvalue())
     with np.load(file, allow_pickle=False) as saved:
         texts, features = saved["texts"], saved["images"]
-    return texts, features, captions, table["subcategory"].tolist(), pictures
+    return texts, features, captions, [data.classes[c] for c in data.labels.tolist()], pictures
 
 
 def _sentences(sentences: Sequence[str]) -> np.ndarray:
@@ -199,18 +170,13 @@ def _pictures(pictures: np.ndarray, size: int = 128) -> np.ndarray:
     """The 1280 features below EfficientNet-Lite0's head, of pictures uint8 [n, h, w, 3] at `size`
     pixels.
     """
-    from shared.models import load_efficientnet_lite0
-
-    model = load_efficientnet_lite0()
-    found = []
+    model, found = backbone("efficientnet-lite0", (3, size, size)), []
     with torch.inference_mode():
         for piece in torch.from_numpy(pictures).permute(0, 3, 1, 2).split(64):
             x = torch.nn.functional.interpolate(
                 piece.float(), size=(size, size), mode="bilinear", align_corners=False
             )
-            found.append(
-                model.forward_head(model.forward_features((x - 127) / 128), pre_logits=True)
-            )
+            found.append(model((x - 127) / 128))
     return torch.cat(found).double().numpy()
 
 

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from projects.ecif.influence import Contrastive
 from projects.ecif.loss import batch_losses
-from projects.ecif.pictures import Part, quickdraw_classes, sketches
+from projects.ecif.pictures import quickdraw_classes, sketches
 from projects.ecif.towers import Clip
 from shared.influence.baselines import Solve
 from shared.influence.solvers import cg, spectral_radius
 from shared.models import load_clip, local_model
 from shared.seeding import generator, step_seed
+from shared.vision.images import LabelledImages
 
 # captions -> token ids and attention mask, [n, T] each
 Tokens = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -136,7 +137,7 @@ def pretrain(
     """
     _, names = quickdraw_classes()
     names = names[:classes]
-    drawings = torch.from_numpy(sketches(names))
+    drawings = sketches(names).pixels.view(len(names), -1, 28, 28)
     ids, mask = base.tokens(names)
     model, draw = base.model.train(), np.random.default_rng(step_seed(0, "pretrain"))
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
@@ -226,14 +227,14 @@ def damped_ggn(
 
 
 def class_accuracy(
-    towers: Clip, w: Tensor, classes: tuple[Tensor, Tensor], part: Part, chunk: int = 128
+    towers: Clip, w: Tensor, classes: tuple[Tensor, Tensor], part: LabelledImages, chunk: int = 128
 ) -> float:
     """Share of pictures that are nearest to their class's caption, of the tokens and masks of all
     classes' captions.
     """
     right = 0
     with torch.no_grad():
-        for images, labels in zip(part.images.split(chunk), part.labels.split(chunk), strict=True):
+        for images, labels in zip(part.pixels.split(chunk), part.labels.split(chunk), strict=True):
             texts, pictures, _ = towers.embed(w, (*classes, images.to(w.device)))
             nearest = (
                 torch.nn.functional.normalize(pictures, dim=-1)

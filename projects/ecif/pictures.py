@@ -6,7 +6,7 @@ catalogue's cache.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from projects.ecif.data import DIGITS, emoji_on_white
-from shared.data import loaders
-from shared.data import path as cached
-from shared.data.loaders import CIFAR10_CLASSES, FASHION_MNIST_CLASSES
 from shared.errors import UserError
 from shared.seeding import step_seed
+from shared.vision import images as vision
+from shared.vision import reading
+from shared.vision.episodes import class_split
+from shared.vision.images import LabelledImages
 
 Source = Literal[
     "fgvc-aircraft", "food101", "flowers102", "cifar100", "cifar10", "dtd", "imagenette", "mnist",
@@ -61,24 +60,17 @@ TORCHVISION = {
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Pictures uint8 [n, 3, size, size] and their classes int64 [n]."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, eq=False)
 class Pictures:
-    """Training, validation (clean) and test pictures, and the classes' names."""
+    """Training, validation (clean) and test pictures: uint8 [n, 3, size, size]."""
 
-    classes: tuple[str, ...]
-    train: Part
-    validation: Part
-    test: Part
+    train: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names."""
+        return self.train.classes
 
 
 # as torchvision's sets are: picture and class, decoded when asked for
@@ -86,17 +78,16 @@ Items = Sequence[tuple[Image.Image, int]]
 
 
 @dataclass(frozen=True, eq=False)
-class _Arrays:
-    """Pictures uint8 [n, h, w] or [n, h, w, 3] in the way of torchvision's sets."""
+class _Decoded:
+    """Images of uint8 in the way of torchvision's sets."""
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    data: LabelledImages
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.data)
 
     def __getitem__(self, row: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[row]), int(self.labels[row])
+        return reading.to_picture(self.data.pixels[row]), int(self.data.labels[row])
 
 
 def load(
@@ -140,9 +131,8 @@ def load(
                 " asked for"
             )
     return Pictures(
-        classes,
         *(
-            _read(items, rows, size)
+            _read(items, rows, size, classes)
             for items, rows in ((known, chosen), (known, order[:validation]), (held, tests))
         ),
     )
@@ -152,17 +142,17 @@ def quickdraw_classes() -> tuple[list[str], list[str]]:
     """Names of Quick, Draw!'s classes in a fixed random order: those for fine-tuning, and
     the rest.
     """
-    names = sorted(
-        file.name.removesuffix(".ndjson.gz") for file in cached("quickdraw").glob("*.ndjson.gz")
+    names = vision.quickdraw_classes()
+    chosen, rest = class_split(
+        names, (QUICKDRAW_CLASSES, len(names) - QUICKDRAW_CLASSES), 0, "classes"
     )
-    order = np.random.default_rng(step_seed(0, "classes")).permutation(len(names))
-    mixed = [names[i] for i in order]
-    return mixed[:QUICKDRAW_CLASSES], mixed[QUICKDRAW_CLASSES:]
+    return chosen, rest
 
 
-def sketches(classes: Sequence[str]) -> NDArray[np.uint8]:
-    """Drawings of some classes of Quick, Draw!, uint8 [classes, 100, 28, 28] (255: ink)."""
-    return (255 * loaders.quickdraw(classes)[0]).round().astype(np.uint8)
+def sketches(classes: Sequence[str]) -> LabelledImages:
+    """Drawings of some classes of Quick, Draw!, a hundred each, uint8 (255: ink)."""
+    found = vision.load("quickdraw", split="all", classes=classes)
+    return replace(found, pixels=(255 * found.pixels).round().byte())
 
 
 def _items(
@@ -174,32 +164,14 @@ def _items(
     if source in TORCHVISION and not (source == "cifar10" and folder is None):
         return _torchvision(source, folder)
     if source in ("mnist", "fashion-mnist", "cifar10"):
-        read, names = {
-            "mnist": (loaders.mnist, DIGITS),
-            "fashion-mnist": (loaders.fashion_mnist, FASHION_MNIST_CLASSES),
-            "cifar10": (loaders.cifar10, CIFAR10_CLASSES),
-        }[source]
-        found = read()
-        return (
-            tuple(names),
-            _Arrays(found.train_images, found.train_labels),
-            _Arrays(found.test_images, found.test_labels),
-        )
+        known, held = vision.load(source), vision.load(source, split="test")
+        return known.classes, _Decoded(known), _Decoded(held)
     if source == "emoji":  # a sub-category is the class
-        images, table = emoji_on_white()
-        kinds, labels = np.unique(table["subcategory"], return_inverse=True)
-        return tuple(kind.replace("-", " ") for kind in kinds), _Arrays(images, labels), None
+        known = vision.load("emoji", split="all")
+        return tuple(kind.replace("-", " ") for kind in known.classes), _Decoded(known), None
     if source == "quickdraw":
-        names, _ = quickdraw_classes()
-        drawn = sketches(names)
-        return (
-            tuple(names),
-            _Arrays(
-                drawn.reshape(-1, *drawn.shape[2:]),
-                np.repeat(np.arange(len(names)), drawn.shape[1]),
-            ),
-            None,
-        )
+        known = sketches(quickdraw_classes()[0])
+        return known.classes, _Decoded(known), None
     return _synthetic(size, seed)
 
 
@@ -253,24 +225,13 @@ def _synthetic(
     return tuple(f"pattern {'abcdefgh'[one]}" for one in range(classes)), Drawn(), None
 
 
-def _read(items: Items, rows: NDArray[np.int64], size: int) -> Part:
+def _read(
+    items: Items, rows: NDArray[np.int64], size: int, classes: tuple[str, ...]
+) -> LabelledImages:
+    """As CLIP's own preparation: the shorter edge to `size` (bicubic), then the middle."""
     images = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
     labels = torch.empty(len(rows), dtype=torch.int64)
     for place, row in enumerate(rows.tolist()):
         image, labels[place] = items[row]
-        images[place] = _square(image, size)
-    return Part(images, labels)
-
-
-def _square(image: Image.Image, size: int) -> Tensor:
-    """As CLIP's own preparation: the shorter edge to `size` (bicubic), then the middle; uint8 [3,
-    size, size].
-    """
-    image = image.convert("RGB")
-    if image.size != (size, size):
-        width, height = (size * edge // min(image.size) for edge in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC).crop(
-            (left, top, left + size, top + size)
-        )
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+        images[place] = reading.to_pixels(reading.square(image.convert("RGB"), size))
+    return LabelledImages(images, labels, classes)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared.commands.options import Parser, number
 from shared.errors import UserError
-from shared.runs import Parser, number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -33,8 +32,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from projects.flashdp import accounting
@@ -42,9 +39,13 @@ from projects.flashdp.accounting import Mechanism, PrivacyReport
 from projects.flashdp.finetuning import FineTuning, Spent
 from projects.flashdp.recipe import Recipe, calibrated
 from projects.flashdp.sampling import PoissonSampling
-from shared import runs
-from shared.corpus import Corpus, sha256
+from shared.commands.folder import locked
+from shared.commands.options import device_of
+from shared.commands.progress import Progress
+from shared.commands.signals import stop_signals
+from shared.corpus import Corpus
 from shared.errors import UserError
+from shared.files import atomic_files, atomic_save, atomic_write, read_json, sha256
 from shared.meters import peak_rss_bytes
 from shared.models import (
     copy_configuration,
@@ -72,13 +73,13 @@ NOTES = (
 def train(options: argparse.Namespace) -> int:
     """`python -m projects.flashdp train`. Returns the exit status."""
     transformers_logging.set_verbosity_error()  # its warnings are for those who write code
-    device = runs.device(options.device)
+    device = device_of(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)
     out: Path = options.out
     private = out / "private"
-    with runs.locked(out, "private/run.json", ("private",)), runs.plain_errors(out):
+    with locked(out, "private/run.json", ("private",)):
         begun = (private / "run.json").exists()
         if (
             not begun
@@ -112,7 +113,7 @@ class _Run:
         for leftover in self.private.glob(".*.part"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         source = {"model": fingerprint(self.folder), "data": sha256(options.data)}
-        known = _read_json(self.private / "run.json")
+        known = read_json(self.private / "run.json")
         if known is not None:
             _same_run(known, source, Recipe.of(options, known["records"]), out)
             if (out / "privacy.json").exists():
@@ -221,9 +222,11 @@ class _Run:
         )
         if "key_digest" not in self.known:
             if recipe.noise_seed is None:
-                _write(self.private / "key", key, 0o600)
+                atomic_write(self.private / "key", key, 0o600)
             self.known["key_digest"] = _digest(key)
-            _write(self.private / "run.json", json.dumps(self.known, indent=2).encode() + b"\n")
+            atomic_write(
+                self.private / "run.json", json.dumps(self.known, indent=2).encode() + b"\n"
+            )
 
     def _go_on(self) -> None:
         """Take up the checkpoint, if there is one; the log ends where it does."""
@@ -237,7 +240,7 @@ class _Run:
                 f"going on after step {self.dp.steps} of {self.recipe.steps}: epsilon {spent:.3f}"
                 " is spent"
             )
-            _write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+            atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         self.evaluated = {line["step"] for line in lines if "held_out_loss" in line}
         for line in (line for line in lines if line.get("batch")):
             self.tuning.lost = self.tuning.lost + 1 if line["loss"] is None else 0
@@ -249,8 +252,8 @@ class _Run:
         options, recipe, dp, tuning = self.options, self.recipe, self.dp, self.tuning
         spent = Spent(dp, recipe)
         with (
-            runs.stop_signals() as stop,
-            runs.Progress(self.console, dp.steps, recipe.steps) as progress,
+            stop_signals() as stop,
+            Progress(self.console, dp.steps, recipe.steps) as progress,
         ):
             while True:
                 done = dp.steps
@@ -283,12 +286,10 @@ class _Run:
 
     # ---- checkpoints ----
 
-    # ---- checkpoints ----
-
     def _write_checkpoint(self) -> None:
         _sync(self.log)
         state = {**self.dp.state_dict(), "dropped": self.tuning.dropped}
-        _save_tensors(self.tuning.tensors(), self.checkpoint, {"state": json.dumps(state)})
+        atomic_save(self.tuning.tensors(), self.checkpoint, {"state": json.dumps(state)})
         self.saved = self.dp.steps
 
     def _read_checkpoint(self) -> None:
@@ -310,24 +311,16 @@ class _Run:
         _sync(self.log)
         report = self._report()
         model = self.dp.unwrap()
-        partial = self.out / ".model.part"
-        partial.mkdir()
-        try:
+        with atomic_files(self.out) as partial:
             self._write_model(model, partial)
             (partial / "privacy.txt").write_text(f"{report}\n")
-        except OSError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        for file in sorted(partial.iterdir()):
-            os.replace(file, self.out / file.name)
-        partial.rmdir()
         about = asdict(report) | {
             "noise_multiplier": self.known["noise_multiplier"],
             "target_epsilon": self.recipe.epsilon,
         }
         if math.isinf(report.epsilon):  # for which JSON has no number
             about["epsilon"] = None
-        _write(self.out / "privacy.json", json.dumps(about, indent=2).encode() + b"\n")
+        atomic_write(self.out / "privacy.json", json.dumps(about, indent=2).encode() + b"\n")
         self._say(str(report))
         if self.tuning.dropped:
             self._say(
@@ -353,17 +346,14 @@ class _Run:
                     "tie_word_embeddings": False
                 }
                 (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            _save_tensors(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
-            # safetensors lets none but its maker read a file
-            shutil.copymode(folder / "config.json", folder / "model.safetensors")
+            atomic_save(model.state_dict(), folder / "model.safetensors", {"format": "pt"})
         else:
             from peft import get_peft_model_state_dict
 
             # True and "auto" may ask the hub
             adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
-            _save_tensors(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
+            atomic_save(adapters, folder / "adapter_model.safetensors", {"format": "pt"})
             save_lora_configuration(model, folder)
-            shutil.copymode(folder / "adapter_config.json", folder / "adapter_model.safetensors")
 
     def _report(self) -> PrivacyReport:
         notes = list(NOTES)
@@ -423,15 +413,6 @@ def _digest(key: bytes) -> str:
     return hashlib.shake_256(key + b"digest").hexdigest(16)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); name another --out") from None
-
-
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The log's lines as far as they are whole."""
     found = []
@@ -442,38 +423,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     except (FileNotFoundError, ValueError):
         pass
     return found
-
-
-def _write(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """The file appears with all its content or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    partial.unlink(missing_ok=True)
-    try:
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content)
-            _sync(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """As `_write`; OSError where the disk is full."""
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata
-        )
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        reason = re.search(r"os error (\d+)", str(error))
-        if reason:
-            raise OSError(int(reason[1]), os.strerror(int(reason[1]))) from None
-        raise
-    os.replace(partial, path)
 
 
 def _sync(file: Any) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.predictor import PREDICTORS, Online
 from projects.infinite_sampling.rollout import Predictor, Schedule
 from shared.errors import UserError
+from shared.files import atomic_json
 from shared.models import end_tokens, load_causal_lm
 
 
@@ -153,16 +153,6 @@ def engine_of(options: argparse.Namespace, model: Any, tokenizer: Any, seed: int
     )
 
 
-def write(path: Path, content: bytes) -> None:
-    """The file appears with all its content or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 def whole_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a log as far as they are whole."""
     found = []
@@ -182,7 +172,7 @@ def same_run(path: Path, about: dict[str, Any]) -> None:
     try:
         known = json.loads(path.read_text())
     except FileNotFoundError:
-        write(path, json.dumps(about, indent=2).encode() + b"\n")
+        atomic_json(path, about)
         return
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); name another --out") from None

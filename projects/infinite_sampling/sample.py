@@ -22,26 +22,25 @@ from projects.infinite_sampling.prompts import (
     same_run,
     schedule_of,
     whole_lines,
-    write,
 )
 from projects.infinite_sampling.rollout import Completion, Schedule, Stats
-from shared import runs
-from shared.corpus import sha256
+from shared.commands.folder import locked
+from shared.commands.options import device_of
+from shared.commands.progress import Progress
+from shared.commands.signals import stop_signals
+from shared.files import atomic_write, sha256
 from shared.models import fingerprint, local_model
 from shared.tables import human_bytes
 
 
 def sample(options: argparse.Namespace) -> int:
     """`python -m projects.infinite_sampling sample`. Returns the exit status."""
-    device = runs.device(options.device)
+    device = device_of(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)
     data = sha256(options.prompts)
-    with (
-        runs.locked(options.out, "completions.jsonl", early=("run.json",)),
-        runs.plain_errors(options.out),
-    ):
+    with locked(options.out, "completions.jsonl", early=("run.json",)):
         about = {
             "model": fingerprint(folder),
             "prompts": data,
@@ -79,7 +78,7 @@ class _Sampling:
         lines = whole_lines(self.path)
         done = {(line["prompt_index"], line["index"]) for line in lines}
         # without a line that a crash cut
-        write(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         if done:
             self.console.print(
                 f"going on: {len(done)} of {total} completions are there", markup=False
@@ -88,8 +87,8 @@ class _Sampling:
         steps = busy = rows = peak = tokens = 0
         with (
             open(self.path, "a", encoding="utf-8") as self.file,
-            runs.stop_signals() as stop,
-            runs.Progress(self.console, len(done), total) as bar,
+            stop_signals() as stop,
+            Progress(self.console, len(done), total) as bar,
         ):
 
             def ended(one: Completion) -> None:

@@ -13,7 +13,6 @@ import importlib
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from projects.infinite_sampling import grpo
@@ -34,12 +32,14 @@ from projects.infinite_sampling.prompts import (
     same_run,
     schedule_of,
     whole_lines,
-    write,
 )
 from projects.infinite_sampling.rollout import Completion, Stats
-from shared import runs
-from shared.corpus import sha256
+from shared.commands.folder import locked
+from shared.commands.options import device_of
+from shared.commands.progress import Progress
+from shared.commands.signals import stop_signals
 from shared.errors import UserError
+from shared.files import atomic_files, atomic_save, atomic_write, remove, sha256
 from shared.models import (
     add_lora,
     copy_configuration,
@@ -54,7 +54,7 @@ Reward = Callable[..., Sequence[float]]
 
 def train(options: argparse.Namespace) -> int:
     """`python -m projects.infinite_sampling train`. Returns the exit status."""
-    device = runs.device(options.device)
+    device = device_of(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.group < 2:
@@ -68,10 +68,7 @@ def train(options: argparse.Namespace) -> int:
     reward = reward_function(options.reward)
     folder = local_model(options.model)
     data = sha256(options.prompts)
-    with (
-        runs.locked(options.out, "log.jsonl", early=("run.json", "checkpoint.safetensors")),
-        runs.plain_errors(options.out),
-    ):
+    with locked(options.out, "log.jsonl", early=("run.json", "checkpoint.safetensors")):
         return Training(options, folder, data, reward, device).go()
 
 
@@ -218,13 +215,13 @@ class Training:
             )
         if done > options.steps:
             raise UserError(f"{self.out} has made {done} steps already; --steps may only grow")
-        write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         if done:
             self._say(f"going on after step {done} of {options.steps}")
         with (
             open(path, "a", encoding="utf-8") as log,
-            runs.stop_signals() as stop,
-            runs.Progress(self.console, done, options.steps) as bar,
+            stop_signals() as stop,
+            Progress(self.console, done, options.steps) as bar,
         ):
             saved = done
             apart = max((line["mismatch"] for line in lines), default=0.0)
@@ -371,7 +368,7 @@ class Training:
                 for key, value in state.items()
                 if isinstance(value, Tensor)
             }
-        _save(tensors, self.checkpoint, {"steps": str(steps)})
+        atomic_save(tensors, self.checkpoint, {"steps": str(steps)})
 
     def _read_checkpoint(self) -> int:
         """Take up the checkpoint, if there is one; the number of its steps."""
@@ -402,24 +399,12 @@ class Training:
             save_lora_configuration(self.model, self.out)
             # True and "auto" may ask the hub
             adapters = get_peft_model_state_dict(self.model, save_embedding_layers=False)
-            _save(adapters, self.out / "adapter_model.safetensors", {"format": "pt"})
+            atomic_save(adapters, self.out / "adapter_model.safetensors", {"format": "pt"})
             return
         copy_configuration(self.folder, self.out, getattr(torch, self.options.dtype))
-        partial = self.out / ".model.part"
-        shutil.rmtree(partial, ignore_errors=True)
-        self.model.save_pretrained(partial)  # it knows which tensors are tied
-        for file in sorted(partial.glob("*.safetensors*")):
-            os.replace(file, self.out / file.name)
-        shutil.rmtree(partial)
+        with atomic_files(self.out) as partial:
+            self.model.save_pretrained(partial)  # it knows which tensors are tied
+            remove(*(file for file in partial.iterdir() if ".safetensors" not in file.name))
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """The file appears with all its content or not at all."""
-    partial = path.with_name(f".{path.name}.part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)

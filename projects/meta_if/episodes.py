@@ -6,6 +6,7 @@ they are: Quick, Draw! sketches (classes of strokes drawn by hand, disjoint betw
 and meta-test, as Omniglot's characters), CIFAR-10, Fashion-MNIST.
 """
 
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,12 +17,16 @@ from torch import Tensor
 from projects.meta_if.problems import Tasks
 from shared.errors import UserError
 from shared.seeding import step_seed
+from shared.vision import images as vision
+from shared.vision.episodes import class_split, sample_episodes
+from shared.vision.images import LabelledImages
+from shared.vision.projection import Projection
 
 Source = Literal[
     "quickdraw",
     "mnist",
     "cifar10",
-    "fashion_mnist",
+    "fashion-mnist",
     "synthetic",
     "random_images",
     "omniglot",
@@ -29,6 +34,7 @@ Source = Literal[
 ]
 SKETCHES = 80  # classes of Quick, Draw!, by name: three quarters for meta-training
 PER_CLASS = 400  # images of a class that are used at most
+PARTS = ("train", "test")  # of meta-training and of meta-test
 
 
 class Pool(NamedTuple):
@@ -41,7 +47,7 @@ class Pool(NamedTuple):
 def pools(source: Source, seed: int = 0, folder: str | None = None) -> tuple[Pool, Pool]:
     """The pools of meta-training and of meta-test, pixels from 0 to 1.
 
-    quickdraw: disjoint classes. mnist, fashion_mnist, cifar10: the same ten classes and the
+    quickdraw: disjoint classes. mnist, fashion-mnist, cifar10: the same ten classes and the
     official split of images, since five-way tasks of five classes would all be one. synthetic:
     Gaussian classes in 20 dimensions, for the wiring alone. random_images: noise of the shape [3,
     84, 84], for measures of time and memory. omniglot, folder: of torchvision, in `folder`.
@@ -56,36 +62,21 @@ def pools(source: Source, seed: int = 0, folder: str | None = None) -> tuple[Poo
         return tuple(Pool(draw.random((400, 3, 84, 84)), np.arange(400) % 20) for _ in range(2))
     if source in ("omniglot", "folder"):
         return _torchvision(source, folder)
-    from shared.data.loaders import images
-
     if source == "quickdraw":
-        drawings, names = images.quickdraw()
-        chosen = np.random.default_rng(step_seed(0, "sketches")).permutation(len(names))[:SKETCHES]
-        cut = 3 * SKETCHES // 4
-        return _by_class(drawings[chosen[:cut]]), _by_class(drawings[chosen[cut:]])
-    found = {
-        "mnist": images.mnist,
-        "fashion_mnist": images.fashion_mnist,
-        "cifar10": images.cifar10,
-    }[source]()
-    return _some(found.train_images, found.train_labels), _some(
-        found.test_images, found.test_labels
-    )
+        sizes = (3 * SKETCHES // 4, SKETCHES - 3 * SKETCHES // 4)
+        parts = [
+            vision.load("quickdraw", split="all", classes=names)
+            for names in class_split(vision.quickdraw_classes(), sizes, 0, "sketches")
+        ]
+    else:
+        parts = [vision.load(source, split=split).per_class(PER_CLASS) for split in PARTS]
+    return _pool(parts[0]), _pool(parts[1])
 
 
-def _by_class(drawings: NDArray[np.float32]) -> Pool:
-    """Drawings [classes, each, height, width]."""
-    classes, each = drawings.shape[:2]
-    return Pool(
-        drawings.reshape(classes * each, *drawings.shape[2:]).astype(np.float64),
-        np.repeat(np.arange(classes), each),
-    )
-
-
-def _some(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Pool:
-    """The first images of each class."""
-    rows = np.concatenate([np.flatnonzero(labels == one)[:PER_CLASS] for one in np.unique(labels)])
-    return Pool(images[rows].astype(np.float64) / 255, labels[rows])
+def _pool(data: LabelledImages) -> Pool:
+    """Pixels from 0 to 1 as files hold them: [n, height, width], or with channels last."""
+    x = data.pictures().double()
+    return Pool((x / 255 if data.pixels.dtype == torch.uint8 else x).numpy(), data.labels.numpy())
 
 
 def _synthetic(seed: int, part: int, classes: int) -> Pool:
@@ -101,8 +92,6 @@ def _torchvision(source: str, folder: str | None) -> tuple[Pool, Pool]:
     """Omniglot in torchvision's layout, or a folder with train/ and test/ of a folder of images per
     class.
     """
-    from pathlib import Path
-
     if folder is None or not Path(folder).is_dir():
         wanted = (
             "torchvision's Omniglot (omniglot-py/)"
@@ -110,28 +99,23 @@ def _torchvision(source: str, folder: str | None) -> tuple[Pool, Pool]:
             else "train/ and test/ with a folder of images per class"
         )
         raise UserError(f"there is no folder {folder}: set `folder` to one that holds {wanted}")
+    if source == "folder":
+        found = [vision.folder(Path(folder) / part, mode="RGB", size=84) for part in PARTS]
+        return tuple(
+            Pool(part.images(torch.float64).numpy(), part.labels.numpy()) for part in found
+        )
     from torchvision import datasets, transforms
 
-    size = 28 if source == "omniglot" else 84
-    shape = transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])
-    try:
-        if source == "omniglot":
-            parts = [
-                datasets.Omniglot(folder, background=background, transform=shape)
-                for background in (True, False)
-            ]
-        else:
-            parts = [
-                datasets.ImageFolder(f"{folder}/{part}", transform=shape)
-                for part in ("train", "test")
-            ]
-    except (RuntimeError, FileNotFoundError) as error:
-        raise UserError(f"{folder}: {str(error).splitlines()[0]}") from None
-    found = []
-    for part in parts:
+    shape = transforms.Compose([transforms.Resize((28, 28)), transforms.ToTensor()])
+    pools = []
+    for background in (True, False):
+        try:
+            part = datasets.Omniglot(folder, background=background, transform=shape)
+        except (RuntimeError, FileNotFoundError) as error:
+            raise UserError(f"{folder}: {str(error).splitlines()[0]}") from None
         x, y = zip(*(part[row] for row in range(len(part))), strict=True)
-        found.append(Pool(torch.stack(x).double().numpy(), np.array(y, np.int64)))
-    return found[0], found[1]
+        pools.append(Pool(torch.stack(x).double().numpy(), np.array(y, np.int64)))
+    return pools[0], pools[1]
 
 
 def principal_components(train: Pool, test: Pool, dimension: int) -> tuple[Pool, Pool]:
@@ -139,20 +123,10 @@ def principal_components(train: Pool, test: Pool, dimension: int) -> tuple[Pool,
     mean variance of 1.
     """
     flat = train.x.reshape(len(train.x), -1)
-    if not 0 < dimension <= min(flat.shape):
-        raise UserError(
-            f"{dimension} components cannot be had of {flat.shape[0]} samples of {flat.shape[1]}"
-            " numbers"
-        )
-    mean = flat.mean(0)
-    _, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean))
-    basis = vectors[:, ::-1][:, :dimension]
-    # or the sign of a component would be the library's whim
-    basis = basis * np.sign(basis[np.abs(basis).argmax(0), np.arange(dimension)])
-    scale = ((flat - mean) @ basis).std()
+    project = Projection.fit(flat, dimension, gram="features")
+    scale = project(flat).std()
     return tuple(
-        Pool((pool.x.reshape(len(pool.x), -1) - mean) @ basis / scale, pool.y)
-        for pool in (train, test)
+        Pool(project(pool.x.reshape(len(pool.x), -1)) / scale, pool.y) for pool in (train, test)
     )
 
 
@@ -163,33 +137,9 @@ def sample_tasks(pool: Pool, n: int, ways: int, shots: int, queries: int, seed: 
     Raises:
         UserError: there are too few classes, or too few samples of one.
     """
-    classes = np.unique(pool.y)
-    by_class = {one: np.flatnonzero(pool.y == one) for one in classes}
-    fewest = min(len(rows) for rows in by_class.values())
-    if ways > len(classes) or shots + queries > fewest:
-        raise UserError(
-            f"tasks of {ways} classes with {shots} + {queries} samples cannot be drawn from"
-            f" {len(classes)} classes of at least {fewest}"
-        )
-    train, val = [], []
-    for number in range(n):
-        draw = np.random.default_rng(step_seed(seed, "task", number))
-        rows = np.stack(
-            [
-                draw.permutation(by_class[one])[: shots + queries]
-                for one in draw.permutation(classes)[:ways]
-            ]
-        )
-        train.append(rows[:, :shots].reshape(-1))
-        val.append(rows[:, shots:].reshape(-1))
+    drawn = sample_episodes(pool.y, n, ways, shots, queries, seed)
     x = torch.from_numpy(pool.x)
-    y_train, y_val = (
-        torch.arange(ways).repeat_interleave(each).expand(n, -1).contiguous()
-        for each in (shots, queries)
-    )
-    return Tasks(
-        x[torch.from_numpy(np.stack(train))], y_train, x[torch.from_numpy(np.stack(val))], y_val
-    )
+    return Tasks(x[drawn.support], drawn.y_support, x[drawn.query], drawn.y_query)
 
 
 def spoil_tasks(tasks: Tasks, fraction: float, seed: int) -> tuple[Tasks, Tensor]:

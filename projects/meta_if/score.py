@@ -4,7 +4,6 @@ another file of tasks.
 
 import argparse
 import importlib
-import io
 import json
 import sys
 import zipfile
@@ -20,15 +19,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from projects.meta_if import bodies, estimators
+from projects.meta_if import estimators
 from projects.meta_if.problems import Anil, Imaml, MetaProblem, Tasks
 from projects.meta_if.total import Implicit, at
 from projects.meta_if.training import fit as meta_fit
-from shared import runs
+from shared.commands.pieces import Pieces
+from shared.commands.progress import Progress
 from shared.errors import UserError
+from shared.files import atomic_write
 from shared.influence import scoring
 from shared.influence.solvers import cg, require_positive
-from shared.rows import atomic_write
+from shared.vision.backbones import backbone, initialised
 
 NAMES = ("x_train", "y_train", "x_val", "y_val")
 EXACT_SPECTRUM = 500  # up to here the smallest eigenvalue is computed before the solve
@@ -92,11 +93,11 @@ def read_tasks(file: Path) -> tuple[Tasks, list[str] | None]:
 
 
 def make_model(text: str, example_shape: tuple[int, ...], logits: bool = False) -> nn.Module:
-    """`module:function` (a function that returns a module), or a body by name (`bodies.named`; a
-    network with `logits`).
+    """`module:function` (a function that returns a module), or a body by name, as
+    `shared.vision.backbones` has them; a network with `logits`.
     """
     if ":" not in text:
-        return bodies.named(text, example_shape, logits)
+        return backbone(text, example_shape, logits=logits)
     module, _, name = text.partition(":")
     sys.path.insert(0, "")  # the user's own modules lie where the command is given
     try:
@@ -172,7 +173,7 @@ def fit(options: argparse.Namespace) -> int:
     if options.out.suffix != ".safetensors" or not options.out.parent.is_dir():
         raise UserError(f"--out {options.out}: name a .safetensors file in a folder that exists")
     tasks, _ = read_tasks(options.data)
-    model = bodies.initialised(
+    model = initialised(
         make_model(options.model, tuple(tasks.x_train.shape[2:]), options.inner == "imaml"),
         options.seed,
     )
@@ -185,7 +186,7 @@ def fit(options: argparse.Namespace) -> int:
     }
     problem = make_problem(model, tasks, settings)
     console = Console(stderr=True)
-    with runs.Progress(console, 0, options.steps) as progress:
+    with Progress(console, 0, options.steps) as progress:
 
         def shown(steps: Any) -> Any:
             for step in steps:
@@ -215,7 +216,7 @@ def fit(options: argparse.Namespace) -> int:
 
 def score(options: argparse.Namespace) -> int:
     """Score tasks or samples for the query tasks and write the file."""
-    scoring.check_out(options.out)
+    scoring.check_scores_out(options.out)
     tasks, ids = read_tasks(options.data)
     queries, _ = read_tasks(options.query)
     if tasks.x_train.shape[2:] != queries.x_train.shape[2:]:
@@ -271,7 +272,6 @@ def score(options: argparse.Namespace) -> int:
         "settings": {name: value for name, value in settings.items() if name != "chunk"},
         "options": [options.level, options.method, options.damping, options.solve_tol, rows],
     }
-    s = _solved(state, tests, options, inputs, console)
 
     def of(piece: slice) -> Tensor:
         part = Implicit(_only(problem, rows[piece]), lam)
@@ -281,7 +281,10 @@ def score(options: argparse.Namespace) -> int:
             part, s
         ).flatten(1)
 
-    found = scoring.score_in_chunks(of, len(rows), options.rows or 64, options.out, inputs, console)
+    with Pieces(options.out, inputs) as pieces:
+        solution = pieces.array("solution", lambda: _solve(state, tests, options, console))
+        s = torch.from_numpy(solution).to(lam)
+        found = scoring.score_in_chunks(of, len(rows), options.rows or 64, pieces, console)
     columns: dict[str, list[object]] = {"task": rows} if found.ndim == 1 else {}
     if found.ndim == 2:
         per_task = found.shape[1]
@@ -292,7 +295,6 @@ def score(options: argparse.Namespace) -> int:
     if ids is not None:
         columns["id"] = [ids[int(task)] for task in columns["task"]]
     scoring.write_scores(options.out, found.reshape(-1), columns)
-    _solution(options.out, inputs).unlink(missing_ok=True)
     console.print(
         f"{found.size} scores: {options.out} (rank 1: without it the query loss falls most)",
         markup=False,
@@ -306,25 +308,10 @@ def _only(problem: MetaProblem, rows: list[int]) -> MetaProblem:
     return replace(problem, tasks=problem.tasks.pick(rows), weights=share)
 
 
-def _solution(out: Path, inputs: dict[str, Any]) -> Path:
-    """Where the solved system waits for the scores, beside the file."""
-    return out.with_name(f".{out.name}.{scoring.inputs_key(inputs)[:16]}.solved.npy")
-
-
-def _solved(
-    state: Implicit,
-    tests: MetaProblem,
-    options: argparse.Namespace,
-    inputs: dict[str, Any],
-    console: Console,
+def _solve(
+    state: Implicit, tests: MetaProblem, options: argparse.Namespace, console: Console
 ) -> Tensor:
-    """s of `estimators.adjoint`, from a run before this one or solved now."""
-    file = _solution(options.out, inputs)
-    if file.exists():
-        try:
-            return torch.from_numpy(np.load(file, allow_pickle=False)).to(state.lam)
-        except (OSError, ValueError, EOFError):
-            raise UserError(f"{file} holds no solution; delete it and run again") from None
+    """s of `estimators.adjoint`."""
     metric = estimators.metric_gradient(tests, state.lam)
     done = 0
 
@@ -351,7 +338,4 @@ def _solved(
         f"solved: {info.products} products, relative residual {info.relative_residual:.1e}",
         markup=False,
     )
-    buffer = io.BytesIO()
-    np.save(buffer, s.numpy(force=True), allow_pickle=False)
-    atomic_write(file, buffer.getvalue())
     return s

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared.commands.options import Parser, number
 from shared.errors import UserError
-from shared.runs import Parser, number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         from projects.sam_if import score  # torch, which --help need not wait for
-        from shared.influence.scoring import Stopped
+        from shared.commands.signals import Stopped
 
         try:
             return score.score(options) if options.command == "score" else score.train(options)

@@ -4,10 +4,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from shared.data.loaders.images import CIFAR10_CLASSES, FASHION_MNIST_CLASSES
 from shared.figures import PALETTE
 from shared.rows import read_array
 from shared.statistics import mean_interval
+from shared.vision.classes import CLASSES
 
 LOOKS = {
     "SAM-HIF": {"color": PALETTE["blue"], "linewidth": 2.6, "zorder": 5},
@@ -152,7 +152,6 @@ def radius(radius: pd.DataFrame) -> Figure:
 
 def gallery(gallery: pd.DataFrame) -> Figure:
     """A line per query: the test image, its most helpful and its most harmful training images."""
-    classes = {"fashion-mnist": FASHION_MNIST_CLASSES, "cifar10": CIFAR10_CLASSES}
     queries = [
         (name, query, rows)
         for (name, query), rows in gallery.groupby(["dataset", "query"], sort=False)
@@ -166,7 +165,9 @@ def gallery(gallery: pd.DataFrame) -> Figure:
         number = place_of.setdefault(name, 0)
         place_of[name] += 1
         pictures = read_array(gallery, name.replace("-", "_"))[number]
-        named = classes.get(name, tuple(str(one) for one in range(10)))
+        named = (
+            CLASSES[name] if name in ("fashion-mnist", "cifar10") else [str(i) for i in range(10)]
+        )
         first = rows.iloc[0]
         right = first["predicted"] == first["query_label"]
         texts = [

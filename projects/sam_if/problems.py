@@ -7,8 +7,7 @@ MNIST, Fashion-MNIST, CIFAR-10 and the UCI digits stand here.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +22,9 @@ from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import Data
 from shared.seeding import generator, step_seed
+from shared.vision import images as vision
+from shared.vision.images import LabelledImages
+from shared.vision.projection import Projection, Standardisation
 
 Dataset = Literal["mnist", "fashion-mnist", "cifar10", "digits", "blobs"]
 CLASSES = 10
@@ -69,81 +71,62 @@ def load(
 
     "blobs" are random numbers around ten random centres: for wiring and tests, without a download.
     """
-    pictures, labels, test_pictures, test_labels = _raw(name, seed)
-    order = torch.randperm(len(pictures), generator=generator(seed, "images"))
-    if test_pictures is None:
-        chosen, kept = order[: n + validation], order[n + validation :][:test]
-        test_pictures, test_labels = pictures[kept], labels[kept]
-    else:
-        chosen = order[: n + validation]
-        kept = torch.randperm(len(test_pictures), generator=generator(seed, "test images"))[:test]
-        test_pictures, test_labels = test_pictures[kept], test_labels[kept]
-    if len(chosen) < n + validation or not len(test_labels):
-        raise UserError(
-            f"{name} has {len(pictures)} images, fewer than {n} to train on, {validation} to"
-            " validate and one to test"
-        )
-    train, held = chosen[:n], chosen[n:]
-    project = (
-        _pixels(pictures[train], device)
-        if features is None
-        else _components(pictures[train], features, device)
-    )
-
+    known, tests = _drawn(name, n + validation, test, seed)
+    train, held = known.pick(slice(n)), known.pick(slice(n, None))
+    project = _pixels(train) if features is None else _components(train, features)
     return Images(
-        project(pictures[train]), labels[train].to(device), project(pictures[held]),
-        labels[held].to(device), project(test_pictures),
-        test_labels.to(device), pictures[train], test_pictures,
+        project(train).to(device), train.labels.to(device), project(held).to(device),
+        held.labels.to(device), project(tests).to(device), tests.labels.to(device),
+        train.pictures(), tests.pictures(),
     )  # fmt: skip
 
 
-def _components(pictures: Tensor, features: int, device: str) -> Callable[[Tensor], Tensor]:
-    flat = pictures.double().flatten(1)
-    centre = flat.mean(0)
-    basis = torch.linalg.eigh((flat - centre).T @ (flat - centre))[1].flip(1)[:, :features]
-    basis = basis * basis.sum(0).sign()  # eigenvectors have no sign of their own
-    scale = ((flat - centre) @ basis).square().mean().sqrt()
-    return lambda images: ((images.double().flatten(1) - centre) @ basis / scale).to(device)
-
-
-def _pixels(pictures: Tensor, device: str) -> Callable[[Tensor], Tensor]:
-    def channels_first(images: Tensor) -> Tensor:
-        return (images.unsqueeze(-1) if images.dim() == 3 else images).float().movedim(-1, 1)
-
-    own = channels_first(pictures)
-    centre, scale = own.mean((0, 2, 3), keepdim=True), own.std((0, 2, 3), keepdim=True)
-    return lambda images: ((channels_first(images) - centre) / scale).contiguous().to(device)
-
-
-@cache
-def _raw(name: Dataset, seed: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    if name == "blobs":
-        draw = np.random.default_rng(step_seed(seed, "blobs"))
-        labels = draw.integers(CLASSES, size=4000)
-        centres = np.random.default_rng(step_seed(0, "centres")).normal(size=(CLASSES, 64))
-        values = 128 + 25 * (0.5 * centres[labels] + draw.normal(size=(4000, 64)))
-        return (
-            torch.from_numpy(values.clip(0, 255).astype(np.uint8).reshape(-1, 8, 8)),
-            torch.from_numpy(labels),
-            None,
-            torch.empty(0),
-        )
-    from shared.data.loaders import images
-
+def _drawn(
+    name: Dataset, known: int, test: int, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Images of uint8 to train and validate with, and to test with."""
+    if name not in ("digits", "blobs"):
+        return vision.load(name, known, "train", seed), vision.load(name, test, "test", seed)
+    whole = _blobs(seed)
     if name == "digits":
-        pictures, labels = images.digits()
-        return torch.from_numpy(pictures * 15), torch.from_numpy(labels), None, torch.empty(0)
-    if name not in get_args(Dataset):
-        raise UserError(f"there are no images '{name}'; there are {', '.join(get_args(Dataset))}")
-    found = {
-        "mnist": images.mnist,
-        "fashion-mnist": images.fashion_mnist,
-        "cifar10": images.cifar10,
-    }[name]()
-    train, train_labels, test, test_labels = (
-        torch.from_numpy(np.ascontiguousarray(one)) for one in found
+        whole = vision.load("digits", split="all")
+        whole = replace(whole, pixels=(240 * whole.pixels).byte())  # their 16 levels, 15 apart
+    if len(whole) <= known:
+        raise UserError(
+            f"{name} has {len(whole)} images, too few for {known} to train on and validate, and one"
+            " to test"
+        )
+    order = torch.randperm(len(whole), generator=generator(seed, "images"))
+    return whole.pick(order[:known]), whole.pick(order[known:][:test])
+
+
+def _components(train: LabelledImages, features: int) -> Callable[[LabelledImages], Tensor]:
+    def flat(data: LabelledImages) -> Tensor:
+        return data.pictures().double().flatten(1)
+
+    project = Projection.fit(flat(train), features, sign="sum", gram="features")
+    scale = project(flat(train)).square().mean().sqrt()
+    return lambda data: project(flat(data)) / scale
+
+
+def _pixels(train: LabelledImages) -> Callable[[LabelledImages], Tensor]:
+    def floats(data: LabelledImages) -> Tensor:  # in memory as files hold them, channels last
+        return data.pixels.float().contiguous(memory_format=torch.channels_last)
+
+    standardise = Standardisation.fit(floats(train))
+    return lambda data: standardise(floats(data)).contiguous()
+
+
+def _blobs(seed: int) -> LabelledImages:
+    draw = np.random.default_rng(step_seed(seed, "blobs"))
+    labels = draw.integers(CLASSES, size=4000)
+    centres = np.random.default_rng(step_seed(0, "centres")).normal(size=(CLASSES, 64))
+    values = 128 + 25 * (0.5 * centres[labels] + draw.normal(size=(4000, 64)))
+    return LabelledImages(
+        torch.from_numpy(values.clip(0, 255).astype(np.uint8).reshape(-1, 1, 8, 8)),
+        torch.from_numpy(labels),
+        tuple(f"blob {label}" for label in range(CLASSES)),
     )
-    return train, train_labels, test, test_labels
 
 
 def network(features: int, hidden: int | None, seed: int, classes: int = CLASSES) -> nn.Module:

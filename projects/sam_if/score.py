@@ -4,7 +4,6 @@ try it on.
 
 import argparse
 import importlib
-import io
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,17 +20,18 @@ from torch.nn.functional import cross_entropy
 from projects.sam_if.estimators import Estimator
 from projects.sam_if.fixed_point import SAMProblem, fit, partition
 from projects.sam_if.trajectory import gif_checkpoints
+from shared.commands.options import device_of
+from shared.commands.pieces import Pieces
 from shared.errors import UserError
+from shared.files import atomic_write
 from shared.influence import scoring
 from shared.influence.baselines import metric_gradient
 from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import chunks
 from shared.influence.solvers import require_positive
-from shared.rows import atomic_write
-from shared.runs import device as device_of
+from shared.vision import images as vision
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
@@ -111,47 +111,8 @@ def _npz(path: Path, dtype: torch.dtype) -> Samples:
 
 
 def _folder(path: Path, dtype: torch.dtype, classes: list[str] | None) -> Samples:
-    from PIL import Image, UnidentifiedImageError
-
-    names = sorted(one.name for one in path.iterdir() if one.is_dir())
-    known = classes if classes is not None else names
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(
-            f"{path}: the training data have no class '{unknown[0]}'; they have {', '.join(known)}"
-        )
-    files = [
-        (known.index(name), file)
-        for name in names
-        for file in sorted((path / name).iterdir())
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
-        raise UserError(
-            f"{path} holds no images; give a folder with a folder of .png or .jpg files for each"
-            " class"
-        )
-    pictures = []
-    for _, file in files:
-        try:
-            with Image.open(file) as image:
-                values = (
-                    np.asarray(
-                        image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"),
-                        np.float64,
-                    )
-                    / 255
-                )
-        except (UnidentifiedImageError, OSError):
-            raise UserError(f"{file} is no image that can be read") from None
-        pictures.append(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
-        if pictures[-1].shape != pictures[0].shape:
-            raise UserError(
-                f"{file} is of shape {pictures[-1].shape} and {files[0][1]} of {pictures[0].shape};"
-                " make all alike"
-            )
-    x = torch.from_numpy(np.stack(pictures)).to(dtype)
-    ids = [str(file.relative_to(path)) for _, file in files]
-    return Samples(x, torch.tensor([label for label, _ in files]), ids, known)
+    found = vision.folder(path, classes)
+    return Samples(found.images(dtype), found.labels, list(found.ids or ()), list(found.classes))
 
 
 def architecture(name: str, features: int, classes: int) -> nn.Sequential:
@@ -246,7 +207,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], name: str) -> Non
 def score(options: argparse.Namespace) -> int:
     """Write the scores; see `__main__` for the options. Returns the exit status."""
     console = Console(stderr=True, highlight=False)
-    scoring.check_out(options.out)
+    scoring.check_scores_out(options.out)
     device, dtype = device_of(options.device), DTYPES[options.dtype]
     data = read_samples(options.data, dtype)
     query = read_samples(options.query, dtype, data.classes)
@@ -335,34 +296,27 @@ def by_solving(
     if options.curvature == "hessian":
         require_positive(at.plain if options.estimator == "if" else at.frozen, w, options.damping)
     settings = {name: getattr(options, name) for name in SETTINGS} | {"w": w, **inputs}
-    kept = options.out.with_name(
-        f"{options.out.name}.{scoring.inputs_key(settings)[:16]}.solution.npy"
-    )
-    if kept.exists():
-        s = torch.from_numpy(np.load(kept, allow_pickle=False)).to(w)
-        console.print("the system was solved before; going on from there", markup=False)
-    else:
+
+    def solve() -> Tensor:
         s, info = estimator.solve(metric_gradient(metric, w), transposed=True)
         console.print(
             f"solved by {info.solver} in {info.iterations} iterations, relative residual"
             f" {info.relative_residual:.1e}",
             markup=False,
         )
-        buffer = io.BytesIO()
-        np.save(buffer, s.cpu().numpy(), allow_pickle=False)
-        atomic_write(kept, buffer.getvalue())
-    carriers = estimator.carriers(s)
-    found = scoring.score_in_chunks(
-        lambda rows: estimator.score_samples(carriers, rows),
-        problem.objective.n,
-        options.chunk,
-        options.out,
-        settings,
-        console,
-    )
-    for leftover in options.out.parent.glob(f"{options.out.name}.{'[0-9a-f]' * 16}.solution.npy"):
-        leftover.unlink()
-    return found
+        return s
+
+    with Pieces(options.out, settings) as pieces:
+        if pieces.has("solution"):
+            console.print("the system was solved before; going on from there", markup=False)
+        carriers = estimator.carriers(torch.from_numpy(pieces.array("solution", solve)).to(w))
+        return scoring.score_in_chunks(
+            lambda rows: estimator.score_samples(carriers, rows),
+            problem.objective.n,
+            options.chunk,
+            pieces,
+            console,
+        )
 
 
 SETTINGS = (

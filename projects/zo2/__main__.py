@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared.commands.options import Parser, number
 from shared.errors import UserError
-from shared.runs import Parser, number
 
 DTYPES = ("float32", "bfloat16")
 STORAGE_DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")

@@ -11,7 +11,43 @@ from torch import nn
 from projects.zo2.engine import ZO2, Step
 from projects.zo2.mezo import Loss, model_loss
 from projects.zo2.units import Unit
+from projects.zo2.walk import Walk
 from shared.seeding import step_seed
+
+
+class _ThreePasses(Walk):
+    """In a forward, moves each unit by `scale` eps z as it is reached, and writes it back so."""
+
+    scale: float | None = None
+
+    def shifted(self, seed: int, scale: float, forward: Callable[[], float]) -> float:
+        """`forward()` with every unit moved by `scale` eps z of `seed` for good."""
+        self.perturbation.probe_noise.seed(seed)
+        self.scale, self.mode, self.visited = scale, "forward", []
+        self.shift(self.root)
+        loss = forward()
+        self.scale = self.mode = None
+        return loss
+
+    def shift(self, unit: Unit) -> None:
+        """Move a unit that is on the device."""
+        assert self.scale is not None
+        for parameter in unit.owned.values():
+            self.perturbation.probe_noise.add(
+                [(parameter.data, parameter.data, self.scale)], self.perturbation.options.eps
+            )
+
+    def _enter_forward(self, unit: Unit) -> None:
+        super()._enter_forward(unit)
+        if self.scale is not None and unit not in self.visited:
+            self.claim(unit, [self.root, *self.visited])
+            self.visited.append(unit)
+            self.shift(unit)
+
+    def _leave_forward(self) -> None:
+        visit, self.visit = self.visit, None
+        assert visit is not None
+        self.placement.unbind(visit.unit, write=self.scale is not None)
 
 
 class NaiveOffload(ZO2):
@@ -22,54 +58,29 @@ class NaiveOffload(ZO2):
     `probe="inplace"`).
     """
 
-    _scale: float | None = None
+    walk_type = _ThreePasses
 
     @torch.no_grad()
     def step(self, batch: Any, *, seed: int | None = None, lr: float | None = None) -> Step:
-        seed = step_seed(self.seed, self.steps) if seed is None else seed
-        if lr is None:
-            lr = self.lr(self.steps) if callable(self.lr) else self.lr
-        plus, minus = self._pass(batch, seed, 1.0), self._pass(batch, seed, -2.0)
-        g = (plus - minus) / (2 * self.eps)
-        self._order = [self._root, *self._visited]
-        self._probe_noise.seed(seed)
-        self._update_noise.seed(seed)
-        for unit in self._order:
-            with self._at_home(unit, write=True):
+        walk, noise = self._walk, self._perturbation
+        assert isinstance(walk, _ThreePasses)
+        seed = step_seed(self.options.seed, self.steps) if seed is None else seed
+        lr = self.options.rate(self.steps) if lr is None else lr
+        plus, minus = (
+            walk.shifted(seed, scale, lambda: self._loss(batch)) for scale in (1.0, -2.0)
+        )
+        g = (plus - minus) / (2 * self.options.eps)
+        walk.order = [walk.root, *walk.visited]
+        noise.probe_noise.seed(seed)
+        noise.update_noise.seed(seed)
+        for unit in walk.order:
+            with self._placement.at_home(unit, write=True):
                 for name, parameter in unit.owned.items():
-                    self._probe_noise.add([(parameter.data, parameter.data, 1.0)], self.eps)
-                    decay = (
-                        0.0 if any(part in name for part in self.no_decay) else self.weight_decay
-                    )
-                    self._update_noise.update(parameter.data, lr, g, decay)
+                    noise.probe_noise.add([(parameter.data, parameter.data, 1.0)], self.options.eps)
+                    noise.update_noise.update(parameter.data, lr, g, self.options.decay(name))
         result = Step(self.steps, plus, g, lr, seed)
         self.steps += 1
         return result
-
-    def _pass(self, batch: Any, seed: int, scale: float) -> float:
-        self._probe_noise.seed(seed)
-        self._scale, self._mode, self._visited = scale, "forward", []
-        self._shift(self._root)
-        loss = float(self.loss(self.model, batch).item())
-        self._scale = self._mode = None
-        return loss
-
-    def _enter_forward(self, unit: Unit) -> None:
-        super()._enter_forward(unit)
-        if self._scale is not None and unit not in self._visited:
-            self._claim(unit, [self._root, *self._visited])
-            self._visited.append(unit)
-            self._shift(unit)
-
-    def _leave_forward(self) -> None:
-        visit, self._visit = self._visit, None
-        assert visit is not None
-        self._unbind(visit.unit, write=self._scale is not None)
-
-    def _shift(self, unit: Unit) -> None:
-        assert self._scale is not None
-        for parameter in unit.owned.values():
-            self._probe_noise.add([(parameter.data, parameter.data, self._scale)], self.eps)
 
 
 class FirstOrder:

@@ -2,7 +2,9 @@
 
 import pandas as pd
 
-from projects.zo2.tables import LIMITED, cost_of_offloading, timings
+from projects.zo2 import labels
+from projects.zo2.labels import FULL, LIMITED, OVERLAPPED
+from projects.zo2.tables import cost_of_offloading, timings
 from shared.claims import Verdict, claim
 from shared.tables import human_bytes, paper_numbers
 
@@ -11,9 +13,6 @@ _NVML = _PAPER[_PAPER["counter"] == "nvml, fp16"].set_index("model")["zo2_bytes"
 _BARS = _PAPER[_PAPER["counter"] == "not stated"].set_index("model")
 _SAVED = (1 - _BARS["zo2_bytes"] / _BARS["mezo_bytes"]).dropna()
 ON_ONE_GPU = ("opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b", "opt-30b")
-
-RESIDENT = "ZO2, all on the device"
-OVERLAPPED = ("ZO2, RAM", "ZO2, disk warm", "ZO2, disk cold")
 
 
 @claim(
@@ -28,7 +27,7 @@ OVERLAPPED = ("ZO2, RAM", "ZO2, disk warm", "ZO2, disk cold")
     needs="rows of zo2/equality",
 )
 def bitwise(equality: pd.DataFrame) -> Verdict:
-    equal = equality[equality["kind"] == "must be equal"]
+    equal = equality[equality["kind"] == labels.MUST_BE_EQUAL]
     wrong = int(
         (equal[["differing_losses", "differing_gradients", "differing_bits"]].sum(axis=1) > 0).sum()
     )
@@ -49,13 +48,13 @@ def bitwise(equality: pd.DataFrame) -> Verdict:
 )
 def accuracy(accuracy: pd.DataFrame) -> Verdict:
     ends = accuracy[accuracy["kind"] == "end"].set_index("method")
-    mezo, zo2 = ends.loc["MeZO"], ends.loc["ZO2"]
+    mezo, zo2 = ends.loc[labels.MEZO], ends.loc[labels.ZO2]
     same = mezo["weights_sha256"] == zo2["weights_sha256"]
     close = mezo["test_accuracy"] == zo2["test_accuracy"] and mezo["test_loss"] == zo2["test_loss"]
     measured = (
         f"accuracy {mezo['test_accuracy']:.4f} and {zo2['test_accuracy']:.4f}, test loss"
         f" {mezo['test_loss']:.6f} and {zo2['test_loss']:.6f} after {int(zo2['step'])} steps"
-        f" (zero-shot {ends.loc['zero-shot', 'test_loss']:.4f}); weights"
+        f" (zero-shot {ends.loc[labels.ZERO_SHOT, 'test_loss']:.4f}); weights"
         f" {'identical' if same else 'different'}"
     )
     return Verdict("holds" if same and close else "partly" if close else "fails", measured)
@@ -162,12 +161,12 @@ def limit(limit: pd.DataFrame) -> Verdict:
 def one_transfer(ablation: pd.DataFrame) -> Verdict:
     exact, told = True, []
     for tier, rows in ablation.groupby("tier", sort=False):
-        unit = rows[rows["variant"] == "full"]["bytes_up"].iloc[0]
+        unit = rows[rows["variant"] == FULL]["bytes_up"].iloc[0]
         visits = []
         for variant, times in {
-            "full": 1,
-            "no deferred update": 2,
-            "no dual forward (three visits)": 3,
+            FULL: 1,
+            labels.NO_DEFERRED_UPDATE: 2,
+            labels.THREE_VISITS: 3,
         }.items():
             of_variant = rows[rows["variant"] == variant]
             counts = of_variant[["uploads", "offloads"]].div(of_variant["blocks"], axis=0)
@@ -202,10 +201,12 @@ def no_extra_time(throughput: pd.DataFrame) -> Verdict:
         return Verdict("not tested here", "no rows on a CPU with 256 tokens or more")
     groups = ["model", "tokens", "dtype"]
     # the worst of all models
-    found = timings(rows, RESIDENT, groups).groupby("variant")["time_ratio"].max()
+    found = timings(rows, labels.ON_DEVICE, groups).groupby("variant")["time_ratio"].max()
     told = ", ".join(f"{name.removeprefix('ZO2, ')} {found[name]:.3f}x" for name in OVERLAPPED)
     against_mezo = (
-        timings(rows, "MeZO", groups).groupby("variant")["time_ratio"].max()["ZO2, disk cold"]
+        timings(rows, labels.MEZO, groups)
+        .groupby("variant")["time_ratio"]
+        .max()[labels.FROM_COLD_DISK]
     )
     passed = [found[name] <= 1.10 for name in OVERLAPPED]
     return Verdict(
@@ -225,7 +226,7 @@ def no_extra_time(throughput: pd.DataFrame) -> Verdict:
     needs="rows of zo2/ablation",
 )
 def overlap(ablation: pd.DataFrame) -> Verdict:
-    return _slower(ablation, "no overlap", "disk")
+    return _slower(ablation, labels.SYNCHRONOUS)
 
 
 @claim(
@@ -239,7 +240,7 @@ def overlap(ablation: pd.DataFrame) -> Verdict:
     needs="rows of zo2/ablation",
 )
 def deferred_update(ablation: pd.DataFrame) -> Verdict:
-    return _slower(ablation, "no deferred update", "disk")
+    return _slower(ablation, labels.NO_DEFERRED_UPDATE)
 
 
 @claim(
@@ -253,7 +254,7 @@ def deferred_update(ablation: pd.DataFrame) -> Verdict:
     needs="rows of zo2/ablation",
 )
 def reused_memory(ablation: pd.DataFrame) -> Verdict:
-    verdict = _slower(ablation, "no reused slots", "disk")
+    verdict = _slower(ablation, labels.NO_REUSED_SLOTS)
     buffers = int(ablation["buffers"].max())
     return Verdict(
         "fails" if buffers > 3 else verdict.verdict,
@@ -358,8 +359,8 @@ def gpu_throughput(throughput: pd.DataFrame) -> Verdict:
     rows = throughput[throughput["device"] == "cuda"]
     if rows.empty:
         return Verdict("not tested here", "no rows from a GPU")
-    found = timings(rows, RESIDENT, ["model", "tokens", "dtype"])
-    ratios = found[found["variant"] == "ZO2, RAM"].groupby("model")["time_ratio"].max()
+    found = timings(rows, labels.ON_DEVICE, ["model", "tokens", "dtype"])
+    ratios = found[found["variant"] == labels.FROM_RAM].groupby("model")["time_ratio"].max()
     passed = ratios <= 1.10
     told = ", ".join(f"{model} {value:.3f}x" for model, value in ratios.items())
     return Verdict("holds" if passed.all() else "partly" if passed.any() else "fails", told)
@@ -375,9 +376,10 @@ def _by_depth(memory: pd.DataFrame) -> tuple[int, pd.DataFrame]:
     return width, peaks.dropna(subset=["mezo", "zo2-3"]).sort_index()
 
 
-def _slower(ablation: pd.DataFrame, variant: str, tier: str) -> Verdict:
+def _slower(ablation: pd.DataFrame, variant: str) -> Verdict:
+    """Whether a step from a cold disk takes longer with `variant` than with all of ZO2."""
     found = (
-        timings(ablation[ablation["tier"] == tier], "full", ["tier"])
+        timings(ablation[ablation["tier"] == labels.ON_DISK], FULL, ["tier"])
         .set_index("variant")
         .loc[variant]
     )

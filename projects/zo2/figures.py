@@ -4,31 +4,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from projects.zo2.labels import CURVES, LANE_SHADES, LANES, MEMORY
 from projects.zo2.tables import cost_of_offloading
 from shared.figures import PALETTE
-
-LABELS = {
-    "adamw": "AdamW",
-    "sgd": "SGD",
-    "mezo": "MeZO",
-    "zo2-resident": "ZO2, nothing offloaded",
-    "zo2-3": "ZO2, 3 slots",
-    "zo2-lean": "ZO2, 1 slot",
-}
-COLOURS = dict(
-    zip(
-        LABELS,
-        (
-            PALETTE["purple"],
-            PALETTE["amber"],
-            PALETTE["orange"],
-            PALETTE["sky"],
-            PALETTE["blue"],
-            PALETTE["green"],
-        ),
-        strict=True,
-    )
-)
 
 
 def memory_law(memory: pd.DataFrame) -> Figure:
@@ -43,8 +21,8 @@ def memory_law(memory: pd.DataFrame) -> Figure:
             rows["layers"],
             rows["peak_bytes"] / 1e9,
             marker="o",
-            label=LABELS[str(method)],
-            color=COLOURS[str(method)],
+            label=MEMORY[str(method)].label,
+            color=PALETTE[MEMORY[str(method)].colour],
         )
     axes.set(
         yscale="log",
@@ -116,20 +94,18 @@ def lanes(schedule: pd.DataFrame) -> Figure:
     """What the lanes do during the last step, with and without overlap."""
     variants = list(dict.fromkeys(schedule["variant"]))
     figure, all_axes = plt.subplots(len(variants), 1, sharex=True, figsize=(6.0, 3.9))
-    order = ["upload", "compute", "offload"]
-    shades = (PALETTE["blue"], PALETTE["sky"])
     # a bar that has room for a number
     readable = 0.03 * (schedule["end_seconds"].max() - schedule["start_seconds"].min())
     for axes, variant in zip(all_axes, variants, strict=True):
         for span in schedule[schedule["variant"] == variant].itertuples():
-            row = order.index(span.lane)
+            row = LANES.index(span.lane)
             start, end = span.start_seconds, span.end_seconds
             axes.barh(
                 row,
                 end - start,
                 left=start,
                 height=0.75,
-                color=shades[span.block % 2],
+                color=PALETTE[LANE_SHADES[span.block % 2]],
                 edgecolor="white",
                 linewidth=0.5,
             )
@@ -143,7 +119,7 @@ def lanes(schedule: pd.DataFrame) -> Figure:
                     fontsize=8,
                     color="white",
                 )
-        axes.set_yticks(range(len(order)), order)
+        axes.set_yticks(range(len(LANES)), LANES)
         axes.invert_yaxis()
         axes.set_title(variant)
         axes.grid(axis="y", visible=False)
@@ -155,14 +131,9 @@ def loss_curves(accuracy: pd.DataFrame) -> Figure:
     """Training losses; MeZO and ZO2 lie on one another."""
     steps = accuracy[accuracy["kind"] == "step"]
     figure, axes = plt.subplots()
-    looks = {
-        "AdamW (first order)": {"color": PALETTE["purple"]},
-        "MeZO": {"color": PALETTE["orange"], "linewidth": 5, "alpha": 0.5},
-        "ZO2": {"color": PALETTE["blue"], "linewidth": 1.5},
-    }
-    for method, look in looks.items():
+    for method, (colour, look) in CURVES.items():
         rows = steps[steps["method"] == method].sort_values("step")
-        axes.plot(rows["step"], rows["train_loss"], label=method, **look)
+        axes.plot(rows["step"], rows["train_loss"], label=method, color=PALETTE[colour], **look)
     axes.set(
         xlabel="step",
         ylabel="training loss of the batch",

@@ -30,11 +30,16 @@ from transformers.utils import logging as transformers_logging
 
 from projects.zo2 import budget, weights
 from projects.zo2.engine import ZO2, Step
+from projects.zo2.forwards import Forwards
 from projects.zo2.steplog import Log, StepLog, read_log
 from projects.zo2.steplog import replay as replay_log
-from shared import runs
-from shared.corpus import IGNORED, Batch, Corpus, sha256
+from shared.commands.folder import locked
+from shared.commands.options import device_of
+from shared.commands.progress import Progress
+from shared.commands.signals import stop_signals
+from shared.corpus import IGNORED, Batch, Corpus
 from shared.errors import UserError
+from shared.files import sha256
 from shared.models import (
     Stored,
     add_lora,
@@ -154,7 +159,7 @@ def finetune(options: argparse.Namespace) -> int:
     """`python -m projects.zo2 finetune`. Returns the exit status."""
     transformers_logging.set_verbosity_error()  # its warnings are for those who write code
     size = None if options.memory_budget is None else budget.parse_size(options.memory_budget)
-    device = runs.device(options.device)
+    device = device_of(options.device)
     recipe = Recipe.of(options)
     storage = options.storage or ("ram" if size is None or device.type == "cuda" else "disk")
     if storage == "none" and recipe.storage_dtype:
@@ -169,7 +174,7 @@ def finetune(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)
     out: Path = options.out
-    with runs.locked(out), runs.plain_errors(out):
+    with locked(out, "steps.jsonl"):
         run = _Run(options, recipe, folder, out, device, storage, size)
         return run.go()
 
@@ -307,8 +312,8 @@ class _Run:
                 break
             lost += 1
         with (
-            runs.stop_signals() as stop,
-            runs.Progress(self.console, engine.steps, options.steps) as progress,
+            stop_signals() as stop,
+            Progress(self.console, engine.steps, options.steps) as progress,
         ):
             while True:
                 done = engine.steps
@@ -459,7 +464,7 @@ def replay(options: argparse.Namespace) -> int:
     lora = recipe.lora_rank is not None
     final = out / ("adapter_model.safetensors" if lora else "model.safetensors")
     console = Console(highlight=False, soft_wrap=True)
-    with runs.locked(out), runs.plain_errors(out):
+    with locked(out, "steps.jsonl"):
         if final.exists() or (out / "steps.jsonl").exists():
             raise UserError(f"{out} holds a model already; name another --out")
         model, stored = empty_model(folder, recipe, str(options.model))
@@ -471,12 +476,12 @@ def replay(options: argparse.Namespace) -> int:
             None,
             options.storage,
             working,
-            runs.device(recipe.device),
+            device_of(recipe.device),
             None,
             mean_loss,
         )
         try:
-            with runs.Progress(console, 0, len(log.steps)) as progress:
+            with Progress(console, 0, len(log.steps)) as progress:
                 replay_log(engine, log, lambda done: show(progress, log.steps[done - 1], 0))
             if lora:
                 save_lora_configuration(model, out)
@@ -496,7 +501,7 @@ def replay(options: argparse.Namespace) -> int:
 # ---- what both need ------------------------------------------------------------------------------
 
 
-def show(progress: runs.Progress, step: Step, tokens: int) -> None:
+def show(progress: Progress, step: Step, tokens: int) -> None:
     """Show a step that has been made on `tokens` tokens."""
     if step.skipped:
         progress.line(f"step {step.number}: the loss is not finite; the step is skipped")
@@ -531,11 +536,12 @@ def build_engine(
     plan: budget.Plan | None,
     loss: Any,
     write: bool = True,
+    forwards: Forwards | None = None,
 ) -> ZO2:
     """The engine at the weights of the checkpoint `start`, or at the base model's where there is
     none.
 
-    `write` is False where another process has written the working file.
+    `write` is False where another process has written the working file; `forwards` is `ZO2`'s.
     """
     steps = weights.saved_steps(start) if start is not None else None
     begun = start if steps is not None else None
@@ -552,6 +558,7 @@ def build_engine(
         weights.fill(model, source)
     engine = ZO2(
         model,
+        forwards=forwards,
         lr=recipe.lr,
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import UserError
+from shared.files import sync
 
 if TYPE_CHECKING:
     from projects.zo2.engine import ZO2, Step
@@ -132,7 +133,7 @@ class StepLog:
         self._file.truncate(self.log.nbytes)
         if known is None:
             self._append(self.log.header)
-            _sync_folder(path.parent)
+            sync(path.parent)  # a new file's name survives a crash of the machine
 
     def step(self, step: "Step", order: Sequence[str]) -> None:
         """Log one step of an engine whose `order` is given."""
@@ -194,12 +195,3 @@ def replay(engine: "ZO2", log: Log, progress: Any = None) -> None:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name survive a crash of the machine."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

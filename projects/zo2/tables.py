@@ -2,17 +2,18 @@
 
 import pandas as pd
 
+from projects.zo2.labels import (
+    FULL,
+    IN_MEMORY,
+    LIMITED,
+    MEMORY,
+    ON_DEVICE,
+    OVERLAP,
+    RESIDENT,
+    SYNCHRONOUS,
+)
 from shared.statistics import ratio
 from shared.tables import Column, Table, paper_numbers
-
-METHODS = {
-    "adamw": "adamw_bytes",
-    "sgd": "sgd_bytes",
-    "mezo": "mezo_bytes",
-    "zo2-resident": "resident_bytes",
-    "zo2-3": "zo2_bytes",
-    "zo2-lean": "lean_bytes",
-}
 
 
 def equality(equality: pd.DataFrame) -> Table:
@@ -50,12 +51,12 @@ def equality(equality: pd.DataFrame) -> Table:
         },
         notes=[
             (
-                "'Known fault': what public implementations do, done here on purpose, to show the"
-                " difference it makes."
+                "'Known fault': a known bug of public implementations, made here on purpose to show"
+                " what it does."
             ),
             (
                 "The authors' tests compare printed losses and find them equal; no table of the"
-                " paper's on this could be had."
+                " paper's on this was accessible to us."
             ),
         ],
     )
@@ -66,8 +67,8 @@ def memory(memory: pd.DataFrame) -> Table:
     measured = memory[memory["peak_bytes"].notna()]
     frame = measured.pivot_table(
         index=keys, columns="method", values="peak_bytes", aggfunc="first"
-    ).rename(columns=METHODS)
-    frame = frame[[name for name in METHODS.values() if name in frame.columns]]
+    ).rename(columns={name: method.column for name, method in MEMORY.items()})
+    frame = frame[[m.column for m in MEMORY.values() if m.column in frame.columns]]
     if "mezo_bytes" in frame.columns:
         frame["saving_share"] = 1 - frame["zo2_bytes"] / frame["mezo_bytes"]
     frame["host_bytes"] = measured[measured["method"] == "zo2-3"].set_index(keys)["host_bytes"]
@@ -75,12 +76,7 @@ def memory(memory: pd.DataFrame) -> Table:
         "model": "model",
         "layers": "layers",
         "counter": "counter",
-        "adamw_bytes": "AdamW",
-        "sgd_bytes": "SGD",
-        "mezo_bytes": "MeZO",
-        "resident_bytes": "ZO2, nothing offloaded",
-        "zo2_bytes": "ZO2, 3 slots",
-        "lean_bytes": "ZO2, 1 slot, noise not cached",
+        **{method.column: method.label for method in MEMORY.values()},
         "saving_share": "saved against MeZO",
         "host_bytes": "on the host",
     }
@@ -109,9 +105,6 @@ def memory(memory: pd.DataFrame) -> Table:
             ),
         ],
     )
-
-
-LIMITED = {"mezo": "MeZO", "zo2-resident": "ZO2 with nothing offloaded", "zo2": "ZO2 from disk"}
 
 
 def limit(limit: pd.DataFrame) -> Table:
@@ -161,7 +154,11 @@ def timings(
                     "time_ratio": against.value,
                     "time_low_ratio": against.low,
                     "time_high_ratio": against.high,
-                    "interval": f"{against.low:.3f} to {against.high:.3f}",
+                    "interval": (
+                        f"{against.low:.3f} to {against.high:.3f}"
+                        if against.coverage >= 0.95
+                        else "too few rounds"
+                    ),
                     "coverage_probability": against.coverage,
                     "bytes_up": rounds["bytes_up"].iloc[-1],
                     "bytes_down": rounds["bytes_down"].iloc[-1],
@@ -178,7 +175,7 @@ INTERVALS = (
 
 
 def throughput(throughput: pd.DataFrame) -> Table:
-    baseline = "ZO2, all on the device"
+    baseline = ON_DEVICE
     if baseline not in set(throughput["variant"]):
         baseline = str(throughput["variant"].iloc[0])
     frame = timings(throughput, baseline, ["model", "tokens"])
@@ -257,10 +254,10 @@ def cost_of_offloading(sensitivity: pd.DataFrame) -> pd.DataFrame:
         }
         lanes = group.iloc[0]
         overlap, sync = (
-            ratio(seconds["overlap"], seconds["resident"]),
-            ratio(seconds["no overlap"], seconds["resident"]),
+            ratio(seconds[OVERLAP], seconds[RESIDENT]),
+            ratio(seconds[SYNCHRONOUS], seconds[RESIDENT]),
         )
-        resident = float(pd.Series(seconds["resident"]).median())
+        resident = float(pd.Series(seconds[RESIDENT]).median())
         transfers = max(lanes["upload_lane_seconds"], lanes["offload_lane_seconds"])
         outside = max(0.0, resident - lanes["compute_lane_seconds"])
         found.append(
@@ -281,14 +278,14 @@ def cost_of_offloading(sensitivity: pd.DataFrame) -> pd.DataFrame:
 
 
 def ablation(ablation: pd.DataFrame) -> Table:
-    frame = timings(ablation, "full", ["tier"])
+    frame = timings(ablation, FULL, ["tier"])
     extra = (
         ablation.groupby(["tier", "variant"], sort=False)[["buffers", "differing_losses"]]
         .last()
         .reset_index()
     )
     frame = frame.merge(extra, on=["tier", "variant"])
-    full = frame[frame["variant"] == "full"].set_index("tier")
+    full = frame[frame["variant"] == FULL].set_index("tier")
     frame["up_ratio"] = frame["bytes_up"] / frame["tier"].map(full["bytes_up"])
     frame["down_ratio"] = frame["bytes_down"] / frame["tier"].map(full["bytes_down"])
     return Table(
@@ -377,7 +374,7 @@ def peers(peers: pd.DataFrame) -> Table:
         }
         for row in directions.itertuples()
     ]
-    memory = forwards.get_group("in memory")["forward_seconds"].to_numpy()
+    memory = forwards.get_group(IN_MEMORY)["forward_seconds"].to_numpy()
     for name, rounds in forwards:
         against = ratio(rounds["forward_seconds"].to_numpy(), memory)
         trains = (

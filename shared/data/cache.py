@@ -14,6 +14,7 @@ from typing import TypedDict
 
 from shared.data.catalogue import Entry, entry
 from shared.errors import UserError
+from shared.files import sha256
 from shared.paths import cache_dir
 
 STAMP = ".complete.json"
@@ -131,12 +132,6 @@ def content_digest(files: dict[str, FileRecord]) -> str:
     """
     lines = "".join(f"{files[file]['sha256']}  {file}\n" for file in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def sha256(file: Path) -> str:
-    """The file's sha256 in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check(name: str, fields: Entry, files: dict[str, FileRecord]) -> None:

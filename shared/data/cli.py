@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from shared.commands.options import Parser
 from shared.data import cache, fetching
 from shared.data.catalogue import catalogue, entry
 from shared.errors import UserError
@@ -11,7 +12,7 @@ from shared.paths import cache_dir
 
 
 def add_parser(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    commands: "argparse._SubParsersAction[Parser]",
 ) -> argparse.ArgumentParser:
     """Add `data` to the commands of `repro`; its `function` is `run`."""
     parser = commands.add_parser(

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 from shared.data import archives, cache, clients
 from shared.data.catalogue import Archive, DebianIndex, Entry, Hub, Python, Torchvision, entry
 from shared.errors import UserError
+from shared.files import sha256
 from shared.paths import cache_dir
 
 Report = Callable[[int], None]  # called with the number of bytes there so far
@@ -127,7 +128,7 @@ def _from_source(name: str, fields: Entry, work: Path, source: Path, report: Rep
         for provider in fields.providers
         for archive in getattr(provider, "archives", [])
     }
-    by_hash = {cache.sha256(file): file for file in candidates if file.stat().st_size in sizes}
+    by_hash = {sha256(file): file for file in candidates if file.stat().st_size in sizes}
     target = work / "new"
     target.mkdir()
     for provider in fields.providers:
@@ -162,7 +163,7 @@ def _downloaded(provider: clients.Registry, archive: Archive, report: Report) ->
     downloads.mkdir(exist_ok=True)
     file = downloads / archive.file
     with _locked(cache_dir() / ".locks" / archive.file):
-        if file.is_file() and cache.sha256(file) == archive.sha256:
+        if file.is_file() and sha256(file) == archive.sha256:
             report(archive.size)
             return file
         with _scratch(archive.file) as scratch:
@@ -173,7 +174,7 @@ def _downloaded(provider: clients.Registry, archive: Archive, report: Report) ->
                     f"the registry gave {', '.join(f.name for f in scratch.iterdir())}, not"
                     f" {archive.file}"
                 )
-            if (digest := cache.sha256(found)) != archive.sha256:
+            if (digest := sha256(found)) != archive.sha256:
                 raise UserError(f"wrong sha256 for {archive.file}: {digest}, not {archive.sha256}")
             found.replace(file)
         report(archive.size)

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
 
 from shared.errors import UserError
-from shared.rows import atomic_write
+from shared.files import atomic_write
 from shared.seeding import step_seed
 
 Field = Callable[[Tensor], Tensor]  # [p] -> [p]

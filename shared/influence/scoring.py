@@ -5,38 +5,28 @@ Retraining, indefinite Hessians and solvers that do not converge are refused whe
 (`retrain`, `solvers`).
 """
 
-import hashlib
 import io
-import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
 from torch import Tensor
 
-from shared import runs
+from shared.commands.folder import check_out
+from shared.commands.pieces import Pieces, remove_pieces
+from shared.commands.progress import Progress
+from shared.commands.signals import Stopped, stop_signals
 from shared.errors import UserError
-from shared.rows import atomic_write
+from shared.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas
 
 COLUMNS = ("index", "score", "rank")
-
-
-class Stopped(Exception):
-    """A signal came; what was scored is kept, and the same call goes on from there."""
-
-    def __init__(self, signal: int, done: int, n: int):
-        super().__init__(
-            f"stopped after {done} of {n} samples; the same command goes on from there"
-        )
-        self.signal = signal
 
 
 # ---- before --------------------------------------------------------------------------------------
@@ -101,83 +91,50 @@ def check_queries(train: Sequence[Tensor], query: Sequence[Tensor]) -> None:
 # ---- chunks --------------------------------------------------------------------------------------
 
 
-def inputs_key(inputs: Mapping[str, Any]) -> str:
-    """A hash of what scores depend on: tensors and arrays by content, the rest as JSON."""
-    digest = hashlib.sha256()
-    for name in sorted(inputs):
-        value = inputs[name]
-        digest.update(json.dumps(name).encode())
-        if isinstance(value, Tensor | np.ndarray):
-            array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        else:
-            digest.update(json.dumps(value, sort_keys=True, allow_nan=False).encode())
-    return digest.hexdigest()
-
-
 def score_in_chunks(
-    score: Callable[[slice], ArrayLike],
-    n: int,
-    chunk: int,
-    out: Path,
-    inputs: Mapping[str, Any],
-    console: Console,
+    score: Callable[[slice], ArrayLike], n: int, chunk: int, pieces: Pieces, console: Console
 ) -> np.ndarray:
     """Score n samples chunk by chunk; finished chunks outlive a kill, and the next call with the
     same inputs does the rest.
 
     Args:
         score: a range of samples -> their scores, [samples] or [samples, q].
-        out: where the scores will be written. Finished chunks lie beside it, in a folder named
-            after it and the hash of the inputs; `write_scores` removes it.
-        inputs: all that the scores depend on, for `inputs_key`; the chunk size is added.
+        pieces: where finished chunks lie, under the key of all that the scores depend on;
+            `write_scores` removes them.
         console: for progress.
 
     Raises:
         UserError: a score is not finite, or the disk is full.
         Stopped: Ctrl-C or SIGTERM came; the chunk under way was ended first.
     """
-    folder = _folder(out, inputs_key({**inputs, "samples": n, "samples of a chunk": chunk}))
-    starts = range(0, n, chunk)
-    files = [folder / f"{start}.npy" for start in starts]
-    missing = [number for number, file in enumerate(files) if not file.exists()]
-    done = len(files) - len(missing)
-    with runs.stop_signals() as stop, runs.Progress(console, done, len(files)) as progress:
-        for number in missing:
+    chunks = [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
+    names = [f"scores-{rows.start}-{rows.stop}" for rows in chunks]
+    missing = [i for i, name in enumerate(names) if not pieces.has(name)]
+    done = len(chunks) - len(missing)
+    with stop_signals() as stop, Progress(console, done, len(chunks)) as progress:
+        for i in missing:
             if stop:
-                raise Stopped(stop[0], done * chunk, n)
-            rows = slice(starts[number], min(starts[number] + chunk, n))
-            found = score(rows)
-            values = np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found)
-            assert values.shape[0] == rows.stop - rows.start
-            if not np.isfinite(values).all():
-                bad = rows.start + int(np.argwhere(~np.isfinite(values))[0][0])
-                raise UserError(
-                    f"the score of sample {bad} is not finite; look at the sample, or use more"
-                    " damping"
+                raise Stopped(
+                    f"stopped after {min(done * chunk, n)} of {n} samples; the same command goes on"
+                    " from there",
+                    stop[0],
                 )
-            atomic_write(files[number], _npy(values))
+            rows = chunks[i]
+            pieces.array(names[i], lambda rows=rows: _finite(score(rows), rows))  # type: ignore[misc]
             done += 1
             progress.step(done, 0, None)
-    return np.concatenate([_read(file) for file in files])
+    return np.concatenate([pieces.read(name) for name in names])
 
 
-def _folder(out: Path, key: str) -> Path:
-    return out.with_name(f"{out.name}.{key[:16]}.chunks")
-
-
-def _npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _read(file: Path) -> np.ndarray:
-    try:
-        return np.asarray(np.load(file, allow_pickle=False))
-    except (OSError, ValueError, EOFError):
-        raise UserError(f"{file} holds no scores; delete it and run again") from None
+def _finite(scores: ArrayLike, rows: slice) -> np.ndarray:
+    values = np.asarray(scores.detach().cpu() if isinstance(scores, Tensor) else scores)
+    assert values.shape[0] == rows.stop - rows.start
+    if not np.isfinite(values).all():
+        bad = rows.start + int(np.argwhere(~np.isfinite(values))[0][0])
+        raise UserError(
+            f"the score of sample {bad} is not finite; look at the sample, or use more damping"
+        )
+    return values
 
 
 # ---- after ---------------------------------------------------------------------------------------
@@ -220,16 +177,11 @@ def score_table(
     )
 
 
-def check_out(out: Path) -> None:
-    """UserError unless scores can be written there: a name that ends in .csv or .parquet, in a
-    folder that exists.
+def check_scores_out(out: Path) -> None:
+    """UserError unless scores can be written there, which is tried: a name that ends in .csv or
+    .parquet, in a folder that exists.
     """
-    if out.suffix not in (".csv", ".parquet"):
-        raise UserError(f"{out}: scores are written as .csv or .parquet; name the file so")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no folder {out.parent}")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; name a file")
+    check_out(out, ".csv", ".parquet", what="scores")
 
 
 def write_scores(
@@ -238,7 +190,7 @@ def write_scores(
     """Write `score_table` to a .csv or .parquet file in one step, and remove the chunks that lie
     beside it.
     """
-    check_out(out)
+    check_scores_out(out)
     table = score_table(scores, columns)
     buffer = io.BytesIO()
     if out.suffix == ".csv":
@@ -246,5 +198,4 @@ def write_scores(
     else:
         table.to_parquet(buffer, index=False)
     atomic_write(out, buffer.getvalue())
-    for folder in out.parent.glob(f"{out.name}.{'[0-9a-f]' * 16}.chunks"):
-        shutil.rmtree(folder)
+    remove_pieces(out)

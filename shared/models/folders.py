@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from shared.errors import UserError
+from shared.files import atomic_write
 
 _SAMPLES = 64  # pieces of a weights file that the fingerprint looks at
 _SAMPLE_NBYTES = 1 << 16
@@ -97,6 +98,5 @@ def copy_configuration(folder: Path, out: Path, dtype: torch.dtype) -> None:
     config = json.loads((folder / "config.json").read_text())
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
-    partial = out / ".config.json.part"
-    partial.write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(partial, out / "config.json")
+    # not as strict JSON: some configurations hold Infinity
+    atomic_write(out / "config.json", (json.dumps(config, indent=2) + "\n").encode())

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from projects.zo2 import budget
+from shared.commands.options import device_of
 from shared.errors import UserError
-from shared.runs import device
 
 
 @pytest.fixture
@@ -17,18 +17,18 @@ def cards(monkeypatch):
 
 @pytest.mark.parametrize(("given", "number"), [("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)])
 def test_a_gpu_has_a_number(cards, given, number):
-    assert device(given) == torch.device("cuda", number)
+    assert device_of(given) == torch.device("cuda", number)
 
 
 def test_the_cpu_has_none():
-    assert device("cpu") == torch.device("cpu")
+    assert device_of("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="use cpu or cuda"):
-        device("abacus")
+        device_of("abacus")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_budget_can_be_set_on_it():
-    with budget.limit(10**9, device("cuda")):
+    with budget.limit(10**9, device_of("cuda")):
         pass
 
 

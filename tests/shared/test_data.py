@@ -24,6 +24,7 @@ import yaml
 from shared import data
 from shared.data import archives, cache, catalogue, clients
 from shared.errors import UserError
+from shared.files import sha256
 from shared.paths import ROOT
 
 FILES = {"a.txt": b"alpha\n", "deep/b.txt": b"beta\n"}
@@ -88,7 +89,7 @@ class Lab:
             "package": "tiny",
             "version": "1.0",
             "file": "tiny-1.0.tgz",
-            "sha256": cache.sha256(archive),
+            "sha256": sha256(archive),
             "size": size,
             "strip": "package/",
         }
@@ -163,11 +164,11 @@ def test_fetched_entry_is_whole_and_stamped(lab: Lab) -> None:
     assert data.fetch("tiny") == lab.cache / "tiny"
     lab.assert_whole()
     record = json.loads(data.stamp("tiny").read_text())
-    assert record["archives"] == {"tiny-1.0.tgz": cache.sha256(lab.archive)}
+    assert record["archives"] == {"tiny-1.0.tgz": sha256(lab.archive)}
     assert set(record["files"]) == set(FILES)
     assert record["files"]["a.txt"] == {
         "size": 6,
-        "sha256": cache.sha256(lab.folder / "files" / "a.txt"),
+        "sha256": sha256(lab.folder / "files" / "a.txt"),
     }
 
 

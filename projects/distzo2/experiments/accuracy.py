@@ -6,26 +6,28 @@ are one, so the weights' digests stand in the table. Nothing is tuned on the tes
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from projects.distzo2.experiments import _ranks
-from projects.distzo2.experiments._launch import check_device, launch
-from projects.distzo2.experiments._shape import Mode, by_world
-from projects.distzo2.experiments._tasks import TaskConfig, TaskName, global_batches, make_task
+from projects.distzo2.data import global_batches, make_task
+from projects.distzo2.experiments.common import TrainConfig, by_world, check_device, launch
+from projects.distzo2.experiments.training import on_rank
+from projects.distzo2.labels import MEZO, START
+from projects.distzo2.labels import ZO2 as ZO2_LABEL
 from projects.zo2 import ZO2, MeZO
-from projects.zo2.experiments.accuracy import digest
+from projects.zo2.digests import unordered_digest
 from shared import experiment
 
+__all__ = ["Config", "on_rank", "run"]
 
-class Config(TaskConfig):
-    task: TaskName = "fine-food"
-    modes: list[Mode] = ["PertP", "DDP", "2D"]
-    alone: list[str] = ["start", "ZO2", "MeZO"]
-    batch_size: int = Field(default=16, ge=1)
-    test_rows: int = Field(default=400, ge=1)
+
+class Config(TrainConfig):
+    alone: list[Literal[START, ZO2_LABEL, MEZO]]  # type: ignore[valid-type]
+    """what the ranks are compared with: the model as it was, and training in one process"""
+    batch_size: int = Field(ge=1)
+    """examples of a step's global batch"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -63,62 +65,65 @@ def run(config: Config, run: experiment.Run) -> None:
                 weights_sha256=one,
             )
 
-    if "start" in config.alone:
+    if START in config.alone:
         model = task.model().to(config.device)
         emit(
-            "start",
+            START,
             1,
             [],
             [task.evaluate(model, config.test_rows)],
-            [digest(model.named_parameters())],
+            [unordered_digest(model.named_parameters())],
         )
     order: list[str] = []
-    if "ZO2" in config.alone:
+    if ZO2_LABEL in config.alone:
         model = task.model()
         named = {name for name, _ in model.named_parameters()}
         engine = ZO2(model, storage="ram", device=config.device, **common)
         losses = [
             engine.step(batch, seed=number).loss
-            for number, batch in enumerate(run.progress(batches, "ZO2"))
+            for number, batch in enumerate(run.progress(batches, ZO2_LABEL))
         ]
         scores = engine.forward(lambda model: task.evaluate(model, config.test_rows))
         emit(
-            "ZO2",
+            ZO2_LABEL,
             1,
             losses,
             [scores],
-            [digest((name, tensor) for name, tensor in engine.tensors() if name in named)],
+            [
+                unordered_digest(
+                    (name, tensor) for name, tensor in engine.tensors() if name in named
+                )
+            ],
         )
         order = engine.parameter_order()
         engine.close()
-    if "MeZO" in config.alone:
+    if MEZO in config.alone:
         model = task.model().to(config.device)
         parameters = dict(model.named_parameters())
         mezo = MeZO(
             model, parameters=[(name, parameters[name]) for name in order or parameters], **common
         )
         losses = [
-            mezo.step(batch, number)[0]
-            for number, batch in enumerate(run.progress(batches, "MeZO"))
+            mezo.step(batch, number)[0] for number, batch in enumerate(run.progress(batches, MEZO))
         ]
         emit(
-            "MeZO",
+            MEZO,
             1,
             losses,
             [task.evaluate(model, config.test_rows)],
-            [digest(model.named_parameters())],
+            [unordered_digest(model.named_parameters())],
         )
         del mezo, model, parameters
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
         ranks = launch(
-            "train", world, {**values, "modes": modes, "batch_sizes": [config.batch_size]}
+            "accuracy", world, {**values, "modes": modes, "batch_sizes": [config.batch_size]}
         )
         for place, mode in enumerate(modes):
             found = [rank[place] for rank in ranks]
             assert all(one["losses"] == found[0]["losses"] for one in found)
             emit(
                 mode,
-                _ranks.world_of(mode),
+                world,
                 found[0]["losses"],
                 [found[0]["scores"]],
                 [one["weights"] for one in found],

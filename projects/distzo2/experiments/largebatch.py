@@ -8,26 +8,24 @@ import math
 
 from pydantic import Field
 
-from projects.distzo2.experiments._launch import check_device, launch
-from projects.distzo2.experiments._shape import Mode, by_world
-from projects.distzo2.experiments._tasks import TaskConfig, TaskName, make_task
+from projects.distzo2.data import make_task
+from projects.distzo2.experiments.common import TrainConfig, by_world, check_device, launch
+from projects.distzo2.experiments.training import on_rank
 from shared import experiment
 
+__all__ = ["Config", "on_rank", "run"]
 
-class Config(TaskConfig):
-    task: TaskName = "digits"
-    modes: list[Mode] = ["DDP"]
-    batch_sizes: list[int] = Field(default=[16, 64, 256], min_length=2)
-    test_rows: int = Field(default=360, ge=1)
-    steps: int = Field(default=1000, ge=20)
-    lr: float = Field(default=2e-3, gt=0)
+
+class Config(TrainConfig):
+    batch_sizes: list[int] = Field(min_length=2)
+    """examples of a step's global batch"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     check_device("largebatch", config.device, 1)
     make_task(config.model_dump())  # what is missing is said here, before ranks are started
     for world, modes in run.progress(list(by_world(config.modes).items()), "launches"):
-        for one in launch("train", world, {**config.model_dump(), "modes": modes})[0]:
+        for one in launch("largebatch", world, {**config.model_dump(), "modes": modes})[0]:
             common = {
                 "task": config.task,
                 "mode": one["mode"],

@@ -11,17 +11,24 @@ from typing import Literal
 from pydantic import Field
 
 from projects.distzo2.cost_model import Plan, busiest, gpu_rates
-from projects.distzo2.plan import ITEMSIZE, meshes, shape_of
+from projects.distzo2.labels import BATCH_A_GPU, BATCH_IN_ALL, OWN_LINK, SHARED_LINK
+from projects.distzo2.plan import ITEMSIZE, meshes
+from projects.distzo2.shapes import shape_of
 from shared import experiment
 from shared.models.shapes import OPT_SHAPES
 
 
 class Config(experiment.Config):
-    models: list[Literal[tuple(OPT_SHAPES)]] = list(OPT_SHAPES)[1:]  # type: ignore[valid-type]
-    counts: list[int] = [2, 4, 8]
-    gpus: list[str] = ["a100-sxm", "h100-sxm", "a100-pcie"]
-    tokens: int = Field(default=2048, ge=1)
-    global_batch: int = Field(default=8, ge=1)  # sequences
+    models: list[Literal[tuple(OPT_SHAPES)]] = Field(min_length=1)  # type: ignore[valid-type]
+    """OPT's shapes by name"""
+    counts: list[int] = Field(min_length=1)
+    """numbers of GPUs"""
+    gpus: list[str] = Field(min_length=1)
+    """kinds of GPU by their names in hardware.csv"""
+    tokens: int = Field(ge=1)
+    """of a sequence"""
+    global_batch: int = Field(ge=1)
+    """sequences of a step"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -36,17 +43,17 @@ def run(config: Config, run: experiment.Run) -> None:
             rates = gpu_rates(gpu, 1)
             alone = {
                 work: one.tokens_per_second(shape, rates, b, ITEMSIZE)
-                for work, b in (("a GPU", one_batch), ("in all", all_batches))
+                for work, b in ((BATCH_A_GPU, one_batch), (BATCH_IN_ALL, all_batches))
             }
             for count in config.counts:
                 for mode, (dp, pert) in meshes(count).items():
-                    for links, crowd in (("own", None), ("shared", 1)):
+                    for links, crowd in ((OWN_LINK, None), (SHARED_LINK, 1)):
                         rates = gpu_rates(gpu, count, links=crowd)
                         for transfer in ("replicated", "sliced"):
                             plan = Plan(dp, pert, transfer)
                             for work, batches in (
-                                ("a GPU", one_batch * dp),
-                                ("in all", all_batches),
+                                (BATCH_A_GPU, one_batch * dp),
+                                (BATCH_IN_ALL, all_batches),
                             ):
                                 lanes = plan.lanes(shape, rates, batches, ITEMSIZE)
                                 busy = lanes.upload + lanes.exchange + lanes.compute + lanes.offload

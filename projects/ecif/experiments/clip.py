@@ -29,13 +29,15 @@ from projects.ecif.finetune import (
     fine_tune,
     with_lora,
 )
-from projects.ecif.pictures import Part, Pictures, Source, load
-from shared import experiment, runs
+from projects.ecif.pictures import Pictures, Source, load
+from shared import experiment
+from shared.commands.options import device_of
 from shared.influence.baselines import Solve
 from shared.influence.evaluate import auroc, cosine, most_harmful, relative_error
 from shared.influence.noise import shuffle_captions
 from shared.meters import cuda_peak_bytes
 from shared.seeding import generator, step_seed
+from shared.vision.images import LabelledImages
 
 T = TypeVar("T")
 EDITS = {
@@ -128,13 +130,13 @@ def train(problem: Contrastive, start: Tensor, config: Config, seed: int) -> lis
 
 def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_share: float) -> Case:
     """Captions, of a share of the training pictures exchanged; adapters; fine-tuning."""
-    device = runs.device(config.device)
+    device = device_of(config.device)
     towers = Clip(with_lora(base, config.rank, seed).to(device), select=("*lora_*",))
     start = towers.parameters.flat()
     ids, mask = base.tokens([config.prompt.format(name) for name in pictures.classes])
 
-    def problem(part: Part, labels: Tensor, delta: float) -> Contrastive:
-        inputs = [one.to(device) for one in (ids[labels], mask[labels], part.images)]
+    def problem(part: LabelledImages, labels: Tensor, delta: float) -> Contrastive:
+        inputs = [one.to(device) for one in (ids[labels], mask[labels], part.pixels)]
         return Contrastive(towers, Pairs.of(inputs, config.batch, seed), delta, start, config.chunk)
 
     labels = pictures.train.labels
@@ -174,7 +176,7 @@ def timed(config: Config, call: Callable[[], T]) -> tuple[T, float]:
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    device = runs.device(config.device)
+    device = device_of(config.device)
     base = base_model(config.model, config.pretrain_steps)
     cases = [
         (seed, share)

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.func import vmap
 
-from projects.meta_if import bodies, estimators
+from projects.meta_if import estimators
 from projects.meta_if.episodes import Source, pools, principal_components, sample_tasks, spoil_tasks
 from projects.meta_if.problems import Anil, MetaProblem, Tasks
 from projects.meta_if.total import Implicit
@@ -20,11 +20,12 @@ from shared import experiment
 from shared.errors import UserError
 from shared.influence.solvers import Operator, Solved, cg, dense
 from shared.seeding import step_seed
+from shared.vision.backbones import backbone
 
 
 class Config(experiment.Config):
     """Tasks, body and training. `components` 0 leaves the images as they are; the body is `mlp-...`
-    or `conv4-...` (`bodies.named`).
+    or `conv4-...` (`shared.vision.backbones`).
     """
 
     components: NonNegativeInt = 24
@@ -142,9 +143,7 @@ def prepare(config: Config, source: Source, seed: int, spoiled: float = 0.0) -> 
     """Draw, spoil a fraction of the tasks, and meta-train."""
     train, test = drawn(config, source, seed)
     train, mask = spoil_tasks(train, spoiled, seed)
-    body = bodies.initialised(
-        bodies.named(config.body, train.x_train.shape[2:]), step_seed(seed, "body") % 2**31
-    )
+    body = backbone(config.body, train.x_train.shape[2:], seed=step_seed(seed, "body") % 2**31)
     body = body.to(config.device, getattr(torch, config.dtype))
     inner = Anil.of(body, train.x_train[0], config.ways, config.head_penalty)
     tol = 1e-10 if config.dtype == "float64" else 1e-5

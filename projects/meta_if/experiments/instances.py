@@ -23,7 +23,7 @@ class Config(_setting.Config):
         ("quickdraw", 1),
         ("mnist", 5),
         ("cifar10", 1),
-        ("fashion_mnist", 1),
+        ("fashion-mnist", 1),
     ]
     samples: PositiveInt = 8
     removed_share: float = Field(0.1, gt=0, lt=1)

@@ -22,12 +22,12 @@ STAND_INS = {
     "quickdraw": "Omniglot",
     "mnist": "MNIST",
     "cifar10": "MINI-ImageNet",
-    "fashion_mnist": "FC100",
+    "fashion-mnist": "FC100",
 }
 
 
 class Config(_setting.Config):
-    sources: list[Source] = ["quickdraw", "mnist", "cifar10", "fashion_mnist"]
+    sources: list[Source] = ["quickdraw", "mnist", "cifar10", "fashion-mnist"]
     spoiled_share: float = Field(0.4, gt=0, lt=1)
     methods: list[str] = [
         "task-IF",

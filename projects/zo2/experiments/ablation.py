@@ -9,33 +9,42 @@ from typing import Any
 
 from pydantic import Field
 
-from projects.zo2.experiments import _timing
-from projects.zo2.experiments._timing import COLD, RAM, SYNC
-from projects.zo2.tasks import random_tokens
+from projects.zo2.data import random_tokens
+from projects.zo2.experiments import common
+from projects.zo2.experiments.common import COLD, RAM, SYNC, TimedModelConfig
+from projects.zo2.labels import (
+    FULL,
+    IN_RAM,
+    NO_DEFERRED_UPDATE,
+    NO_REUSED_SLOTS,
+    NOISE_NOT_CACHED,
+    ON_DISK,
+    ONE_SLOT,
+    SYNCHRONOUS,
+    TENSOR_BY_TENSOR,
+    THREE_VISITS,
+    TWO_SLOTS,
+)
 from shared import experiment
 from shared.models import causal_lm_config, random_causal_lm
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "full": ("zo2", {}),
-    "no overlap": ("zo2", SYNC),
-    "no deferred update": ("unfused", {}),
-    "no dual forward (three visits)": ("naive", {}),
-    "no reused slots": ("zo2", {"reuse": False}),
-    "two slots": ("zo2", {"slots": 2}),
-    "one slot": ("zo2", {"slots": 1}),
-    "noise not cached": ("zo2", {"cache_noise": False}),
-    "tensor by tensor": ("zo2", {"bucket": False}),
+    FULL: ("zo2", {}),
+    SYNCHRONOUS: ("zo2", SYNC),
+    NO_DEFERRED_UPDATE: ("unfused", {}),
+    THREE_VISITS: ("naive", {}),
+    NO_REUSED_SLOTS: ("zo2", {"reuse": False}),
+    TWO_SLOTS: ("zo2", {"slots": 2}),
+    ONE_SLOT: ("zo2", {"slots": 1}),
+    NOISE_NOT_CACHED: ("zo2", {"cache_noise": False}),
+    TENSOR_BY_TENSOR: ("zo2", {"bucket": False}),
 }
-RAM_ONLY = ("tensor by tensor",)  # a file is read tensor by tensor in any case, in one call
+RAM_ONLY = (TENSOR_BY_TENSOR,)  # a file is read tensor by tensor in any case, in one call
 
 
-class Config(experiment.Config):
-    layers: int = Field(default=8, ge=1)
-    hidden: int = Field(default=576, ge=8)
-    heads: int = Field(default=9, ge=1)
-    vocabulary: int = Field(default=2048, ge=16)
-    tokens: int = Field(default=128, ge=2)
-    repeats: int = Field(default=6, ge=1)
+class Config(TimedModelConfig):
+    tokens: int = Field(ge=2)
+    """of the one sequence of a step"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -43,10 +52,10 @@ def run(config: Config, run: experiment.Run) -> None:
         "llama", config.layers, config.hidden, config.heads, config.vocabulary, tied=True
     )
     batch = random_tokens(config.vocabulary, 1, config.tokens, 1, config.seed)[0]
-    for tier, storage in (("RAM", RAM), ("disk", COLD)):
-        with _timing.scratch() as folder:
+    for tier, storage in ((IN_RAM, RAM), (ON_DISK, COLD)):
+        with common.scratch() as folder:
             steppers = {
-                name: _timing.make(
+                name: common.make(
                     kind,
                     random_causal_lm(shape, config.seed),
                     batch,
@@ -55,10 +64,10 @@ def run(config: Config, run: experiment.Run) -> None:
                     "cpu",
                 )
                 for name, (kind, options) in VARIANTS.items()
-                if tier == "RAM" or name not in RAM_ONLY
+                if tier == IN_RAM or name not in RAM_ONLY
             }
-            found = _timing.measure(run, steppers, config.repeats, tier)
-        reference = steppers["full"].losses
+            found = common.measure(run, steppers, config.repeats, tier)
+        reference = steppers[FULL].losses
         for variant, rounds in found.items():
             for record in rounds:
                 run.row(
@@ -66,7 +75,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     variant=variant,
                     **record,
                     buffers=len(steppers[variant].trainer.slot_pointers)
-                    if variant != "no reused slots"
+                    if variant != NO_REUSED_SLOTS
                     else None,
                     differing_losses=sum(
                         a != b for a, b in zip(steppers[variant].losses, reference, strict=True)

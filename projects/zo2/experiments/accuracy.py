@@ -6,7 +6,6 @@ the cpu scale the progress of zeroth-order training over these few steps is smal
 it is; nothing is tuned on the test split.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -16,24 +15,39 @@ from pydantic import Field
 
 from projects.zo2 import ZO2, MeZO
 from projects.zo2.baselines import FirstOrder
-from projects.zo2.tasks import TaskName, classification
+from projects.zo2.data import TaskName, classification
+from projects.zo2.digests import unordered_digest
+from projects.zo2.experiments.common import Device, Dtype
+from projects.zo2.labels import ACCURACY, FIRST_ORDER, MEZO, UNFLUSHED, ZERO_SHOT
+from projects.zo2.labels import ZO2 as ZO2_LABEL
 from shared import experiment
 
-Method = Literal["zero-shot", "ZO2", "ZO2, not flushed", "MeZO", "AdamW (first order)"]
+Method = Literal[ACCURACY]
 
 
 class Config(experiment.Config):
-    task: TaskName = "fine-food"
-    model: str = ""
-    methods: list[Method] = ["zero-shot", "ZO2, not flushed", "ZO2", "MeZO", "AdamW (first order)"]
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
-    steps: int = Field(default=60, ge=2)
-    batch_size: int = Field(default=32, ge=1)
-    tokens: int = Field(default=48, ge=4)
-    test_rows: int = Field(default=400, ge=1)
-    lr: float = Field(default=5e-5, gt=0)
-    first_order_lr: float = Field(default=2e-5, gt=0)
+    task: TaskName
+    """what is learnt"""
+    model: str
+    """the language model of the task "sst2"; empty for the others"""
+    methods: list[Method] = Field(min_length=1)
+    """rows of the table"""
+    dtype: Dtype
+    """of the weights"""
+    device: Device = "cpu"
+    """where to compute"""
+    steps: int = Field(ge=2)
+    """of training"""
+    batch_size: int = Field(ge=1)
+    """examples of a step"""
+    tokens: int = Field(ge=4)
+    """the most tokens of an example"""
+    test_rows: int = Field(ge=1)
+    """held-out examples"""
+    lr: float = Field(gt=0)
+    """learning rate of zeroth-order training"""
+    first_order_lr: float = Field(gt=0)
+    """learning rate of AdamW"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -67,31 +81,31 @@ def run(config: Config, run: experiment.Run) -> None:
             step=len(losses),
             test_accuracy=accuracy,
             test_loss=loss,
-            weights_sha256=digest(weights),
+            weights_sha256=unordered_digest(weights),
         )
 
     # One model is alive at a time; each method builds its own.
-    if "zero-shot" in config.methods:
+    if ZERO_SHOT in config.methods:
         model = task.model().to(config.device)
-        emit("zero-shot", [], evaluate(model), model.named_parameters())
+        emit(ZERO_SHOT, [], evaluate(model), model.named_parameters())
         del model
     order: list[str] = []
-    if "ZO2" in config.methods:
+    if ZO2_LABEL in config.methods:
         model = task.model()
         named = {name for name, _ in model.named_parameters()}
         engine = ZO2(model, storage="ram", device=config.device, **common)
-        losses = train(lambda batch, number: engine.step(batch, seed=number).loss, "ZO2")
+        losses = train(lambda batch, number: engine.step(batch, seed=number).loss, ZO2_LABEL)
         # as public code does: the weights are read with an update pending
-        if "ZO2, not flushed" in config.methods:
+        if UNFLUSHED in config.methods:
             unflushed = task.model()
             unflushed.load_state_dict(
                 {name: tensor.clone() for name, tensor in engine.tensors(flush=False)}, strict=False
             )
-            emit("ZO2, not flushed", losses, evaluate(unflushed), unflushed.named_parameters())
+            emit(UNFLUSHED, losses, evaluate(unflushed), unflushed.named_parameters())
             del unflushed
         scores = engine.forward(evaluate)
         emit(
-            "ZO2",
+            ZO2_LABEL,
             losses,
             scores,
             ((name, tensor) for name, tensor in engine.tensors() if name in named),
@@ -99,35 +113,21 @@ def run(config: Config, run: experiment.Run) -> None:
         order = engine.parameter_order()
         engine.close()
         del engine, model
-    if "MeZO" in config.methods:
+    if MEZO in config.methods:
         model = task.model().to(config.device)
         parameters = dict(model.named_parameters())
         mezo = MeZO(
             model, parameters=[(name, parameters[name]) for name in order or parameters], **common
         )
         emit(
-            "MeZO",
-            train(lambda batch, number: mezo.step(batch, number)[0], "MeZO"),
+            MEZO,
+            train(lambda batch, number: mezo.step(batch, number)[0], MEZO),
             evaluate(model),
             model.named_parameters(),
         )
         del mezo, model, parameters
-    if "AdamW (first order)" in config.methods:
+    if FIRST_ORDER in config.methods:
         model = task.model().to(config.device)
         trainer = FirstOrder(model, torch.optim.AdamW, config.first_order_lr, task.loss)
         losses = train(lambda batch, _: trainer.step(batch), "AdamW")
-        emit("AdamW (first order)", losses, evaluate(model), model.named_parameters())
-
-
-def digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """A hash of names and bits, whatever the order in which the tensors come."""
-    parts = {
-        name: hashlib.sha256(
-            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        ).digest()
-        for name, tensor in weights
-    }
-    found = hashlib.sha256()
-    for name in sorted(parts):
-        found.update(name.encode() + parts[name])
-    return found.hexdigest()[:16]
+        emit(FIRST_ORDER, losses, evaluate(model), model.named_parameters())

@@ -2,7 +2,7 @@
 rate and weight decay.
 
 Small models with random weights (equality is a property of the arithmetic). Beside the variants
-that must be equal stand known faults of public implementations, to show what each does: no flush
+that must be equal stand known bugs of public implementations, to show what each does: no flush
 before the weights are read, the next step's learning rate for the pending update, and tied
 embeddings perturbed twice.
 """
@@ -17,7 +17,8 @@ import torch
 from pydantic import Field
 
 from projects.zo2 import ZO2, MeZO
-from projects.zo2.tasks import random_tokens
+from projects.zo2.data import random_tokens
+from projects.zo2.labels import KNOWN_BUG, MUST_BE_EQUAL
 from shared import experiment
 from shared.models import causal_lm_config, random_causal_lm
 
@@ -42,14 +43,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class Config(experiment.Config):
-    steps: int = Field(default=32, ge=2)
-    layers: int = Field(default=4, ge=1)
-    hidden: int = Field(default=64, ge=8, multiple_of=8)
-    vocabulary: int = Field(default=503, ge=16)
-    batch_size: int = Field(default=3, ge=1)
-    tokens: int = Field(default=17, ge=2)
-    lr: float = Field(default=1e-4, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    steps: int = Field(ge=2)
+    """of training"""
+    layers: int = Field(ge=1)
+    """blocks"""
+    hidden: int = Field(ge=8, multiple_of=8)
+    """width of a block"""
+    vocabulary: int = Field(ge=16)
+    """tokens that the embedding knows"""
+    batch_size: int = Field(ge=1)
+    """sequences of a step"""
+    tokens: int = Field(ge=2)
+    """of a sequence"""
+    lr: float = Field(gt=0)
+    """learning rate of the first step; that of step t is a (1 + t)-th of it"""
+    weight_decay: float = Field(ge=0)
+    """of all but biases and norms"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -88,8 +97,8 @@ def run(config: Config, run: experiment.Run) -> None:
         expected = [mezo.step(batch, i) for i, batch in enumerate(batches)]
         weights = {name: p.data for name, p in reference.named_parameters()}
 
-        broken = faults(model, batches, order, common, config)
-        for kind_of_run, runs in (("must be equal", results), ("known fault", broken)):
+        broken = known_bugs(model, batches, order, common, config)
+        for kind_of_run, runs in ((MUST_BE_EQUAL, results), (KNOWN_BUG, broken)):
             for variant, (losses, found) in runs.items():
                 bits, largest = differing_bits(weights, found)
                 run.row(
@@ -109,7 +118,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 )
 
 
-def faults(
+def known_bugs(
     model: Any, batches: list[Any], order: list[str], common: dict[str, Any], config: Config
 ) -> dict[str, tuple[list[tuple[float, float]], dict[str, torch.Tensor]]]:
     """What goes wrong in public implementations, done here on purpose."""

@@ -18,10 +18,14 @@ from shared import experiment, meters
 
 
 class Config(experiment.Config):
-    model: str = "smollm2-135m"
-    limit_megabytes: int = Field(default=1000, ge=1)
-    tokens: int = Field(default=64, ge=2)
-    steps: int = Field(default=2, ge=1)
+    model: str
+    """a pretrained language model of the catalogue"""
+    limit_megabytes: int = Field(ge=1)
+    """private writable memory that a process may have"""
+    tokens: int = Field(ge=2)
+    """of the one sequence of a step"""
+    steps: int = Field(ge=2)
+    """of training; the second shows the update of the first"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -70,7 +74,7 @@ def train(
     import torch
 
     from projects.zo2 import ZO2, MeZO
-    from projects.zo2.tasks import text_tokens
+    from projects.zo2.data import text_tokens
     from shared.data.loaders import wiki100
     from shared.models import empty_causal_lm, load_tokenizer
 

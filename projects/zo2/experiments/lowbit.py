@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from projects.zo2 import ZO2
-from projects.zo2.tasks import FineFood
+from projects.zo2.data import FineFood
 from shared import experiment
 
 DTYPES = {
@@ -25,12 +25,18 @@ DTYPES = {
 
 
 class Config(experiment.Config):
-    dtypes: list[Literal[tuple(DTYPES)]] = list(DTYPES)  # type: ignore[valid-type]
-    steps: int = Field(default=10, ge=2)
-    batch_size: int = Field(default=16, ge=1)
-    tokens: int = Field(default=32, ge=4)
-    test_rows: int = Field(default=200, ge=1)
-    lr: float = Field(default=5e-5, gt=0)
+    dtypes: list[Literal[tuple(DTYPES)]]  # type: ignore[valid-type]
+    """what the blocks are stored as; the losses are compared with those of the first"""
+    steps: int = Field(ge=2)
+    """of training"""
+    batch_size: int = Field(ge=1)
+    """reviews of a step"""
+    tokens: int = Field(ge=4)
+    """the most tokens of a review"""
+    test_rows: int = Field(ge=1)
+    """held-out reviews"""
+    lr: float = Field(gt=0)
+    """learning rate"""
 
 
 def run(config: Config, run: experiment.Run) -> None:

@@ -16,27 +16,42 @@ from pydantic import Field
 
 from projects.zo2 import ZO2, MeZO
 from projects.zo2.baselines import FirstOrder
-from projects.zo2.experiments._timing import check_device
-from projects.zo2.tasks import random_tokens
+from projects.zo2.data import random_tokens
+from projects.zo2.experiments.common import Device, Dtype, check_device
+from projects.zo2.labels import MEMORY
 from shared import experiment, meters
 from shared.models import causal_lm_config, random_causal_lm
 from shared.models.shapes import OPT_SHAPES
 
-Method = Literal["mezo", "zo2-resident", "zo2-3", "zo2-lean", "sgd", "adamw"]
+Method = Literal[tuple(MEMORY)]  # type: ignore[valid-type]
 
 
 class Config(experiment.Config):
-    hidden: int | None = Field(default=None, ge=8)
-    heads: int = Field(default=12, ge=1)
-    depths: list[int] = []
-    shapes: list[Literal[tuple(OPT_SHAPES)]] = []  # type: ignore[valid-type]
-    methods: list[Method] = ["mezo", "zo2-3"]
-    sparse_methods: list[Method] = []
-    sparse_depths: list[int] = []
-    tokens: int = Field(default=64, ge=2)
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
-    largest_resident_gigabytes: float = Field(default=1e9, gt=0)
+    """Depths of one width, or OPT's own shapes."""
+
+    hidden: int | None = Field(ge=8)
+    """width of the blocks at `depths`"""
+    heads: int = Field(ge=1)
+    """attention heads at `depths`"""
+    depths: list[int]
+    """numbers of blocks of width `hidden`"""
+    shapes: list[Literal[tuple(OPT_SHAPES)]]  # type: ignore[valid-type]
+    """OPT's shapes by name"""
+    methods: list[Method] = Field(min_length=1)
+    """measured at every size"""
+    sparse_methods: list[Method]
+    """measured at `sparse_depths` alone"""
+    sparse_depths: list[int]
+    """numbers of blocks at which `sparse_methods` are measured"""
+    tokens: int = Field(ge=2)
+    """of the one sequence of a step"""
+    dtype: Dtype
+    """of the weights"""
+    device: Device = "cpu"
+    """whose memory is measured"""
+    largest_resident_gigabytes: float = Field(gt=0)
+    """what the device holds: a method that needs more for weights, gradients and optimizer state is
+    not tried"""
 
 
 FIRST_ORDER = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}

@@ -14,20 +14,29 @@ import torch
 from pydantic import Field
 
 from projects.zo2 import ZO2
-from projects.zo2.experiments import _timing
+from projects.zo2.data import random_tokens
+from projects.zo2.experiments import common
+from projects.zo2.labels import IN_MEMORY
 from projects.zo2.noise import Noise, Scratch
-from projects.zo2.tasks import random_tokens
 from shared import data, experiment, meters
 from shared.models import causal_lm_config, random_causal_lm
 
 
 class Config(experiment.Config):
-    tensors: list[list[int]] = [[300, 300], [400, 300], [400, 304], [20000, 8], [120001]]
-    layers: int = Field(default=8, ge=1)
-    hidden: int = Field(default=512, ge=8)
-    heads: int = Field(default=8, ge=1)
-    tokens: int = Field(default=128, ge=2)
-    repeats: int = Field(default=6, ge=1)
+    tensors: list[list[int]] = Field(min_length=1)
+    """shapes of tensors whose directions are compared"""
+    layers: int = Field(ge=1)
+    """blocks of the model whose forward is timed"""
+    hidden: int = Field(ge=8)
+    """width of a block"""
+    heads: int = Field(ge=1)
+    """attention heads"""
+    vocabulary: int = Field(ge=16)
+    """tokens that the embedding knows"""
+    tokens: int = Field(ge=2)
+    """of the one sequence of a forward"""
+    repeats: int = Field(ge=1)
+    """recorded rounds of forwards (6 make an interval)"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -86,9 +95,11 @@ def forward(config: Config, run: experiment.Run) -> None:
     """Time of a forward with all blocks on disk."""
     from accelerate import disk_offload
 
-    shape = causal_lm_config("opt", config.layers, config.hidden, config.heads, 2048, tied=False)
-    batch = random_tokens(2048, 1, config.tokens, 1, config.seed)[0]
-    with _timing.scratch() as folder, torch.no_grad():
+    shape = causal_lm_config(
+        "opt", config.layers, config.hidden, config.heads, config.vocabulary, tied=False
+    )
+    batch = random_tokens(config.vocabulary, 1, config.tokens, 1, config.seed)[0]
+    with common.scratch() as folder, torch.no_grad():
         plain = random_causal_lm(shape, config.seed)
         parameters = len(list(plain.parameters()))
         peer = disk_offload(
@@ -99,7 +110,7 @@ def forward(config: Config, run: experiment.Run) -> None:
         engine = ZO2(random_causal_lm(shape, config.seed), storage=folder / "own.safetensors")
         expected = plain(**batch).loss.item()
         variants = {
-            "in memory": lambda: plain(**batch).loss.item(),
+            IN_MEMORY: lambda: plain(**batch).loss.item(),
             "accelerate 1.15 disk_offload": lambda: peer(**batch).loss.item(),
             "ZO2 forward from disk": lambda: engine.evaluate(batch),
         }
@@ -108,7 +119,7 @@ def forward(config: Config, run: experiment.Run) -> None:
             variants, config.repeats, progress=lambda total: run.progress(total, "forwards")
         )
         trainable = {
-            "in memory": parameters,
+            IN_MEMORY: parameters,
             "accelerate 1.15 disk_offload": sum(not p.is_meta for p in peer.parameters()),
             "ZO2 forward from disk": parameters,
         }

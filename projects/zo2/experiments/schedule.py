@@ -7,22 +7,19 @@ with the step before.
 
 from pydantic import Field
 
-from projects.zo2.experiments import _timing
-from projects.zo2.experiments._timing import COLD, SYNC
-from projects.zo2.tasks import random_tokens
+from projects.zo2.data import random_tokens
+from projects.zo2.experiments import common
+from projects.zo2.experiments.common import COLD, SYNC, SmallModelConfig
+from projects.zo2.labels import LANES, OVERLAP, SYNCHRONOUS
 from shared import experiment
 from shared.models import causal_lm_config, random_causal_lm
 
-LANES = ("upload", "compute", "offload")
 
-
-class Config(experiment.Config):
-    layers: int = Field(default=8, ge=1)
-    hidden: int = Field(default=576, ge=8)
-    heads: int = Field(default=9, ge=1)
-    vocabulary: int = Field(default=2048, ge=16)
-    tokens: int = Field(default=256, ge=2)
-    steps: int = Field(default=3, ge=2)
+class Config(SmallModelConfig):
+    tokens: int = Field(ge=2)
+    """of the one sequence of a step"""
+    steps: int = Field(ge=2)
+    """made before the lanes are read; they show the last"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -30,10 +27,10 @@ def run(config: Config, run: experiment.Run) -> None:
         "llama", config.layers, config.hidden, config.heads, config.vocabulary, tied=True
     )
     batch = random_tokens(config.vocabulary, 1, config.tokens, 1, config.seed)[0]
-    for variant, options in run.progress([("overlap", {}), ("no overlap", SYNC)], "variants"):
-        with _timing.scratch() as folder:
+    for variant, options in run.progress([(OVERLAP, {}), (SYNCHRONOUS, SYNC)], "variants"):
+        with common.scratch() as folder:
             model = random_causal_lm(shape, config.seed)
-            stepper = _timing.make(
+            stepper = common.make(
                 "zo2", model, batch, {**COLD, **options, "trace": True}, folder, "cpu"
             )
             for _ in range(config.steps):

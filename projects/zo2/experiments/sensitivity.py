@@ -10,26 +10,23 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from projects.zo2.experiments import _timing
-from projects.zo2.experiments._timing import COLD, RESIDENT, SYNC
-from projects.zo2.tasks import random_tokens
+from projects.zo2.data import random_tokens
+from projects.zo2.experiments import common
+from projects.zo2.experiments.common import COLD, ON_DEVICE, SYNC, TimedModelConfig
+from projects.zo2.labels import LANES, OVERLAP, RESIDENT, SYNCHRONOUS
 from shared import experiment
 from shared.models import causal_lm_config, random_causal_lm
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "resident": RESIDENT,
-    "overlap": COLD,
-    "no overlap": {**COLD, **SYNC, "trace": True},
+    RESIDENT: ON_DEVICE,
+    OVERLAP: COLD,
+    SYNCHRONOUS: {**COLD, **SYNC, "trace": True},
 }
 
 
-class Config(experiment.Config):
-    layers: int = Field(default=6, ge=1)
-    hidden: int = Field(default=512, ge=8)
-    heads: int = Field(default=8, ge=1)
-    vocabulary: int = Field(default=4096, ge=16)
-    grid: list[tuple[int, int]] = [(1, 16), (1, 64), (1, 256), (2, 256), (4, 256)]
-    repeats: int = Field(default=6, ge=1)
+class Config(TimedModelConfig):
+    grid: list[tuple[int, int]] = Field(min_length=2)
+    """sequences of a step, and tokens of a sequence"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -38,15 +35,15 @@ def run(config: Config, run: experiment.Run) -> None:
     )
     for batch_size, tokens in run.progress(config.grid, "batch and sequence"):
         batch = random_tokens(config.vocabulary, batch_size, tokens, 1, config.seed)[0]
-        with _timing.scratch() as folder:
+        with common.scratch() as folder:
             steppers = {
-                name: _timing.make(
+                name: common.make(
                     "zo2", random_causal_lm(shape, config.seed), batch, options, folder, "cpu"
                 )
                 for name, options in VARIANTS.items()
             }
-            found = _timing.measure(run, steppers, config.repeats, f"{batch_size} x {tokens}")
-        lanes = lane_seconds(steppers["no overlap"].trainer.spans, config.repeats)
+            found = common.measure(run, steppers, config.repeats, f"{batch_size} x {tokens}")
+        lanes = lane_seconds(steppers[SYNCHRONOUS].trainer.spans, config.repeats)
         for variant, rounds in found.items():
             for record in rounds:
                 run.row(
@@ -62,7 +59,7 @@ def run(config: Config, run: experiment.Run) -> None:
 def lane_seconds(spans: list[Any], repeats: int) -> dict[str, float]:
     """Median over the last `repeats` steps of what each lane spent in a step."""
     found = {}
-    for lane in ("upload", "compute", "offload"):
+    for lane in LANES:
         mine = [span for span in spans if span.lane == lane]
         blocks = len({span.block for span in mine})
         steps = np.array([span.end - span.start for span in mine]).reshape(-1, blocks).sum(1)

@@ -10,47 +10,53 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from projects.zo2.experiments import _timing
-from projects.zo2.experiments._timing import COLD, RAM, RESIDENT, SYNC, WARM
-from projects.zo2.tasks import random_tokens, text_tokens
+from projects.zo2 import labels
+from projects.zo2.data import random_tokens, text_tokens
+from projects.zo2.experiments import common
+from projects.zo2.experiments.common import COLD, ON_DEVICE, RAM, SYNC, WARM, Device, Dtype
 from shared import experiment
 from shared.models import causal_lm_config, random_causal_lm
 from shared.models.shapes import OPT_SHAPES
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "MeZO": ("mezo", {}),
-    "ZO2, all on the device": ("zo2", RESIDENT),
-    "ZO2, RAM": ("zo2", RAM),
-    "ZO2, RAM, no overlap": ("zo2", {**RAM, **SYNC}),
-    "ZO2, disk warm": ("zo2", WARM),
-    "ZO2, disk cold": ("zo2", COLD),
-    "ZO2, disk cold, no overlap": ("zo2", {**COLD, **SYNC}),
+    labels.MEZO: ("mezo", {}),
+    labels.ON_DEVICE: ("zo2", ON_DEVICE),
+    labels.FROM_RAM: ("zo2", RAM),
+    labels.FROM_RAM + labels.NO_OVERLAP: ("zo2", {**RAM, **SYNC}),
+    labels.FROM_WARM_DISK: ("zo2", WARM),
+    labels.FROM_COLD_DISK: ("zo2", COLD),
+    labels.FROM_COLD_DISK + labels.NO_OVERLAP: ("zo2", {**COLD, **SYNC}),
 }
-
-
-SHAPES = {**OPT_SHAPES, "opt-tiny": (3, 64, 4)}  # the last for the wiring
+SHAPES = {**OPT_SHAPES, "opt-tiny": (3, 64, 4)}  # the last for the pipeline check
 
 
 class Config(experiment.Config):
-    models: list[str] = ["smollm2-135m"]
-    variants: list[Literal[tuple(VARIANTS)]] = list(VARIANTS)  # type: ignore[valid-type]
-    batch_size: int = Field(default=1, ge=1)
-    tokens: int = Field(default=256, ge=2)
-    repeats: int = Field(default=6, ge=1)
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
+    models: list[str] = Field(min_length=1)
+    """shapes of OPT with random weights and tokens, or pretrained models on real text"""
+    variants: list[Literal[labels.THROUGHPUT]] = Field(min_length=1)
+    """rows of the table"""
+    batch_size: int = Field(ge=1)
+    """sequences of a step"""
+    tokens: int = Field(ge=2)
+    """of a sequence"""
+    repeats: int = Field(ge=1)
+    """recorded rounds, in each of which every variant makes a step (6 make an interval)"""
+    dtype: Dtype
+    """of the weights"""
+    device: Device = "cpu"
+    """where to compute"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    _timing.check_device(config.device, "zo2/throughput")
+    common.check_device(config.device, "zo2/throughput")
     for name in config.models:
-        with _timing.scratch() as folder:
+        with common.scratch() as folder:
             steppers = {}
             for variant in config.variants:
                 kind, options = VARIANTS[variant]
                 model, batch = load(name, config)
-                steppers[variant] = _timing.make(kind, model, batch, options, folder, config.device)
-            for variant, rounds in _timing.measure(run, steppers, config.repeats, name).items():
+                steppers[variant] = common.make(kind, model, batch, options, folder, config.device)
+            for variant, rounds in common.measure(run, steppers, config.repeats, name).items():
                 for record in rounds:
                     run.row(
                         model=name,

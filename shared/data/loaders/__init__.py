@@ -8,8 +8,6 @@ None touches the network. Models and tokenizers are read in `shared/models/`, fr
 
 from shared.data.loaders.graphs import CORA_CLASSES, Cora, cora, debian_packages, wordnet
 from shared.data.loaders.images import (
-    CIFAR10_CLASSES,
-    FASHION_MNIST_CLASSES,
     Labelled,
     cifar10,
     digits,
@@ -43,9 +41,7 @@ from shared.data.loaders.text import (
 )
 
 __all__ = [
-    "CIFAR10_CLASSES",
     "CORA_CLASSES",
-    "FASHION_MNIST_CLASSES",
     "MOTORCYCLE_CALIBRATION",
     "Cora",
     "Labelled",

@@ -1,4 +1,6 @@
-"""Images with labels or names: photographs, digits, sketches, emoji, rendered letters."""
+"""Images with labels or names: photographs, digits, sketches, emoji, rendered letters. Names of
+classes are in `shared.vision.classes`.
+"""
 
 import gzip
 import json
@@ -12,31 +14,6 @@ from numpy.typing import NDArray
 
 from shared.data.cache import path
 from shared.errors import UserError
-
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -60,9 +37,7 @@ def mnist() -> Labelled:
 
 
 def fashion_mnist() -> Labelled:
-    """Photographs of clothing: images uint8 [60000 and 10000, 28, 28], labels int64, names in
-    `FASHION_MNIST_CLASSES`.
-    """
+    """Photographs of clothing: images uint8 [60000 and 10000, 28, 28], labels int64 0 to 9."""
     folder = path("fashion-mnist")
     return Labelled(
         *(_idx(gzip.decompress((folder / f"{name}.gz").read_bytes())) for name in _IDX_NAMES)
@@ -88,9 +63,7 @@ def _idx(data: bytes) -> NDArray:
 
 
 def cifar10() -> Labelled:
-    """Small photographs: images uint8 [50000 and 10000, 32, 32, 3] (RGB), labels int64, names in
-    `CIFAR10_CLASSES`.
-    """
+    """Small photographs: images uint8 [50000 and 10000, 32, 32, 3] (RGB), labels int64 0 to 9."""
     folder = path("cifar10")
     train = np.concatenate([_sheet(folder / f"data_batch_{number}.png") for number in range(1, 6)])
     train_labels, test_labels = (

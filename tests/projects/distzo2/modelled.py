@@ -4,8 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from projects.distzo2.cost_model import Plan, Rates, Shape
-from projects.distzo2.experiments._ranks import MODES
-from shared.models import causal_lm_config
+from projects.distzo2.labels import MODES
 
 
 def make_cost(held_out: float = 1.0) -> list[dict[str, Any]]:
@@ -25,7 +24,7 @@ def make_cost(held_out: float = 1.0) -> list[dict[str, Any]]:
         for k in (0, 1)
     ]
     for layers, hidden, heads, tokens, fit in cases:
-        shape = Shape.of(causal_lm_config("llama", layers, hidden, heads, 101))
+        shape = Shape.llama(layers, hidden, heads, 101)
         size = {
             "layers": layers,
             "hidden": hidden,

@@ -26,10 +26,11 @@ from projects.distzo2.cost_model import (
     schedule,
     sliced_compute_share,
 )
-from projects.distzo2.experiments._ranks import MODES
+from projects.distzo2.labels import MODES
+from projects.distzo2.shapes import shape_of_config
 from projects.zo2 import ZO2
+from projects.zo2.data import random_tokens
 from projects.zo2.lanes import Pager
-from projects.zo2.tasks import random_tokens
 from shared.errors import UserError
 from shared.meters import count_flops
 from shared.models import causal_lm_config, random_causal_lm
@@ -56,7 +57,7 @@ SMALL = causal_lm_config("llama", 3, 48, 4, 101)
 @pytest.mark.parametrize(("rows", "tokens"), [(1, 7), (3, 13)])
 def test_operations_are_those_that_are_counted(family, rows, tokens):
     config = causal_lm_config(family, 3, 48, 4, 101, positions=32)
-    shape = Shape.of(config)
+    shape = shape_of_config(config)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     ids = torch.zeros(rows, tokens, dtype=torch.int64)
     counted = count_flops(lambda: model(input_ids=ids))
@@ -65,9 +66,14 @@ def test_operations_are_those_that_are_counted(family, rows, tokens):
     )
 
 
+@pytest.mark.parametrize("size", [(3, 48, 4, 101), (2, 256, 8, 2048), (1, 24, 2, 7)])
+def test_the_llama_shapes_are_those_of_the_models(size):
+    assert Shape.llama(*size) == shape_of_config(causal_lm_config("llama", *size))
+
+
 def test_parameters_of_opt_are_those_of_its_formula():
     h, vocabulary = 12288, 50272
-    shape = Shape.of(causal_lm_config("opt", 96, h, 96))
+    shape = shape_of_config(causal_lm_config("opt", 96, h, 96))
     assert shape.blocks == 96
     assert shape.parameters == 12 * h**2 + 13 * h
     assert shape.matrix == 12 * h**2
@@ -75,7 +81,7 @@ def test_parameters_of_opt_are_those_of_its_formula():
     # two embeddings, positions, the last norm
     assert shape.resident == 2 * vocabulary * h + 2050 * h + 2 * h
     assert shape.blocks * shape.parameters + shape.resident == pytest.approx(175e9, rel=0.01)
-    tied = Shape.of(causal_lm_config("opt", 2, 64, 4, 100, tied=True))
+    tied = shape_of_config(causal_lm_config("opt", 2, 64, 4, 100, tied=True))
     assert tied.resident == 100 * 64 + 2050 * 64 + 2 * 64
 
 
@@ -84,7 +90,7 @@ def test_blocks_that_are_not_alike_are_refused(monkeypatch):
     odd.model.layers[1].mlp = torch.nn.Linear(2, 2)
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", lambda *_, **__: odd)
     with pytest.raises(UserError, match="blocks are alike"):
-        Shape.of(SMALL)
+        shape_of_config(SMALL)
 
 
 def test_bytes_are_those_that_the_engine_moves():
@@ -94,13 +100,13 @@ def test_bytes_are_those_that_the_engine_moves():
     for step in range(3):
         engine.step(random_tokens(101, 1, 8, 1, step)[0])
         before.append((engine.traffic.bytes_up, engine.traffic.bytes_down))
-    wanted = Plan().host_bytes(Shape.of(config), 4)
+    wanted = Plan().host_bytes(shape_of_config(config), 4)
     assert [b - a for a, b in zip(before[1], before[2], strict=True)] == [wanted, wanted]
     engine.close()
 
 
 def test_slices_divide_the_link_and_meet_in_the_exchange():
-    shape = Shape.of(SMALL)
+    shape = shape_of_config(SMALL)
     whole = shape.blocks * shape.parameters * 2
     for ranks, dp, pert in ((2, 2, 1), (2, 1, 2), (3, 3, 1), (8, 4, 2)):
         sliced = Plan(dp, pert, "sliced")
@@ -123,7 +129,7 @@ def test_slices_divide_the_link_and_meet_in_the_exchange():
 
 
 def test_a_mode_divides_forwards_and_not_noise():
-    shape, batches = Shape.of(SMALL), [(2, 9)] * 4
+    shape, batches = shape_of_config(SMALL), [(2, 9)] * 4
     alone = Plan().work(shape, batches, 2)
     assert alone["draws"] == 2 * 3 * shape.parameters + 4 * shape.resident
     assert alone["calls"] == 2 * 4 * 4
@@ -138,7 +144,7 @@ def test_a_mode_divides_forwards_and_not_noise():
 
 
 def test_the_lanes_of_a_step_are_its_work_at_the_rates():
-    shape, batches = Shape.of(SMALL), [(2, 9), (2, 9)]
+    shape, batches = shape_of_config(SMALL), [(2, 9), (2, 9)]
     for plan in (Plan(), Plan(1, 2), Plan(2, 2)):
         work, lanes = plan.work(shape, batches, 2), plan.lanes(shape, RATES, batches, 4)
         wanted = (
@@ -203,7 +209,10 @@ def _steps(shapes: dict[str, Shape], rates: Rates) -> pd.DataFrame:
 
 
 def test_rates_that_are_known_are_found():
-    shapes = {"a": Shape.of(SMALL), "b": Shape.of(causal_lm_config("llama", 2, 96, 4, 101))}
+    shapes = {
+        "a": shape_of_config(SMALL),
+        "b": shape_of_config(causal_lm_config("llama", 2, 96, 4, 101)),
+    }
     wanted = Rates(2e-11, 5e-9, 3e-4)
     found = fit(_steps(shapes, wanted), shapes)
     for name in ("seconds_per_flop", "seconds_per_draw", "seconds_per_call"):
@@ -241,7 +250,7 @@ def test_the_busiest_lane_and_what_slicing_leaves_it():
     )
     assert busiest(Lanes(1, 5, 2, 1, 1), 10) == "exchange"
     assert busiest(Lanes(5, 1, 4, 1, 11), 10) == "computing"
-    shape, batches = Shape.of(SMALL), [(1, 8)] * 4
+    shape, batches = shape_of_config(SMALL), [(1, 8)] * 4
     whole, sliced = (
         Plan(4, 1, transfer).lanes(shape, RATES, batches, 4)
         for transfer in ("replicated", "sliced")
@@ -284,7 +293,7 @@ def test_the_command_predicts(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["plan", "--model", "opt-1.3b", "--gpus", "4", "--links", "1", "--batch", "8"]) == 0
     said = capsys.readouterr().out
-    shape, batches = Shape.of(causal_lm_config("opt", 24, 2048, 32)), [(1, 2048)] * 8
+    shape, batches = shape_of_config(causal_lm_config("opt", 24, 2048, 32)), [(1, 2048)] * 8
     alone = Plan().tokens_per_second(shape, gpu_rates("a100-sxm", 1), batches, 2)
     for mode, plan in (
         ("DDP", Plan(4)),

@@ -7,28 +7,31 @@ import math
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from projects.distzo2 import meshes
+from projects.distzo2.data import Digits, global_batches
 from projects.distzo2.experiments import (
-    _launch,
-    _ranks,
     accuracy,
-    cost,
+    common,
     largebatch,
     plan,
     throughput,
+    training,
 )
-from projects.distzo2.experiments._ranks import MODES
-from projects.distzo2.experiments._tasks import Digits, global_batches
+from projects.distzo2.labels import MODES
 from projects.zo2 import MeZO
-from projects.zo2.experiments.accuracy import digest
-from projects.zo2.tasks import Classification
+from projects.zo2.data import Classification
+from projects.zo2.digests import unordered_digest
 from shared import manifest
 from shared.data import path
 from shared.errors import UserError
-from shared.experiment import Run, load
+from shared.experiment import Config, Run, load
+
+
+def configured(name: str, scale: str = "cpu", **values: object) -> Config:
+    """The configuration of an experiment at a scale, with some values in place of the scale's."""
+    return load("distzo2", name, scale, values)[1]
 
 
 @pytest.mark.parametrize(
@@ -68,11 +71,11 @@ def test_a_gpu_that_is_wanted_and_not_there_is_one_line(monkeypatch):
 
 def test_what_is_timed_wants_a_gpu_a_rank(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    _launch.check_device("equality", "cuda", 2)
+    common.check_device("equality", "cuda", 2)
     with pytest.raises(UserError, match="distzo2/throughput wants 2 GPUs and here are 1"):
-        _launch.check_device("throughput", "cuda", 2)
+        common.check_device("throughput", "cuda", 2)
     timed = {name for name, one in manifest.manifest("distzo2").experiments.items() if one.timed}
-    assert set(_launch.TIMED) == timed
+    assert set(common.TIMED) == timed
 
 
 def test_the_scales_have_what_the_claims_need():
@@ -83,28 +86,27 @@ def test_the_scales_have_what_the_claims_need():
     for scale in ("gpu", "paper"):
         for name, entry in manifest.scale_config("distzo2", scale).items():
             assert set(entry.get("modes", [])) <= set(MODES), name
-    with pytest.raises(ValidationError):
-        throughput.Config(model="opt-3b", modes=["DDP"])
+    with pytest.raises(UserError, match="opt-3b"):
+        configured("throughput", model="opt-3b")
 
 
 def test_throughput_rows_name_the_model():
     run = Run(quiet=True)
-    shape = {"layers": 2, "hidden": 32, "shares": 2, "repeats": 1, "alone_threads": [1]}
-    throughput.run(throughput.Config(modes=["DDP"], **shape), run)
+    throughput.run(configured("throughput", "smoke", modes=["DDP"]), run)
     assert {row["model"] for row in run.rows} == {"llama 2 x 32"}
     assert {row["mode"] for row in run.rows} == {"one process, 1 thread", "DDP"}
 
 
 def test_a_model_that_is_missing_is_one_line():
     config = {"task": "sst2", "model": "facebook/opt-13b", "test_rows": 4, "steps": 20}
-    for module in (accuracy, largebatch):
+    for name, module in (("accuracy", accuracy), ("largebatch", largebatch)):
         with pytest.raises(UserError, match="not in the hub cache"):
-            module.run(module.Config(**config), Run(quiet=True))
+            module.run(configured(name, **config), Run(quiet=True))
 
 
 def test_plans_cover_the_sizes_and_say_what_bounds_them():
     run = Run(quiet=True)
-    plan.run(plan.Config(models=["opt-1.3b", "opt-175b"], gpus=["a100-sxm"], counts=[2, 4]), run)
+    plan.run(configured("plan", "smoke", counts=[2, 4]), run)
     rows = {
         tuple(row[k] for k in ("model", "gpus", "mode", "links", "transfer", "same_batch")): row
         for row in run.rows
@@ -126,8 +128,8 @@ def test_plans_cover_the_sizes_and_say_what_bounds_them():
 
 
 def test_a_cost_run_needs_enough_sizes():
-    with pytest.raises(ValidationError):
-        cost.Config(modes=["DDP"], cases=[])
+    with pytest.raises(UserError, match="cases"):
+        configured("cost", cases=[])
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_a_global_batch_is_its_micro_batches_in_order():
 
 
 def test_a_rank_trains_as_mezo_does(monkeypatch, tmp_path):
-    monkeypatch.setattr(_ranks, "make_task", lambda config: Parity())
+    monkeypatch.setattr(training, "make_task", lambda config: Parity())
     values = {
         "shares": 2,
         "steps": 8,
@@ -178,7 +180,7 @@ def test_a_rank_trains_as_mezo_does(monkeypatch, tmp_path):
         "test_rows": 16,
     }
     with meshes.distributed():
-        (found,) = _ranks.train({**values, "modes": ["ZO2"], "batch_sizes": [8]}, tmp_path)
+        (found,) = training.on_rank({**values, "modes": ["ZO2"], "batch_sizes": [8]}, tmp_path)
     task = Parity()
     model = task.model()
     mezo = MeZO(model, lr=1e-2, eps=1e-3, loss=task.loss)
@@ -187,7 +189,7 @@ def test_a_rank_trains_as_mezo_does(monkeypatch, tmp_path):
     ]
     assert found["losses"] == losses
     assert found["scores"] == task.evaluate(model, 16)
-    assert found["weights"] == digest(model.named_parameters())
+    assert found["weights"] == unordered_digest(model.named_parameters())
 
 
 # ---- real data -----------------------------------------------------------------------------------
@@ -210,7 +212,9 @@ def test_ranks_train_on_digits_and_learn():
         text.tobytes() for text in task.splits["test"][0]
     }
     run = Run(quiet=True)
-    largebatch.run(largebatch.Config(batch_sizes=[16, 64], steps=120, test_rows=60, lr=5e-3), run)
+    largebatch.run(
+        configured("largebatch", batch_sizes=[16, 64], steps=120, test_rows=60, lr=5e-3), run
+    )
     for size in (16, 64):
         losses = [
             row["train_loss"]
@@ -227,8 +231,14 @@ def test_ranks_train_on_digits_and_learn():
 def test_every_mode_is_mezo_on_real_data():
     run = Run(quiet=True)
     accuracy.run(
-        accuracy.Config(
-            task="digits", modes=["PertP", "DDP"], steps=25, batch_size=32, test_rows=60, lr=3e-3
+        configured(
+            "accuracy",
+            task="digits",
+            modes=["PertP", "DDP"],
+            steps=25,
+            batch_size=32,
+            test_rows=60,
+            lr=3e-3,
         ),
         run,
     )

@@ -177,6 +177,7 @@ def test_what_is_saved_is_the_weights_of_one_process(world, name, ranks, folder)
 
 
 REFUSALS = {
+    "alone": "must share its forwards out",
     "seed": "seed of rank 1 differs",
     "weights": "weights of rank 1 differs",
     "eps": "eps of rank 1 differs",
@@ -204,7 +205,7 @@ DYING = """
 import os, signal, sys, time
 import torch
 sys.path.insert(0, {root!r})
-from projects.distzo2 import DistZO2, device_mesh, distributed
+from projects.distzo2 import DistZO2, Ranks, device_mesh, distributed
 from projects.zo2 import ZO2
 import importlib.util
 s = importlib.util.spec_from_file_location("r", {script!r})
@@ -212,7 +213,8 @@ r = importlib.util.module_from_spec(s)
 s.loader.exec_module(r)
 with distributed(timeout_seconds=20):
     import torch.distributed as dist
-    ddp = DistZO2(ZO2(r.model(), **r.options(storage="ram")), device_mesh(2), check_every=0)
+    engine = ZO2(r.model(), forwards=Ranks(device_mesh(2)), **r.options(storage="ram"))
+    ddp = DistZO2(engine, check_every=0)
     for step in range(6):
         if step == 3 and dist.get_rank() == 1:
             {fault}

@@ -16,9 +16,9 @@ from projects.ecif import Clip, Contrastive, Pairs, baselines, finetune
 from projects.ecif.baselines import if_ekfac_by_rows, scores_by_passes, trak, trak_by_forward_mode
 from projects.ecif.finetune import base_model, class_accuracy, damped_ggn, fine_tune, with_lora
 from projects.ecif.loss import batch_losses, logits, removal_losses
-from projects.ecif.pictures import Part
 from shared.influence.ekfac import EKFAC
 from shared.seeding import generator
+from shared.vision.images import LabelledImages
 
 
 @pytest.fixture(scope="module")
@@ -207,14 +207,15 @@ def test_adapters_are_of_queries_and_values_of_both_towers_and_leave_the_base_al
 
 def test_accuracy_is_of_the_nearest_class_caption(problem, base, w):
     classes = base.tokens(["one", "two", "three"])
-    part = Part(
+    part = LabelledImages(
         torch.randint(
             0, 256, (7, 3, 8, 8), generator=torch.Generator().manual_seed(8), dtype=torch.uint8
         ),
         torch.arange(7) % 3,
+        ("one", "two", "three"),
     )
     right = 0
-    for image, label in zip(part.images, part.labels, strict=True):
+    for image, label in zip(part.pixels, part.labels, strict=True):
         texts, picture, _ = problem.towers.embed(w, (*classes, image.unsqueeze(0)))
         right += int(torch.cosine_similarity(texts, picture, dim=1).argmax()) == int(label)
     assert class_accuracy(problem.towers, w, classes, part, chunk=3) == right / 7
@@ -326,7 +327,11 @@ def test_a_small_clip_is_trained_on_drawings(monkeypatch):
     monkeypatch.setattr(
         finetune,
         "sketches",
-        lambda names: (255 * np.eye(28)[None, None].repeat(4, 0).repeat(5, 1)).astype(np.uint8),
+        lambda names: LabelledImages(
+            255 * torch.eye(28, dtype=torch.uint8).expand(20, 1, -1, -1),
+            torch.arange(4).repeat_interleave(5),
+            tuple(names),
+        ),
     )
     random = base_model("small")
     before = random.model.text_projection.weight.clone()

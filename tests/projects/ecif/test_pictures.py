@@ -11,6 +11,7 @@ from torchvision import datasets, transforms
 from projects.ecif import pictures
 from projects.ecif.pictures import TORCHVISION, load
 from shared.errors import UserError
+from shared.vision.images import LabelledImages
 
 
 @pytest.mark.parametrize("source", TORCHVISION)
@@ -66,20 +67,20 @@ def test_a_set_of_torchvision_keeps_its_own_test_part(imagenette):
     assert found.classes == ("tench", "church")
     assert [len(part) for part in (found.train, found.validation, found.test)] == [4, 2, 6]
     for part, green in ((found.train, 50), (found.validation, 50), (found.test, 200)):
-        assert part.images.shape[1:] == (3, 8, 8)
-        assert (part.images[:, 1] == green).all()
-        assert torch.equal(part.images[:, 0, 0, 0] >= 120, part.labels == 1)
-    reds = torch.cat([found.train.images, found.validation.images])[:, 0, 0, 0]
+        assert part.pixels.shape[1:] == (3, 8, 8)
+        assert (part.pixels[:, 1] == green).all()
+        assert torch.equal(part.pixels[:, 0, 0, 0] >= 120, part.labels == 1)
+    reds = torch.cat([found.train.pixels, found.validation.pixels])[:, 0, 0, 0]
     assert sorted(reds.tolist()) == [0, 40, 80, 120, 160, 200]
     again = load("imagenette", imagenette, 3, 2, 4, 8, 0)
-    assert torch.equal(again.train.images, found.train.images[:3])
+    assert torch.equal(again.train.pixels, found.train.pixels[:3])
     assert len(again.test) == 4
     assert (
         len(
             {
                 tuple(
                     load("imagenette", imagenette, None, 2, None, 8, seed)
-                    .validation.images[:, 0, 0, 0]
+                    .validation.pixels[:, 0, 0, 0]
                     .tolist()
                 )
                 for seed in range(5)
@@ -102,23 +103,29 @@ def test_a_set_that_is_too_small_is_refused(imagenette, wanted, part):
         load("imagenette", imagenette, *wanted, 8, 0)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (23, 9), (10, 31)])
-def test_the_middle_square_is_torchvisions(shape):
-    picture = Image.fromarray(
-        np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+def test_a_picture_is_prepared_as_clips_are(imagenette, tmp_path):
+    """By torchvision's own steps, of a picture that is not square, in grey."""
+    file = tmp_path / "imagenette2" / "train" / "n01440764" / "0.JPEG"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (23, 9), dtype=np.uint8)).save(
+        file, "PNG"
     )
-    steps = [
-        transforms.Resize(8, transforms.InterpolationMode.BICUBIC),
-        transforms.CenterCrop(8),
-        transforms.PILToTensor(),
-    ]
-    assert torch.equal(pictures._square(picture, 8), transforms.Compose(steps)(picture))
+    steps = transforms.Compose(
+        [
+            transforms.Resize(8, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(8),
+            transforms.PILToTensor(),
+        ]
+    )
+    found = load("imagenette", imagenette, None, 1, None, 8, 0)
+    wanted = steps(Image.open(file).convert("RGB"))
+    pixels = torch.cat([found.train.pixels, found.validation.pixels])
+    assert (pixels == wanted).flatten(1).all(1).sum() == 1
 
 
 def test_a_set_without_a_test_part_is_split():
     found = load("synthetic", None, 30, 10, 20, 8, 0)
     rows = torch.cat(
-        [part.images.flatten(1) for part in (found.train, found.validation, found.test)]
+        [part.pixels.flatten(1) for part in (found.train, found.validation, found.test)]
     )
     assert len(rows.unique(dim=0)) == 60  # noise tells pictures apart
     assert found.train.labels.unique().numel() == 8
@@ -130,39 +137,37 @@ def test_a_set_without_a_test_part_is_split():
 
 def test_pictures_of_a_class_are_alike():
     found = load("synthetic", None, 200, 10, 20, 8, 0).train
-    flat = found.images.flatten(1).double()
+    flat = found.pixels.flatten(1).double()
     means = torch.stack([flat[found.labels == label].mean(0) for label in range(8)])
     assert float((torch.cdist(flat, means).argmin(1) == found.labels).double().mean()) > 0.95
 
 
 def test_emoji_are_of_their_sub_category(monkeypatch):
-    import pandas as pd
-
-    whole = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)
-    table = pd.DataFrame(
-        {"subcategory": ["cat-face", "plant", "cat-face", "plant", "plant", "cat-face"]}
-    )
-    monkeypatch.setattr(pictures, "emoji_on_white", lambda: (whole, table))
+    whole = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 4, 4)
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    emoji = LabelledImages(whole.contiguous(), labels, ("cat-face", "plant"))
+    monkeypatch.setattr(pictures.vision, "load", lambda name, split: emoji)
     found = load("emoji", None, 2, 2, 2, 4, 0)
     assert found.classes == ("cat face", "plant")
     for part in (found.train, found.validation, found.test):
-        assert [table["subcategory"][int(image.max())] for image in part.images] == [
-            ("cat-face", "plant")[label] for label in part.labels
-        ]
+        assert [int(labels[int(image.max())]) for image in part.pixels] == part.labels.tolist()
 
 
-def test_drawings_held_out_are_of_other_classes(tmp_path, monkeypatch):
-    for number in range(30):
-        (tmp_path / f"class {number:02d}.ndjson.gz").touch()
-    monkeypatch.setattr(pictures, "cached", lambda name: tmp_path)
+def test_drawings_held_out_are_of_other_classes(monkeypatch):
+    names = [f"class {number:02d}" for number in range(30)]
+    monkeypatch.setattr(pictures.vision, "quickdraw_classes", lambda: names)
     held, rest = pictures.quickdraw_classes()
     assert (len(held), len(rest)) == (20, 10)
-    assert sorted(held + rest) == [f"class {number:02d}" for number in range(30)]
-    monkeypatch.setattr(
-        pictures.loaders,
-        "quickdraw",
-        lambda names: (np.full((len(names), 3, 28, 28), 0.5, np.float32), names),
-    )
+    assert sorted(held + rest) == names
+
+    def drawn(name, split, classes):
+        return LabelledImages(
+            torch.full((3 * len(classes), 1, 28, 28), 0.5),
+            torch.arange(len(classes)).repeat_interleave(3),
+            tuple(classes),
+        )
+
+    monkeypatch.setattr(pictures.vision, "load", drawn)
     found = load("quickdraw", None, 40, 10, 10, 28, 0)
     assert found.classes == tuple(held)
-    assert found.train.images.unique().tolist() == [128]
+    assert found.train.pixels.unique().tolist() == [128]

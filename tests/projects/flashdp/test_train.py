@@ -40,7 +40,8 @@ from projects.flashdp.__main__ import main
 from projects.flashdp.accounting import Mechanism
 from projects.flashdp.finetuning import FineTuning
 from projects.flashdp.recipe import default_delta
-from shared import data, runs
+from shared import data
+from shared.commands.folder import locked
 from shared.corpus import Corpus
 from shared.errors import UserError
 
@@ -902,7 +903,7 @@ def test_folders_of_others_are_left_alone(
         file.write_text("mine")
         refused(arguments(folder, tmp_path / place.replace("/", "-")), message, capsys)
         assert file.read_text() == "mine"
-    with runs.locked(tmp_path / "busy"):
+    with locked(tmp_path / "busy"):
         refused(arguments(folder, tmp_path / "busy"), "another process is working", capsys)
 
 

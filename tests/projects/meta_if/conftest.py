@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from projects.meta_if.bodies import initialised, mlp
 from projects.meta_if.problems import Anil, Imaml, MamlUnrolled, MetaProblem, Tasks
 from projects.meta_if.training import fit
 from shared.influence.params import Parameters
+from shared.vision.backbones import initialised, mlp
 
 WAYS, SIZE, HIDDEN, MU, L2 = 3, 4, 2, 0.05, 0.02
 

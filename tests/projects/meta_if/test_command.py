@@ -281,7 +281,7 @@ def test_query_tasks_of_another_shape(files, tmp_path, refused, helpers):
         ({"weights": "tasks.npz"}, "not a .safetensors"),
         ({"data": "meta.safetensors"}, "not an .npz"),
         ({"model": "mlp-3"}, "does not fit the model"),
-        ({"model": "resnet"}, "there is no body 'resnet'"),
+        ({"model": "resnet"}, "there is no backbone 'resnet'"),
         ({"model": "no_such_module:body"}, "No module named"),
         ({"model": "json:body"}, "no function body"),
         ({"model": "time:time"}, "returned a float"),

@@ -9,13 +9,13 @@ import torch
 from torch.func import grad, jacrev
 
 from projects.meta_if import estimators
-from projects.meta_if.bodies import conv4, initialised, mlp
 from projects.meta_if.problems import Anil, Imaml, MetaProblem, Tasks
 from projects.meta_if.total import Implicit, Unrolled, at
 from projects.meta_if.training import Composed, fit, polish, retrain
 from shared.errors import UserError
 from shared.influence.params import Parameters
 from shared.influence.solvers import cg, dense, matrix_of, neumann
+from shared.vision.backbones import conv4, initialised, mlp
 
 EXACT = partial(cg, tol=1e-12)
 

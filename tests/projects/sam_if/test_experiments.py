@@ -104,7 +104,7 @@ def test_images_are_drawn_by_seed_without_overlap():
     assert len(everything.unique(dim=0)) == len(everything)
     assert not torch.equal(a.x, load("blobs", 50, features=4, seed=2, validation=20, test=30).x)
     with pytest.raises(
-        UserError, match="blobs has 4000 images, fewer than 4000 to train on, 10 to validate"
+        UserError, match="blobs has 4000 images, too few for 4010 to train on and validate"
     ):
         load("blobs", 4000, features=4, seed=0, validation=10)
     with pytest.raises(UserError, match="there are no images 'imagenet'"):

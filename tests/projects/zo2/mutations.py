@@ -1,4 +1,4 @@
-"""Deliberate faults in the engine, each of which must turn the tests red.
+"""Mutations of the engine, each of which must turn the tests red.
 
     python tests/projects/zo2/mutations.py            # all; four minutes on two cores
     python tests/projects/zo2/mutations.py flush      # those whose reason contains the word
@@ -13,14 +13,21 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-ENGINE, NOISE, STORAGE, LANES = (
-    f"projects/zo2/{name}.py" for name in ("engine", "noise", "storage", "lanes")
-)
-STREAMS, UNITS, MEZO = (f"projects/zo2/{name}.py" for name in ("streams", "units", "mezo"))
+CHANGES = "projects/zo2/changes.py"
+WALK = "projects/zo2/walk.py"
+PERTURBATION = "projects/zo2/perturbation.py"
+ENGINE = "projects/zo2/engine.py"
+LANES = "projects/zo2/lanes.py"
+STORAGE = "projects/zo2/storage.py"
+OPTIONS = "projects/zo2/options.py"
+NOISE = "projects/zo2/noise.py"
+UNITS = "projects/zo2/units.py"
+STREAMS = "projects/zo2/streams.py"
+MEZO = "projects/zo2/mezo.py"
 
 MUTATIONS = [
     Mutation(
-        ENGINE,
+        CHANGES,
         "            signal.signal(signal.SIGINT, lambda number, frame:"
         " interrupted.append(number))\n",
         "            pass\n",
@@ -28,79 +35,81 @@ MUTATIONS = [
         ("engine",),
     ),
     Mutation(
-        ENGINE,
-        "        if interrupted:\n            raise KeyboardInterrupt\n",
+        CHANGES,
+        """        if interrupted:
+            raise KeyboardInterrupt
+""",
         "",
         "Ctrl-C is forgotten",
         ("engine",),
     ),
     Mutation(
-        ENGINE,
-        "                self._unusable = True\n                error.add_note(_UNUSABLE)\n",
+        WALK,
+        """                self.changes.unusable = True
+                error.add_note(UNUSABLE)
+""",
         "                pass\n",
         "a failure in the midst of a change is passed over",
         ("engine",),
     ),
     Mutation(
-        ENGINE,
-        "            for parameter, home, _, _ in self._visit.tensors:\n               "
-        " parameter.data = home\n",
+        PERTURBATION,
+        """            for parameter, home, _, _ in visit.tensors:
+                parameter.data = home
+""",
         "            pass\n",
         "loading into an unusable engine leaves parameters bound to their perturbed copies",
         ("engine",),
     ),
     Mutation(
         ENGINE,
-        "self._update_noise.update(parameter.data, self._pending.lr,",
-        "self._update_noise.update(parameter.data, self.lr(self.steps) if callable(self.lr) else"
-        " self.lr,",
+        "lr = self.options.rate(self.steps) if lr is None else lr",
+        "lr = self.options.rate(self.steps + 1) if lr is None else lr",
         "the pending update uses the learning rate of the next step",
     ),
     Mutation(
-        ENGINE,
-        """        if self._pending is not None:
-            self._update_noise.seed(self._pending.seed)
-        self._apply_pending(self._root)
-""",
-        "        self._apply_pending(self._root)\n",
+        PERTURBATION,
+        """        if self.pending is not None:
+            self.update_noise.seed(self.pending.seed)
+
+    def apply_pending""",
+        "\n    def apply_pending",
         "the update stream is not seeded in each step",
     ),
     Mutation(
         ENGINE,
         """        self.flush()
         self.model.eval()
-        self._mode = "forward"
-""",
+        return self._walk.forward(""",
         """        self.model.eval()
-        self._mode = "forward"
-""",
+        return self._walk.forward(""",
         "no flush before an evaluation",
         ("engine",),
     ),
     Mutation(
-        ENGINE,
-        "[(plus, home, 1.0), (home, plus, -2.0)], self.eps)",
-        "[(plus, home, 1.0)], self.eps)\n            self._probe_noise.add([(home, plus, -2.0)],"
-        " self.eps)",
+        PERTURBATION,
+        "[(plus, home, 1.0), (home, plus, -2.0)], self.options.eps)",
+        """[(plus, home, 1.0)], self.options.eps)
+            self.probe_noise.add([(home, plus, -2.0)], self.options.eps)""",
         "the second copy of a shared parameter has a noise of its own",
     ),
     Mutation(
-        ENGINE,
+        PERTURBATION,
         '("plus", "minus"): -2.0',
         '("plus", "minus"): -1.0',
         "the second probe is at theta and not at theta - eps z",
     ),
     Mutation(
-        ENGINE,
-        '        self._move(visit, "home")\n',
+        WALK,
+        '        self.move(visit, "home")\n',
         "",
         "the perturbation is not taken away when a unit is left",
     ),
     Mutation(
-        ENGINE,
-        """            if self.probe == "inplace":
-                self._probe_noise.restore(self._twin_states[parameter])
-                self._probe_noise.add([(home, home, 1.0)], self.eps)
+        PERTURBATION,
+        """            if self.options.probe == "inplace":
+                self.probe_noise.restore(self._twin_states[parameter])
+                self.probe_noise.add([(home, home, 1.0)], self.options.eps)
 """,
         "",
         "shared parameters are not restored",
@@ -121,8 +130,8 @@ MUTATIONS = [
     ),
     Mutation(
         LANES,
-        "free = [s for s in self._slots if s.block is None] or [s for s in self._slots if evict and"
-        " not s.in_use]",
+        "free = [s for s in self._slots if s.block is None] or [s for s in"
+        " self._slots if evict and not s.in_use]",
         "free = [s for s in self._slots if s.block is None] or [s for s in self._slots if evict]",
         "a slot in use is given away",
         ("lanes", "engine"),
@@ -142,27 +151,27 @@ MUTATIONS = [
         ("storage", "oracles"),
     ),
     Mutation(
-        ENGINE,
-        "write=self._layouts[visit.unit.block].writable_nbytes > 0)",
-        "write=True)",
+        WALK,
+        "write=self.placement.changes_something(visit.unit)",
+        "write=True",
         "a frozen block is written back",
     ),
     Mutation(
-        ENGINE,
-        "decay = 0.0 if any(part in name for part in self.no_decay) else self.weight_decay",
-        "decay = self.weight_decay",
+        OPTIONS,
+        "return 0.0 if any(part in name for part in self.no_decay) else self.weight_decay",
+        "return self.weight_decay",
         "biases and norms decay",
     ),
     Mutation(
         ENGINE,
-        "_Pending(seed, g, lr) if math.isfinite(g) else None",
-        "_Pending(seed, g, lr)",
+        "Pending(seed, g, lr) if math.isfinite(g) else None",
+        "Pending(seed, g, lr)",
         "an update that is not finite is not dropped",
     ),
     Mutation(
         ENGINE,
-        "_Pending(seed, g, lr) if math.isfinite(g) else None",
-        "_Pending(seed, g, lr) if g and math.isfinite(g) else None",
+        "Pending(seed, g, lr) if math.isfinite(g) else None",
+        "Pending(seed, g, lr) if g and math.isfinite(g) else None",
         "a projected gradient of zero does not decay",
     ),
     Mutation(
@@ -172,7 +181,7 @@ MUTATIONS = [
         "seed 0 is treated as none",
     ),
     Mutation(
-        ENGINE,
+        WALK,
         "        torch.set_autocast_cache_enabled(False)\n",
         "",
         "autocast serves the first forward's weights to the second",
@@ -229,57 +238,54 @@ MUTATIONS = [
         ("noise", "oracles"),
     ),
     Mutation(
-        NOISE,
-        "z.mul_(lr * g)",
-        "z.mul_(g).mul_(lr)",
-        "the update is rounded once more than MeZO's",
+        NOISE, "z.mul_(lr * g)", "z.mul_(g).mul_(lr)", "the update is rounded once more than MeZO's"
     ),
     Mutation(
-        ENGINE,
-        "        self._order = [self._root, *self._visited]\n",
-        "        self._order = [self._root, *self._units.values()]\n",
+        WALK,
+        "        self.order = [self.root, *self.visited]\n",
+        "        self.order = [self.root, *self.units.values()]\n",
         "units update in the order of the module tree",
         ("oracles", "engine"),
     ),
     Mutation(
-        ENGINE,
+        WALK,
         "        for late in left:\n",
         "        for late in left[:0]:\n",
         "what the next forward does not reach loses its update",
         ("engine",),
     ),
     Mutation(
-        ENGINE,
+        WALK,
         "                if self._lockstep.active == self._streams - 1:\n",
         "                if self._lockstep.active == 0:\n",
         "a block leaves after the first forward",
     ),
     Mutation(
-        ENGINE,
+        WALK,
         "        elif self._lockstep.active == self._plus:\n",
         "        elif self._lockstep.active == self._streams - 1:\n",
         "with micro-batches only the last one sees theta - eps z",
     ),
     Mutation(
-        ENGINE,
+        WALK,
         "        minus = self._lockstep.active >= self._plus\n",
         "        minus = False\n",
         "both forwards see the same copy of a shared parameter",
     ),
     Mutation(
-        ENGINE,
-        """        if self._visit is not None:
-            self._depart()
-        self._end_twins()
+        WALK,
+        """        if self.visit is not None:
+            self.depart()
+        self.end_twins()
 """,
-        "        self._end_twins()\n",
+        "        self.end_twins()\n",
         "a fault inside a block leaves it perturbed",
         ("engine",),
     ),
     Mutation(
-        ENGINE,
-        """            if unit.name in self._pending.applied:
-                self._update_noise.skip(parameter.data)
+        PERTURBATION,
+        """            if unit.name in self.pending.applied:
+                self.update_noise.skip(parameter.data)
             else:
 """,
         "            if True:\n",
@@ -294,8 +300,10 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "        self.model.eval()\n        self._plus = len(micro_batches) if",
-        "        self._plus = len(micro_batches) if",
+        """        self.model.eval()
+        sides = self.forwards.sides
+""",
+        "        sides = self.forwards.sides\n",
         "a step does not switch dropout off",
     ),
     Mutation(
@@ -314,37 +322,40 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        "        self._pending = None\n        if self._unusable:\n",
-        "        if self._unusable:\n",
+        """        self._perturbation.pending = None
+        if self._changes.unusable:
+""",
+        "        if self._changes.unusable:\n",
         "loading keeps the pending update of before",
         ("engine",),
     ),
     Mutation(
         ENGINE,
-        "        if flush:\n            self.flush()\n        for name, tensor in"
-        " self._resident_state().items():\n            yield",
-        "        for name, tensor in self._resident_state().items():\n            yield",
+        """        if flush:
+            self.flush()
+        yield from self._placement.tensors()
+""",
+        "        yield from self._placement.tensors()\n",
         "no flush before saving",
         ("engine",),
     ),
     Mutation(
-        ENGINE,
-        "(unit.block is not None or not all(p in self._parts.shared for p in"
-        " unit.parameters.values()))",
-        "not all(p in self._parts.shared for p in unit.parameters.values())",
+        WALK,
+        "(unit.block is not None or not all(p in self._shared for p in unit.parameters.values()))",
+        "not all(p in self._shared for p in unit.parameters.values())",
         "a frozen block may run twice, the second time without its weights",
         ("engine",),
     ),
     Mutation(
-        ENGINE,
+        PERTURBATION,
         '1.0 if phase == "plus" else -1.0, noise)',
         '1.0 if phase == "plus" else -2.0, noise)',
         "the fresh probe is not symmetric",
     ),
     Mutation(
         ENGINE,
-        'step_seed(self.seed, "rounding", self.steps, unit.block)',
-        'step_seed(self.seed, "rounding", unit.block)',
+        'step_seed(self.options.seed, "rounding", self.steps, block)',
+        'step_seed(self.options.seed, "rounding", block)',
         "stochastic rounding draws the same numbers in every step",
     ),
     Mutation(
@@ -354,7 +365,7 @@ MUTATIONS = [
         "a step without a gradient is not counted",
     ),
     Mutation(
-        ENGINE,
+        PERTURBATION,
         "noise, cache_at = self._carve(self._cache, cache_at, home)",
         "noise, _ = self._carve(self._cache, 0, home)",
         "the cached noises of a block lie on top of each other",
@@ -380,8 +391,8 @@ MUTATIONS = [
         "low-bit blocks are not written back to the file",
     ),
     Mutation(
-        ENGINE,
-        "            if needed and (self._visit is None or self._visit.unit is not unit):\n",
+        WALK,
+        "            if needed and (self.visit is None or self.visit.unit is not unit):\n",
         "            if False:\n",
         "layers that are called behind their unit's back are not trained",
         ("engine",),

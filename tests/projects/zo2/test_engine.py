@@ -57,13 +57,13 @@ def test_wherever_a_step_breaks_off_the_weights_are_those_before_it(
 
 def _updated(before, engine):
     """The weights with the engine's pending update applied, by formula."""
-    pending = engine._pending
+    pending = engine._perturbation.pending
     generator = torch.Generator().manual_seed(pending.seed)
     state = dict(before)
     for name in engine.parameter_order():
         theta = before[name]
         z = torch.normal(0.0, 1.0, theta.shape, generator=generator)
-        if any(part in name for part in engine.no_decay):
+        if any(part in name for part in engine.options.no_decay):
             state[name] = theta - pending.lr * pending.g * z
         else:
             state[name] = theta - pending.lr * (pending.g * z + 0.1 * theta)
@@ -117,7 +117,7 @@ def test_a_file_cut_short_in_mid_run_never_puts_one_block_in_the_place_of_anothe
     engine = helpers.make_engine(plain, storage=path, overlap=overlap, slots=1)
     helpers.run_engine(engine, plain, 2)
     engine.flush()
-    engine._pager.drop()
+    engine._placement.pager.drop()
     before = load_file(path)
     kept = path.read_bytes()
     os.truncate(path, len(kept) - 500)  # the last block's end
@@ -770,7 +770,6 @@ def test_a_failure_in_the_midst_of_a_change_is_not_passed_over(
     engine.load(tmp_path / "good.safetensors")
     for name, value in engine.state_dict().items():
         assert torch.equal(value, good[name]), name
-    engine.weight_decay = 0.0
     engine.step(helpers.batch_of(plain, 0), lr=0.0)
     # nothing is still bound to memory that a step uses
     for name, value in engine.state_dict().items():

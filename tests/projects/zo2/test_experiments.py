@@ -9,11 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from projects.zo2.data import Classification, random_tokens, text_tokens
 from projects.zo2.experiments import accuracy, limit, lowbit, memory, peers, schedule
-from projects.zo2.tasks import Classification, random_tokens, text_tokens
 from shared.data import path
 from shared.errors import UserError
-from shared.experiment import Run
+from shared.experiment import Config, Run, load
+
+
+def configured(name: str, scale: str = "cpu", **values: object) -> Config:
+    """The configuration of an experiment at a scale, with some values in place of the scale's."""
+    return load("zo2", name, scale, values)[1]
 
 
 class Parity(Classification):
@@ -46,7 +51,7 @@ class Parity(Classification):
 def test_accuracy_shows_that_mezo_and_zo2_are_one_and_what_a_flush_is_for(monkeypatch):
     monkeypatch.setattr(accuracy, "classification", Parity)
     run = Run(quiet=True)
-    accuracy.run(accuracy.Config(steps=4, batch_size=8, test_rows=10, lr=1e-2), run)
+    accuracy.run(configured("accuracy", steps=4, batch_size=8, test_rows=10, lr=1e-2), run)
     ends = {row["method"]: row for row in run.rows if row["kind"] == "end"}
     assert set(ends) == {"zero-shot", "ZO2, not flushed", "ZO2", "MeZO", "AdamW (first order)"}
     assert ends["ZO2"] | {"method": ""} == ends["MeZO"] | {"method": ""}
@@ -70,7 +75,7 @@ def test_accuracy_shows_that_mezo_and_zo2_are_one_and_what_a_flush_is_for(monkey
 def test_accuracy_can_leave_methods_out(monkeypatch):
     monkeypatch.setattr(accuracy, "classification", Parity)
     run = Run(quiet=True)
-    accuracy.run(accuracy.Config(steps=2, batch_size=4, methods=["MeZO"]), run)
+    accuracy.run(configured("accuracy", steps=2, batch_size=4, methods=["MeZO"]), run)
     assert {row["method"] for row in run.rows} == {"MeZO"}
 
 
@@ -81,14 +86,14 @@ def test_a_loss_that_is_not_finite_is_a_gap_and_not_the_end(monkeypatch):
 
     monkeypatch.setattr(accuracy, "classification", Lost)
     run = Run(quiet=True)
-    accuracy.run(accuracy.Config(steps=2, batch_size=4, methods=["zero-shot", "ZO2"]), run)
+    accuracy.run(configured("accuracy", steps=2, batch_size=4, methods=["zero-shot", "ZO2"]), run)
     assert [row["train_loss"] for row in run.rows if row["kind"] == "step"] == [None, None]
 
 
 def test_lowbit_counts_what_survives(monkeypatch):
     monkeypatch.setattr(lowbit, "FineFood", Parity)
     run = Run(quiet=True)
-    lowbit.run(lowbit.Config(steps=3, batch_size=8, test_rows=10, lr=1e-4), run)
+    lowbit.run(configured("lowbit", steps=3, batch_size=8, test_rows=10, lr=1e-4), run)
     rows = {(row["storage_dtype"], row["rounding"]): row for row in run.rows}
     full, half, eighth = (rows[name, "nearest"] for name in ("float32", "bfloat16", "float8_e4m3"))
     assert full["largest_loss_difference"] == 0
@@ -99,7 +104,9 @@ def test_lowbit_counts_what_survives(monkeypatch):
 
 def test_what_does_not_fit_is_not_tried():
     run = Run(quiet=True)
-    config = memory.Config(
+    config = configured(
+        "memory",
+        "smoke",
         hidden=32,
         heads=4,
         depths=[2],
@@ -119,14 +126,12 @@ def test_a_gpu_that_is_wanted_and_not_there_is_one_line():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="wants a GPU"):
-        memory.run(memory.Config(hidden=32, depths=[2], device="cuda"), Run(quiet=True))
+        memory.run(configured("memory", hidden=32, depths=[2], device="cuda"), Run(quiet=True))
 
 
 def test_lanes_overlap_only_where_they_may():
     run = Run(quiet=True)
-    schedule.run(
-        schedule.Config(layers=3, hidden=64, heads=4, vocabulary=64, tokens=16, steps=2), run
-    )
+    schedule.run(configured("schedule", "smoke"), run)
     spans = {v: [row for row in run.rows if row["variant"] == v] for v in ("overlap", "no overlap")}
     assert {row["lane"] for row in spans["overlap"]} == {"upload", "compute", "offload"}
     ordered = sorted(spans["no overlap"], key=lambda row: row["start_seconds"])

@@ -29,7 +29,7 @@ from projects.zo2.__main__ import main
 from projects.zo2.budget import format_size, parse_size
 from projects.zo2.steplog import StepLog, read_log
 from projects.zo2.storage import SafetensorsReader, SafetensorsWriter
-from shared import runs
+from shared.commands.folder import locked
 from shared.corpus import IGNORED, Corpus
 from shared.errors import UserError
 
@@ -658,7 +658,7 @@ def test_a_run_goes_on_only_as_it_began(
 def test_two_runs_cannot_share_a_folder(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with runs.locked(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         refused(arguments(folder, tmp_path / "out"), "another process is working", capsys)
         assert (tmp_path / "out").exists()
 

@@ -551,7 +551,7 @@ def test_each_block_travels_once_up_and_once_down_a_step(depth, slots, overlap, 
     )
     assert sum(traffic.uploads.values()) - depth * steps in range(slots + 1)
     assert engine.host_nbytes * steps == traffic.bytes_down
-    sizes = [layout.nbytes for layout in engine._layouts]
+    sizes = [layout.nbytes for layout in engine._placement.layouts]
     assert traffic.bytes_up == sum(sizes[b] * n for b, n in traffic.uploads.items())
 
 
@@ -719,7 +719,7 @@ def test_a_low_bit_run_stays_within_half_an_ulp_a_step_of_the_exact_one(dtype, p
     sent = []
     for t in range(steps):
         low.step(helpers.batch_of(plain, t), seed=t)
-        sent.append(low._pending)
+        sent.append(low._perturbation.pending)
     z = {}
     exact = {n: p.double() for n, p in start.items()}
     for pending in sent:

@@ -272,13 +272,6 @@ MUTATIONS = [
     ),
     Mutation(
         SCORING,
-        "            digest.update(np.ascontiguousarray(array).tobytes())\n",
-        "",
-        "other weights go on with old chunks",
-        ("scoring",),
-    ),
-    Mutation(
-        SCORING,
         "    if norm > tol:",
         "    if norm > 1e9:",
         "an untrained model is scored",

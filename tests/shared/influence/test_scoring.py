@@ -10,6 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from shared.commands.pieces import Pieces
+from shared.commands.signals import Stopped
 from shared.errors import UserError
 from shared.influence import scoring
 
@@ -21,7 +23,8 @@ def quiet() -> Console:
 
 
 def run(out, score, chunk=5, **inputs):
-    return scoring.score_in_chunks(score, 23, chunk, out, inputs, quiet())
+    with Pieces(out, inputs) as pieces:
+        return scoring.score_in_chunks(score, 23, chunk, pieces, quiet())
 
 
 # ---- before --------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def test_a_signal_ends_the_chunk_under_way_first(tmp_path):
         return TRUE[rows]
 
     with pytest.raises(
-        scoring.Stopped, match="stopped after 10 of 23 samples; the same command goes on from there"
+        Stopped, match="stopped after 10 of 23 samples; the same command goes on from there"
     ) as stopped:
         run(out, score)
     assert stopped.value.signal == signal.SIGTERM
@@ -145,9 +148,9 @@ def test_a_score_that_is_not_finite_stops_the_run_and_is_not_kept(tmp_path):
 
 def test_a_broken_chunk_is_named(tmp_path):
     run(tmp_path / "s.csv", lambda rows: TRUE[rows])
-    (chunk,) = tmp_path.glob("s.csv.*.chunks/10.npy")
+    (chunk,) = tmp_path.glob("s.csv.*.chunks/scores-10-15.npy")
     chunk.write_bytes(b"")
-    with pytest.raises(UserError, match=r"10\.npy holds no scores; delete it and run again"):
+    with pytest.raises(UserError, match=r"10-15\.npy is damaged; delete it and run again"):
         run(tmp_path / "s.csv", lambda rows: TRUE[rows])
 
 

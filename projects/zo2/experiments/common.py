@@ -1,30 +1,57 @@
-"""What the timed experiments share: engines on every storage tier, timed step by step in turns."""
+"""What the experiments share: fields of their configurations, engines on every storage tier, and
+steps timed in turns.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from projects.zo2 import ZO2, MeZO
 from projects.zo2.baselines import NaiveOffload
+from projects.zo2.data import Batch
 from projects.zo2.engine import Step
 from projects.zo2.lanes import Traffic
-from projects.zo2.tasks import Batch
 from shared import experiment, meters
 from shared.errors import UserError
 from shared.paths import cache_dir
 
-RESIDENT: dict[str, Any] = {"storage": None}
+ON_DEVICE: dict[str, Any] = {"storage": None}
 RAM: dict[str, Any] = {"storage": "ram"}
 WARM: dict[str, Any] = {"storage": "disk"}
 COLD: dict[str, Any] = {"storage": "disk", "drop_cache": True}
 SYNC: dict[str, Any] = {"overlap": False}
 
 
-def check_device(device: str, name: str) -> None:
+Dtype = Literal["float32", "float16", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+
+
+class SmallModelConfig(experiment.Config):
+    """A small model with random weights."""
+
+    layers: int = Field(ge=1)
+    """blocks"""
+    hidden: int = Field(ge=8)
+    """width of a block"""
+    heads: int = Field(ge=1)
+    """attention heads"""
+    vocabulary: int = Field(ge=16)
+    """tokens that the embedding knows"""
+
+
+class TimedModelConfig(SmallModelConfig):
+    """A small model whose steps are timed."""
+
+    repeats: int = Field(ge=1)
+    """recorded rounds, in each of which every variant makes a step (6 make an interval)"""
+
+
+def check_device(device: Device, name: str) -> None:
     """Raises UserError when a GPU is wanted and none is there."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(

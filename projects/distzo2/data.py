@@ -1,36 +1,17 @@
-"""What ranks fine-tune on: ZO2's tasks, and handwritten digits for where many steps are to
-be seen.
+"""What ranks fine-tune on: ZO2's tasks, and handwritten digits for where many steps are to be
+seen; and the global batches that they share out.
 """
 
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from projects.zo2.tasks import Classification
-from projects.zo2.tasks import classification as zo2_task
-from shared import experiment
+from projects.zo2.data import Classification
+from projects.zo2.data import classification as zo2_task
 
 TaskName = Literal["fine-food", "sst2", "digits"]
-
-
-class TaskConfig(experiment.Config):
-    """A task, and how to train on it.
-
-    A step's global batch is `shares` micro-batches of equal size, whatever the number of ranks.
-    """
-
-    task: TaskName
-    model: str = ""  # the language model of "sst2"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    device: Literal["cpu", "cuda"] = "cpu"
-    tokens: int = Field(default=32, ge=4)
-    shares: int = Field(default=2, ge=1)
-    steps: int = Field(default=30, ge=2)
-    lr: float = Field(default=5e-5, gt=0)
-    eps: float = Field(default=1e-3, gt=0)
 
 
 class Digits(Classification):
@@ -78,7 +59,7 @@ class _Residual(nn.Module):
 
 
 def make_task(config: dict[str, Any]) -> Classification:
-    """The task of a `TaskConfig`."""
+    """The task of a `common.TrainConfig`."""
     if config["task"] == "digits":
         return Digits()
     found: Classification = zo2_task(

@@ -1,0 +1,128 @@
+"""The log of a run: a JSON object a line, whole lines only."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from shared.errors import UserError
+from shared.files import sync
+
+
+def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
+    """The objects of a log as far as its lines are whole; none where there is no file.
+
+    A line that a crash cut is left out, even if what is left of it reads as JSON.
+
+    Args:
+        strict: UserError with the number of the line when another than the last is no object. Else
+            the log ends before it: after a power cut anything may stand behind what was synced.
+    """
+    return [record for record, _ in _whole(path, strict)]
+
+
+def _whole(path: Path, strict: bool) -> list[tuple[dict[str, Any], int]]:
+    """With each object, where its line ends."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    records: list[tuple[dict[str, Any], int]] = []
+    end = 0
+    for number, line in enumerate(lines, 1):
+        record = _record(line)
+        if record is None:
+            if strict and number < len(lines):
+                raise UserError(f"{path}, line {number}: not a JSON object; the log is damaged")
+            break
+        end += len(line)
+        records.append((record, end))
+    return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+class Log:
+    """Appends to a log, and continues one without the line that a crash cut. A context manager.
+
+        with Log(out / "log.jsonl", keep=lambda line: line["step"] <= done) as log:
+            log.write({"step": done + 1, "loss": loss})
+
+    Args:
+        path: made if it is not there.
+        keep: the log is cut before the first line for which this is false: a checkpoint is older
+            than the lines after it, whose steps are made again.
+        strict: as of `read_lines`.
+
+    `lines` holds the objects that are in the log. What is kept is not rewritten, so that it stays
+    the same to the byte.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        keep: Callable[[dict[str, Any]], bool] = lambda line: True,
+        strict: bool = False,
+    ):
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        end = 0
+        for record, end_of_line in _whole(path, strict):
+            if not keep(record):
+                break
+            self.lines.append(record)
+            end = end_of_line
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+        self._file.truncate(end)
+        sync(path.parent)
+
+    def write(self, record: Mapping[str, Any], sync: bool = True) -> None:
+        """Append a line. Numbers that are not finite become null, for which JSON has no others.
+
+        Args:
+            sync: bring it to the disk before the call returns; without it, call `sync` before a
+                checkpoint relies on the line.
+
+        Raises OSError when the disk is full; the line is then cut, and left out by whoever reads.
+        """
+        text = json.dumps(
+            _finite(record), separators=(",", ":"), allow_nan=False, ensure_ascii=False
+        )
+        left = memoryview(text.encode() + b"\n")
+        while left:  # a full disk takes a part first and fails the next time
+            left = left[self._file.write(left) :]
+        self.lines.append(dict(record))
+        if sync:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring all lines to the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _finite(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_finite(part) for part in value]
+    return value

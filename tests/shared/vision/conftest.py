@@ -1,0 +1,3 @@
+"""Before torchvision is imported anywhere: see shared/torchvision_cpu.py."""
+
+import shared  # noqa: F401
