@@ -1,4 +1,4 @@
-"""What meta-IF is compared with: EK-FAC, TRAK, TracIn, gradients and losses, on tasks as samples.
+"""The baselines of meta-IF: EK-FAC, TRAK, TracIn, gradients and losses, on tasks as samples.
 
 Each gets the total gradients of the tasks and of the metric, which is more than a user of an
 ordinary library would have: those would take the meta-parameters for all there is. All scores are
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from projects.meta_if import estimators
+from projects.meta_if import estimators, labels
 from projects.meta_if.problems import Anil, MetaProblem
 from projects.meta_if.total import Implicit, State
 from projects.meta_if.training import Composed, Fitted, composed_losses
@@ -118,17 +118,7 @@ def gradient_norm(state: State) -> Tensor:
     return -state.task_gradients(range(state.problem.n)).norm(dim=1)
 
 
-SCORES = (
-    *estimators.METHODS,
-    "task-IF (Gamma, Neumann 10)",
-    "EK-FAC",
-    "TRAK",
-    "TracIn",
-    "gradient dot",
-    "loss value",
-    "gradient norm",
-    "random",
-)
+SCORES = (*estimators.METHODS, labels.GAMMA_SERIES, *labels.BASELINES)
 
 
 def scores(
@@ -152,26 +142,24 @@ def scores(
         slope = estimators.metric_gradient(tests, lam)
         s, _ = estimators.adjoint(state, slope, name, solver)
         return estimators.task_scores(state, s, name)
-    if name == "task-IF (Gamma, Neumann 10)":
+    if name == labels.GAMMA_SERIES:
         slope = estimators.metric_gradient(tests, lam)
-        s, _ = estimators.adjoint(
-            state, slope, "task-IF (Gamma)", partial(neumann, depth=10, tol=None)
-        )
+        s, _ = estimators.adjoint(state, slope, labels.GAMMA, partial(neumann, depth=10, tol=None))
         return estimators.task_scores(state, s)
-    if name == "EK-FAC":
+    if name == labels.EKFAC:
         return estimators.task_scores(
             state, ekfac(state, seed).solve(estimators.metric_gradient(tests, lam))[0]
         )
-    if name == "TRAK":
+    if name == labels.TRAK:
         return trak(problem, tests, lam, dimension=dimension, seed=seed)
-    if name == "TracIn":
+    if name == labels.TRACIN:
         return tracin(problem, tests, fitted)
-    if name == "gradient dot":
+    if name == labels.GRADIENT_DOT:
         return estimators.task_scores(state, estimators.metric_gradient(tests, lam))
-    if name == "loss value":
+    if name == labels.LOSS_VALUE:
         return loss_value(state)
-    if name == "gradient norm":
+    if name == labels.GRADIENT_NORM:
         return gradient_norm(state)
-    if name == "random":
+    if name == labels.RANDOM:
         return baselines.chance(problem.n, seed).to(lam)
     raise UserError(f"there is no method '{name}'; there are {', '.join(SCORES)}")

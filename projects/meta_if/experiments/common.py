@@ -2,8 +2,11 @@
 tasks.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,27 +27,42 @@ from shared.vision.backbones import backbone
 
 
 class Config(experiment.Config):
-    """Tasks, body and training. `components` 0 leaves the images as they are; the body is `mlp-...`
-    or `conv4-...` (`shared.vision.backbones`).
-    """
+    """Tasks, body and training."""
 
-    components: NonNegativeInt = 24
-    body: str = "mlp-8"
-    ways: PositiveInt = 5
-    shots: PositiveInt = 5
-    queries: PositiveInt = 5
-    tasks: PositiveInt = 40
-    test_tasks: PositiveInt = 40
-    test_queries: PositiveInt = 10
-    head_penalty: PositiveFloat = 0.05
-    l2: PositiveFloat = 0.01
-    steps: NonNegativeInt = 50  # of gradient descent, before L-BFGS and Newton
-    rate: PositiveFloat = 0.5
-    tol: PositiveFloat = 1e-9
-    chunk: PositiveInt | None = None
-    folder: str | None = None
+    components: NonNegativeInt
+    """Principal components that stand for an image; 0 leaves the images as they are."""
+    body: str
+    """`mlp-...` or `conv4-...`, see `shared.vision.backbones`."""
+    ways: PositiveInt
+    """Classes of a task."""
+    shots: PositiveInt
+    """Training samples of a class."""
+    queries: PositiveInt
+    """Validation samples of a class."""
+    tasks: PositiveInt
+    """Tasks that are meta-trained on."""
+    test_tasks: PositiveInt
+    """Tasks that the test loss is the mean of."""
+    test_queries: PositiveInt
+    """Validation samples of a class of a test task."""
+    head_penalty: PositiveFloat
+    """Weight mu of the inner problem's (mu / 2) |theta|^2."""
+    l2: PositiveFloat
+    """Weight of the outer problem's (l2 / 2) |lam|^2."""
+    steps: NonNegativeInt
+    """Steps of gradient descent, before L-BFGS and Newton."""
+    rate: PositiveFloat
+    """Learning rate of these steps."""
+    tol: PositiveFloat
+    """What the norm of the total gradient must fall to."""
+    chunk: PositiveInt | None
+    """Tasks handled at once; null: all."""
+    folder: str | None
+    """Where the images of sources lie that are in no package."""
+    dtype: str = Field(pattern="^float(32|64)$")
+    """What is computed in."""
     device: str = "cpu"
-    dtype: str = Field("float64", pattern="float(32|64)")
+    """Where tensors live: cpu, or cuda."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +100,7 @@ class Setting:
         """A solver for the method that uses its matrix."""
         return lambda _operator, b: dense(self.matrices[method], b)
 
-    def retrained(self, **weights: Tensor) -> Tensor:
+    def retrain(self, **weights: Tensor) -> Tensor:
         """lam* of the problem with other weights, from the full solution."""
         return polish(
             Composed(self.problem.with_weights(**weights)),
@@ -93,14 +111,14 @@ class Setting:
 
     @property
     def tol(self) -> float:
-        """What the gradient's norm must fall to in training again: that of the training."""
+        """What the gradient's norm must fall to in a retraining: that of the training."""
         return max(1e-9, self.fitted.gradient_norm)
 
     def without(self, tasks) -> Tensor:
         """lam* without some tasks."""
         weights = torch.ones(self.problem.n, dtype=torch.float64)
         weights[list(tasks)] = 0
-        return self.retrained(weights=weights)
+        return self.retrain(weights=weights)
 
     def loss(self, lam: Tensor) -> float:
         """The mean loss of the test tasks."""
@@ -165,3 +183,9 @@ def robust(operator: Operator, b: Tensor, tol: float = 1e-4) -> Solved:
 def most_harmful(scores: Tensor, count: int) -> list[int]:
     """The tasks with the lowest scores; of equal ones the first."""
     return np.argsort(scores.cpu().numpy(), kind="stable")[:count].tolist()
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` gives, and the processor seconds it took."""
+    start = time.process_time()
+    return work(), time.process_time() - start

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from projects.ecif import Contrastive, Heads, Pairs, TwoTower
@@ -14,18 +14,34 @@ from shared.influence.noise import shuffle_captions
 from shared.seeding import step_seed
 
 
-class Setting(experiment.Config):
-    """Sizes of a problem. `delta` is the paper's, beside the sum of the batches' losses."""
+class SplitConfig(experiment.Config):
+    """Sizes of a data set's parts, and of the heads that are trained on its features; the test part
+    has its size elsewhere.
+    """
 
-    train: PositiveInt = 1152
-    validation: PositiveInt = 256
-    test: PositiveInt = 224
-    batch: PositiveInt = 32
-    dimensions: PositiveInt = 32
-    size: PositiveInt = 16
-    delta: PositiveFloat = 200.0
-    smoothing: float = Field(default=1.0, ge=0)
+    train: PositiveInt
+    """Training pairs."""
+    validation: PositiveInt
+    """Clean pairs whose loss scores are about."""
+    batch: PositiveInt
+    """Pairs of a batch, which are one another's negatives."""
+    dimensions: PositiveInt
+    """Principal components that stand for a caption, and for a picture."""
+    size: PositiveInt
+    """Dimensions of the embedding."""
+    delta: PositiveFloat
+    """Weight of the regulariser beside the sum of the batches' losses, as in the paper."""
+    smoothing: NonNegativeFloat
+    """What the cosine's squared lengths are raised by."""
     device: str = "cpu"
+    """Where tensors live: cpu, or cuda."""
+
+
+class ProblemConfig(SplitConfig):
+    """The same with one size of the test part."""
+
+    test: PositiveInt
+    """Pairs that the accuracy is of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +84,17 @@ class Case:
 
 
 def build(
-    config: Setting, name: Name, seed: int, shuffled_share: float = 0.0, delta: float | None = None
+    config: SplitConfig,
+    name: Name,
+    seed: int,
+    test: int,
+    shuffled_share: float = 0.0,
+    delta: float | None = None,
 ) -> Case:
     """Load, exchange captions of a share of the training pairs, train to a minimum, take the
     Hessian there.
     """
-    data = load(name, config.train, config.validation, config.test, config.dimensions, seed)
+    data = load(name, config.train, config.validation, test, config.dimensions, seed)
     source = list(range(len(data.train)))
     corrupted = torch.zeros(len(data.train), dtype=torch.bool)
     if shuffled_share:
