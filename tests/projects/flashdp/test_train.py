@@ -582,9 +582,9 @@ def test_a_killed_process_goes_on_to_the_same_bits(
         assert stat.S_IMODE((private / "key").stat().st_mode) == 0o600
         assert not list((tmp_path / name).glob("*model.safetensors"))
         run = json.loads((private / "run.json").read_text())
-        made = json.loads(
-            safe_open(private / "checkpoint.safetensors", "pt").metadata()["state"]
-        )["history"]
+        made = json.loads(safe_open(private / "checkpoint.safetensors", "pt").metadata()["state"])[
+            "history"
+        ]
         if name == "stopped":
             assert made == [[2.0, 0.2, int(stopped[1])]]
         steps = log_of(tmp_path / name)[-1]["step"] + 5
