@@ -5,10 +5,12 @@ one line.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ import torch
 from projects.infinite_sampling import command
 from projects.infinite_sampling import train as training
 from projects.infinite_sampling.predictor import HiddenRidge
+from shared.commands.log import Log
 from shared.paths import ROOT
 
 
@@ -303,6 +306,42 @@ def start(folder, files, *more):
         assert process.poll() is None
         time.sleep(0.05)
     return process, log
+
+
+def test_a_kill_at_any_moment_leads_to_the_same_bytes(folder, files, monkeypatch):
+    """One run is photographed at every moment at which its folder changes, and the command takes up
+    each photograph as if the run had died there.
+    """
+    out, taken = files / "whole", {}
+
+    def content_of(folder):
+        return {
+            str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()
+        }
+
+    def photograph():
+        state = tuple(sorted(content_of(out).items()))
+        if state not in taken:
+            taken[state] = files / "album" / str(len(taken))
+            shutil.copytree(out, taken[state])
+
+    def watched(original):
+        def call(*args, **kwargs):
+            photograph()
+            done = original(*args, **kwargs)
+            photograph()
+            return done
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Log, "write")):
+            patch.setattr(owner, name, watched(getattr(owner, name)))
+        assert train(folder, "--steps", "2", out="whole") == 0
+    assert len(taken) > 12
+    for state in taken.values():
+        assert train(folder, "--steps", "2", out=str(state)) == 0
+        assert content_of(state) == content_of(out), state
 
 
 def test_a_signal_ends_in_good_order(folder, files):
