@@ -30,7 +30,7 @@ class Scoring(Recipe):
     """train the adapters on to a minimum first (small models; with --dtype float64)"""
 
     score: Literal["influence", "relative", "span", "self"] = "influence"
-    """relative: over the length of the change; span: to trace one query back; self:
+    """influence; relative: over the length of the change; span: to trace one query back; self:
     self-influence"""
 
     mode: Literal["exact", "paper"] = "exact"
@@ -56,8 +56,8 @@ class Scoring(Recipe):
 
 
 class Work(Recipe):
-    """The settings that decide what is refused and how the work is done. What they change in trained
-    parameters shows in these, which are part of a result's key themselves.
+    """The settings that decide what is refused and how the work is done. What they change in
+    parameters that are trained here shows in these, which are in the key of the pieces themselves.
     """
 
     gradient_tol: float = Field(1e-6, gt=0)

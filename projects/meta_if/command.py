@@ -64,7 +64,7 @@ class Scoring(Recipe):
     """what to score: tasks, or samples"""
 
     method: str = labels.TASK_IF
-    """or one of the paper's and others' approximations, as 'task-IF (Gamma)' or direct-IF"""
+    """exact task-IF, or an approximation: 'task-IF (Gamma)', direct-IF ..."""
 
     damping: float = Field(0.0, ge=0)
     """added to the total Hessian"""

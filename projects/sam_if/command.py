@@ -28,7 +28,7 @@ class Scoring(Recipe):
     """which fixed batches"""
 
     estimator: Literal["sam_hif", "sam_if", "if", "gif_checkpoints"] = "sam_hif"
-    """what is computed"""
+    """sam_hif is the derivative, the others leave more and more out; gif_checkpoints: along a run"""
 
     curvature: Literal["hessian", "ggn"] = "hessian"
     """ggn: Gauss-Newton, for networks"""
@@ -37,7 +37,7 @@ class Scoring(Recipe):
     """added to the matrix that is inverted"""
 
     solver: Literal["auto", "cg", "gmres", "lsmr", "dense"] = "auto"
-    """of the system"""
+    """what solves with it"""
 
     tolerance: float = Field(1e-6, gt=0)
     """relative residual of the solve"""
