@@ -64,9 +64,14 @@ def _parser() -> Parser:
         )
 
     added = command(
-        "list", "papers, experiments, scales, and which rows exist", "repro list zo2", _list
+        "list",
+        "papers, experiments, scales, and which rows exist; an experiment's settings",
+        "repro list zo2",
+        _list,
     )
-    added.add_argument("paper", nargs="?", help="one paper only")
+    added.add_argument(
+        "target", nargs="?", metavar="PAPER[/EXPERIMENT]", help="one paper, or one's settings"
+    )
     added.add_argument(
         "--results",
         type=Path,
@@ -190,7 +195,9 @@ def _list(options: argparse.Namespace) -> int:
 
     from shared import rows
 
-    names = [options.paper] if options.paper else list(manifest.manifests())
+    if options.target and "/" in options.target:
+        return _list_settings(*_split(options.target, "PAPER/EXPERIMENT"))
+    names = [options.target] if options.target else list(manifest.manifests())
     table = Table(
         "experiment",
         "what",
@@ -209,6 +216,22 @@ def _list(options: argparse.Namespace) -> int:
                 exists = rows.rows_path(options.results, scale, paper, name).exists()
                 marks.append("●" if exists else "○" if name in configs[scale] else "")
             table.add_row(f"{paper}/{name}", experiment.title, *marks)
+    _print(table)
+    return 0
+
+
+def _list_settings(paper: str, name: str) -> int:
+    from rich.table import Table
+    from rich.text import Text
+
+    from shared import experiment
+
+    scales = [scale for scale in paths.SCALES if name in manifest.scale_config(paper, scale)]
+    title = manifest.check_experiment(paper, name).title
+    table = Table("setting", "type", *scales, "what", title=title, header_style="bold")
+    for setting in experiment.settings(paper, name):
+        values = [setting.values[scale] for scale in scales]
+        table.add_row(*map(Text, (setting.name, setting.type, *values, setting.description)))
     _print(table)
     return 0
 

@@ -40,8 +40,13 @@ def lacking(paper: str) -> list[str]:
         UserError: no such paper, or a manifest that cannot be read.
     """
     manifest.manifest(paper)
-    checks = (_files, _manifest, _scales, _configs, _page, _main_page, _reference, _tests)
-    return [line for check in checks for line in check(paper)]
+    lines: list[str] = []
+    for check in (_files, _manifest, _scales, _configs, _page, _main_page, _reference, _tests):
+        try:
+            lines += check(paper)
+        except (ImportError, SyntaxError, ValueError, UserError) as error:
+            lines.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return lines
 
 
 def _files(paper: str) -> Iterator[str]:

@@ -169,7 +169,11 @@ def check_repro(options: argparse.Namespace) -> None:
     elif function == "_make":
         paper, _, name = options.target.partition("/")
         assert not name or name in getattr(manifest.manifest(paper), options.kind)
-    elif function in ("_claims", "_list") and options.paper:
+    elif function == "_list" and "/" in (options.target or ""):
+        manifest.check_experiment(*options.target.split("/"))
+    elif function == "_list" and options.target:
+        manifest.manifest(options.target)
+    elif function in ("_claims", "_readme", "_keep", "_check") and options.paper:
         manifest.manifest(options.paper)
     elif getattr(options, "names", []) and options.names != ["NAME"]:
         from shared.data import catalogue

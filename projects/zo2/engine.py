@@ -33,9 +33,10 @@ from projects.zo2.lanes import Span, Traffic
 from projects.zo2.options import Options
 from projects.zo2.perturbation import Pending, Perturbation
 from projects.zo2.placement import Placement
-from projects.zo2.storage import DiskStore, RamStore, SafetensorsReader, SafetensorsWriter
+from projects.zo2.storage import DiskStore, RamStore, SafetensorsReader, safetensors_writer
 from projects.zo2.walk import Walk
 from shared.errors import UserError
+from shared.models import check_finite
 from shared.seeding import step_seed
 
 
@@ -262,6 +263,12 @@ class ZO2:
             self.flush()
         yield from self._placement.tensors()
 
+    def finite_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """As `tensors`. Raises UserError at the first one that holds NaN or infinity."""
+        for name, tensor in self.tensors():
+            check_finite([(name, tensor)], "the trained model")
+            yield name, tensor
+
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of every tensor, in memory. For a model that does not fit there, use `save`."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.tensors()}
@@ -269,9 +276,11 @@ class ZO2:
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Write the weights to a safetensors file, block by block; `path` appears when it
         is whole.
+
+        Raises UserError when one of them is not finite, or no space is left.
         """
-        with SafetensorsWriter(path, self._placement.fields(), metadata) as writer:
-            for _, tensor in self.tensors():
+        with safetensors_writer(path, self._placement.fields(), metadata) as writer:
+            for _, tensor in self.finite_tensors():
                 writer.write(tensor)
 
     @torch.no_grad()

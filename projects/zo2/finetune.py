@@ -1,4 +1,4 @@
-"""`finetune` and `replay`: what the command line does.
+"""`finetune`: train the user's model.
 
 What a run leaves in its folder is enough to go on after a crash at any moment, with at most the
 step under way lost:
@@ -14,149 +14,51 @@ then (a crash may have left it between two steps) and is made anew.
 """
 
 import argparse
-import math
 import os
-import shutil
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers.utils import logging as transformers_logging
 
 from projects.zo2 import budget, weights
-from projects.zo2.engine import ZO2, Step
-from projects.zo2.forwards import Forwards
-from projects.zo2.steplog import Log, StepLog, read_log
-from projects.zo2.steplog import replay as replay_log
+from projects.zo2.command import Recipe
+from projects.zo2.engine import ZO2
+from projects.zo2.runs import (
+    CHECKPOINT,
+    EARLY,
+    LOG,
+    WORKING,
+    build_engine,
+    check_goes_on,
+    check_losses,
+    dtype_of,
+    empty_model,
+    header_of,
+    loss_sum,
+    lost_steps,
+    mean_loss,
+    micro_batches,
+    newest,
+    save_model,
+    show,
+)
+from projects.zo2.steplog import StepLog, read_log, replay
 from shared.commands.folder import locked
 from shared.commands.options import device_of
 from shared.commands.progress import Progress
-from shared.commands.signals import stop_signals
-from shared.corpus import IGNORED, Batch, Corpus
+from shared.commands.signals import Stopped, stop_signals
+from shared.corpus import Batch, Corpus
 from shared.errors import UserError
-from shared.files import sha256
-from shared.models import (
-    Stored,
-    add_lora,
-    copy_configuration,
-    empty_causal_lm,
-    fingerprint,
-    load_tokenizer,
-    local_model,
-    save_lora_configuration,
-    stored_tensors,
-)
-
-LOST_STEPS = 20  # so many losses in a row that are not finite end a run
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings that decide which weights a run ends with. They stand in the log; a run goes on
-    only with the same ones.
-
-    `flush_every` is None unless blocks are stored in another dtype: only then does it matter when
-    an update reaches the store.
-    """
-
-    lr: float
-    lr_schedule: str
-    warmup_steps: int
-    eps: float
-    weight_decay: float
-    probe: str
-    seed: int
-    dtype: str
-    storage_dtype: str | None
-    rounding: str
-    device: str
-    sequence_length: int
-    batch_size: int
-    accumulate: int
-    lora_rank: int | None
-    lora_alpha: int | None
-    lora_targets: str | None
-    flush_every: list[int] | None
-
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "Recipe":
-        """From the command line, with the defaults that depend on other options."""
-        given = {f.name: getattr(options, f.name) for f in fields(cls) if f.name != "flush_every"}
-        if options.lora_rank is None and (options.lora_alpha or options.lora_targets):
-            raise UserError("--lora-alpha and --lora-targets need --lora-rank")
-        if options.lora_rank is not None and options.lora_alpha is None:
-            given["lora_alpha"] = 2 * options.lora_rank
-        if options.lr is None:
-            given["lr"] = 1e-6 if options.lora_rank is None else 1e-4
-        if options.storage_dtype == options.dtype:
-            given["storage_dtype"] = None
-        low_bit = given["storage_dtype"] is not None
-        if options.rounding == "stochastic" and not low_bit:
-            raise UserError("--rounding stochastic needs a --storage-dtype narrower than --dtype")
-        given["device"] = torch.device(options.device).type
-        every = [options.checkpoint_every, options.eval_every if options.eval_data else 0]
-        return cls(**given, flush_every=every if low_bit else None)
-
-    @classmethod
-    def read(cls, log: Log, path: Path) -> "Recipe":
-        """From the header of a log."""
-        try:
-            return cls(**log.header["settings"])
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}, line 1: {error}; the log is damaged or of another version"
-            ) from None
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step in a run of `steps`."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        along = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
-        match self.lr_schedule:
-            case "linear":
-                return self.lr * (1 - along)
-            case "cosine":
-                return self.lr * (1 + math.cos(math.pi * along)) / 2
-        return self.lr
-
-
-def loss_sum(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """Sum of the next-token losses, and how many there are. Looks at few logits at a time: they are
-    a model's largest tensor.
-    """
-    logits = model(input_ids=batch["input_ids"]).logits
-    labels = batch["labels"][:, 1:]
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    rows = budget.loss_rows(logits.shape[-1])
-    for sequence, targets in zip(logits, labels, strict=True):
-        for start in range(0, len(targets), rows):
-            piece = targets[start : start + rows]
-            losses = cross_entropy(
-                sequence[start : start + len(piece)].float(),
-                piece,
-                ignore_index=IGNORED,
-                reduction="none",
-            )
-            total += losses.double().sum()
-    return total, int((labels != IGNORED).sum())
-
-
-def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean next-token loss on a batch, in float64."""
-    total, count = loss_sum(model, batch)
-    return total / max(1, count)
-
-
-# ---- finetune ------------------------------------------------------------------------------------
+from shared.files import remove
+from shared.models import check_length, load_tokenizer, local_model
 
 
 def finetune(options: argparse.Namespace) -> int:
-    """`python -m projects.zo2 finetune`. Returns the exit status."""
+    """Train as the options of `command.parser` say. Returns the exit status."""
     transformers_logging.set_verbosity_error()  # its warnings are for those who write code
     size = None if options.memory_budget is None else budget.parse_size(options.memory_budget)
     device = device_of(options.device)
@@ -173,71 +75,57 @@ def finetune(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     folder = local_model(options.model)
-    out: Path = options.out
-    with locked(out, "steps.jsonl"):
-        run = _Run(options, recipe, folder, out, device, storage, size)
-        return run.go()
+    with locked(options.out, LOG, EARLY, lines=2):  # the first is the header
+        return _Run(options, recipe, folder, device, storage, size).go()
 
 
+@dataclass
 class _Run:
-    """One call of `finetune`."""
+    """One call of `finetune`.
 
-    def __init__(
-        self,
-        options: argparse.Namespace,
-        recipe: Recipe,
-        folder: Path,
-        out: Path,
-        device: torch.device,
-        storage: str,
-        size: int | None,
-    ):
-        self.options, self.recipe, self.folder, self.out = options, recipe, folder, out
-        self.device, self.storage, self.size = device, storage, size
+    Attributes:
+        folder: of the base model.
+        storage: ram, disk or none.
+        size: bytes of the memory budget, if there is one.
+        peak: bytes allocated, at most.
+    """
+
+    options: argparse.Namespace
+    recipe: Recipe
+    folder: Path
+    device: torch.device
+    storage: str
+    size: int | None
+    peak: int = 0
+
+    def __post_init__(self) -> None:
+        self.out: Path = self.options.out
         self.console = Console(highlight=False, soft_wrap=True)
-        self.checkpoint = out / "checkpoint" / "weights.safetensors"
-        self.final = out / (
-            "model.safetensors" if recipe.lora_rank is None else "adapter_model.safetensors"
-        )
-        self.working = out / "working.safetensors"
-        self.peak = 0
 
     def go(self) -> int:
-        options, recipe = self.options, self.recipe
-        header = {
-            "model": {"name": str(options.model), "fingerprint": fingerprint(self.folder)},
-            "data": {"sha256": sha256(options.data)},
-            "settings": asdict(recipe),
-        }
-        path = self.out / "steps.jsonl"
-        known = read_log(path) if path.exists() else None
-        if known is not None:
-            same_run(known.header, header, self.out)
-            if len(known.steps) > options.steps:
-                raise UserError(
-                    f"{self.out} has made {len(known.steps)} steps already; --steps may only grow"
-                )
-            if weights.saved_steps(self.final) == options.steps:
-                self._tidy()
-                self._say(f"{self.out} has been trained for {options.steps} steps already")
-                return 0
-
+        options, recipe, out = self.options, self.recipe, self.out
+        model, stored = empty_model(self.folder, recipe, str(options.model))
+        check_length(model, recipe.sequence_length)
         tokenizer = load_tokenizer(self.folder)
-        corpus = Corpus.build(options.data, tokenizer, recipe.sequence_length, self.out / "data")
+        header = header_of(recipe, str(options.model), self.folder, options.data)
+        check_goes_on(read_log(out / LOG), header, recipe, options.steps, out)
+        if weights.saved_steps(out / recipe.weights_file) == options.steps:
+            self._tidy()
+            self._say(f"{out} has been trained for {options.steps} steps already")
+            return 0
+
+        length = recipe.sequence_length
+        corpus = Corpus.build(options.data, tokenizer, length, out / "data")
         held_out = None
         if options.eval_data:
-            held_out = Corpus.build(
-                options.eval_data, tokenizer, recipe.sequence_length, self.out / "eval-data"
-            )
-        model, stored = empty_model(self.folder, recipe, str(options.model))
-        longest = max(c.length for c in (corpus, held_out) if c is not None)
+            held_out = Corpus.build(options.eval_data, tokenizer, length, out / "eval-data")
         work = budget.Workload(
             recipe.batch_size,
             recipe.accumulate,
-            longest,
+            max(c.length for c in (corpus, held_out) if c is not None),
             recipe.probe,
             self.storage,
-            _dtype(recipe.storage_dtype),
+            dtype_of(recipe.storage_dtype),
             self.device,
             torch.get_num_threads(),
         )
@@ -254,16 +142,14 @@ class _Run:
 
         with ExitStack() as stack:
             stack.enter_context(budget.limit(self.size, self.device))
-            start = max(
-                (self.checkpoint, self.final), key=lambda file: weights.saved_steps(file) or 0
-            )
+            start = newest(out, recipe)
             engine = build_engine(
                 model,
                 stored,
                 recipe,
                 start,
                 self.storage,
-                self.working,
+                out / WORKING,
                 self.device,
                 plan,
                 self._loss,
@@ -271,102 +157,69 @@ class _Run:
             stack.callback(engine.close)
             if self.storage == "ram" and self.size is not None and self.device.type == "cpu":
                 budget.account_for(engine.host_nbytes)
-            log = StepLog(path, header)
-            stack.callback(log.close)
-            if engine.steps > len(log.log.steps):
+            log = stack.enter_context(StepLog(out / LOG, header))
+            made = len(log.records.steps)
+            if engine.steps > made:
                 raise UserError(
-                    f"{start} is of step {engine.steps}, {path} ends at step {len(log.log.steps)}:"
-                    " one of them is not this run's"
+                    f"{start} is of step {engine.steps}, {out / LOG} ends at step {made}: one of"
+                    " them is not this run's"
                 )
-            self._go_on(engine, log)
-            stopped = self._train(engine, log, corpus, held_out)
-            done = engine.steps
-            if stopped:
-                self._say(
-                    f"stopped after step {done} of {options.steps}; the same command goes on from"
-                    " there"
-                )
-                return 128 + stopped
-            self._finish(engine, log)
+            if made:
+                missing = made - engine.steps
+                self._say(f"going on after step {made}: {missing} steps are replayed from the log")
+                replay(engine, log.records)
+            self._train(engine, log, corpus, held_out)
+            log.flush()
+            save_model(engine, recipe, self.folder, out)
+            self._sample()
+            self._report(engine)
         self._tidy()
         return 0
 
-    def _go_on(self, engine: ZO2, log: StepLog) -> None:
-        """Bring the engine from its checkpoint to the log's end."""
-        if not log.log.steps:
-            return
-        missing = len(log.log.steps) - engine.steps
-        self._say(
-            f"going on after step {len(log.log.steps)}: {missing} steps are replayed from the log"
-        )
-        replay_log(engine, log.log)
-
-    def _train(
-        self, engine: ZO2, log: StepLog, corpus: Corpus, held_out: Corpus | None
-    ) -> int | None:
-        """Steps until the last one. Returns the signal that stopped it earlier, if one did."""
-        options, recipe = self.options, self.recipe
-        lost = 0
-        for step in reversed(log.log.steps):
-            if not step.skipped:
-                break
-            lost += 1
+    def _train(self, engine: ZO2, log: StepLog, corpus: Corpus, held_out: Corpus | None) -> None:
+        """Steps until the last one. Raises Stopped when a signal comes earlier."""
+        options, recipe, records = self.options, self.recipe, log.records
+        checkpoint = self.out / CHECKPOINT
+        lost = lost_steps(records)
         with (
             stop_signals() as stop,
             Progress(self.console, engine.steps, options.steps) as progress,
         ):
             while True:
                 done = engine.steps
+                check_losses(lost, done, options.steps)
                 if (
                     held_out is not None
-                    and done not in log.log.evaluations
+                    and done not in records.evaluations
                     and (done % options.eval_every == 0 or done == options.steps)
                 ):
                     log.flush()
                     log.evaluation(
                         _evaluate(engine, held_out, options.eval_rows, recipe.batch_size)
                     )
-                    progress.line(f"step {done}: held-out loss {log.log.evaluations[done]:.4f}")
+                    progress.line(f"step {done}: held-out loss {records.evaluations[done]:.4f}")
                 if done == options.steps:
-                    return None
+                    return
                 if (
                     done
                     and done % options.checkpoint_every == 0
-                    and weights.saved_steps(self.checkpoint) != done
+                    and weights.saved_steps(checkpoint) != done
                 ):
                     log.flush()
-                    self.checkpoint.parent.mkdir(exist_ok=True)
-                    weights.save_weights(
-                        engine, self.checkpoint, done, recipe.lora_rank is not None
-                    )
+                    weights.save_weights(engine, checkpoint, done, recipe.lora_rank is not None)
                 if stop:
-                    return stop[0]
-                if lost >= LOST_STEPS:
-                    raise UserError(
-                        f"the loss was not finite in {lost} steps in a row (the last was"
-                        f" {done - 1}); try another --out with a smaller --lr"
+                    raise Stopped(
+                        f"stopped after step {done} of {options.steps}; the same command goes on"
+                        " from there",
+                        stop[0],
                     )
-                batches = corpus.step_batches(
-                    recipe.seed, done, recipe.batch_size, recipe.accumulate
-                )
-                batches = [
-                    {key: tensor.to(self.device) for key, tensor in batch.items()}
-                    for batch in batches
-                ]
+                batches = micro_batches(corpus, recipe, done, self.device)
                 step = engine.step(batches, lr=recipe.rate(done, options.steps))
                 log.step(step, engine.order)
                 lost = lost + 1 if step.skipped else 0
                 show(progress, step, sum(batch["input_ids"].numel() for batch in batches))
 
-    def _finish(self, engine: ZO2, log: StepLog) -> None:
-        log.flush()
-        base = engine.model
-        if self.recipe.lora_rank is None:
-            copy_configuration(self.folder, self.out, getattr(torch, self.recipe.dtype))
-        else:
-            save_lora_configuration(base, self.out)
-        weights.save_weights(engine, self.final, engine.steps, self.recipe.lora_rank is not None)
-        self._sample()
+    def _report(self, engine: ZO2) -> None:
         traffic = engine.traffic
         moved = (
             f"; moved {budget.format_size(traffic.bytes_up)} up,"
@@ -399,8 +252,7 @@ class _Run:
 
     def _tidy(self) -> None:
         """Nothing is left that a finished run does not need."""
-        self.working.unlink(missing_ok=True)
-        shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
+        remove(self.out / WORKING, (self.out / CHECKPOINT).parent)
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
@@ -420,157 +272,3 @@ def _evaluate(engine: ZO2, corpus: Corpus, rows: int, batch_size: int) -> float:
         return total / max(1, count)
 
     return engine.forward(run)
-
-
-def same_run(known: dict[str, Any], now: dict[str, Any], out: Path) -> None:
-    """Refuse to go on with something else than what the run in `out` began with."""
-    for part, key, what in (
-        ("model", "fingerprint", "another --model"),
-        ("data", "sha256", "other --data"),
-    ):
-        if known.get(part, {}).get(key) != now[part][key]:
-            raise UserError(f"{out} holds a run with {what}; name another --out")
-    before = known.get("settings", {})
-    for key, value in now["settings"].items():
-        if before.get(key) != value:
-            option = (
-                "checkpoint-every and --eval-every"
-                if key == "flush_every"
-                else key.replace("_", "-")
-            )
-            raise UserError(
-                f"{out} holds a run with --{option} {before.get(key)}, not {value}; name another"
-                " --out"
-            )
-
-
-# ---- replay --------------------------------------------------------------------------------------
-
-
-def replay(options: argparse.Namespace) -> int:
-    """`python -m projects.zo2 replay`. Returns the exit status."""
-    transformers_logging.set_verbosity_error()
-    log = read_log(options.log)
-    if log is None or not log.steps:
-        raise UserError(f"{options.log} holds no steps")
-    recipe = Recipe.read(log, options.log)
-    folder = local_model(options.model)
-    if fingerprint(folder) != log.header.get("model", {}).get("fingerprint"):
-        raise UserError(
-            f"{options.model} is not the model that this run began with"
-            f" ({log.header.get('model', {}).get('name')})"
-        )
-    out: Path = options.out
-    lora = recipe.lora_rank is not None
-    final = out / ("adapter_model.safetensors" if lora else "model.safetensors")
-    console = Console(highlight=False, soft_wrap=True)
-    with locked(out, "steps.jsonl"):
-        if final.exists() or (out / "steps.jsonl").exists():
-            raise UserError(f"{out} holds a model already; name another --out")
-        model, stored = empty_model(folder, recipe, str(options.model))
-        working = out / "working.safetensors"
-        engine = build_engine(
-            model,
-            stored,
-            recipe,
-            None,
-            options.storage,
-            working,
-            device_of(recipe.device),
-            None,
-            mean_loss,
-        )
-        try:
-            with Progress(console, 0, len(log.steps)) as progress:
-                replay_log(engine, log, lambda done: show(progress, log.steps[done - 1], 0))
-            if lora:
-                save_lora_configuration(model, out)
-            else:
-                copy_configuration(folder, out, getattr(torch, recipe.dtype))
-            weights.save_weights(engine, final, len(log.steps), lora)
-        finally:
-            engine.close()
-            working.unlink(missing_ok=True)
-    console.print(
-        f"the {'adapter' if lora else 'model'} after {len(log.steps)} steps is in {out}",
-        markup=False,
-    )
-    return 0
-
-
-# ---- what both need ------------------------------------------------------------------------------
-
-
-def show(progress: Progress, step: Step, tokens: int) -> None:
-    """Show a step that has been made on `tokens` tokens."""
-    if step.skipped:
-        progress.line(f"step {step.number}: the loss is not finite; the step is skipped")
-    progress.step(step.number + 1, tokens, None if step.skipped else step.loss)
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else getattr(torch, name)
-
-
-def empty_model(folder: Path, recipe: Recipe, name: str) -> tuple[Any, dict[str, Stored]]:
-    """The model on the meta device, with adapters if the recipe has them, and how the folder holds
-    its weights.
-    """
-    model = empty_causal_lm(folder, getattr(torch, recipe.dtype))
-    stored = stored_tensors(model, folder)
-    if recipe.lora_rank is not None:
-        targets = recipe.lora_targets.split(",") if recipe.lora_targets else None
-        assert recipe.lora_alpha is not None
-        model = add_lora(model, recipe.lora_rank, recipe.lora_alpha, targets, name, empty=True)
-    return model, stored
-
-
-def build_engine(
-    model: Any,
-    stored: dict[str, Stored],
-    recipe: Recipe,
-    start: Path | None,
-    storage: str,
-    working: Path,
-    device: torch.device,
-    plan: budget.Plan | None,
-    loss: Any,
-    write: bool = True,
-    forwards: Forwards | None = None,
-) -> ZO2:
-    """The engine at the weights of the checkpoint `start`, or at the base model's where there is
-    none.
-
-    `write` is False where another process has written the working file; `forwards` is `ZO2`'s.
-    """
-    steps = weights.saved_steps(start) if start is not None else None
-    begun = start if steps is not None else None
-    if recipe.lora_rank is not None:
-        source = weights.adapter_source(weights.folder_source(stored), model, recipe.seed, begun)
-    elif begun is not None:
-        source = weights.file_source(begun)
-    else:
-        source = weights.folder_source(stored)
-    if storage == "disk":
-        if write:
-            weights.write_working_file(model, source, working, _dtype(recipe.storage_dtype))
-    else:
-        weights.fill(model, source)
-    engine = ZO2(
-        model,
-        forwards=forwards,
-        lr=recipe.lr,
-        eps=recipe.eps,
-        weight_decay=recipe.weight_decay,
-        seed=recipe.seed,
-        probe=recipe.probe,  # type: ignore[arg-type]
-        storage={"ram": "ram", "disk": working, "none": None}[storage],  # type: ignore[arg-type]
-        storage_dtype=_dtype(recipe.storage_dtype),
-        rounding=recipe.rounding,  # type: ignore[arg-type]
-        slots=plan.slots if plan else 3,
-        cache_noise=plan.cache_noise if plan else True,
-        device=device,
-        loss=loss,
-    )
-    engine.steps = steps or 0
-    return engine

@@ -22,7 +22,7 @@ from projects.zo2.storage import (
     Layout,
     RamStore,
     SafetensorsReader,
-    SafetensorsWriter,
+    safetensors_writer,
 )
 from projects.zo2.units import Partition, Unit, find_blocks, partition
 from shared.errors import UserError
@@ -225,7 +225,7 @@ class Placement:
                 )
             resident = self.resident()
             fields = [Field(n, tuple(t.shape), t.dtype, True) for n, t in resident.items()]
-            with SafetensorsWriter(
+            with safetensors_writer(
                 path, fields + [f for c in codecs for f in c.stored.fields]
             ) as writer:
                 for tensor in resident.values():

@@ -8,30 +8,27 @@ another place, so a replay must flush where the run did) and one per evaluation.
 the disk before the run goes on; a crash can tear only the last one.
 """
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.commands.log import Log, read_lines
 from shared.errors import UserError
-from shared.files import sync
 
 if TYPE_CHECKING:
     from projects.zo2.engine import ZO2, Step
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
-class Log:
+class Records:
     """What a log holds.
 
     `flushes` has the numbers of steps after which everything pending was applied, `evaluations` the
-    held-out loss after a number of steps. `nbytes` is where the good lines end: after it there may
-    be a torn one.
+    held-out loss after a number of steps.
     """
 
     header: dict[str, Any]
@@ -39,44 +36,26 @@ class Log:
     order: list[str] = field(default_factory=list)
     flushes: set[int] = field(default_factory=set)
     evaluations: dict[int, float] = field(default_factory=dict)
-    nbytes: int = 0
 
 
-def read_log(path: Path) -> Log | None:
-    """Read a log. None when it has no whole first line: the run died before it began.
+def read_log(path: Path) -> Records | None:
+    """Read a log. None when there is none, or none with a whole first line: the run died before it
+    began.
 
-    One torn last line is left out. Raises UserError when the file is missing, and with the number
-    of the line when anything else is wrong.
+    One torn last line is left out. Raises UserError with the number of the line when anything else
+    is wrong.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    lines = data.splitlines(keepends=True)
-    log: Log | None = None
-    for number, line in enumerate(lines, 1):
+    records: Records | None = None
+    for number, line in enumerate(read_lines(path, strict=True), 1):
         try:
-            if not line.endswith(b"\n"):
-                raise ValueError("it has no end")
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("it is no JSON object")
-        except ValueError:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path}, line {number}: not a JSON object; the log is damaged"
-            ) from None
-        try:
-            if log is None:
-                log = Log(_header(record))
+            if records is None:
+                records = Records(_header(line))
             else:
-                _take(log, record)
+                _take(records, line)
         except (KeyError, TypeError, ValueError) as error:
             what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}, line {number}: {what}; the log is damaged") from None
-        log.nbytes += len(line)
-    return log
+    return records
 
 
 def _header(record: dict[str, Any]) -> dict[str, Any]:
@@ -85,98 +64,103 @@ def _header(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _take(log: Log, record: dict[str, Any]) -> None:
+def _take(records: Records, line: Mapping[str, Any]) -> None:
     from projects.zo2.engine import Step
 
-    match record.get("event"):
+    done = len(records.steps)
+    match line.get("event"):
         case "step":
-            if record["step"] != len(log.steps):
-                raise ValueError(f"step {record['step']} where step {len(log.steps)} should be")
-            if not log.steps:
-                log.order = [str(name) for name in record["order"]]
-            values = {
-                key: math.nan if record[key] is None else float(record[key])
-                for key in ("loss", "projected_gradient")
-            }
-            log.steps.append(
-                Step(record["step"], lr=float(record["lr"]), seed=int(record["seed"]), **values)
+            if line["step"] != done:
+                raise ValueError(f"step {line['step']} where step {done} should be")
+            if not records.steps:
+                records.order = [str(name) for name in line["order"]]
+            records.steps.append(
+                Step(
+                    line["step"],
+                    loss=_number(line["loss"]),
+                    projected_gradient=_number(line["projected_gradient"]),
+                    lr=float(line["lr"]),
+                    seed=int(line["seed"]),
+                )
             )
         case "flush" | "evaluation" as event:
-            if record["step"] != len(log.steps):
-                raise ValueError(
-                    f"{event} after {record['step']} steps where {len(log.steps)} were made"
-                )
+            if line["step"] != done:
+                raise ValueError(f"{event} after {line['step']} steps where {done} were made")
             if event == "flush":
-                log.flushes.add(record["step"])
+                records.flushes.add(done)
             else:
-                log.evaluations[record["step"]] = float(record["loss"])
+                records.evaluations[done] = _number(line["loss"])
         case other:
             raise ValueError(f"unknown event {other!r}")
 
 
+def _number(value: float | None) -> float:
+    """JSON has no numbers that are not finite; the log has null for them."""
+    return math.nan if value is None else float(value)
+
+
 class StepLog:
-    """Appends to a log. Each line is flushed to the disk before the call returns.
+    """Appends to a log. Each line is on the disk before the call returns. A context manager.
 
     Args:
-        path: made with `header` when it does not exist or has no whole line; otherwise continued,
-            without its torn last line.
+        path: continued, without its torn last line, when it holds a step; otherwise begun with
+            `header`.
         header: the settings of the run; `SCHEMA` is added.
 
-    `log` holds what has been written so far.
+    `records` holds what has been written so far.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]):
         self.path = path
-        known = read_log(path) if path.exists() else None
-        self.log = known or Log({"schema": SCHEMA, **header})
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
-        self._file.truncate(self.log.nbytes)
-        if known is None:
-            self._append(self.log.header)
-            sync(path.parent)  # a new file's name survives a crash of the machine
+        known = read_log(path)
+        continued = known is not None and known.steps != []
+        self._log = Log(path, keep=lambda line: continued, strict=True)
+        if known is not None and continued:
+            self.records = known
+        else:
+            self.records = Records({"schema": SCHEMA, **header})
+            self._log.write(self.records.header)
+        self._log.lines.clear()  # `records` has them in less memory, which may be short
 
     def step(self, step: "Step", order: Sequence[str]) -> None:
         """Log one step of an engine whose `order` is given."""
-        record = {
+        line = {
             "event": "step",
             "step": step.number,
             "seed": step.seed,
-            "projected_gradient": _number(step.projected_gradient),
+            "projected_gradient": step.projected_gradient,
+            "lr": step.lr,
+            "loss": step.loss,
         }
-        record |= {"lr": step.lr, "loss": _number(step.loss)}
-        if not self.log.steps:
-            record["order"] = list(order)
-        self._append(record)
-        _take(self.log, record)
+        if not self.records.steps:
+            line["order"] = list(order)
+        self._append(line)
 
     def flush(self) -> None:
         """Log that everything pending is applied now. Called before it is done, so that a crash in
         between replays it.
         """
-        if len(self.log.steps) not in self.log.flushes:
-            record = {"event": "flush", "step": len(self.log.steps)}
-            self._append(record)
-            _take(self.log, record)
+        done = len(self.records.steps)
+        if done not in self.records.flushes:
+            self._append({"event": "flush", "step": done})
 
     def evaluation(self, loss: float) -> None:
         """Log the held-out loss at the current weights."""
-        record = {"event": "evaluation", "step": len(self.log.steps), "loss": loss}
-        self._append(record)
-        _take(self.log, record)
+        self._append({"event": "evaluation", "step": len(self.records.steps), "loss": loss})
 
-    def close(self) -> None:
-        self._file.close()
+    def __enter__(self) -> "StepLog":
+        return self
 
-    def _append(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-        written = self._file.write(line)
-        if written != len(line):  # a full disk takes a part first and fails the next time
-            self._file.write(line[written:])
-        os.fsync(self._file.fileno())
-        self.log.nbytes += len(line)
+    def __exit__(self, *_: object) -> None:
+        self._log.close()
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._log.write(line)
+        self._log.lines.clear()
+        _take(self.records, line)
 
 
-def replay(engine: "ZO2", log: Log, progress: Any = None) -> None:
+def replay(engine: "ZO2", log: Records, progress: Any = None) -> None:
     """Do to `engine`, which stands after `engine.steps` of the logged steps, what the log did from
     there on.
 
@@ -191,7 +175,3 @@ def replay(engine: "ZO2", log: Log, progress: Any = None) -> None:
             engine.flush()
         if progress is not None:
             progress(engine.steps)
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -15,15 +15,18 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from projects.zo2.noise import PIECE
 from shared.errors import UserError
+from shared.files import replacing
 
 # Bytes at which torch's allocators begin a tensor: matrix products may round differently on other
 # alignments.
@@ -450,50 +453,54 @@ class SafetensorsReader:
 
 
 class SafetensorsWriter:
-    """Writes a safetensors file tensor by tensor, so that no more than one of them is in memory.
-    The file appears at `path` when it is whole.
+    """Appends tensors to a safetensors file; see `safetensors_writer`."""
 
-    `fields` are written in their order, without gaps, as the format demands.
-    """
-
-    def __init__(
-        self, path: Path, fields: Sequence[Field], metadata: Mapping[str, str] | None = None
-    ):
-        header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-        offset = 0
-        for f in fields:
-            header[f.name] = {
-                "dtype": _NAMES[f.dtype],
-                "shape": list(f.shape),
-                "data_offsets": [offset, offset + f.nbytes],
-            }
-            offset += f.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self.path, self._left = path, list(fields)
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self._file = open(self._partial, "wb")  # noqa: SIM115 (closed by __exit__)
-        self._file.write(len(text).to_bytes(8, "little") + text)
+    def __init__(self, path: Path, fields: Sequence[Field], file: BinaryIO):
+        self.path, self.left, self._file = path, list(fields), file
 
     def write(self, tensor: Tensor) -> None:
         """The next tensor."""
-        f = self._left.pop(0)
+        f = self.left.pop(0)
         assert tuple(tensor.shape) == f.shape, f.name
         self._file.write(_bytes(tensor.detach().to("cpu", f.dtype).contiguous()))
 
-    def __enter__(self) -> "SafetensorsWriter":
-        return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            with self._file:
-                if kind is None and not self._left:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            if kind is None and not self._left:
-                os.replace(self._partial, self.path)
-        finally:
-            self._partial.unlink(missing_ok=True)  # on a full disk even closing the file fails
+@contextmanager
+def safetensors_writer(
+    path: Path, fields: Sequence[Field], metadata: Mapping[str, str] | None = None
+) -> Iterator[SafetensorsWriter]:
+    """Write a safetensors file tensor by tensor, so that no more than one of them is in memory. The
+    file appears at `path` when it is whole.
+
+    Args:
+        path: of the file.
+        fields: every one must be written, in their order; they lie without gaps, as the format
+            demands.
+        metadata: text that is kept with them.
+
+    Raises:
+        UserError: no space is left.
+    """
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(_header(fields, metadata or {}))
+        writer = SafetensorsWriter(path, fields, file)
+        yield writer
+        assert not writer.left, f"{path}: '{writer.left[0].name}' was not written"
+
+
+def _header(fields: Sequence[Field], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    offset = 0
+    for f in fields:
+        header[f.name] = {
+            "dtype": _NAMES[f.dtype],
+            "shape": list(f.shape),
+            "data_offsets": [offset, offset + f.nbytes],
+        }
+        offset += f.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _bytes(tensor: Tensor) -> memoryview:

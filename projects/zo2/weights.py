@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from projects.zo2.engine import ZO2
-from projects.zo2.storage import Field, SafetensorsReader, SafetensorsWriter
+from projects.zo2.storage import Field, SafetensorsReader, safetensors_writer
 from projects.zo2.units import find_blocks
 from shared.errors import UserError
 from shared.models import Stored, check_finite
@@ -118,7 +118,7 @@ def write_working_file(
 
     fields = [Field(names[0], tuple(p.shape), stored(p), True) for p, names in parameters]
     fields += [Field(name, tuple(b.shape), stored(b), True) for name, b in buffers]
-    with SafetensorsWriter(path, fields) as writer:
+    with safetensors_writer(path, fields) as writer:
         for parameter, names in parameters:
             writer.write(_fitting(source, parameter, names).to(parameter.dtype))
         for _, buffer in buffers:
@@ -151,6 +151,8 @@ def _fitting(source: Source, parameter: nn.Parameter, names: list[str]) -> Tenso
 def save_weights(engine: ZO2, path: Path, steps: int, lora: bool) -> None:
     """All weights, or only the adapters under the names that PEFT loads. The file appears when it
     is whole and remembers `steps`.
+
+    Raises UserError when a weight is not finite, or no space is left.
     """
     metadata = {"steps": str(steps)}
     if not lora:
@@ -158,10 +160,10 @@ def save_weights(engine: ZO2, path: Path, steps: int, lora: bool) -> None:
         return
     adapters = {
         _adapter_name(name): tensor.cpu().clone()
-        for name, tensor in engine.tensors()
+        for name, tensor in engine.finite_tensors()
         if "lora_" in name
     }
-    with SafetensorsWriter(
+    with safetensors_writer(
         path, [Field(n, tuple(t.shape), t.dtype, True) for n, t in adapters.items()], metadata
     ) as writer:
         for tensor in adapters.values():

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from projects.distzo2 import cost_model, tables
-from projects.distzo2.__main__ import main
+from projects.distzo2.command import main
 from projects.distzo2.cost_model import (
     Lanes,
     Plan,

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from projects.zo2.__main__ import main as zo2
+from projects.zo2.command import main as zo2
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS = 12
@@ -162,6 +162,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(folder, alone, tmp_path):
         (3, ("--pert", "2"), "--pert 2 needs an even number of processes, and there are 3"),
         (2, ("--model", "no-such-model"), "no model 'no-such-model'"),
         (2, ("--data", "no-such-file.jsonl"), "no-such-file.jsonl"),
+        (2, ("--lr", "1e39", "--steps", "1"), "the trained model: "),
     ],
 )
 def test_what_is_wrong_is_said_once_by_all_ranks_ending(world, more, said, folder, tmp_path):
@@ -213,3 +214,17 @@ def test_launchers_that_meet_at_an_endpoint_make_the_same_model(folder, alone, t
     said = [one.communicate(timeout=150) for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     assert digest(tmp_path / "out" / "model.safetensors") == alone
+
+
+@pytest.mark.parametrize("given", [["--help"], ["plan", "--help"], ["finetune", "--pert", "3"]])
+def test_help_and_a_wrong_option_wait_for_nothing_heavy(given):
+    code = f"""
+import sys
+from projects.distzo2.command import main
+try:
+    main({given})
+finally:
+    print(*sorted({{"torch", "transformers", "numpy", "safetensors"}} & set(sys.modules)), "end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1].split() == ["end"], done.stderr

@@ -24,9 +24,10 @@ from transformers import (
     OPTConfig,
 )
 
-from projects.zo2 import MeZO, budget, finetune, weights
-from projects.zo2.__main__ import main
+from projects.zo2 import MeZO, budget, weights
 from projects.zo2.budget import format_size, parse_size
+from projects.zo2.command import main
+from projects.zo2.runs import mean_loss
 from projects.zo2.steplog import StepLog, read_log
 from projects.zo2.storage import SafetensorsReader, SafetensorsWriter
 from shared.commands.folder import locked
@@ -156,7 +157,7 @@ def test_the_saved_model_is_what_mezo_trains(folder: Path, tmp_path: Path, probe
     assert rates[:3] == [5e-4, 1e-3, 1e-3]
     assert rates[2:] == sorted(rates[2:], reverse=True)
     model = AutoModelForCausalLM.from_pretrained(folder / "llama")
-    mezo = MeZO(model, lr=lambda t: rates[t], weight_decay=0.1, loss=finetune.mean_loss)
+    mezo = MeZO(model, lr=lambda t: rates[t], weight_decay=0.1, loss=mean_loss)
     for step in log.steps:
         found = mezo.step(corpus.step_batches(3, step.number, 2, 2), step.seed)
         if probe == "inplace":
@@ -175,7 +176,7 @@ def test_the_loss_is_the_models_own(folder: Path) -> None:
     labels[0, :7] = labels[1, 15:] = IGNORED
     expected = model(input_ids=ids, labels=labels).loss
     torch.testing.assert_close(
-        finetune.mean_loss(model, {"input_ids": ids, "labels": labels}).float(), expected
+        mean_loss(model, {"input_ids": ids, "labels": labels}).float(), expected
     )
 
 
@@ -261,12 +262,12 @@ def crash(monkeypatch: pytest.MonkeyPatch, given: list[str], after: int) -> None
     """Run until `after` steps are in the log, and no further."""
     original = StepLog.step
 
-    class Crash(Exception):
+    class Crash(BaseException):  # which the last net lets through
         pass
 
     def step(self, *args: object) -> None:
         original(self, *args)
-        if len(self.log.steps) == after:
+        if len(self.records.steps) == after:
             raise Crash
 
     with monkeypatch.context() as patch:
@@ -370,8 +371,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder: Path, tmp_path: Path) -> 
     assert not waiting
     assert ended["ram"][2] == ended["disk"][2] == -signal.SIGKILL, ended
     assert ended["none"][2] == 130, ended
-    assert re.search(r"stopped after step \d+ of 150; the same command goes on", ended["none"][0])
-    assert ended["none"][1] == ""
+    assert re.fullmatch(
+        r"zo2: stopped after step \d+ of 150; the same command goes on from there\n",
+        ended["none"][1],
+    )
     whole = weights_of(tune(folder, tmp_path / "whole", *more))
     for storage in blows:
         assert not (tmp_path / storage / "model.safetensors").exists()
@@ -407,7 +410,7 @@ def test_a_checkpoint_that_is_interrupted_leaves_the_last_one(
 
     def write(self: SafetensorsWriter, tensor: torch.Tensor) -> None:
         original(self, tensor)
-        if weights.saved_steps(self.path) == 3 and len(self._left) == 5:
+        if weights.saved_steps(self.path) == 3 and len(self.left) == 5:
             raise KeyboardInterrupt
 
     out = tmp_path / "out"
@@ -464,13 +467,64 @@ def test_losses_that_are_not_finite_are_skipped_and_many_end_the_run(
     assert len(read_log(tmp_path / "out" / "steps.jsonl").steps) == len(log.steps)  # type: ignore[union-attr]
 
 
+def test_weights_that_are_not_finite_are_never_saved(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one step there is no loss after it that would tell."""
+    for more in (["--lr", "1e39"], ["--lr", "1e39", "--lora-rank", "2"]):
+        out = tmp_path / "-".join(more)
+        refused(
+            arguments(folder, out, "--steps", "1", *more),
+            "the trained model: ",
+            capsys,
+        )
+        assert not list(out.glob("*model.safetensors"))
+        assert not list(out.rglob("*.part"))
+
+
+def test_a_run_does_not_end_in_a_loss_that_is_not_finite(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    refused(
+        arguments(folder, out, "--lr", "1e39", "--steps", "3"),
+        "not finite in 2 steps in a row",
+        capsys,
+    )
+    assert not (out / "model.safetensors").exists()
+
+
+def test_a_run_without_a_step_binds_nobody(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill between the log's header and its first step; then another command."""
+    out = tmp_path / "out"
+    more = ["--steps", "3", "--eval-data", str(folder / "prompts.jsonl")]
+
+    class Killed(BaseException):
+        pass
+
+    def step(*_: object, **__: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("projects.zo2.engine.ZO2.step", step)
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # nobody tidies after a kill
+        with pytest.raises(Killed):
+            main(arguments(folder, out, *more, "--seed", "1"))
+    assert (out / "steps.jsonl").read_bytes().count(b"\n") == 3  # header, flush, evaluation
+    tune(folder, out, *more, "--seed", "2")
+    tune(folder, tmp_path / "whole", *more, "--seed", "2")
+    assert (out / "steps.jsonl").read_bytes() == (tmp_path / "whole" / "steps.jsonl").read_bytes()
+
+
 # ---- memory --------------------------------------------------------------------------------------
 
 BUDGET_SCRIPT = """
 import os, re, resource, sys, contextlib, io
 import projects.zo2.finetune
 from projects.zo2 import budget
-from projects.zo2.__main__ import main
+from projects.zo2.command import main
 from shared.models import load_causal_lm
 model, data, out = sys.argv[1:]
 def run(size, out, *more):
@@ -615,6 +669,7 @@ OPTIONS = [
     (["--rounding", "stochastic"], "--rounding stochastic needs"),
     (["--lora-alpha", "4"], "need --lora-rank"),
     (["--lora-rank", "2", "--lora-targets", "q_poj"], "q_poj"),
+    (["--sequence-length", "129"], "--sequence-length 129 is more than the 128 positions"),
     (["--nonsense"], "--nonsense"),
 ]
 
@@ -640,7 +695,7 @@ def test_a_run_goes_on_only_as_it_began(
         (["--lr", "2e-3"], "--lr 0.001, not 0.002"),
         (["--seed", "1"], "--seed 0, not 1"),
         (["--model", str(folder / "opt")], "another --model"),
-        (["--data", str(folder / "prompts.jsonl")], "other --data"),
+        (["--data", str(folder / "prompts.jsonl")], "another --data"),
         (["--steps", "2"], "--steps may only grow"),
     ]
     for given, message in different:
@@ -721,3 +776,17 @@ def refused(given: list[str], message: str, capsys: pytest.CaptureFixture[str]) 
     assert error.startswith("zo2: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize("given", [["--help"], ["finetune", "--help"], ["finetune", "--lr", "-1"]])
+def test_help_and_a_wrong_option_wait_for_nothing_heavy(given: list[str]) -> None:
+    code = f"""
+import sys
+from projects.zo2.command import main
+try:
+    main({given})
+finally:
+    print(*sorted({{"torch", "transformers", "numpy", "safetensors"}} & set(sys.modules)), "end")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1].split() == ["end"], done.stderr

@@ -13,9 +13,9 @@ from projects.zo2.storage import (
     Field,
     Layout,
     RamStore,
-    SafetensorsWriter,
     read_header,
     round_stochastically,
+    safetensors_writer,
 )
 from shared.errors import UserError
 
@@ -75,7 +75,7 @@ def store(request, tmp_path):
         else:
             path = tmp_path / f"{len(made)}.safetensors"
             fields = [f for codec in codecs for f in codec.stored.fields]
-            with SafetensorsWriter(path, fields) as writer:
+            with safetensors_writer(path, fields) as writer:
                 for codec, values in zip(codecs, blocks, strict=True):
                     for f in codec.stored.fields:
                         writer.write(values[f.name])
@@ -263,7 +263,7 @@ def test_its_seed_decides():
 
 def test_what_the_writer_writes_safetensors_reads(tmp_path):
     path = tmp_path / "w.safetensors"
-    with SafetensorsWriter(path, FIELDS, {"note": "hello"}) as writer:
+    with safetensors_writer(path, FIELDS, {"note": "hello"}) as writer:
         for f in FIELDS:
             writer.write(_values()[f.name])
         assert not path.exists(), "the file appears when it is whole"
@@ -283,15 +283,12 @@ def test_a_file_that_is_not_finished_does_not_appear(how, tmp_path):
     path = tmp_path / "w.safetensors"
 
     def write():
-        with SafetensorsWriter(path, FIELDS) as writer:
+        with safetensors_writer(path, FIELDS) as writer:
             writer.write(_values()["frozen"])
             if how == "exception":
                 raise KeyboardInterrupt
 
-    if how == "exception":
-        with pytest.raises(KeyboardInterrupt):
-            write()
-    else:
+    with pytest.raises(KeyboardInterrupt if how == "exception" else AssertionError):
         write()
     assert list(tmp_path.iterdir()) == []
 
@@ -329,7 +326,7 @@ def test_more_tensors_than_one_system_call_takes(tmp_path):
     layout = Layout(fields)
     path = tmp_path / "w.safetensors"
     values = {f.name: torch.full(f.shape, float(i)) for i, f in enumerate(fields)}
-    with SafetensorsWriter(path, fields) as writer:
+    with safetensors_writer(path, fields) as writer:
         for f in fields:
             writer.write(values[f.name])
     store = DiskStore(path, [Codec(layout, layout, False)], CPU)
@@ -439,7 +436,7 @@ def test_a_file_cut_short_while_in_use_says_so(tmp_path):
 
 def test_the_header_is_json_with_offsets_without_gaps(tmp_path):
     path = tmp_path / "w.safetensors"
-    with SafetensorsWriter(path, FIELDS) as writer:
+    with safetensors_writer(path, FIELDS) as writer:
         for f in FIELDS:
             writer.write(_values()[f.name])
     raw = path.read_bytes()
