@@ -148,7 +148,11 @@ def test_every_command_on_a_page_exists(command, monkeypatch):
         assert arguments[0] == "-m"
         assert arguments[1] in [f"projects.{paper}" for paper in PAPERS]
         monkeypatch.setattr(Parser, "error", refuse)
-        importlib.import_module(f"{arguments[1]}.__main__")._parser().parse_args(arguments[2:])
+        module = importlib.import_module(f"{arguments[1]}.__main__")
+        if not hasattr(module, "_parser"):
+            module = importlib.import_module(f"{arguments[1]}.command")
+        parser = getattr(module, "parser", None) or module._parser
+        parser().parse_args(arguments[2:])
     elif program == "snakemake":
         run(sys.executable, "-m", "snakemake", "-n", *arguments)
     elif program == "bash":
@@ -518,7 +522,7 @@ def test_models_enter_by_shared_models_alone_and_nothing_in_their_folders_runs()
 
 @pytest.mark.parametrize(
     ("what", "where"),
-    [("file_digest(", "shared/data/cache.py"), ("/proc/self/status", "shared/meters.py")],
+    [("file_digest(", "shared/files.py"), ("/proc/self/status", "shared/meters.py")],
 )
 def test_what_is_shared_is_written_once(what, where):
     files = [
