@@ -527,7 +527,7 @@ def test_models_enter_by_shared_models_alone_and_nothing_in_their_folders_runs()
 
 @pytest.mark.parametrize(
     ("what", "where"),
-    [("file_digest(", "shared/data/cache.py"), ("/proc/self/status", "shared/meters.py")],
+    [("file_digest(", "shared/files.py"), ("/proc/self/status", "shared/meters.py")],
 )
 def test_what_is_shared_is_written_once(what, where):
     files = [
