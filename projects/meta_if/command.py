@@ -14,8 +14,8 @@ from shared.commands.recipe import Recipe, add_options
 
 FILES = """a file of tasks (.npz of plain arrays):
   x_train, x_val [tasks, samples, ...]  y_train, y_val [tasks, samples]  and ids [tasks] if any
-a model: mlp-64-32, conv4-64, or mine:body (or mine.py:body) for the function body() of mine.py,
-  which returns a module without norms"""
+a model: mlp-64-32, conv4-64, or mine.py:body for the function body() of mine.py, which returns a
+  module without norms"""
 
 
 class Problem(Recipe):

@@ -28,7 +28,7 @@ class Scoring(Recipe):
     """which fixed batches"""
 
     estimator: Literal["sam_hif", "sam_if", "if", "gif_checkpoints"] = "sam_hif"
-    """sam_hif is the derivative, the others leave more and more out; gif_checkpoints: of a run"""
+    """sam_hif: the derivative; sam_if, if: with less of it; gif_checkpoints: along a run"""
 
     curvature: Literal["hessian", "ggn"] = "hessian"
     """ggn: Gauss-Newton, for networks"""
