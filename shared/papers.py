@@ -12,8 +12,8 @@ from shared.errors import UserError
 ROLES = {
     "__init__.py": "names of the library, imported at their first use",
     "__init__.pyi": "the names of __init__.py",
-    "__main__.py": "the command's options",
-    "command.py": "what the command does",
+    "__main__.py": "calls command.py",
+    "command.py": "the command: parser and main",
     "labels.py": "names, order and colours of methods",
     "data.py": "what the experiments read",
     "baselines.py": "what the method is compared with",

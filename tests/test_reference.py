@@ -34,6 +34,16 @@ def test_the_reference_has_every_table_and_figure(paper, made):
     assert wanted
 
 
+def test_the_reference_keeps_each_thing_in_one_form_and_the_others_are_made(paper, made):
+    suffixes = {file.suffix for file in (REFERENCE / paper).rglob("*") if file.is_file()}
+    assert suffixes <= {".json", ".npy", ".safetensors", ".md", ".svg"}
+    for table in (REFERENCE / paper / "tables").glob("*.md"):
+        for suffix in (".csv", ".tex", ".html"):
+            assert (made / "tables" / table.with_suffix(suffix).name).read_text(), table.name
+    for figure in (REFERENCE / paper / "figures").glob("*.svg"):
+        assert (made / "figures" / figure.with_suffix(".png").name).read_bytes(), figure.name
+
+
 def test_the_reference_tables_are_those_of_its_rows(paper, made):
     for path in (REFERENCE / paper / "tables").glob("*.md"):
         assert (made / "tables" / path.name).read_text() == path.read_text(), path.name
