@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from projects.sam_if import labels
-from projects.sam_if.problems import Case
+from projects.sam_if.data import Case
 from projects.sam_if.trajectory import Recipe
 from shared.influence import baselines
 from shared.influence.baselines import Metric

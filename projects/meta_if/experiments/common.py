@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from projects.meta_if import estimators
-from projects.meta_if.episodes import Source, pools, principal_components, sample_tasks, spoil_tasks
+from projects.meta_if.data import Source, pools, principal_components, sample_tasks, spoil_tasks
 from projects.meta_if.problems import Anil, MetaProblem, Tasks
 from projects.meta_if.total import Implicit
 from projects.meta_if.training import Composed, Fitted, fit, polish

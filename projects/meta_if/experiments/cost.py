@@ -7,7 +7,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 
 from projects.meta_if import estimators, labels
-from projects.meta_if.episodes import Source
+from projects.meta_if.data import Source
 from projects.meta_if.experiments import common
 from projects.meta_if.total import at
 from projects.meta_if.training import Composed, polish

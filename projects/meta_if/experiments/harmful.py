@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from projects.meta_if import baselines
-from projects.meta_if.episodes import Source
+from projects.meta_if.data import Source
 from projects.meta_if.experiments import common
 from shared import experiment
 from shared.influence.evaluate import auroc

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 
 from projects.meta_if import estimators, labels
-from projects.meta_if.episodes import Source
+from projects.meta_if.data import Source
 from projects.meta_if.experiments import common
 from projects.meta_if.experiments.common import timed
 from shared import experiment

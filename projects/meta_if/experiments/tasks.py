@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from projects.meta_if import baselines, estimators, labels
-from projects.meta_if.episodes import Source
+from projects.meta_if.data import Source
 from projects.meta_if.experiments import common
 from projects.meta_if.experiments.common import timed
 from projects.meta_if.training import fit

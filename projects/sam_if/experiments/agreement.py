@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from projects.sam_if import baselines, labels
+from projects.sam_if.data import Case, Dataset, Solution
 from projects.sam_if.experiments.common import (
     RunConfig,
     exact_estimators,
@@ -20,7 +21,6 @@ from projects.sam_if.experiments.common import (
     removed_samples,
     trajectory_scores,
 )
-from projects.sam_if.problems import Case, Dataset, Solution
 from shared import experiment
 from shared.influence import evaluate, retrain
 from shared.influence.noise import flip_labels

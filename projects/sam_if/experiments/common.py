@@ -9,9 +9,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from projects.sam_if import baselines, labels
+from projects.sam_if.data import Case, Dataset, Images, load
 from projects.sam_if.estimators import Estimator
 from projects.sam_if.fixed_point import Linearised
-from projects.sam_if.problems import Case, Dataset, Images, load
 from projects.sam_if.trajectory import Gif, Recipe
 from shared import experiment
 from shared.influence.baselines import Metric

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from projects.sam_if import baselines, labels
+from projects.sam_if.data import Case, Dataset, Images, Solution
 from projects.sam_if.experiments.common import (
     RunConfig,
     estimators,
@@ -18,7 +19,6 @@ from projects.sam_if.experiments.common import (
     recipe_of,
     removed_samples,
 )
-from projects.sam_if.problems import Case, Dataset, Images, Solution
 from projects.sam_if.trajectory import Gif
 from shared import experiment
 from shared.influence import evaluate

@@ -7,9 +7,9 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch.nn.functional import cross_entropy
 
+from projects.sam_if.data import Case, Dataset, Solution
 from projects.sam_if.estimators import Estimator
 from projects.sam_if.experiments import common
-from projects.sam_if.problems import Case, Dataset, Solution
 from shared import experiment
 
 

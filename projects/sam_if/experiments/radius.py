@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from projects.sam_if import labels
+from projects.sam_if.data import Case, Dataset, Solution
 from projects.sam_if.experiments import common
-from projects.sam_if.problems import Case, Dataset, Solution
 from shared import experiment
 from shared.influence import evaluate
 from shared.influence.noise import flip_labels

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from projects.sam_if import baselines as own_baselines
 from projects.sam_if import labels
+from projects.sam_if.data import Case, Dataset, Solution
 from projects.sam_if.experiments.common import (
     RunConfig,
     estimators,
@@ -19,7 +20,6 @@ from projects.sam_if.experiments.common import (
     recipe_of,
     trajectory_scores,
 )
-from projects.sam_if.problems import Case, Dataset, Solution
 from shared import experiment
 from shared.influence import baselines, evaluate
 from shared.influence.noise import flip_labels

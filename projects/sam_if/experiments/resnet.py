@@ -13,8 +13,8 @@ from torch import Tensor
 
 from projects.sam_if import labels
 from projects.sam_if.baselines import TRAK_DAMPING
+from projects.sam_if.data import Case, Dataset, Images, load, resnet18
 from projects.sam_if.experiments.common import estimators, trajectory_scores
-from projects.sam_if.problems import Case, Dataset, Images, load, resnet18
 from projects.sam_if.trajectory import Recipe
 from shared import experiment
 from shared.influence import baselines, evaluate, retrain

@@ -21,9 +21,9 @@ from torch.nn.functional import cross_entropy
 
 from projects.sam_if import baselines as own_baselines
 from projects.sam_if import labels
+from projects.sam_if.data import Case, Dataset, Solution, network
 from projects.sam_if.estimators import Estimator
 from projects.sam_if.experiments.common import RunConfig, images_of, recipe_of
-from projects.sam_if.problems import Case, Dataset, Solution, network
 from projects.sam_if.trajectory import Gif
 from shared import experiment
 from shared.influence import baselines, peers

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from projects.sam_if import baselines, labels
+from projects.sam_if.data import Case, Dataset, Images
 from projects.sam_if.experiments.common import (
     RunConfig,
     estimators,
@@ -18,7 +19,6 @@ from projects.sam_if.experiments.common import (
     removed_samples,
     trajectory_scores,
 )
-from projects.sam_if.problems import Case, Dataset, Images
 from projects.sam_if.trajectory import Gif, Recipe, gif_checkpoints, unrolled_effects
 from shared import experiment
 from shared.influence import evaluate, retrain

@@ -15,7 +15,7 @@ from mutating import Mutation, main
 
 TOTAL, PROBLEMS, ESTIMATORS, TRAINING, EPISODES, BASELINES, SCORE = (
     f"projects/meta_if/{name}.py"
-    for name in ("total", "problems", "estimators", "training", "episodes", "baselines", "score")
+    for name in ("total", "problems", "estimators", "training", "data", "baselines", "score")
 )
 
 MUTATIONS = [

@@ -8,7 +8,7 @@ import torch
 from torch.func import grad
 
 from projects.meta_if import baselines, estimators
-from projects.meta_if.episodes import Pool, pools, principal_components, sample_tasks, spoil_tasks
+from projects.meta_if.data import Pool, pools, principal_components, sample_tasks, spoil_tasks
 from projects.meta_if.problems import MetaProblem
 from projects.meta_if.total import at
 from projects.meta_if.training import Composed, fit

@@ -23,7 +23,7 @@ SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, BASELINES =
         "score",
         "claims",
         "tables",
-        "problems",
+        "data",
         "baselines",
     )
 )

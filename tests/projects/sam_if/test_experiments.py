@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from projects.sam_if import baselines
-from projects.sam_if.problems import Case, Solution, load, resnet18
+from projects.sam_if.data import Case, Solution, load, resnet18
 from projects.sam_if.trajectory import Recipe
 from shared import claims, experiment, figures, manifest, rows, tables
 from shared.errors import UserError
