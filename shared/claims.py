@@ -117,8 +117,17 @@ def claims_of(paper: str) -> list[Claim]:
 
 
 def evaluate(paper: str, scale: str, results_dir: Path) -> list[dict[str, str | None]]:
-    """Judge every claim of a paper from the rows at `scale`; write `claims.json` in the paper's
-    results and return its content.
+    """Judge every claim of a paper (`judge`), write `claims.json` in the paper's results and return
+    its content.
+    """
+    ledger = judge(paper, scale, results_dir)
+    text = json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    atomic_write(results_dir / scale / paper / "claims.json", text.encode())
+    return ledger
+
+
+def judge(paper: str, scale: str, results_dir: Path) -> list[dict[str, str | None]]:
+    """The verdict on every claim of a paper from the rows at `scale`, as `claims.json` has them.
 
     A claim whose rows are not there is `not tested here`. A broken rows file is a UserError, not a
     missing one.
@@ -148,9 +157,18 @@ def evaluate(paper: str, scale: str, results_dir: Path) -> list[dict[str, str | 
                 "needs": one.needs if verdict.verdict == "not tested here" else None,
             }
         )
-    text = json.dumps(ledger, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic_write(results_dir / scale / paper / "claims.json", text.encode())
     return ledger
+
+
+def read_ledger(file: Path) -> list[dict[str, str | None]]:
+    """The content of a `claims.json`. UserError where it is not one."""
+    try:
+        ledger = json.loads(file.read_text(encoding="utf-8"))
+        if all(entry["verdict"] in VERDICTS for entry in ledger):
+            return list(ledger)
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise UserError(f"{file} is no claims.json; make it: repro claims PAPER")
 
 
 Rows = Mapping[str, list[dict[str, Any]]]  # rows by experiment

@@ -64,9 +64,14 @@ def _parser() -> Parser:
         )
 
     added = command(
-        "list", "papers, experiments, scales, and which rows exist", "repro list zo2", _list
+        "list",
+        "papers, experiments, scales, and which rows exist; an experiment's settings",
+        "repro list zo2",
+        _list,
     )
-    added.add_argument("paper", nargs="?", help="one paper only")
+    added.add_argument(
+        "target", nargs="?", metavar="PAPER[/EXPERIMENT]", help="one paper, or one's settings"
+    )
     added.add_argument(
         "--results",
         type=Path,
@@ -114,6 +119,44 @@ def _parser() -> Parser:
     common(added)
 
     added = command(
+        "readme",
+        "fill the numbers of a paper's README from rows; without a paper, the main one's table",
+        "repro readme ecif --check",
+        _readme,
+    )
+    added.add_argument("paper", nargs="?")
+    added.add_argument("--check", action="store_true", help="only say what differs, exit status 1")
+    common(added)
+    added.set_defaults(results=paths.REFERENCE)
+
+    added = command(
+        "keep",
+        "make a finished run of a paper the reference, which the repository keeps",
+        "repro keep ecif --scale cpu",
+        _keep,
+    )
+    added.add_argument("paper")
+    common(added)
+
+    added = command(
+        "new",
+        "write the skeleton of a paper: its folder, and its tests",
+        "repro new pi --display Pi --arxiv 0000.00000",
+        _new,
+    )
+    added.add_argument("paper", help="the folder's name, also that of a Python package")
+    added.add_argument("--display", metavar="NAME", help="as tables call it (the folder's name)")
+    added.add_argument("--arxiv", required=True, metavar="NUMBER", help="e.g. 2503.12668")
+
+    added = command(
+        "check",
+        "what a paper lacks that the others have; exit status 1 when it lacks something",
+        "repro check zo2",
+        _check,
+    )
+    added.add_argument("paper")
+
+    added = command(
         "compare",
         "compare two folders of results: exact, but for timings and other machines",
         "repro compare results/cpu results/reference/cpu",
@@ -152,7 +195,9 @@ def _list(options: argparse.Namespace) -> int:
 
     from shared import rows
 
-    names = [options.paper] if options.paper else list(manifest.manifests())
+    if options.target and "/" in options.target:
+        return _list_settings(*_split(options.target, "PAPER/EXPERIMENT"))
+    names = [options.target] if options.target else list(manifest.manifests())
     table = Table(
         "experiment",
         "what",
@@ -171,6 +216,22 @@ def _list(options: argparse.Namespace) -> int:
                 exists = rows.rows_path(options.results, scale, paper, name).exists()
                 marks.append("●" if exists else "○" if name in configs[scale] else "")
             table.add_row(f"{paper}/{name}", experiment.title, *marks)
+    _print(table)
+    return 0
+
+
+def _list_settings(paper: str, name: str) -> int:
+    from rich.table import Table
+    from rich.text import Text
+
+    from shared import experiment
+
+    scales = [scale for scale in paths.SCALES if name in manifest.scale_config(paper, scale)]
+    title = manifest.check_experiment(paper, name).title
+    table = Table("setting", "type", *scales, "what", title=title, header_style="bold")
+    for setting in experiment.settings(paper, name):
+        values = [setting.values[scale] for scale in scales]
+        table.add_row(*map(Text, (setting.name, setting.type, *values, setting.description)))
     _print(table)
     return 0
 
@@ -272,6 +333,41 @@ def _report(options: argparse.Namespace) -> int:
     manifest.check_scale(options.scale)
     print(report.build(options.scale, options.results))
     return 0
+
+
+def _readme(options: argparse.Namespace) -> int:
+    from shared import readme
+
+    manifest.check_scale(options.scale)
+    write = not options.check
+    differences = readme.update(options.paper, options.scale, options.results, write)
+    print(*differences, sep="\n", end="\n" if differences else "")
+    return 1 if options.check and differences else 0
+
+
+def _keep(options: argparse.Namespace) -> int:
+    from shared import reference
+
+    manifest.check_scale(options.scale)
+    print(reference.keep(options.paper, options.scale, options.results))
+    return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from shared import skeleton
+
+    files = skeleton.create(options.paper, options.display or options.paper, options.arxiv)
+    print(*files, sep="\n")
+    print(f"next: docs/adding-a-paper.md; repro check {options.paper}", file=sys.stderr)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from shared import papers
+
+    lacking = papers.lacking(options.paper)
+    print(*(f"{options.paper}: {line}" for line in lacking), sep="\n", end="\n" if lacking else "")
+    return 1 if lacking else 0
 
 
 def _compare(options: argparse.Namespace) -> int:

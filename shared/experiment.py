@@ -13,13 +13,24 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import ModuleType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+)
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
-from shared import manifest, provenance, rows
+from shared import manifest, paths, provenance, rows
 from shared.errors import UserError
 
 if TYPE_CHECKING:
@@ -237,6 +248,73 @@ def load(
             manifest.explain(error, f"{paper}/{name} at scale {scale}", module.Config)
         ) from None
     return module, config
+
+
+class Setting(NamedTuple):
+    """A field of an experiment's configuration, in words.
+
+    Attributes:
+        type: with its bounds, "int > 0".
+        values: by scale, of those at which the experiment runs.
+    """
+
+    name: str
+    type: str
+    description: str
+    values: dict[str, str]
+
+
+def settings(paper: str, name: str) -> list[Setting]:
+    """What an experiment can be told, and is told at each scale. UserError as of `load`."""
+    scales = [scale for scale in paths.SCALES if name in manifest.scale_config(paper, scale)]
+    module = importlib.import_module(f"projects.{paper}.experiments.{name}")
+    told = {scale: load(paper, name, scale)[1].model_dump(mode="json") for scale in scales}
+    return [
+        Setting(
+            field,
+            _type(info),
+            info.description or "",
+            {
+                scale: json.dumps(values[field], ensure_ascii=False)
+                for scale, values in told.items()
+            },
+        )
+        for field, info in module.Config.model_fields.items()
+    ]
+
+
+_BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "multiple_of": "multiple of"}
+
+
+def _type(info: FieldInfo) -> str:
+    """The type of a field and its bounds: "list[int > 0]", "float >= 0"."""
+    text = _type_text(info.annotation)
+    bounds = [bound for part in info.metadata for bound in _bounds(part)]
+    return " ".join([text, *bounds])
+
+
+def _type_text(annotation: Any) -> str:
+    arguments = get_args(annotation)
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        bounds = [bound for part in arguments[1:] for bound in _bounds(part)]
+        return " ".join([_type_text(arguments[0]), *bounds])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_text, arguments))
+    if origin is not None:
+        inside = ", ".join("..." if part is ... else _type_text(part) for part in arguments)
+        return f"{origin.__name__}[{inside}]"
+    return "None" if annotation in (None, type(None)) else getattr(annotation, "__name__", "")
+
+
+def _bounds(part: object) -> list[str]:
+    return [
+        f"{sign} {getattr(part, name)}"
+        for name, sign in _BOUNDS.items()
+        if getattr(part, name, None) is not None
+    ]
 
 
 def run_experiment(

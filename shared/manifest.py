@@ -188,6 +188,15 @@ def data_needed(paper: str | None, scale: str) -> list[str]:
     )
 
 
+def data_users() -> dict[str, list[str]]:
+    """The papers that need each catalogue entry, at whatever scale."""
+    users: dict[str, list[str]] = {}
+    for paper in manifests():
+        for entry in sorted({name for scale in paths.SCALES for name in data_needed(paper, scale)}):
+            users.setdefault(entry, []).append(paper)
+    return users
+
+
 def check_scale(scale: str) -> None:
     """UserError unless `scale` is one of `shared.paths.SCALES`."""
     if scale not in paths.SCALES:

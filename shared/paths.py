@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECTS = ROOT / "projects"
+REFERENCE = ROOT / "results" / "reference"  # finished runs that the repository keeps, by scale
 SCALES = ("smoke", "cpu", "gpu", "paper")
 
 

@@ -74,12 +74,12 @@ class Table:
             f"### {self.title}",
             self.caption,
             f"**{self.heading}**",
-            _markdown(*self._shown(self.frame)),
+            _markdown(*self.shown(self.frame)),
         ]
         if self.paper is None:
             parts.append(f"*{NOT_AVAILABLE}*")
         else:
-            parts += ["**The paper's own numbers**", _markdown(*self._shown(self.paper))]
+            parts += ["**The paper's own numbers**", _markdown(*self.shown(self.paper))]
         return "\n\n".join([*parts, *(f"- {note}" for note in self.notes)]) + "\n"
 
     def to_csv(self) -> str:
@@ -106,9 +106,9 @@ class Table:
 
     def to_latex(self) -> str:
         """A booktabs table, ready to \\input."""
-        parts = [_latex(*self._shown(self.frame))]
+        parts = [_latex(*self.shown(self.frame))]
         if self.paper is not None:
-            parts += [r"\par\medskip The paper's own numbers\par", _latex(*self._shown(self.paper))]
+            parts += [r"\par\medskip The paper's own numbers\par", _latex(*self.shown(self.paper))]
         else:
             parts.append(rf"\par {_latex_escape(NOT_AVAILABLE)}")
         notes = " ".join([self.caption, self.heading + ".", *self.notes])
@@ -125,13 +125,13 @@ class Table:
             f'<p class="caption">{escape(self.caption)}</p>',
             f'<p class="where">{escape(self.heading)}</p>',
         ]
-        parts.append(_html(*self._shown(self.frame)))
+        parts.append(_html(*self.shown(self.frame)))
         if self.paper is None:
             parts.append(f'<p class="where absent">{NOT_AVAILABLE}</p>')
         else:
             parts += [
                 '<p class="where">The paper’s own numbers</p>',
-                _html(*self._shown(self.paper)),
+                _html(*self.shown(self.paper)),
             ]
         if self.notes:
             parts.append(
@@ -141,7 +141,7 @@ class Table:
             )
         return "\n".join(parts) + "\n"
 
-    def _shown(self, frame: pd.DataFrame) -> tuple[list[str], list[list[str]], list[bool]]:
+    def shown(self, frame: pd.DataFrame) -> tuple[list[str], list[list[str]], list[bool]]:
         """Headings, formatted cells, and which columns are numbers. The paper's frame has columns
         of its own beside shared ones.
         """

@@ -1,4 +1,4 @@
-"""What ECIF is held against: methods for losses that are a sum over samples, which see a pair only
+"""The baselines of ECIF: methods for losses that are a sum over samples, which see a pair only
 with its own loss; and plainer ranks.
 
 Scores are [n] in the package's convention, below 0 for harmful. The methods are those of
@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from projects.ecif import labels
 from projects.ecif.influence import Contrastive
 from projects.ecif.loss import batch_losses, pair_losses
 from shared.influence import baselines
@@ -105,7 +106,7 @@ def if_ekfac(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
 
 
 def if_ekfac_by_rows(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
-    """IF-EKFAC for models that cannot go through every pair's whole batch again: a sample is what
+    """IF-EKFAC for models that cannot go through every pair's whole batch: a sample is what
     passes through a text's or a picture's own forward pass, whosever loss it belongs to. That is
     what tools for sums over samples make of a batch's loss.
     """
@@ -164,10 +165,16 @@ def trak(problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, see
 
 
 def trak_by_forward_mode(
-    problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, seed: int
+    problem: Contrastive,
+    w: Tensor,
+    metric: Metric,
+    *,
+    dimension: int,
+    seed: int,
+    at_once: int = 1,
 ) -> Tensor:
-    """The same numbers from a forward-mode pass for each of the dimensions, which makes no gradient
-    of a pair.
+    """The same numbers by forward mode, which makes no gradient of a pair: a pass for `at_once` of
+    the dimensions, whose memory grows with them.
     """
     pairs = problem.pairs
     matrix = baselines.projection(w.numel(), dimension, step_seed(seed, "trak", 0), w)
@@ -176,11 +183,11 @@ def trak_by_forward_mode(
         return _margins(pair_losses(problem.towers.logits(at, data[:-1]), data[-1]))
 
     columns = [
-        pairs.by_pair(per_sample_dots(margins, w, pairs.data, one, problem.chunk))
-        for one in matrix.T
+        pairs.by_pair(per_sample_dots(margins, w, pairs.data, some, problem.chunk))
+        for some in matrix.split(at_once, 1)
     ]
     regression = baselines.feature_regression(
-        torch.stack(columns, 1), matrix.T @ baselines.metric_gradient(metric, w), TRAK_DAMPING
+        torch.cat(columns, 1), matrix.T @ baselines.metric_gradient(metric, w), TRAK_DAMPING
     )
     return -regression * torch.sigmoid(-_margins(Pointwise(problem).sample_losses(w)))
 
@@ -249,16 +256,16 @@ def all_scores(
 ) -> dict[str, Callable[[], Tensor]]:
     """Every method's scores as a call, by name, in the order of the tables."""
     return {
-        "ECIF": partial(problem.scores, w, metric, solve),
-        "ECIF, paper": partial(problem.scores, w, metric, solve, "paper"),
-        "positive only": partial(problem.scores, w, metric, solve, "exact", "positive"),
-        "IF-EKFAC": partial(if_ekfac, problem, w, metric),
-        "TRAK": partial(trak, problem, w, metric, dimension=dimension, seed=seed),
-        "TracIn": lambda: tracin(problem, checkpoints(problem, start, w, 5), metric),
-        "self-influence": lambda: -problem.self_influence(w, solve),
-        "CLIP-score": partial(clip_score, problem, w),
-        "pair loss": lambda: baselines.loss_value(Pointwise(problem), w),
-        "random": lambda: baselines.chance(problem.pairs.n, seed),
+        labels.ECIF: partial(problem.scores, w, metric, solve),
+        labels.ECIF_LINEAR: partial(problem.scores, w, metric, solve, "paper"),
+        labels.POSITIVE_ONLY: partial(problem.scores, w, metric, solve, "exact", "positive"),
+        labels.IF_EKFAC: partial(if_ekfac, problem, w, metric),
+        labels.TRAK: partial(trak, problem, w, metric, dimension=dimension, seed=seed),
+        labels.TRACIN: lambda: tracin(problem, checkpoints(problem, start, w, 5), metric),
+        labels.SELF_INFLUENCE: lambda: -problem.self_influence(w, solve),
+        labels.CLIP_SCORE: partial(clip_score, problem, w),
+        labels.PAIR_LOSS: lambda: baselines.loss_value(Pointwise(problem), w),
+        labels.RANDOM: lambda: baselines.chance(problem.pairs.n, seed),
     }
 
 
@@ -271,10 +278,11 @@ def scores_by_passes(
     points: Sequence[Tensor],
     seed: int,
     dimension: int,
+    at_once: int = 1,
 ) -> dict[str, Callable[[], Tensor]]:
     """Methods' scores for the mean loss of `validation` as calls, for a model of which a gradient
     of each pair, or the graph of all validation pairs at once, is too much: forward-mode passes,
-    and chunks. `points` are TracIn's.
+    and chunks. `points` are TracIn's, `at_once` TRAK's (`trak_by_forward_mode`).
     """
 
     def to_first_order(at: Tensor) -> Metric:
@@ -282,15 +290,15 @@ def scores_by_passes(
         return lambda other: other @ g
 
     return {
-        "ECIF": lambda: problem.scores(w, to_first_order(w), solve),
-        "IF-EKFAC": lambda: if_ekfac_by_rows(problem, w, to_first_order(w)),
-        "TRAK": lambda: trak_by_forward_mode(
-            problem, w, to_first_order(w), dimension=dimension, seed=seed
+        labels.ECIF: lambda: problem.scores(w, to_first_order(w), solve),
+        labels.IF_EKFAC: lambda: if_ekfac_by_rows(problem, w, to_first_order(w)),
+        labels.TRAK: lambda: trak_by_forward_mode(
+            problem, w, to_first_order(w), dimension=dimension, seed=seed, at_once=at_once
         ),
-        "TracIn": lambda: torch.stack(
+        labels.TRACIN: lambda: torch.stack(
             [tracin(problem, [at], to_first_order(at)) for at in points]
         ).sum(0),
-        "CLIP-score": partial(clip_score, problem, w),
-        "pair loss": lambda: baselines.loss_value(Pointwise(problem), w),
-        "random": lambda: baselines.chance(problem.pairs.n, seed),
+        labels.CLIP_SCORE: partial(clip_score, problem, w),
+        labels.PAIR_LOSS: lambda: baselines.loss_value(Pointwise(problem), w),
+        labels.RANDOM: lambda: baselines.chance(problem.pairs.n, seed),
     }

@@ -5,6 +5,26 @@
 import numpy as np
 import pandas as pd
 
+from projects.ecif.labels import (
+    CLIP_SCORE,
+    COSINE,
+    ECIF,
+    HESSIAN,
+    INFLUENCE,
+    LOGRA_PREFIX,
+    NO_REMOVAL,
+    PAIR_LOSS,
+    PEERS,
+    POSITIVE_ONLY,
+    RANDOM,
+    RELATIVE_INFLUENCE,
+    RETRAIN,
+    RETRAIN_WARM,
+    RETRAIN_WITH_HESSIAN,
+    TRACIN_BY_GRADIENTS,
+    TRACIN_FORWARD,
+    TRAK,
+)
 from projects.ecif.tables import costs, mean, paired
 from shared.claims import Verdict, VerdictWord, claim
 from shared.statistics import Mean, ratio
@@ -20,9 +40,9 @@ _HITS, _GAIN, _SPEED = (
     )
 )
 _HARMFUL = paper_numbers("ecif", "harmful").set_index("method").filter(like="accuracy")
-_GAINS = _HARMFUL.loc["ECIF"] - _HARMFUL.loc["no removal"]
-_LOSSES = _HARMFUL.loc[["IF-EKFAC", "TRAK", "TracIn"]] - _HARMFUL.loc["no removal"]
-_LEADS = _HARMFUL.loc["ECIF"] - _HARMFUL.loc[["IF-EKFAC", "TRAK", "TracIn"]]
+_GAINS = _HARMFUL.loc[ECIF] - _HARMFUL.loc[NO_REMOVAL]
+_LOSSES = _HARMFUL.loc[list(PEERS)] - _HARMFUL.loc[NO_REMOVAL]
+_LEADS = _HARMFUL.loc[ECIF] - _HARMFUL.loc[list(PEERS)]
 UNKNOWN = "paper value not available"
 SEEDS = 5  # fewer give no interval worth the name
 
@@ -95,7 +115,7 @@ def exact(ablation: pd.DataFrame) -> Verdict:
 
 def _single(ablation: pd.DataFrame) -> pd.DataFrame:
     """Single pairs at the first regulariser by the whole Hessian; none with too few seeds."""
-    pairs = ablation[(ablation["kind"] == "pair") & (ablation["curvature"] == "Hessian")]
+    pairs = ablation[(ablation["kind"] == "pair") & (ablation["curvature"] == HESSIAN)]
     pairs = pairs[pairs["delta_ratio"] == ablation["delta_ratio"].iloc[0]]
     return pairs if pairs["seed"].nunique() >= SEEDS else pairs.iloc[:0]
 
@@ -116,9 +136,9 @@ def projection(ablation: pd.DataFrame) -> Verdict:
         (ablation["kind"] == "scores")
         & (ablation["delta_ratio"] == ablation["delta_ratio"].iloc[0])
     ]
-    whole = found.loc[found["curvature"] == "Hessian", "dimension"].max()
+    whole = found.loc[found["curvature"] == HESSIAN, "dimension"].max()
     swept = (
-        found[found["curvature"].str.startswith("LoGra")]
+        found[found["curvature"].str.startswith(LOGRA_PREFIX)]
         .groupby("dimension")["score_correlation"]
         .mean()
     )
@@ -148,7 +168,7 @@ def retrain(removal: pd.DataFrame) -> Verdict:
     edits = removal[(removal["kind"] != "none") & (removal["share"] <= 0.1)]
     keys = ["dataset", "kind", "share"]
     gaps = {
-        cell: paired(rows, "test_accuracy", "ECIF", "retrain").value
+        cell: paired(rows, "test_accuracy", ECIF, RETRAIN).value
         for cell, rows in edits.groupby(keys, sort=False)
     }
     inside = sum(abs(gap) <= 0.01 for gap in gaps.values())
@@ -182,7 +202,7 @@ def groups(removal: pd.DataFrame) -> Verdict:
     if cells.empty:
         return Verdict("not tested here", "no removal of 10 %")
     gains = {
-        cell: paired(rows, "parameter_error", "positive only", "ECIF").value
+        cell: paired(rows, "parameter_error", POSITIVE_ONLY, ECIF).value
         for cell, rows in cells[cells["parameter_error"].notna()].groupby(
             ["dataset", "kind"], sort=False
         )
@@ -212,7 +232,7 @@ def groups(removal: pd.DataFrame) -> Verdict:
     needs=f"rows of ecif/misalignment with at least {SEEDS} seeds",
 )
 def harmful(misalignment: pd.DataFrame) -> Verdict:
-    gains = _gains(misalignment, "ECIF", "no removal")
+    gains = _gains(misalignment, ECIF, NO_REMOVAL)
     if not gains:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds")
     measured = "; ".join(f"{cell}: {_points(gain)}" for cell, gain in gains.items())
@@ -235,9 +255,9 @@ def harmful(misalignment: pd.DataFrame) -> Verdict:
 )
 def peers(misalignment: pd.DataFrame) -> Verdict:
     gains = {}
-    for peer in ("IF-EKFAC", "TRAK", "TracIn"):
+    for peer in PEERS:
         gains |= {
-            f"{peer}, {cell}": gain for cell, gain in _gains(misalignment, "ECIF", peer).items()
+            f"{peer}, {cell}": gain for cell, gain in _gains(misalignment, ECIF, peer).items()
         }
     if not gains:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds")
@@ -334,7 +354,7 @@ def _kinds(removal: pd.DataFrame, first: str, second: str) -> Mean | None:
     needs=f"rows of ecif/misalignment with at least {SEEDS} seeds",
 )
 def misalignment(misalignment: pd.DataFrame) -> Verdict:
-    rows = misalignment[(misalignment["method"] == "ECIF") & (misalignment["dataset"] == "emoji")]
+    rows = misalignment[(misalignment["method"] == ECIF) & (misalignment["dataset"] == "emoji")]
     if rows.empty or rows["seed"].nunique() < SEEDS:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds of the emoji")
     found = {share: mean(part["ten_precision"]) for share, part in rows.groupby("shuffled_share")}
@@ -365,11 +385,11 @@ def clip_score(misalignment: pd.DataFrame) -> Verdict:
     gains = {}
     for (dataset, share), rows in found.groupby(["dataset", "shuffled_share"], sort=False):
         if rows["seed"].nunique() >= SEEDS:
-            simple = ("CLIP-score", "pair loss")
+            simple = (CLIP_SCORE, PAIR_LOSS)
             best = max(
                 simple, key=lambda name: rows.loc[rows["method"] == name, "detection_auc"].mean()
             )
-            gains[f"{dataset} {share:.0%} ({best})"] = paired(rows, "detection_auc", "ECIF", best)
+            gains[f"{dataset} {share:.0%} ({best})"] = paired(rows, "detection_auc", ECIF, best)
     if not gains:
         return Verdict("not tested here", f"fewer than {SEEDS} seeds")
     measured = "; ".join(f"{cell} {_told(gain, 2)}" for cell, gain in gains.items())
@@ -396,13 +416,12 @@ def trace(trace: pd.DataFrame) -> Verdict:
     if found.groupby(["seed", "query"]).ngroups < 20:
         return Verdict("not tested here", "fewer than 20 queries")
     over = {
-        name: paired(found, "related", "relative influence", name, ("seed", "query"), "ranking")
-        for name in ("random", "influence")
+        name: paired(found, "related", RELATIVE_INFLUENCE, name, ("seed", "query"), "ranking")
+        for name in (RANDOM, INFLUENCE)
     }
     means = found.groupby("ranking")["related"].mean()
     measured = ", ".join(
-        f"{name} {means[name]:.0%}"
-        for name in ("relative influence", "influence", "cosine", "random")
+        f"{name} {means[name]:.0%}" for name in (RELATIVE_INFLUENCE, INFLUENCE, COSINE, RANDOM)
     )
     measured += "; over " + ", over ".join(f"{name} {_points(one)}" for name, one in over.items())
     return Verdict(
@@ -410,7 +429,7 @@ def trace(trace: pd.DataFrame) -> Verdict:
             "holds"
             if min(one.low for one in over.values()) > 0
             else "partly"
-            if over["random"].low > 0
+            if over[RANDOM].low > 0
             else "fails"
         ),
         measured,
@@ -420,13 +439,13 @@ def trace(trace: pd.DataFrame) -> Verdict:
 @claim(
     id="ecif.clip_retrain",
     claim=(
-        "Editing a CLIP fine-tuned with LoRA by ECIF gives the accuracy that fine-tuning again"
+        "Editing a CLIP fine-tuned with LoRA by ECIF gives the accuracy that retraining"
         " gives, in less time."
     ),
     source="table of ECIF against retraining",
     bound=(
-        "mean accuracy within 1 point of fine-tuning again in every cell of kind and share, and"
-        " fine-tuning again takes longer, with its interval over cells and seeds; partly: one of"
+        "mean accuracy within 1 point of retraining in every cell of kind and share, and"
+        " retraining takes longer, with its interval over cells and seeds; partly: one of"
         " the two"
     ),
     paper=f"within 0.5 points, {_SPEED:g}x (random removal, four data sets)",
@@ -440,19 +459,19 @@ def clip_retrain(clip: pd.DataFrame) -> Verdict:
     if told := _not_told(rows):
         return told
     gaps = {
-        cell: paired(own, "test_accuracy", "ECIF", "retrain").value
+        cell: paired(own, "test_accuracy", ECIF, RETRAIN).value
         for cell, own in rows.groupby(["kind", "share"], sort=False)
     }
     inside = sum(abs(gap) <= 0.01 for gap in gaps.values())
     (kind, share), worst = max(gaps.items(), key=lambda one: abs(one[1]))
-    again, edit = (
+    retrained, edit = (
         rows[rows["method"] == method].sort_values(["seed", "kind", "share"])["work_seconds"]
-        for method in ("retrain", "ECIF")
+        for method in (RETRAIN, ECIF)
     )
-    over = ratio(again.to_numpy(), edit.to_numpy())
+    over = ratio(retrained.to_numpy(), edit.to_numpy())
     measured = (
         f"{_what(clip)}: {inside} of {len(gaps)} cells within 1 point, the widest"
-        f" {100 * worst:+.1f} ({kind}, {share:.0%}); fine-tuning again takes {over.value:.2f}x"
+        f" {100 * worst:+.1f} ({kind}, {share:.0%}); retraining takes {over.value:.2f}x"
         f" [{over.low:.2f}, {over.high:.2f}]"
     )
     return Verdict(_count((inside == len(gaps)) + (over.low > 1), 2), measured)
@@ -484,11 +503,8 @@ def clip_harmful(clip: pd.DataFrame) -> Verdict:
         return told
     own, others = {}, []
     for share, cell in rows.groupby("shuffled_share"):
-        own[share] = paired(cell, "test_accuracy", "ECIF", "no removal")
-        others += [
-            paired(cell, "test_accuracy", method, "no removal")
-            for method in ("IF-EKFAC", "TRAK", "TracIn")
-        ]
+        own[share] = paired(cell, "test_accuracy", ECIF, NO_REMOVAL)
+        others += [paired(cell, "test_accuracy", method, NO_REMOVAL) for method in PEERS]
     worse, means = sum(gain.high < 0 for gain in others), [gain.value for gain in others]
     measured = (
         f"{_what(clip)}: "
@@ -533,7 +549,7 @@ def _not_told(rows: pd.DataFrame) -> Verdict | None:
 )
 def passes(cost: pd.DataFrame) -> Verdict:
     own = costs(cost)
-    own = own[(own["task"] == "score") & (own["method"] == "ECIF")].iloc[0]
+    own = own[(own["task"] == "score") & (own["method"] == ECIF)].iloc[0]
     measured = (
         f"{own['gradients']} gradient, {own['forward_mode']} forward-mode pass,"
         f" {own['per_sample_gradients']} of per-pair gradients; {own['curvature_products']}"
@@ -559,10 +575,9 @@ def passes(cost: pd.DataFrame) -> Verdict:
 )
 def speed_retrain(cost: pd.DataFrame) -> Verdict:
     found = costs(cost).set_index(["task", "method"])
-    cold = found.loc[("edit", "retrain")]
+    cold = found.loc[("edit", RETRAIN)]
     warm, helped = (
-        found.loc[("edit", name), "time_ratio"]
-        for name in ("retrain, from the full model", "retrain, with the Hessian at hand")
+        found.loc[("edit", name), "time_ratio"] for name in (RETRAIN_WARM, RETRAIN_WITH_HESSIAN)
     )
     measured = (
         f"{cold['time_ratio']:.2f}x [{cold['low_ratio']:.2f}, {cold['high_ratio']:.2f}]; from the"
@@ -589,7 +604,7 @@ def speed_peers(cost: pd.DataFrame) -> Verdict:
     found = costs(cost)
     rows = found[
         (found["task"] == "score")
-        & found["method"].isin(["TRAK", "TracIn, gradients of pairs", "TracIn, forward mode"])
+        & found["method"].isin([TRAK, TRACIN_BY_GRADIENTS, TRACIN_FORWARD])
     ]
     measured = "; ".join(
         f"{row['method']} {row['time_ratio']:.2f}x [{row['low_ratio']:.2f},"

@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -122,7 +123,7 @@ def _classes(
     labels, known = data.labels.tolist(), _captions(name)
     pixels = (data.pictures().flatten(1).double() / 255).numpy()
     return (
-        _sentences(known)[labels],
+        _class_captions(name)[labels],
         pixels,
         [known[c] for c in labels],
         [data.classes[c] for c in labels],
@@ -130,8 +131,15 @@ def _classes(
     )
 
 
+@cache
+def _class_captions(name: str) -> np.ndarray:
+    """The features of the classes' captions, in the order of the labels."""
+    return _sentences(_captions(name))
+
+
+@cache
 def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
-    """Emoji and their names; the sub-category is the group."""
+    """Emoji and their names; the sub-category is the group. The same arrays for all seeds."""
     data = vision.load("emoji", split="all")
     pictures, captions = data.pictures().numpy(), list(data.ids or ())
     for one in ("minilm-l6", "efficientnet-lite0"):

@@ -5,20 +5,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from projects.ecif.labels import (
+    COLOURS,
+    GALLERY,
+    GAUSS_NEWTON,
+    HESSIAN,
+    IDENTITY,
+    KINDS,
+    LOGRA_PREFIX,
+    NO_REMOVAL,
+    RETRAIN,
+    VARIANTS,
+)
 from projects.ecif.tables import mean
 from shared.figures import PALETTE
 from shared.rows import read_array
-
-KINDS = {"harmful": "blue", "random": "black", "valuable": "orange"}
-METHODS = {
-    "ECIF": "blue",
-    "ECIF, larger clean set": "sky",
-    "IF-EKFAC": "orange",
-    "TRAK": "amber",
-    "TracIn": "purple",
-    "self-influence": "green",
-    "pair loss": "black",
-}
 
 
 def curves(removal: pd.DataFrame) -> Figure:
@@ -26,7 +27,7 @@ def curves(removal: pd.DataFrame) -> Figure:
     data set with most seeds.
     """
     name = removal.groupby("dataset", sort=False)["seed"].nunique().idxmax()
-    rows = removal[(removal["dataset"] == name) & removal["method"].isin(["retrain", "no removal"])]
+    rows = removal[(removal["dataset"] == name) & removal["method"].isin([RETRAIN, NO_REMOVAL])]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9))
     for axes, column, scale in ((left, "test_accuracy", 100), (right, "test_loss", 1)):
         for kind, colour in KINDS.items():
@@ -56,7 +57,7 @@ def misalignment(misalignment: pd.DataFrame) -> Figure:
     found = misalignment[misalignment["detection_auc"].notna()]
     cells = found[["dataset", "shuffled_share"]].drop_duplicates().to_numpy()
     figure, axes = plt.subplots(figsize=(7.6, 4.2))
-    shown = {name: colour for name, colour in METHODS.items() if (found["method"] == name).any()}
+    shown = {name: colour for name, colour in COLOURS.items() if (found["method"] == name).any()}
     for number, (method, colour) in enumerate(shown.items()):
         at, values, below, above = [], [], [], []
         for place, (dataset, share) in enumerate(cells):
@@ -99,15 +100,8 @@ def ablation(ablation: pd.DataFrame) -> Figure:
     delta = ablation["delta_ratio"].iloc[0]
     rows = ablation[(ablation["delta_ratio"] == delta) & (ablation["kind"] != "scores")]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9))
-    looks = {
-        "exact": "blue",
-        "paper": "sky",
-        "positive": "orange",
-        "negative": "green",
-        "wrong sign": "purple",
-    }
-    whole = rows[rows["curvature"] == "Hessian"]
-    for variant, colour in looks.items():
+    whole = rows[rows["curvature"] == HESSIAN]
+    for variant, colour in VARIANTS.items():
         own = whole[whole["variant"] == variant]
         errors = (
             own.groupby(["removed_share", "seed"])["parameter_error"]
@@ -124,12 +118,16 @@ def ablation(ablation: pd.DataFrame) -> Figure:
     )
     pairs = rows[(rows["variant"] == "exact") & (rows["kind"] == "pair")]
     projected = (
-        pairs[pairs["curvature"].str.startswith("LoGra")]
+        pairs[pairs["curvature"].str.startswith(LOGRA_PREFIX)]
         .groupby("dimension")["parameter_error"]
         .mean()
     )
-    right.plot(projected.index, projected, marker="o", color=PALETTE["blue"], label="LoGra")
-    for name, colour in (("Hessian", "black"), ("Gauss-Newton", "green"), ("identity", "orange")):
+    right.plot(projected.index, projected, marker="o", color=PALETTE["blue"], label=LOGRA_PREFIX)
+    for name, colour in (
+        (HESSIAN, "black"),
+        (GAUSS_NEWTON, "green"),
+        (IDENTITY, "orange"),
+    ):
         error = pairs.loc[pairs["curvature"] == name, "parameter_error"].mean()
         if error <= 3:
             right.axhline(error, color=PALETTE[colour], linestyle="--", linewidth=1.4, label=name)
@@ -153,7 +151,7 @@ def gallery(trace: pd.DataFrame) -> Figure:
     pictures = read_array(trace, "gallery")
     shown = trace[trace["shown"]]
     queries, rankings, columns = pictures.shape[:3]
-    names = ["relative influence", "influence", "cosine"][:rankings]
+    names = GALLERY[:rankings]
     figure, grid = plt.subplots(
         queries * rankings, columns, figsize=(6.4, 0.82 * queries * rankings), squeeze=False
     )

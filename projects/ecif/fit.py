@@ -4,7 +4,7 @@ derivative of.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -14,7 +14,15 @@ from shared.errors import UserError
 from shared.influence.baselines import Solve
 from shared.influence.retrain import Root, minimise
 from shared.influence.scoring import check_converged
-from shared.influence.solvers import cg, dense, galerkin, logra_basis, matrix_of, require_positive
+from shared.influence.solvers import (
+    cg,
+    dense,
+    factored,
+    galerkin,
+    logra_basis,
+    matrix_of,
+    require_positive,
+)
 
 GRADIENT_TOLERANCE = 1e-8
 
@@ -30,10 +38,11 @@ class Fit:
     gradient_norm: float
     hessian: Tensor | None
 
-    def solve(self, b: Tensor) -> tuple[Tensor, object]:
-        """H^-1 b by the whole Hessian, which must have been asked for."""
+    @cached_property
+    def solve(self) -> Solve:
+        """b -> H^-1 b by the whole Hessian, which must have been asked for; factored once."""
         assert self.hessian is not None
-        return dense(self.hessian, b)
+        return factored(self.hessian)
 
     def without(self, removed: Iterable[int]) -> Root:
         """The minimum without some pairs, from this one: the same partition, the same theta_0, in

@@ -217,18 +217,19 @@ class Contrastive:
         none where both are 0. (The paper's proposition 5.3 was not at hand; this solves the problem
         that it states.)
         """
-        g = metric_gradient(metric, w)
-        if g.dim() != 1:
-            raise UserError(
-                "relative influence is of one query at a time; give a metric that is a number"
-            )
-        a = solve(self.pair_gradients(w, mode, "positive").T)[0].T
-        b = solve(self.pair_gradients(w, mode, "negative").T)[0].T
-        return relative(a, b, g)
+        return relative(*self.pair_effects(w, solve, mode), metric_gradient(metric, w))
+
+    def pair_effects(self, w: Tensor, solve: Solve, mode: Mode = "exact") -> tuple[Tensor, Tensor]:
+        """H^-1 grad Pos and H^-1 grad Neg of every pair, [n, p] each: the effects of its two
+        parts.
+        """
+        gradients = (self.pair_gradients(w, mode, parts) for parts in ("positive", "negative"))
+        positive, negative = (solve(one.T)[0].T for one in gradients)
+        return positive, negative
 
 
 class Relative(NamedTuple):
-    """Relative influence of every pair, [n] each.
+    """Relative influence of every pair, [n] each, or for q queries [n, q].
 
     Attributes:
         span: length of the projection of the metric's gradient on the span of the pair's two
@@ -241,8 +242,8 @@ class Relative(NamedTuple):
 
 
 def relative(a: Tensor, b: Tensor, g: Tensor, tolerance: float = 1e-9) -> Relative:
-    """Relative influence of effects a and b [n, p] on a gradient g [p]; `tolerance` is the sine
-    below which a and b count as parallel.
+    """Relative influence of effects a and b [n, p] on the gradient g [p] of a query, or on those of
+    q queries [p, q]; `tolerance` is the sine below which a and b count as parallel.
     """
     floor = torch.finfo(a.dtype).tiny
     along_a = _unit(a, floor)

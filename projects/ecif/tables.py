@@ -5,6 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from projects.ecif.labels import (
+    BEFORE_FINE_TUNING,
+    ECIF,
+    ECIF_LINEAR,
+    FINE_TUNED,
+    NO_REMOVAL,
+    POSITIVE_ONLY,
+    RETRAIN,
+)
 from shared.statistics import Mean, mean_interval, ratio
 from shared.tables import Column, Table, human_bytes, paper_numbers
 
@@ -62,9 +71,9 @@ def removal(removal: pd.DataFrame) -> Table:
                 "kind": kind,
                 "removed_share": share,
                 "full": spread(mean(full.groupby("seed")["test_accuracy"].mean())),
-                "retrain": spread(mean(by["retrain"].groupby("seed")["test_accuracy"].mean())),
-                "ecif": spread(mean(by["ECIF"].groupby("seed")["test_accuracy"].mean())),
-                "gap": spread(paired(rows, "test_accuracy", "ECIF", "retrain")),
+                "retrain": spread(mean(by[RETRAIN].groupby("seed")["test_accuracy"].mean())),
+                "ecif": spread(mean(by[ECIF].groupby("seed")["test_accuracy"].mean())),
+                "gap": spread(paired(rows, "test_accuracy", ECIF, RETRAIN)),
                 **{
                     key: spread(
                         mean(by[method].groupby("seed")["parameter_error"].mean()),
@@ -72,9 +81,9 @@ def removal(removal: pd.DataFrame) -> Table:
                         digits=2,
                     )
                     for key, method in (
-                        ("error", "ECIF"),
-                        ("paper_error", "ECIF, paper"),
-                        ("positive_error", "positive only"),
+                        ("error", ECIF),
+                        ("paper_error", ECIF_LINEAR),
+                        ("positive_error", POSITIVE_ONLY),
                     )
                 },
                 "seeds": int(rows["seed"].nunique()),
@@ -99,7 +108,7 @@ def removal(removal: pd.DataFrame) -> Table:
             "removed_share": Column("share", "{:.0%}"),
             "full": "all pairs",
             "retrain": "retrained",
-            "ecif": "ECIF",
+            "ecif": ECIF,
             "gap": "ECIF - retrained",
             "error": "error, ECIF",
             "paper_error": "error, linear",
@@ -145,8 +154,8 @@ def harmful(misalignment: pd.DataFrame) -> Table:
             )
             line[f"gain_{number}"] = (
                 "–"
-                if method == "no removal"
-                else spread(paired(rows, "test_accuracy", method, "no removal"))
+                if method == NO_REMOVAL
+                else spread(paired(rows, "test_accuracy", method, NO_REMOVAL))
             )
         lines.append(line)
     columns: dict[str, Column | str] = {"method": "removed by"}
@@ -155,7 +164,7 @@ def harmful(misalignment: pd.DataFrame) -> Table:
     return Table(
         title="The most harmful tenth removed",
         caption=(
-            "Captions of a share of the pairs are exchanged; the model is trained again without the"
+            "Captions of a share of the pairs are exchanged; the model is retrained without the"
             " tenth that a method ranks most harmful. Test accuracy in percent, and what it gains"
             " over no removal."
         ),
@@ -185,7 +194,7 @@ def clip_removal(clip: pd.DataFrame) -> Table:
             method: own.sort_values("seed")["work_seconds"]
             for method, own in rows.groupby("method")
         }
-        over = ratio(seconds["retrain"].to_numpy(), seconds["ECIF"].to_numpy())
+        over = ratio(seconds[RETRAIN].to_numpy(), seconds[ECIF].to_numpy())
         lines.append(
             {
                 "kind": kind,
@@ -194,20 +203,20 @@ def clip_removal(clip: pd.DataFrame) -> Table:
                 **{
                     key: spread(means[method])
                     for key, method in (
-                        ("ecif", "ECIF"),
-                        ("linear", "ECIF, paper"),
-                        ("positive", "positive only"),
+                        ("ecif", ECIF),
+                        ("linear", ECIF_LINEAR),
+                        ("positive", POSITIVE_ONLY),
                     )
                 },
-                "gap": spread(paired(rows, "test_accuracy", "ECIF", "retrain")),
-                "retrain_seconds": seconds["retrain"].median(),
-                "ecif_seconds": seconds["ECIF"].median(),
+                "gap": spread(paired(rows, "test_accuracy", ECIF, RETRAIN)),
+                "retrain_seconds": seconds[RETRAIN].median(),
+                "ecif_seconds": seconds[ECIF].median(),
                 "speed": f"{over.value:.2f}x",
-                "error": rows.loc[rows["method"] == "ECIF", "parameter_error"].mean(),
-                "cosine": rows.loc[rows["method"] == "ECIF", "parameter_cosine"].mean(),
+                "error": rows.loc[rows["method"] == ECIF, "parameter_error"].mean(),
+                "cosine": rows.loc[rows["method"] == ECIF, "parameter_cosine"].mean(),
             }
         )
-    before, after = (full[full["method"] == name] for name in ("before fine-tuning", "fine-tuned"))
+    before, after = (full[full["method"] == name] for name in (BEFORE_FINE_TUNING, FINE_TUNED))
     edits = part[part["residual_ratio"].notna()]
     return Table(
         title="A CLIP with LoRA: ECIF's edit against retraining",
@@ -221,9 +230,9 @@ def clip_removal(clip: pd.DataFrame) -> Table:
             "kind": "removed",
             "removed_share": Column("share", "{:.0%}"),
             "retrain": "retrained",
-            "ecif": "ECIF",
+            "ecif": ECIF,
             "linear": "ECIF, linear",
-            "positive": "positive only",
+            "positive": POSITIVE_ONLY,
             "gap": "ECIF - retrained",
             "retrain_seconds": "time, retrained",
             "ecif_seconds": "time, ECIF",
@@ -265,8 +274,8 @@ def clip_harmful(clip: pd.DataFrame) -> Table:
             line[f"cell_{number}"] = spread(mean(own["test_accuracy"]))
             line[f"gain_{number}"] = (
                 "–"
-                if method == "no removal"
-                else spread(paired(rows, "test_accuracy", method, "no removal"))
+                if method == NO_REMOVAL
+                else spread(paired(rows, "test_accuracy", method, NO_REMOVAL))
             )
             if exchanged and len(found := own["detection_auc"].dropna()):
                 line["auc"] = spread(mean(found), percent=False, digits=2)
@@ -282,7 +291,7 @@ def clip_harmful(clip: pd.DataFrame) -> Table:
     return Table(
         title="A CLIP with LoRA: the most harmful tenth removed",
         caption=(
-            f"{_clip(clip)}. Fine-tuned again without the tenth that a method ranks most harmful:"
+            f"{_clip(clip)}. Retrained without the tenth that a method ranks most harmful:"
             " test accuracy in percent, and what it gains over no removal."
         ),
         frame=pd.DataFrame(lines),
@@ -333,7 +342,7 @@ def misalignment(misalignment: pd.DataFrame) -> Table:
                 "seeds": int(rows["seed"].nunique()),
             }
         )
-    full = misalignment[misalignment["method"] == "no removal"]
+    full = misalignment[misalignment["method"] == NO_REMOVAL]
     cosines = (
         full.assign(cell=_cell(full)).groupby("cell", sort=False)["clean_gradient_cosine"].mean()
     )
@@ -472,7 +481,7 @@ def costs(cost: pd.DataFrame) -> pd.DataFrame:
     timed, passes = cost[cost["kind"] == "time"], cost[cost["kind"] == "passes"]
     lines = []
     for (task, method), rows in timed.groupby(["task", "method"], sort=False):
-        own = timed[(timed["task"] == task) & (timed["method"] == "ECIF")]
+        own = timed[(timed["task"] == task) & (timed["method"] == ECIF)]
         over = ratio(
             rows.sort_values("repeat")["work_seconds"].to_numpy(),
             own.sort_values("repeat")["work_seconds"].to_numpy(),

@@ -6,7 +6,7 @@ It knows nothing of folders, checkpoint files, messages or when to stop; the com
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,34 +163,6 @@ class FineTuning:
             self.losses(corpus.batch(part)) for part in micro_batches(rows, self.recipe.micro_batch)
         ]
         return float(torch.cat(losses).mean())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Trained weights (`model.NAME`) and the optimizer's state (`optimizer.KEY.NAME`)."""
-        tensors = {f"model.{name}": p.detach() for name, p in self.trainable}
-        for name, parameter in self.trainable:
-            tensors |= {
-                f"optimizer.{key}.{name}": value
-                for key, value in self.optimizer.state[parameter].items()
-                if isinstance(value, Tensor)
-            }
-        return tensors
-
-    @torch.no_grad()
-    def load(self, names: Iterable[str], tensor: Callable[[str], Tensor]) -> None:
-        """Take up what `tensors` gave; `tensor` reads the one of a name, so that only one at a time
-        is there twice.
-        """
-        parameters = dict(self.trainable)
-        for name, parameter in self.trainable:
-            parameter.copy_(tensor(f"model.{name}"))
-        for stored in names:
-            kind, _, rest = stored.partition(".")
-            if kind == "optimizer":
-                key, _, name = rest.partition(".")
-                value, parameter = tensor(stored), parameters[name]
-                self.optimizer.state[parameter][key] = (
-                    value.to(parameter.device) if value.ndim else value
-                )
 
 
 class Spent:

@@ -1,65 +1,115 @@
-"""The settings of a private fine-tuning run, and the noise that follows from them."""
+"""The settings of a private fine-tuning run. No torch: the command's options are made of them."""
 
 import argparse
 import decimal
 import math
-from dataclasses import dataclass, fields
+from typing import Annotated, Literal, Self
 
-import torch
+from pydantic import Field, model_validator
 
-from projects.flashdp import accounting
-from projects.flashdp.accounting import Mechanism
-from shared.errors import UserError
+from shared.commands import recipe
+from shared.commands.recipe import Metavar
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(recipe.Recipe):
     """The settings that decide which weights a run ends with and what it spends. A run goes on only
     with the same ones.
+
+    Fields with `validate_default` may be left out as options; `resolved` works them out.
     """
 
-    epsilon: float | None
-    noise_multiplier: float | None
-    delta: float
-    accountant: str
-    clip: float
-    noise_seed: int | None
-    steps: int
-    batch_size: int
-    micro_batch: int
-    sequence_length: int
-    optimizer: str
-    lr: float
-    lr_schedule: str
-    warmup_steps: int
-    weight_decay: float
-    seed: int
-    lora_rank: int | None
-    lora_alpha: int | None
-    lora_targets: str | None
-    backend: str
-    dtype: str
-    device: str
-    gradient_checkpointing: bool
+    epsilon: float | None = Field(None, gt=0)
+    """spend this much, and find the noise for it"""
+
+    noise_multiplier: float | None = Field(None, ge=0)
+    """add this much noise, and see what it spends"""
+
+    delta: float = Field(None, gt=0, validate_default=True)
+    """(1/(10 records), rounded down to one digit); below 1/records"""
+
+    accountant: Literal["rdp", "prv", "pld"] = "pld"
+    """pld and prv are tight, rdp is fast and wastes some"""
+
+    clip: Annotated[float, Metavar("C")] = Field(1.0, gt=0)
+    """bound on what a record adds to a step's gradient"""
+
+    noise_seed: int | None = Field(None, ge=0)
+    """for tests: noise that whoever knows N can take away again"""
+
+    steps: int = Field(None, ge=1, validate_default=True)
+    """steps in all"""
+
+    batch_size: int = Field(64, ge=1)
+    """records expected in a batch; each is drawn apart"""
+
+    micro_batch: int = Field(8, ge=1)
+    """records in a forward; for memory and speed only"""
+
+    sequence_length: int = Field(256, ge=2)
+    """tokens of a record, the rest is cut"""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """the update rule"""
+
+    lr: float = Field(None, ge=0, validate_default=True)
+    """learning rate (1e-4; with LoRA 1e-3)"""
+
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """constant, or to 0"""
+
+    warmup_steps: int = Field(0, ge=0)
+    """linear warm-up"""
+
+    weight_decay: float = Field(0.0, ge=0)
+    """of the optimizer"""
+
+    seed: int = Field(0, ge=0)
+    """of the adapters' first weights; neither of noise nor batches"""
+
+    lora_rank: Annotated[int | None, Metavar("R")] = Field(None, ge=1)
+    """train adapters only and save them as PEFT does"""
+
+    lora_alpha: int | None = Field(None, ge=1)
+    """scale of the adapters (2 R)"""
+
+    lora_targets: Annotated[str | None, Metavar("A,B")] = None
+    """modules to adapt, as q_proj,v_proj (all linear ones but the head)"""
+
+    backend: str = "auto"
+    """of the clipped sums: auto, loop, ghost, recompute, ..."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """to compute in; weights are kept and saved in float32"""
+
+    device: str = "cpu"
+    """cpu or cuda"""
+
+    gradient_checkpointing: bool = False
+    """less memory, a second forward of each layer"""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.lora_rank is None and (self.lora_alpha or self.lora_targets):
+            raise ValueError("--lora-alpha and --lora-targets need --lora-rank")
+        if self.noise_seed is not None and self.noise_seed >= 1 << 256:
+            raise ValueError("--noise-seed must be below 2**256")
+        return self
 
     @classmethod
-    def of(cls, options: argparse.Namespace, records: int) -> "Recipe":
-        """From the command line, with the defaults that depend on other options or on the data."""
-        given = {f.name: getattr(options, f.name) for f in fields(cls)}
-        if options.lora_rank is None and (options.lora_alpha or options.lora_targets):
-            raise UserError("--lora-alpha and --lora-targets need --lora-rank")
-        if options.lora_rank is not None and options.lora_alpha is None:
-            given["lora_alpha"] = 2 * options.lora_rank
-        if options.noise_seed is not None and options.noise_seed >= 1 << 256:
-            raise UserError("--noise-seed must be below 2**256")
-        if options.lr is None:
-            given["lr"] = 1e-4 if options.lora_rank is None else 1e-3
-        if options.delta is None:
-            given["delta"] = default_delta(records)
-        if options.steps is None:
-            given["steps"] = max(1, round(options.epochs * records / options.batch_size))
-        given["device"] = torch.device(options.device).type
-        return cls(**given)
+    def resolved(cls, options: argparse.Namespace, records: int) -> "Recipe":
+        """From the command line, with the defaults that depend on other options or on the number
+        of records. Raises UserError where options do not fit together.
+        """
+        rank = options.lora_rank
+        values = {
+            "delta": default_delta(records),
+            "steps": max(1, round(options.epochs * records / options.batch_size)),
+            "lr": 1e-4 if rank is None else 1e-3,
+            "lora_alpha": None if rank is None else 2 * rank,
+        }
+        left_out = {key: value for key, value in values.items() if getattr(options, key) is None}
+        # which of several GPUs it is changes nothing
+        return cls.from_options(options, **left_out, device=options.device.partition(":")[0])
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -81,24 +131,3 @@ def default_delta(records: int) -> float:
             decimal.Decimal(1), decimal.Decimal(10 * records)
         )
     )
-
-
-def calibrated(recipe: Recipe, records: int) -> dict[str, float]:
-    """The noise multiplier and the epsilon of all steps."""
-    if recipe.batch_size > records:
-        raise UserError(
-            f"--batch-size {recipe.batch_size} is more than the {records} records of --data"
-        )
-    accounting.check_delta(recipe.delta, records)
-    rate, sigma = recipe.batch_size / records, recipe.noise_multiplier
-    if sigma is None:
-        assert recipe.epsilon is not None
-        sigma = accounting.noise_multiplier(
-            recipe.epsilon, recipe.delta, rate, recipe.steps, recipe.accountant
-        )
-    return {
-        "noise_multiplier": sigma,
-        "promised": accounting.epsilon(
-            [Mechanism(sigma, rate, recipe.steps)], recipe.delta, recipe.accountant
-        ),
-    }

@@ -23,7 +23,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -31,24 +30,37 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from projects.flashdp import accounting
 from projects.flashdp.accounting import Mechanism, PrivacyReport
 from projects.flashdp.finetuning import FineTuning, Spent
-from projects.flashdp.recipe import Recipe, calibrated
+from projects.flashdp.recipe import Recipe
 from projects.flashdp.sampling import PoissonSampling
-from shared.commands.folder import locked
+from shared.commands.checkpoint import load_checkpoint, save_checkpoint
+from shared.commands.folder import locked, same_run
+from shared.commands.key import digest
+from shared.commands.log import Log
 from shared.commands.options import device_of
 from shared.commands.progress import Progress
-from shared.commands.signals import stop_signals
+from shared.commands.signals import Stopped, stop_signals
 from shared.corpus import Corpus
 from shared.errors import UserError
-from shared.files import atomic_files, atomic_save, atomic_write, read_json, sha256
+from shared.files import (
+    atomic_files,
+    atomic_json,
+    atomic_save,
+    atomic_write,
+    read_json,
+    remove,
+    sha256,
+)
 from shared.meters import peak_rss_bytes
 from shared.models import (
+    check_finite,
+    check_length,
     copy_configuration,
+    empty_causal_lm,
     fingerprint,
     load_tokenizer,
     local_model,
@@ -94,7 +106,7 @@ def train(options: argparse.Namespace) -> int:
         finally:
             # it has not begun, and what was prepared for it is of no use
             if not (private / "run.json").exists():
-                shutil.rmtree(private, ignore_errors=True)
+                remove(private)
 
 
 class _Run:
@@ -110,12 +122,12 @@ class _Run:
     def go(self) -> int:
         options, out = self.options, self.out
         self.private.mkdir(mode=0o700, exist_ok=True)
-        for leftover in self.private.glob(".*.part"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        remove(*self.private.glob(".*.part"))
         source = {"model": fingerprint(self.folder), "data": sha256(options.data)}
         known = read_json(self.private / "run.json")
-        if known is not None:
-            _same_run(known, source, Recipe.of(options, known["records"]), out)
+        if known is not None:  # before anything of the run that is there is replaced
+            same_run(known, source, out)
+            _same_settings(known, Recipe.resolved(options, known["records"]), out)
             if (out / "privacy.json").exists():
                 self._tidy()
                 self._say(
@@ -124,10 +136,12 @@ class _Run:
                 )
                 return 0
 
+        check_length(empty_causal_lm(self.folder), options.sequence_length)
         tokenizer = load_tokenizer(self.folder)
         corpus = Corpus.build(
             options.data, tokenizer, options.sequence_length, self.private / "data", pack=False
         )
+        tokens = digest({"tokens": self.private / "data"})
         held_out = None
         if options.eval_data:
             held_out = Corpus.build(
@@ -140,38 +154,30 @@ class _Run:
         self._say(
             f"data: {corpus.rows} records of up to {corpus.length} tokens, {corpus.tokens} in all"
         )
-        recipe = Recipe.of(options, corpus.rows)
+        recipe = Recipe.resolved(options, corpus.rows)
         if known is None:
             known = {
                 **source,
                 "records": corpus.rows,
-                "tokens": corpus.tokens,
-                **calibrated(recipe, corpus.rows),
-                "settings": asdict(recipe),
+                "tokens": tokens,
+                **_calibrated(recipe, corpus.rows),
+                "settings": recipe.record(),
             }
-        elif (corpus.rows, corpus.tokens) != (known["records"], known["tokens"]):
+        elif tokens != known["tokens"]:
             raise UserError(
-                f"{out} holds a run on {known['tokens']} tokens; the tokenizer of --model now makes"
-                f" {corpus.tokens} of --data"
+                f"{out} holds a run on other tokens than the tokenizer of --model now makes of"
+                " --data; name another --out"
             )
         self.recipe, self.known, self.corpus, self.held_out = recipe, known, corpus, held_out
         self.sampling = PoissonSampling(corpus.rows, recipe.batch_size)
         self._say(
-            f"privacy: epsilon {known['promised']:.4g} at delta {recipe.delta:g} by the"
+            f"privacy: epsilon {_number(known['promised']):.4g} at delta {recipe.delta:g} by the"
             f" {recipe.accountant} accountant; noise multiplier {known['noise_multiplier']:.4f},"
             f" {recipe.steps} steps at sampling rate {self.sampling.sample_rate:.3g}"
         )
         self._begin(self._key())
-        self._go_on()
-        with open(self.private / "log.jsonl", "a", encoding="utf-8") as self.log:
-            stopped = self._train()
-            if stopped:
-                done = self.dp.steps
-                self._say(
-                    f"stopped after step {done} of {recipe.steps}; the same command goes on from"
-                    " there"
-                )
-                return 128 + stopped
+        with self._go_on() as self.log:
+            self._train()
             self._finish()
         self._tidy()
         return 0
@@ -224,31 +230,32 @@ class _Run:
             if recipe.noise_seed is None:
                 atomic_write(self.private / "key", key, 0o600)
             self.known["key_digest"] = _digest(key)
-            atomic_write(
-                self.private / "run.json", json.dumps(self.known, indent=2).encode() + b"\n"
-            )
+            atomic_json(self.private / "run.json", self.known)
 
-    def _go_on(self) -> None:
-        """Take up the checkpoint, if there is one; the log ends where it does."""
+    def _go_on(self) -> Log:
+        """Take up the checkpoint, if there is one. The log, which ends where it does."""
         path = self.private / "log.jsonl"
-        if self.checkpoint.exists():
-            self._read_checkpoint()
-        lines = [line for line in _read_lines(path) if line["step"] <= self.dp.steps]
+        state = load_checkpoint(self.checkpoint, dict(self.tuning.trainable), self.tuning.optimizer)
+        if state is not None:
+            self.tuning.dropped = state.pop("dropped")
+            self.dp.load_state_dict(state)
+            self.saved = self.dp.steps
         if path.exists():
             spent = self.dp.epsilon(self.recipe.delta, self.recipe.accountant)
             self._say(
                 f"going on after step {self.dp.steps} of {self.recipe.steps}: epsilon {spent:.3f}"
                 " is spent"
             )
-            atomic_write(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-        self.evaluated = {line["step"] for line in lines if "held_out_loss" in line}
-        for line in (line for line in lines if line.get("batch")):
+        log = Log(path, keep=lambda line: line["step"] <= self.dp.steps)
+        self.evaluated = {line["step"] for line in log.lines if "held_out_loss" in line}
+        for line in (line for line in log.lines if line.get("batch")):
             self.tuning.lost = self.tuning.lost + 1 if line["loss"] is None else 0
+        return log
 
     # ---- steps ----
 
-    def _train(self) -> int | None:
-        """Steps until the last one. Returns the signal that stopped it earlier, if one did."""
+    def _train(self) -> None:
+        """Steps until the last one. Raises Stopped where a signal came earlier."""
         options, recipe, dp, tuning = self.options, self.recipe, self.dp, self.tuning
         spent = Spent(dp, recipe)
         with (
@@ -264,11 +271,15 @@ class _Run:
                     self._record({"step": done, "held_out_loss": loss})
                     progress.line(f"step {done}: held-out loss {loss:.4f}")
                 if done == recipe.steps:
-                    return None
+                    return
                 if done > self.saved and (stop or done % options.checkpoint_every == 0):
                     self._write_checkpoint()
                 if stop:
-                    return stop[0]
+                    raise Stopped(
+                        f"stopped after step {done} of {recipe.steps}; the same command goes on"
+                        " from there",
+                        stop[0],
+                    )
                 if tuning.lost >= LOST_STEPS:
                     raise UserError(
                         f"no record had a finite loss in {tuning.lost} batches in a row, the last"
@@ -281,26 +292,14 @@ class _Run:
                 progress.step(dp.steps, made["tokens"], made["loss"], str(spent))
 
     def _record(self, line: Mapping[str, Any]) -> None:
-        self.log.write(json.dumps(line) + "\n")
-        self.log.flush()
-
-    # ---- checkpoints ----
+        self.log.write(line, sync=False)
 
     def _write_checkpoint(self) -> None:
-        _sync(self.log)
+        self.log.sync()
         state = {**self.dp.state_dict(), "dropped": self.tuning.dropped}
-        atomic_save(self.tuning.tensors(), self.checkpoint, {"state": json.dumps(state)})
+        parameters = dict(self.tuning.trainable)
+        save_checkpoint(self.checkpoint, parameters, self.tuning.optimizer, state)
         self.saved = self.dp.steps
-
-    def _read_checkpoint(self) -> None:
-        try:
-            with safe_open(self.checkpoint, "pt") as file:
-                state = json.loads(file.metadata()["state"])
-                self.tuning.load(file.keys(), file.get_tensor)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.checkpoint} is damaged ({error}); name another --out") from None
-        self.dp.load_state_dict(state)
-        self.tuning.dropped, self.saved = state["dropped"], self.dp.steps
 
     # ---- after the last step ----
 
@@ -308,7 +307,8 @@ class _Run:
         """The model and what is promised of it appear in the folder; `privacy.json`, the last of
         it, says that it is whole.
         """
-        _sync(self.log)
+        check_finite(self.tuning.trainable, "the trained model")
+        self.log.sync()
         report = self._report()
         model = self.dp.unwrap()
         with atomic_files(self.out) as partial:
@@ -318,9 +318,8 @@ class _Run:
             "noise_multiplier": self.known["noise_multiplier"],
             "target_epsilon": self.recipe.epsilon,
         }
-        if math.isinf(report.epsilon):  # for which JSON has no number
-            about["epsilon"] = None
-        atomic_write(self.out / "privacy.json", json.dumps(about, indent=2).encode() + b"\n")
+        about["epsilon"] = _finite(report.epsilon)
+        atomic_json(self.out / "privacy.json", about)
         self._say(str(report))
         if self.tuning.dropped:
             self._say(
@@ -369,62 +368,61 @@ class _Run:
 
     def _tidy(self) -> None:
         """Nothing is left that a finished run does not need, the key first of all."""
-        for name in ("key", "checkpoint.safetensors"):
-            (self.private / name).unlink(missing_ok=True)
-        for name in ("data", "eval-data"):
-            shutil.rmtree(self.private / name, ignore_errors=True)
+        remove(
+            *(
+                self.private / name
+                for name in ("key", "checkpoint.safetensors", "data", "eval-data")
+            )
+        )
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
 
-def _same_run(
-    known: Mapping[str, Any], source: Mapping[str, str], recipe: Recipe, out: Path
-) -> None:
-    """Refuse to go on with something else than what the run in `out` began with."""
-    for key, what in (("model", "another --model"), ("data", "other --data")):
-        if known[key] != source[key]:
-            raise UserError(f"{out} holds a run with {what}; name another --out")
-    before = known["settings"]
-    different = [key for key, value in asdict(recipe).items() if before.get(key) != value]
-    if different == ["steps"] and recipe.steps > before["steps"]:
+def _calibrated(recipe: Recipe, records: int) -> dict[str, float | None]:
+    """The noise multiplier, and the epsilon of all steps (`promised`; None: infinite)."""
+    if recipe.batch_size > records:
+        raise UserError(
+            f"--batch-size {recipe.batch_size} is more than the {records} records of --data"
+        )
+    accounting.check_delta(recipe.delta, records)
+    rate, sigma = recipe.batch_size / records, recipe.noise_multiplier
+    if sigma is None:
+        assert recipe.epsilon is not None
+        sigma = accounting.noise_multiplier(
+            recipe.epsilon, recipe.delta, rate, recipe.steps, recipe.accountant
+        )
+    promised = accounting.epsilon(
+        [Mechanism(sigma, rate, recipe.steps)], recipe.delta, recipe.accountant
+    )
+    return {"noise_multiplier": sigma, "promised": _finite(promised)}
+
+
+def _same_settings(known: Mapping[str, Any], recipe: Recipe, out: Path) -> None:
+    """Refuse to go on with other settings than those that the run in `out` began with."""
+    before, now = known["settings"], recipe.record()
+    if recipe.steps > before["steps"] and {**before, "steps": recipe.steps} == now:
         spent = Mechanism(
             known["noise_multiplier"], recipe.batch_size / known["records"], recipe.steps
         )
         cost = accounting.epsilon([spent], recipe.delta, recipe.accountant)
         raise UserError(
             f"the noise of the run in {out} is for {before['steps']} steps and epsilon"
-            f" {known['promised']:.3f}; {recipe.steps} steps would spend epsilon {cost:.3f}; name"
-            " another --out"
+            f" {_number(known['promised']):.3f}; {recipe.steps} steps would spend epsilon"
+            f" {cost:.3f}; name another --out"
         )
-    for key in different:
-        option = key.replace("_", "-")
-        raise UserError(
-            f"{out} holds a run with --{option} {before.get(key)}, not {getattr(recipe, key)}; name"
-            " another --out"
-        )
+    same_run(before, now, out)
 
 
-# ---- files ---------------------------------------------------------------------------------------
+def _finite(epsilon: float) -> float | None:
+    """None for infinity, for which JSON has no number."""
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _number(epsilon: float | None) -> float:
+    return math.inf if epsilon is None else epsilon
 
 
 def _digest(key: bytes) -> str:
     """Tells keys apart and says nothing of them."""
     return hashlib.shake_256(key + b"digest").hexdigest(16)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The log's lines as far as they are whole."""
-    found = []
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                found.append(json.loads(line))
-    except (FileNotFoundError, ValueError):
-        pass
-    return found
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from shared.errors import UserError
 from shared.seeding import step_seed
 
 Style = Literal["bare", "steps", "checks"]
@@ -74,7 +75,10 @@ def reward(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -
 
 
 def problems(count: int, seed: int, largest: int = 9) -> list[str]:
-    """`count` different prompts."""
+    """`count` different prompts. Raises UserError where there are not so many."""
+    there = largest * 2 * largest * (1 + 2 * largest)  # with a sign each: two terms, or three
+    if count > there:
+        raise UserError(f"operands up to {largest} make {there} problems, not {count}")
     rng = np.random.default_rng(step_seed(seed, "problems"))
     found: dict[str, None] = {}
     while len(found) < count:

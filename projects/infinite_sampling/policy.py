@@ -3,24 +3,17 @@
 A Llama of 0.25 M parameters with a token per character, trained on the solutions of `data`.
 """
 
-import fcntl
-import hashlib
-import json
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from projects.infinite_sampling.data import (
     ALPHABET,
-    LIMIT,
     STYLES,
     codes,
     problem,
@@ -28,41 +21,38 @@ from projects.infinite_sampling.data import (
     solution,
     tokenizer,
 )
-from shared.paths import cache_dir
 from shared.seeding import step_seed
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the policy is trained. Another recipe is another checkpoint.
-
-    Chosen for training time alone: of operands up to 19 with 0.6 M parameters, 500 steps take three
-    times as long and leave 11 % right.
+    """How the policy is trained: `layers`, `hidden` size and `heads` of the model; `steps` of
+    `rows` solutions each at a peak rate of `lr`; the `largest` operand.
     """
 
-    layers: int = 2
-    hidden: int = 96
-    heads: int = 4
-    steps: int = 600
-    rows: int = 32
-    lr: float = 5e-3
-    largest: int = 9  # operand
-    seed: int = 0
+    layers: int
+    hidden: int
+    heads: int
+    steps: int
+    rows: int
+    lr: float
+    largest: int
+    seed: int
 
 
-def build(recipe: Recipe) -> Any:
-    """The model with first weights, a function of the recipe's seed; torch's own stream of random
-    numbers stays where it is.
+def build(layers: int, hidden: int, heads: int, seed: int = 0) -> Any:
+    """The model with first weights, a function of the seed; torch's own stream of random numbers
+    stays where it is.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=len(ALPHABET) + 1,
-        hidden_size=recipe.hidden,
-        intermediate_size=3 * recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.heads,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=96,
         bos_token_id=0,
         eos_token_id=0,
@@ -70,17 +60,22 @@ def build(recipe: Recipe) -> Any:
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_seed(recipe.seed, "policy"))
+        torch.manual_seed(step_seed(seed, "policy"))
         return LlamaForCausalLM(config)
 
 
-def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> dict[str, Tensor]:
-    """The trained weights: next-token prediction of solutions in the three styles, equally often.
+def train(
+    recipe: Recipe, progress: Callable[[int], Any] = range
+) -> tuple[dict[str, Tensor], float]:
+    """Next-token prediction of solutions in the three styles, equally often.
 
     Args:
         progress: iterates over the steps.
+
+    Returns:
+        The trained weights by name, and the loss of the last step in nats per token.
     """
-    model = build(recipe)
+    model = build(recipe.layers, recipe.hidden, recipe.heads, recipe.seed)
     number_of = codes()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.01
@@ -111,32 +106,14 @@ def train(recipe: Recipe, progress: Callable[[int], Any] = range) -> dict[str, T
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return {name: weight.detach() for name, weight in model.state_dict().items()}
+    weights = {name: weight.detach() for name, weight in model.state_dict().items()}
+    return weights, loss.item()
 
 
-def load_policy(recipe: Recipe, weights: Path) -> tuple[Any, Any]:
-    """The model of a recipe in eval mode with the weights of a safetensors file, and its
-    tokenizer.
-    """
-    model = build(recipe)
-    model.load_state_dict(load_file(weights))
+def policy_of(
+    weights: Mapping[str, Tensor], layers: int, hidden: int, heads: int
+) -> tuple[Any, Any]:
+    """The model with trained weights in eval mode, and its tokenizer."""
+    model = build(layers, hidden, heads)
+    model.load_state_dict(dict(weights))
     return model.eval(), tokenizer()
-
-
-def cached_weights(recipe: Recipe, progress: Callable[[int], Any] = range) -> Path:
-    """The safetensors file of a recipe's weights in the cache; trained first where there is none.
-
-    Args:
-        progress: iterates over the steps of training, should there be any.
-    """
-    about = json.dumps([asdict(recipe), ALPHABET, LIMIT, torch.__version__.partition("+")[0]])
-    digest = hashlib.sha256(about.encode()).hexdigest()[:16]
-    file = cache_dir() / ".trained" / f"infinite-sampling-{digest}.safetensors"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file.with_name(f".{file.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # experiments that run side by side train it once
-        if not file.is_file():
-            partial = file.with_name(f".{file.name}.part")
-            save_file(train(recipe, progress), partial)
-            os.replace(partial, file)
-    return file

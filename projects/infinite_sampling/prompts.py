@@ -1,6 +1,5 @@
-"""The user's prompts, and the folder of a run: what `sample` and `train` share."""
+"""The user's prompts, and what a run depends on: what `sample` and `train` share."""
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ import torch
 
 from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.predictor import PREDICTORS, Online
+from projects.infinite_sampling.recipe import Recipe
 from projects.infinite_sampling.rollout import Predictor, Schedule
+from shared.commands.key import digest
 from shared.errors import UserError
-from shared.files import atomic_json
-from shared.models import end_tokens, load_causal_lm
+from shared.models import check_length, end_tokens, fingerprint, load_causal_lm
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, {"prompt": line}
         elif line.strip():
             try:
-                record = json.loads(line)
+                record = json.loads(line, parse_constant=_no_number)
             except ValueError as error:
                 raise UserError(f"{file}, line {number}: not JSON ({error})") from None
             if not isinstance(record, dict):
@@ -93,6 +93,11 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     f'{file}, line {number}: needs an object with "prompt" or "messages"'
                 )
             yield number, record
+
+
+def _no_number(text: str) -> None:
+    """NaN and infinity, which JSON does not have."""
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def load(folder: Path, dtype: str, device: torch.device) -> tuple[Any, Any]:
@@ -103,83 +108,65 @@ def load(folder: Path, dtype: str, device: torch.device) -> tuple[Any, Any]:
     return model.to(device), tokenizer
 
 
-def schedule_of(
-    options: argparse.Namespace, vocabulary: int, model: Any
-) -> tuple[Schedule, Online | None]:
-    """The schedule of the options, and the predictor that it learns with."""
-    if options.slots > options.group and options.mode != "dynamic":
-        runs_with = f"--slots {options.slots} is more than --group {options.group}"
-        raise UserError(f"{runs_with}; a group fits in as many rows as it has completions")
-    refill = options.refill or ("lpt_global" if options.mode == "dynamic" else "plan_sjf")
+def schedule_of(recipe: Recipe, vocabulary: int, model: Any) -> tuple[Schedule, Online | None]:
+    """The schedule of a recipe, and the predictor that it learns with."""
+    refill = recipe.refill or ("lpt_global" if recipe.mode == "dynamic" else "plan_sjf")
     online: Online | None = None
     predictor: Predictor | None = None
     prefix = 0
-    if options.mode in ("continuous", "dynamic") and options.predictor != "none":
-        if options.mode == "dynamic" and refill.startswith("plan_"):
-            raise UserError(
-                "--mode dynamic has no planned queues: use --refill fifo, sjf_global or lpt_global"
-            )
-        prefix = options.prefix
-        online = Online(PREDICTORS[options.predictor](vocabulary), prefix, model=model)
+    if recipe.mode in ("continuous", "dynamic") and recipe.predictor != "none":
+        prefix = recipe.prefix
+        online = Online(PREDICTORS[recipe.predictor](vocabulary), prefix, model=model)
         predictor = online
     else:
         refill = "fifo"
     return (
         Schedule(
-            options.mode,
-            options.slots,
+            recipe.mode,
+            recipe.slots,
             refill,
             prefix,
             predictor,
-            options.eps,
-            options.budget_tokens,
-            options.page,
+            recipe.eps,
+            recipe.budget_tokens,
+            recipe.page,
         ),
         online,
     )
 
 
-def engine_of(options: argparse.Namespace, model: Any, tokenizer: Any, seed: int) -> Engine:
-    """The engine of the options."""
+def engine_of(recipe: Recipe, model: Any, tokenizer: Any, seed: int) -> Engine:
+    """The engine of a recipe."""
     return Engine(
         model,
         end_tokens(model, tokenizer),
-        options.max_new_tokens,
-        temperature=options.temperature,
+        recipe.max_new_tokens,
+        temperature=recipe.temperature,
         seed=seed,
-        stop=options.stop or (),
+        stop=recipe.stop,
         tokenizer=tokenizer,
-        fixed_shape=options.fixed_shape,
+        fixed_shape=recipe.fixed_shape,
     )
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a log as far as they are whole."""
-    found = []
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                found.append(json.loads(line))
-    except (FileNotFoundError, ValueError):
-        pass
-    return found
+def check_room(recipe: Recipe, prompts: Prompts, model: Any) -> None:
+    """UserError unless the model has positions for the longest prompt and its completion."""
+    longest = max(map(len, prompts.tokens))
+    check_length(
+        model,
+        longest + recipe.max_new_tokens,
+        f"a prompt of {longest} tokens with --max-new-tokens {recipe.max_new_tokens}:",
+    )
 
 
-def same_run(path: Path, about: dict[str, Any]) -> None:
-    """Write down what a run is, or refuse to go on with another one than that which the folder
-    holds.
-    """
-    try:
-        known = json.loads(path.read_text())
-    except FileNotFoundError:
-        atomic_json(path, about)
-        return
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); name another --out") from None
-    for key, value in about.items():
-        if known.get(key) != value:
-            what = key.replace("_", "-")
-            raise UserError(
-                f"{path.parent} holds a run with another --{what} ({known.get(key)!r}, not"
-                f" {value!r}); name another --out"
-            )
+def about(
+    recipe: Recipe, folder: Path, model: Any, tokenizer: Any, prompts: Prompts
+) -> dict[str, Any]:
+    """Everything that completions depend on, for `shared.commands.folder.begin`."""
+    files = {
+        "weights": fingerprint(folder),
+        "vocabulary": tokenizer.get_vocab(),
+        "ends": end_tokens(model, tokenizer),
+    }
+    read = {"texts": prompts.texts, "tokens": prompts.tokens, "columns": prompts.columns}
+    return {"model": digest(files), "prompts": digest(read), **recipe.decisive()}

@@ -5,8 +5,6 @@ those are sampled that are not there.
 """
 
 import argparse
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,20 @@ from projects.infinite_sampling.engine import Engine
 from projects.infinite_sampling.predictor import Online
 from projects.infinite_sampling.prompts import (
     Prompts,
+    about,
+    check_room,
     engine_of,
     load,
-    same_run,
     schedule_of,
-    whole_lines,
 )
+from projects.infinite_sampling.recipe import SampleRecipe
 from projects.infinite_sampling.rollout import Completion, Schedule, Stats
-from shared.commands.folder import locked
+from shared.commands.folder import begin, begun, locked
+from shared.commands.log import Log
 from shared.commands.options import device_of
 from shared.commands.progress import Progress
-from shared.commands.signals import stop_signals
-from shared.files import atomic_write, sha256
-from shared.models import fingerprint, local_model
+from shared.commands.signals import Stopped, stop_signals
+from shared.models import local_model
 from shared.tables import human_bytes
 
 
@@ -38,61 +37,47 @@ def sample(options: argparse.Namespace) -> int:
     device = device_of(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
+    recipe = SampleRecipe.resolved(options)
     folder = local_model(options.model)
-    data = sha256(options.prompts)
-    with locked(options.out, "completions.jsonl", early=("run.json",)):
-        about = {
-            "model": fingerprint(folder),
-            "prompts": data,
-            "max_new_tokens": options.max_new_tokens,
-            "temperature": options.temperature,
-            "stop": options.stop or [],
-            "seed": options.seed,
-            "dtype": options.dtype,
-        }
-        model, tokenizer = load(folder, options.dtype, device)
+    path: Path = options.out / "completions.jsonl"
+    with locked(options.out, path.name, early=("run.json",)):
+        model, tokenizer = load(folder, recipe.dtype, device)
         prompts = Prompts.read(options.prompts, tokenizer)
-        schedule, online = schedule_of(options, len(tokenizer), model)
-        engine = engine_of(options, model, tokenizer, options.seed)
-        same_run(options.out / "run.json", about)
-        return _Sampling(options, prompts, engine, schedule, online, tokenizer).go()
+        check_room(recipe, prompts, model)
+        schedule, online = schedule_of(recipe, len(tokenizer), model)
+        engine = engine_of(recipe, model, tokenizer, recipe.seed)
+        known = about(recipe, folder, model, tokenizer, prompts)
+        begin(options.out / "run.json", known, begun(path))
+        _Sampling(recipe, path, prompts, engine, schedule, online, tokenizer).go()
+    return 0
 
 
 class _Sampling:
     def __init__(
         self,
-        options: argparse.Namespace,
+        recipe: SampleRecipe,
+        path: Path,
         prompts: Prompts,
         engine: Engine,
         schedule: Schedule,
         online: Online | None,
         tokenizer: Any,
     ) -> None:
-        self.options, self.prompts, self.engine = options, prompts, engine
+        self.recipe, self.path, self.prompts, self.engine = recipe, path, prompts, engine
         self.schedule, self.online, self.tokenizer = schedule, online, tokenizer
         self.console = Console(highlight=False, soft_wrap=True)
-        self.path: Path = options.out / "completions.jsonl"
 
-    def go(self) -> int:
-        options, total = self.options, len(self.prompts.tokens) * self.options.group
-        lines = whole_lines(self.path)
-        done = {(line["prompt_index"], line["index"]) for line in lines}
-        # without a line that a crash cut
-        atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
-        if done:
-            self.console.print(
-                f"going on: {len(done)} of {total} completions are there", markup=False
-            )
-        batches = range(0, len(self.prompts.tokens), options.prompts_at_once)
+    def go(self) -> None:
+        recipe, total = self.recipe, len(self.prompts.tokens) * self.recipe.group
+        batches = range(0, len(self.prompts.tokens), recipe.prompts_at_once)
         steps = busy = rows = peak = tokens = 0
-        with (
-            open(self.path, "a", encoding="utf-8") as self.file,
-            stop_signals() as stop,
-            Progress(self.console, len(done), total) as bar,
-        ):
+        with Log(self.path) as log, stop_signals() as stop:
+            done = {(line["prompt_index"], line["index"]) for line in log.lines}
+            if done:
+                self._say(f"going on: {len(done)} of {total} completions are there")
 
             def ended(one: Completion) -> None:
-                self._write(one)
+                log.write(self._line(one), sync=False)
                 done.add((one.prompt, one.index))
 
             def stepped(stats: Stats) -> None:
@@ -104,59 +89,49 @@ class _Sampling:
                         f"slots {stats.occupancy:.0%} busy, step {steps + stats.steps}",
                     )
                 if stop:
-                    raise _Stopped
-
-            for first in batches:
-                chosen = range(
-                    first, min(first + options.prompts_at_once, len(self.prompts.tokens))
-                )
-                jobs = [(p, i) for p in chosen for i in range(options.group) if (p, i) not in done]
-                try:
-                    made = self.engine.run(self.prompts.tokens, jobs, self.schedule, ended, stepped)
-                except _Stopped:
-                    self._sync()
-                    self.console.print(
-                        f"stopped with {len(done)} of {total} completions; the same command"
-                        " goes on",
-                        markup=False,
+                    log.sync()
+                    raise Stopped(
+                        f"stopped with {len(done)} of {total} completions; the same command goes"
+                        " on",
+                        stop[0],
                     )
-                    return 128 + stop[0]
-                self._sync()
-                if self.online is not None:
-                    self.online.observe(self.prompts.tokens, made.completions)
-                stats = made.stats
-                steps, busy, rows, tokens = (
-                    steps + stats.steps,
-                    busy + stats.busy,
-                    rows + stats.rows,
-                    tokens + stats.tokens,
-                )
-                peak = max(peak, stats.kv_bytes)
-        self.console.print(
+
+            with Progress(self.console, len(done), total) as bar:
+                for first in batches:
+                    chosen = range(
+                        first, min(first + recipe.prompts_at_once, len(self.prompts.tokens))
+                    )
+                    jobs = [
+                        (p, i) for p in chosen for i in range(recipe.group) if (p, i) not in done
+                    ]
+                    made = self.engine.run(self.prompts.tokens, jobs, self.schedule, ended, stepped)
+                    log.sync()
+                    if self.online is not None:
+                        self.online.observe(self.prompts.tokens, made.completions)
+                    stats = made.stats
+                    steps, busy, rows, tokens = (
+                        steps + stats.steps,
+                        busy + stats.busy,
+                        rows + stats.rows,
+                        tokens + stats.tokens,
+                    )
+                    peak = max(peak, stats.kv_bytes)
+        self._say(
             f"{len(done)} completions in {self.path}; {tokens} tokens in {steps} steps, slots"
             f" {busy / rows if rows else 1:.0%} busy, {human_bytes(peak)} of keys and values at the"
-            " most",
-            markup=False,
+            " most"
         )
-        return 0
 
-    def _write(self, one: Completion) -> None:
-        text = self.tokenizer.decode(one.tokens, skip_special_tokens=True)
-        line = {
+    def _line(self, one: Completion) -> dict[str, Any]:
+        return {
             "prompt_index": one.prompt,
             "index": one.index,
             "prompt": self.prompts.texts[one.prompt],
-            "completion": text,
+            "completion": self.tokenizer.decode(one.tokens, skip_special_tokens=True),
             "finish": one.finish,
             "tokens": one.tokens,
             "logprobs": one.logprobs,
         }
-        self.file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self.file.flush()
 
-    def _sync(self) -> None:
-        os.fsync(self.file.fileno())
-
-
-class _Stopped(Exception):
-    """A signal came; what has ended is in the file."""
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False)

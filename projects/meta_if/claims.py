@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from projects.meta_if import labels
 from projects.meta_if.tables import seconds
 from shared.claims import Verdict, claim
 from shared.statistics import Mean, mean_interval, ratio
@@ -26,9 +27,9 @@ def _paper_share(dataset: str) -> float:
 def _gain(loo: pd.DataFrame, other: str, column: str = "loss_correlation") -> Mean | None:
     """The difference of task-IF and another method, paired by seed."""
     wide = loo.pivot_table(index="seed", columns="method", values=column)
-    if "task-IF" not in wide or other not in wide:
+    if labels.TASK_IF not in wide or other not in wide:
         return None
-    return mean_interval((wide["task-IF"] - wide[other]).dropna().tolist())
+    return mean_interval((wide[labels.TASK_IF] - wide[other]).dropna().tolist())
 
 
 def _above(loo: pd.DataFrame, others: tuple[str, ...]) -> Verdict:
@@ -42,7 +43,7 @@ def _above(loo: pd.DataFrame, others: tuple[str, ...]) -> Verdict:
             "not tested here",
             f"{loo['seed'].nunique()} seeds; 5 are needed, of task-IF and what it is compared with",
         )
-    own = mean_interval(loo.loc[loo["method"] == "task-IF", "loss_correlation"].tolist())
+    own = mean_interval(loo.loc[loo["method"] == labels.TASK_IF, "loss_correlation"].tolist())
     parts = [
         f"{gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) over {other}"
         for other, gain in found.items()
@@ -67,9 +68,11 @@ def _above(loo: pd.DataFrame, others: tuple[str, ...]) -> Verdict:
     needs="rows of meta_if/depth",
 )
 def derivative(depth: pd.DataFrame) -> Verdict:
-    solved = depth[depth["solver"] == "dense"].set_index("method")["relative_error"]
-    others = ", ".join(f"{name} {solved[name]:.2g}" for name in solved.index if name != "task-IF")
-    error = solved["task-IF"]
+    solved = depth[depth["solver"] == labels.DENSE].set_index("method")["relative_error"]
+    others = ", ".join(
+        f"{name} {solved[name]:.2g}" for name in solved.index if name != labels.TASK_IF
+    )
+    error = solved[labels.TASK_IF]
     return Verdict(
         "holds" if error < 1e-4 else "partly" if error < 0.01 else "fails", f"{error:.1e}; {others}"
     )
@@ -77,7 +80,7 @@ def derivative(depth: pd.DataFrame) -> Verdict:
 
 @claim(
     id="meta_if.direct",
-    claim="Total derivatives are needed: task-IF agrees with training again better than direct-IF.",
+    claim="Total derivatives are needed: task-IF agrees with retraining better than direct-IF.",
     source="main table; section 4",
     bound=(
         "paired difference of the correlations with leaving a task out above 0, 95 % interval over"
@@ -90,7 +93,7 @@ def derivative(depth: pd.DataFrame) -> Verdict:
     needs="rows of meta_if/loo with 5 seeds",
 )
 def direct(loo: pd.DataFrame) -> Verdict:
-    return _above(loo, ("direct-IF",))
+    return _above(loo, (labels.DIRECT_IF,))
 
 
 @claim(
@@ -108,11 +111,11 @@ def direct(loo: pd.DataFrame) -> Verdict:
     needs="rows of meta_if/depth",
 )
 def gamma(depth: pd.DataFrame) -> Verdict:
-    solved = depth[depth["solver"] == "dense"].set_index("method")
-    error = solved.loc["task-IF (Gamma)", "relative_error"]
+    solved = depth[depth["solver"] == labels.DENSE].set_index("method")
+    error = solved.loc[labels.GAMMA, "relative_error"]
     measured = (
-        f"{error:.2f}, cosine {solved.loc['task-IF (Gamma)', 'cosine']:.3f}; exact"
-        f" {solved.loc['task-IF', 'relative_error']:.1e}"
+        f"{error:.2f}, cosine {solved.loc[labels.GAMMA, 'cosine']:.3f}; exact"
+        f" {solved.loc[labels.TASK_IF, 'relative_error']:.1e}"
     )
     return Verdict("holds" if error <= 0.1 else "partly" if error <= 0.3 else "fails", measured)
 
@@ -120,7 +123,7 @@ def gamma(depth: pd.DataFrame) -> Verdict:
 @claim(
     id="meta_if.exact",
     claim=(
-        "The exact total Hessian agrees with training again better than Gamma does (ours, not the"
+        "The exact total Hessian agrees with retraining better than Gamma does (ours, not the"
         " paper's)."
     ),
     source="this repository",
@@ -131,12 +134,12 @@ def gamma(depth: pd.DataFrame) -> Verdict:
     needs="rows of meta_if/loo with 5 seeds",
 )
 def exact(loo: pd.DataFrame) -> Verdict:
-    return _above(loo, ("task-IF (Gamma)",))
+    return _above(loo, (labels.GAMMA,))
 
 
 @claim(
-    id="meta_if.rivals",
-    claim="task-IF agrees with training again better than EK-FAC, TRAK and TracIn.",
+    id="meta_if.baselines",
+    claim="task-IF agrees with retraining better than EK-FAC, TRAK and TracIn.",
     source="main table",
     bound=(
         "paired difference of the correlations with leaving a task out above 0 for each, 95 %"
@@ -149,17 +152,16 @@ def exact(loo: pd.DataFrame) -> Verdict:
     ),
     needs="rows of meta_if/loo with 5 seeds",
 )
-def rivals(loo: pd.DataFrame) -> Verdict:
-    return _above(loo, ("EK-FAC", "TRAK", "TracIn"))
+def baselines(loo: pd.DataFrame) -> Verdict:
+    return _above(loo, (labels.EKFAC, labels.TRAK, labels.TRACIN))
 
 
 @claim(
     id="meta_if.edit",
-    claim="Editing by task-IF is nearly as accurate as training again without the tasks.",
+    claim="Editing by task-IF is nearly as accurate as retraining without the tasks.",
     source="main table, task level",
     bound=(
-        "on each dataset at most 0.02 below training again without the same tasks; partly: on"
-        " average"
+        "on each dataset at most 0.02 below retraining without the same tasks; partly: on average"
     ),
     paper=(
         f"{_pair('Omniglot', 'task-IF')} and {_pair('Omniglot', 'Retrain')} on Omniglot,"
@@ -169,18 +171,19 @@ def rivals(loo: pd.DataFrame) -> Verdict:
     needs="rows of meta_if/tasks",
 )
 def edit(tasks: pd.DataFrame) -> Verdict:
-    rows = tasks[(tasks["kind"] == "method") & (tasks["method"] == "task-IF")]
+    rows = tasks[(tasks["kind"] == "method") & (tasks["method"] == labels.TASK_IF)]
     return _close(rows["source"], rows["edit_accuracy"], rows["retrain_accuracy"])
 
 
-def _close(names: pd.Series, edited: pd.Series, again: pd.Series) -> Verdict:
-    short = (again - edited).to_numpy()
+def _close(names: pd.Series, edited: pd.Series, retrained: pd.Series) -> Verdict:
+    short = (retrained - edited).to_numpy()
     parts = ", ".join(
-        f"{a:.3f} and {b:.3f} on {name}" for name, a, b in zip(names, edited, again, strict=True)
+        f"{a:.3f} and {b:.3f} on {name}"
+        for name, a, b in zip(names, edited, retrained, strict=True)
     )
     return Verdict(
         "holds" if short.max() <= 0.02 else "partly" if short.mean() <= 0.02 else "fails",
-        f"edited and again: {parts}",
+        f"edited and retrained: {parts}",
     )
 
 
@@ -189,7 +192,7 @@ def _close(names: pd.Series, edited: pd.Series, again: pd.Series) -> Verdict:
     claim="Removing the tasks that task-IF finds harmful makes the model better.",
     source="section on harmful data",
     bound=(
-        "accuracy trained again without them above that with all tasks on each dataset; partly: on"
+        "accuracy retrained without them above that with all tasks on each dataset; partly: on"
         " average"
     ),
     paper=UNKNOWN,
@@ -199,8 +202,8 @@ def removal_helps(tasks: pd.DataFrame) -> Verdict:
     wide = tasks.pivot_table(
         index="source", columns="method", values="retrain_accuracy", aggfunc="first", sort=False
     )
-    gains = wide["task-IF"] - wide["all tasks"]
-    clean = wide["without the spoiled tasks"] - wide["all tasks"]
+    gains = wide[labels.TASK_IF] - wide[labels.ALL_TASKS]
+    clean = wide[labels.WITHOUT_SPOILED] - wide[labels.ALL_TASKS]
     parts = ", ".join(
         f"{gains[name]:+.3f} on {name} ({clean[name]:+.3f} without the spoiled ones)"
         for name in gains.index
@@ -210,9 +213,7 @@ def removal_helps(tasks: pd.DataFrame) -> Verdict:
 
 @claim(
     id="meta_if.faster",
-    claim=(
-        "Ranking and editing takes a quarter of the time of training again from the start, or less."
-    ),
+    claim="Ranking and editing takes a quarter of the time of retraining from the start, or less.",
     source="main table, run time",
     bound=(
         "processor seconds to rank and to edit over those to train from the start at most 0.25 on"
@@ -228,7 +229,9 @@ def removal_helps(tasks: pd.DataFrame) -> Verdict:
 )
 def faster(tasks: pd.DataFrame) -> Verdict:
     scratch = tasks[tasks["kind"] == "scratch"].set_index("source")["retrain_seconds"]
-    rows = tasks[(tasks["kind"] == "method") & (tasks["method"] == "task-IF")].set_index("source")
+    rows = tasks[(tasks["kind"] == "method") & (tasks["method"] == labels.TASK_IF)].set_index(
+        "source"
+    )
     shares = (rows["rank_seconds"] + rows["edit_seconds"]) / scratch
     parts = ", ".join(f"{share:.2f} on {name}" for name, share in shares.items())
     return Verdict(
@@ -239,24 +242,23 @@ def faster(tasks: pd.DataFrame) -> Verdict:
 @claim(
     id="meta_if.faster_warm",
     claim=(
-        "Predicting the removal of one task is faster than training again from the solution (ours,"
+        "Predicting the removal of one task is faster than retraining from the solution (ours,"
         " harder than the paper's)."
     ),
     source="this repository",
     bound=(
-        "editing one task out over training again without it, the faster way with the Hessian at"
-        " hand, interleaved: interval below 1; partly: scores of all tasks below training again"
-        " without each"
+        "editing one task out over retraining without it, the faster way with the Hessian at hand,"
+        " interleaved: interval below 1; partly: scores of all tasks below retraining without each"
     ),
     needs="rows of meta_if/cost",
 )
 def faster_warm(cost: pd.DataFrame) -> Verdict:
     times = seconds(cost)
     n = int(cost.loc[cost["kind"] == "counts", "tasks"].iloc[0])
-    ways = {name: times[name] for name in times.columns if name.startswith("train")}
+    ways = {name: times[name] for name in times.columns if name.startswith(labels.RETRAIN_PREFIX)}
     best = min(ways, key=lambda name: ways[name].median())
-    one = ratio(times["edit one task out"].tolist(), ways[best].tolist())
-    every = ratio(times["score all tasks"].tolist(), (n * ways[best]).tolist())
+    one = ratio(times[labels.EDIT_ONE].tolist(), ways[best].tolist())
+    every = ratio(times[labels.SCORE_ALL].tolist(), (n * ways[best]).tolist())
     measured = (
         f"one edit {one.value:.2f}x ({one.low:.2f} to {one.high:.2f}) of '{best}'; all {n} scores"
         f" {every.value:.3f}x of {n} of these"
@@ -290,12 +292,12 @@ def solves(cost: pd.DataFrame) -> Verdict:
 @claim(
     id="meta_if.instances",
     claim=(
-        "Editing by instance-IF is nearly as accurate as training again without the samples,"
-        " training and validation alike."
+        "Editing by instance-IF is nearly as accurate as retraining without the samples, training"
+        " and validation alike."
     ),
     source="main table, instance level",
     bound=(
-        "on each dataset and level at most 0.02 below training again without the same samples (mean"
+        "on each dataset and level at most 0.02 below retraining without the same samples (mean"
         " over seeds); partly: on average"
     ),
     paper=(
@@ -323,7 +325,7 @@ def instances(instances: pd.DataFrame) -> Verdict:
     claim="Both instance-IFs predict what leaving one sample out does.",
     source="section 5 (instance level)",
     bound=(
-        "mean correlation with training again above 0.9 at both levels, lower ends of the 95 %"
+        "mean correlation with retraining above 0.9 at both levels, lower ends of the 95 %"
         " intervals above 0.8, at least 5 seeds; partly: means above 0.8"
     ),
     paper=UNKNOWN,
@@ -367,7 +369,7 @@ def instance_loo(instances: pd.DataFrame) -> Verdict:
     needs="rows of meta_if/harmful",
 )
 def harmful(harmful: pd.DataFrame) -> Verdict:
-    areas = _areas(harmful, "task-IF")
+    areas = _areas(harmful, labels.TASK_IF)
     measured = ", ".join(f"{area:.3f} at {share:.0%}" for share, area in areas.items())
     return Verdict(
         "holds" if areas.min() >= 0.7 else "partly" if areas.min() > 0.5 else "fails", measured
@@ -388,7 +390,7 @@ def harmful(harmful: pd.DataFrame) -> Verdict:
     needs="rows of meta_if/harmful",
 )
 def beats_loss(harmful: pd.DataFrame) -> Verdict:
-    own, loss = _areas(harmful, "task-IF"), _areas(harmful, "loss value")
+    own, loss = _areas(harmful, labels.TASK_IF), _areas(harmful, labels.LOSS_VALUE)
     gains = own - loss
     measured = ", ".join(
         f"{own[share]:.3f} and {loss[share]:.3f} at {share:.0%}" for share in own.index
@@ -417,13 +419,15 @@ def _areas(harmful: pd.DataFrame, method: str) -> pd.Series:
 )
 def series(depth: pd.DataFrame) -> Verdict:
     near, parts = {}, []
-    for method in ("task-IF", "task-IF (Gamma)"):
+    for method in (labels.TASK_IF, labels.GAMMA):
         rows = depth[
-            (depth["method"] == method) & (depth["solver"] == "Neumann") & (depth["depth"] <= 50)
+            (depth["method"] == method)
+            & (depth["solver"] == labels.NEUMANN)
+            & (depth["depth"] <= 50)
         ]
         last = rows.loc[rows["depth"].idxmax()]
         solved = depth.loc[
-            (depth["method"] == method) & (depth["solver"] == "dense"), "relative_error"
+            (depth["method"] == method) & (depth["solver"] == labels.DENSE), "relative_error"
         ].iloc[0]
         near[method] = bool(np.abs(last["relative_error"] - solved) <= 0.1)
         parts.append(
@@ -431,6 +435,6 @@ def series(depth: pd.DataFrame) -> Verdict:
             " solved"
         )
     return Verdict(
-        "holds" if all(near.values()) else "partly" if near["task-IF (Gamma)"] else "fails",
+        "holds" if all(near.values()) else "partly" if near[labels.GAMMA] else "fails",
         "; ".join(parts),
     )

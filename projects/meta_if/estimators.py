@@ -19,6 +19,7 @@ from functools import partial
 
 from torch import Tensor
 
+from projects.meta_if import labels
 from projects.meta_if.problems import MetaProblem
 from projects.meta_if.total import Implicit, State, at
 from shared.errors import UserError
@@ -39,12 +40,12 @@ class Method:
 
 
 METHODS = {
-    "task-IF": Method("exact"),
-    "task-IF (Gamma)": Method("gamma"),
-    "four terms": Method("four terms"),
-    "Gauss-Newton (TLXML)": Method("gauss-newton"),
-    "total gradient, direct Hessian": Method("direct"),
-    "direct-IF": Method("direct", direct=True),
+    labels.TASK_IF: Method("exact"),
+    labels.GAMMA: Method("gamma"),
+    labels.FOUR_TERMS: Method("four terms"),
+    labels.GAUSS_NEWTON: Method("gauss-newton"),
+    labels.DIRECT_HESSIAN: Method("direct"),
+    labels.DIRECT_IF: Method("direct", direct=True),
 }
 
 
@@ -63,7 +64,7 @@ def meta_test_loss(tests: MetaProblem, lam: Tensor) -> float:
 
 
 def task_removal(
-    state: State, tasks: Sequence[int], method: str = "task-IF", solver: Solver = cg
+    state: State, tasks: Sequence[int], method: str = labels.TASK_IF, solver: Solver = cg
 ) -> tuple[Tensor, Info]:
     """Predicted lam_without_k - lam* of each task: columns of [q, tasks]. A task of weight 0 has
     exactly 0.
@@ -79,7 +80,9 @@ def val_removal(
 ) -> tuple[Tensor, Info]:
     """Predicted lam_without_z - lam* of validation samples of a task: columns of [q, samples]."""
     weights = state.problem.task_weights[task] * state.problem.data[5][task, list(samples)]
-    return _solve(state, state.val_gradients(task, samples).T * weights, METHODS["task-IF"], solver)
+    return _solve(
+        state, state.val_gradients(task, samples).T * weights, METHODS[labels.TASK_IF], solver
+    )
 
 
 def train_removal(
@@ -92,18 +95,18 @@ def train_removal(
     """
     weights = state.problem.task_weights[task] * state.problem.data[2][task, list(samples)]
     return _solve(
-        state, -state.train_gradients(task, samples).T * weights, METHODS["task-IF"], solver
+        state, -state.train_gradients(task, samples).T * weights, METHODS[labels.TASK_IF], solver
     )
 
 
 def adjoint(
-    state: State, metric: Tensor, method: str = "task-IF", solver: Solver = cg
+    state: State, metric: Tensor, method: str = labels.TASK_IF, solver: Solver = cg
 ) -> tuple[Tensor, Info]:
     """s = A^-1 D m [q], all that scores need to know of the metric; `metric` is D m."""
     return _solve(state, metric, _method(method), solver)
 
 
-def task_scores(state: State, s: Tensor, method: str = "task-IF") -> Tensor:
+def task_scores(state: State, s: Tensor, method: str = labels.TASK_IF) -> Tensor:
     """Predicted change of the metric when each task is removed, [n]; for a loss, positive is
     helpful.
     """

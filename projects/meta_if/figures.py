@@ -5,20 +5,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from projects.meta_if import labels
 from projects.meta_if.tables import mean_curve
 from shared.figures import PALETTE
 from shared.statistics import mean_interval
 
 LOOKS = {
-    "task-IF": {"color": PALETTE["blue"], "linewidth": 2.8, "zorder": 5},
-    "task-IF (Gamma)": {"color": PALETTE["sky"]},
-    "Gauss-Newton (TLXML)": {"color": PALETTE["green"]},
-    "direct-IF": {"color": PALETTE["orange"]},
-    "EK-FAC": {"color": PALETTE["amber"]},
-    "TracIn": {"color": PALETTE["purple"]},
-    "loss value": {"color": PALETTE["black"], "linestyle": "--"},
-    "gradient norm": {"color": "#999999", "linestyle": "--"},
-    "random": {"color": "#999999", "linestyle": ":"},
+    method: {**look, "color": PALETTE.get(str(look["color"]), look["color"])}
+    for method, look in labels.LOOKS.items()
 }
 
 
@@ -67,7 +61,7 @@ def loo(loo: pd.DataFrame) -> Figure:
     axes.set(
         xlabel="correlation with leaving the task out",
         xlim=(-1.02, 1.02),
-        title="Agreement with training again",
+        title="Agreement with retraining",
     )
     axes.axvline(0, color="#999999", linewidth=1)
     return figure
@@ -78,9 +72,9 @@ def depth(depth: pd.DataFrame) -> Figure:
     matrix gives when solved.
     """
     figure, axes = plt.subplots()
-    series = depth[depth["solver"] == "Neumann"]
-    solved = depth[depth["solver"] == "dense"].set_index("method")["relative_error"]
-    for method in ("task-IF", "task-IF (Gamma)"):
+    series = depth[depth["solver"] == labels.NEUMANN]
+    solved = depth[depth["solver"] == labels.DENSE].set_index("method")["relative_error"]
+    for method in (labels.TASK_IF, labels.GAMMA):
         rows = series[series["method"] == method].sort_values("depth")
         axes.plot(
             rows["depth"],
@@ -89,7 +83,7 @@ def depth(depth: pd.DataFrame) -> Figure:
             color=LOOKS[method]["color"],
             label=f"{method}, series",
         )
-    for method in ("task-IF (Gamma)", "Gauss-Newton (TLXML)", "direct-IF", "four terms"):
+    for method in (labels.GAMMA, labels.GAUSS_NEWTON, labels.DIRECT_IF, labels.FOUR_TERMS):
         if method in solved:
             colour = LOOKS.get(method, {"color": PALETTE["purple"]})["color"]
             axes.axhline(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import grad, hessian, vmap
 
 from shared.errors import UserError
-from shared.influence.objective import class_losses
+from shared.influence.objective import class_curvature, class_losses
 from shared.influence.params import Parameters, refuse_wrong_third_derivatives
 from shared.influence.products import Data
 
@@ -132,12 +132,18 @@ class Anil:
         """
         one_more = torch.cat([prepared, torch.ones_like(prepared[:, :1])], 1)
         z = self.finish(theta, prepared)
-        bend_SCC = vmap(
-            hessian(lambda one, label: losses(one.unsqueeze(0), label.unsqueeze(0)).squeeze(0))
-        )(z, y)
-        found = torch.einsum("s,scd,sf,sg->cfdg", w, bend_SCC, one_more, one_more).reshape(
-            self.theta_size, self.theta_size
-        )
+        if losses is class_losses:  # every inner solve goes through here, so in closed form
+            bend_SCC = class_curvature(z)
+        else:
+            bend_SCC = vmap(
+                hessian(lambda one, label: losses(one.unsqueeze(0), label.unsqueeze(0)).squeeze(0))
+            )(z, y)
+        samples, size = one_more.shape
+        outer_SFG = one_more.unsqueeze(2) * one_more.unsqueeze(1)
+        # one product of matrices, [classes classes, samples] by [samples, size size]
+        found = (w.view(-1, 1, 1) * bend_SCC).view(samples, -1).T @ outer_SFG.view(samples, -1)
+        found = found.view(self.ways, self.ways, size, size).transpose(1, 2)
+        found = found.reshape(self.theta_size, self.theta_size)
         return found + self.penalty_weight * torch.eye(
             self.theta_size, dtype=theta.dtype, device=theta.device
         )
@@ -428,14 +434,14 @@ class MetaProblem:
             scale = torch.ones(count, dtype=theta.dtype, device=theta.device)
             # near the minimum a step lowers the loss by less than it is rounded
             slack = 1e-12 * value.abs().clamp(min=1)
-            for _ in range(30):
-                after = losses(theta - scale.unsqueeze(1) * move, data)
+            for _ in range(31):
+                there = theta - scale.unsqueeze(1) * move
+                after = losses(there, data)
                 worse = ~(after <= value + slack)
                 if not worse.any():
                     break
                 scale = torch.where(worse, scale / 2, scale)
-            theta = theta - scale.unsqueeze(1) * move
-            value = losses(theta, data)
+            theta, value = there, after
         worst = rows.start + int(sizes.argmax())
         raise UserError(
             f"the inner problem of task {worst} stopped at a gradient of norm"

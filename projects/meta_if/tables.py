@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from projects.meta_if import labels
 from shared.statistics import mean_interval, ratio
 from shared.tables import Column, Table, paper_numbers
 
@@ -32,11 +33,11 @@ def tasks(tasks: pd.DataFrame) -> Table:
         "method": "method",
         "detection_auc": Column("spoiled tasks found (AUROC)", ACCURACY),
         "edit_accuracy": Column("accuracy, edited", ACCURACY),
-        "retrain_accuracy": Column("accuracy, trained again", ACCURACY),
+        "retrain_accuracy": Column("accuracy, retrained", ACCURACY),
         "edit_cosine": Column("cosine of edit and retraining", ACCURACY),
         "rank_seconds": Column("to rank, s", SECONDS),
         "edit_seconds": Column("to edit, s", SECONDS),
-        "retrain_seconds": Column("to train again, s", SECONDS),
+        "retrain_seconds": Column("to retrain, s", SECONDS),
     }
     frame = tasks.rename(columns={"source": "data"})
     frame = frame.reindex(
@@ -52,7 +53,7 @@ def tasks(tasks: pd.DataFrame) -> Table:
         caption=(
             f"{share:.0f} % of the tasks have spoiled labels; as many that a method finds most"
             " harmful for the test loss are removed, by adding the predicted change to the"
-            " meta-parameters (edited), and by training again."
+            " meta-parameters (edited), and by retraining."
         ),
         frame=frame,
         columns=columns,
@@ -60,13 +61,13 @@ def tasks(tasks: pd.DataFrame) -> Table:
         notes=[
             STAND_IN,
             (
-                "'Retrain' trains from the start without the tasks that task-IF finds; 'trained"
-                " again' elsewhere starts from the full solution with the Hessian there, which is"
-                " not charged. Seconds are of the processor."
+                "'Retrain' trains from the start without the tasks that task-IF finds; 'retrained'"
+                " elsewhere starts from the full solution with the Hessian there, which is not"
+                " charged. Seconds are of the processor."
             ),
             (
                 "TRAK, TracIn and the loss give an order and no change of the parameters. All"
-                " rivals get total gradients."
+                " baselines get total gradients."
             ),
             (
                 "In the note the TRAK and TracIn cells of MINI-ImageNet are almost the same and are"
@@ -116,11 +117,11 @@ def instances(instances: pd.DataFrame) -> Table:
             "cosine": "cosine",
             "accuracy": Column("accuracy, all samples", ACCURACY),
             "edit_accuracy": Column("accuracy, edited", ACCURACY),
-            "retrain_accuracy": Column("accuracy, trained again", ACCURACY),
+            "retrain_accuracy": Column("accuracy, retrained", ACCURACY),
             "edit_cosine": Column("cosine of edit and retraining", ACCURACY),
             "score_seconds": Column("to score all, s", SECONDS),
             "edit_seconds": Column("to edit, s", SECONDS),
-            "retrain_seconds": Column("to train again, s", SECONDS),
+            "retrain_seconds": Column("to retrain, s", SECONDS),
         },
         paper=paper_numbers("meta_if", "instances"),
         notes=[STAND_IN, "Intervals: 95 %, Student's, over seeds (so they may pass 1)."],
@@ -147,7 +148,7 @@ def loo(loo: pd.DataFrame) -> Table:
             }
         )
     return Table(
-        title="Agreement with training again without a task",
+        title="Agreement with retraining without a task",
         caption=(
             f"{loo['left_out_tasks'].iloc[0]} tasks left out one at a time, {loo['seed'].nunique()}"
             " seeds: change of the test loss (correlations) and of the meta-parameters (cosine,"
@@ -165,7 +166,7 @@ def loo(loo: pd.DataFrame) -> Table:
         notes=[
             (
                 "Intervals: 95 %, Student's, over seeds (so they may pass 1). "
-                "Training again is deterministic, so nothing but the estimate limits the agreement."
+                "Retraining is deterministic, so nothing but the estimate limits the agreement."
             ),
             (
                 f"Meta-test accuracy {loo['start_accuracy'].mean():.3f} at the random body,"
@@ -192,8 +193,10 @@ def harmful(harmful: pd.DataFrame) -> Table:
         )
     return Table(
         title="Finding harmful tasks",
-        caption="Tasks whose labels were permuted within the task. Accuracy: trained again without"
-        " the spoiled tasks found in the first quarter.",
+        caption=(
+            "Tasks whose labels were permuted within the task. Accuracy: retrained without the"
+            " spoiled tasks found in the first quarter."
+        ),
         frame=pd.DataFrame(lines),
         columns={
             "spoiled_share": Column("spoiled", "{:.0%}"),
@@ -203,10 +206,12 @@ def harmful(harmful: pd.DataFrame) -> Table:
             "before_accuracy": Column("accuracy before", ACCURACY),
             "accuracy": Column("accuracy after", ACCURACY),
         },
-        notes=["The paper's figure could be had only approximately: at 80 % spoiled about all found"
-               " after 40 % inspected (which is impossible: 40 % of the tasks hold at most half of"
-               " 80 %), so none of it stands here."],
-    )  # fmt: skip
+        notes=[
+            "The paper's figure could be read only approximately: at 80 % spoiled about all found"
+            " after 40 % inspected (which is impossible: 40 % of the tasks hold at most half of"
+            " 80 %), so none of it stands here."
+        ],
+    )
 
 
 def mean_curve(harmful: pd.DataFrame, share: float, method: str) -> pd.Series:
@@ -247,7 +252,7 @@ def depth(depth: pd.DataFrame) -> Table:
 def cost(cost: pd.DataFrame) -> Table:
     times = seconds(cost)
     counts = cost[cost["kind"] == "counts"].iloc[0]
-    base = times["score all tasks"]
+    base = times[labels.SCORE_ALL]
     n = int(counts["tasks"])
     lines = []
     for name in times.columns:
@@ -261,7 +266,7 @@ def cost(cost: pd.DataFrame) -> Table:
                 "spread": spread,
             }
         )
-        if name.startswith("train"):
+        if name.startswith(labels.RETRAIN_PREFIX):
             lines.append(
                 {
                     "variant": name.replace("one", f"each of {n} tasks"),
@@ -270,7 +275,7 @@ def cost(cost: pd.DataFrame) -> Table:
                 }
             )
     return Table(
-        title="Time against training again",
+        title="Time against retraining",
         caption=(
             f"{n} tasks, {int(counts['meta_parameters'])} meta-parameters; in turns, processor"
             f" seconds. One solve took {int(counts['products'])} products of"
@@ -284,8 +289,7 @@ def cost(cost: pd.DataFrame) -> Table:
             "spread": "interval",
         },
         notes=[
-            "Rows of all tasks multiply the time of one; training again starts from the full"
-            " solution."
+            "Rows of all tasks multiply the time of one; retraining starts from the full solution."
         ],
     )
 

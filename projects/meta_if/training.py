@@ -1,4 +1,4 @@
-"""Meta-training, and training again without some data: plain autodiff of the composed objective, no
+"""Meta-training, and retraining without some data: plain autodiff of the composed objective, no
 formula of `total`.
 
 At the solution theta of an inner problem, two steps theta <- theta - A d_theta L_I(lam, theta) with
@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vjp, vmap
 
 from projects.meta_if.problems import Adapted, MamlUnrolled, MetaProblem
 from shared.errors import UserError
@@ -113,11 +113,10 @@ class Composed:
 
     def hessian(self, lam: Tensor, chunk: int = 64) -> Tensor:
         """Its total Hessian at lam, [q, q]."""
-        slope = grad(self.near(lam))
+        # it is symmetric: a backward through the gradient's graph, made once, is a column
+        _, pull, *_ = vjp(grad(self.near(lam)), lam)
         eye = torch.eye(lam.numel(), dtype=lam.dtype, device=lam.device)
-        return vmap(lambda v: jvp(slope, (lam,), (v,))[1], in_dims=1, out_dims=1, chunk_size=chunk)(
-            eye
-        )
+        return vmap(lambda v: pull(v)[0], out_dims=1, chunk_size=chunk)(eye)
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -267,8 +266,8 @@ def retrain(
     `matrix` is that Hessian where it is known; the trainings share it.
     """
     known = Composed(problem).hessian(fitted) if matrix is None else matrix
-    return partial(_again, known=known, fitted=fitted, tol=tol)
+    return partial(_retrained, known=known, fitted=fitted, tol=tol)
 
 
-def _again(changed: MetaProblem, known: Tensor, fitted: Tensor, tol: float) -> Root:
+def _retrained(changed: MetaProblem, known: Tensor, fitted: Tensor, tol: float) -> Root:
     return polish(Composed(changed), fitted, tol=tol, matrix=known)

@@ -2,13 +2,38 @@
 
 import pandas as pd
 
+from projects.sam_if.labels import (
+    ALL_WRONG_REMOVED,
+    CHANCE,
+    EDIT_BY_GIF,
+    EDIT_BY_HIF,
+    EKFAC,
+    GRADIENT_DOT,
+    IF,
+    LOSS,
+    NO_TERM_IN_J,
+    NO_TERM_IN_R,
+    NONE_REMOVED,
+    OTHER_SEED,
+    RETRAIN,
+    RETRAIN_BATCHES,
+    SAM_GIF,
+    SAM_GIF_UNROLLED,
+    SAM_HIF,
+    SAM_HIF_FLOAT32,
+    SAM_IF,
+    SELF_INFLUENCE,
+    TRACIN,
+    TRACIN_CAPTUM,
+    TRACIN_FORWARD,
+    TRAK,
+)
 from projects.sam_if.tables import times_over
 from shared.claims import Verdict, claim
 from shared.statistics import mean_interval
 
 UNKNOWN = "paper value not available"
 RUN = ["dataset", "seed"]
-OURS = "SAM-HIF, float32"
 
 
 def _wide(frame: pd.DataFrame, column: str, keys: list[str]) -> pd.DataFrame:
@@ -34,9 +59,9 @@ def _wide(frame: pd.DataFrame, column: str, keys: list[str]) -> pd.DataFrame:
 )
 def derivative(radius: pd.DataFrame) -> Verdict:
     moved = radius[radius["rho_scale"] > 0]
-    worst = radius.loc[radius["method"] == "SAM-HIF", "derivative_error"].max()
+    worst = radius.loc[radius["method"] == SAM_HIF, "derivative_error"].max()
     others = (
-        moved.loc[moved["method"] == "SAM-IF", "derivative_error"].groupby(moved["rho_scale"]).max()
+        moved.loc[moved["method"] == SAM_IF, "derivative_error"].groupby(moved["rho_scale"]).max()
     )
     measured = (
         f"largest error {worst:.1e}; SAM-IF {others.iloc[-1]:.1e} at rho {others.index[-1]:g}"
@@ -58,7 +83,7 @@ def derivative(radius: pd.DataFrame) -> Verdict:
     needs="rows of sam_if/radius at rho 0",
 )
 def no_radius(radius: pd.DataFrame) -> Verdict:
-    still = radius[(radius["rho_scale"] == 0) & radius["method"].isin(["IF", "SAM-IF"])]
+    still = radius[(radius["rho_scale"] == 0) & radius["method"].isin([IF, SAM_IF])]
     if still.empty:
         return Verdict("not tested here", "no rows at rho 0")
     worst = still["score_difference"].max()
@@ -67,7 +92,7 @@ def no_radius(radius: pd.DataFrame) -> Verdict:
 
 @claim(
     id="sam_if.nearest",
-    claim="SAM-HIF foretells the change of the parameters better than SAM-IF and IF do.",
+    claim="SAM-HIF predicts the change of the parameters better than SAM-IF and IF do.",
     source="section 4 (reconstructed)",
     bound=(
         "mean error over the samples left out is SAM-HIF's smallest in every run, over at least 5"
@@ -78,8 +103,8 @@ def no_radius(radius: pd.DataFrame) -> Verdict:
 )
 def nearest(agreement: pd.DataFrame) -> Verdict:
     errors = _wide(agreement, "parameter_error", RUN)
-    best = errors["SAM-HIF"] < errors[["SAM-IF", "IF"]].min(axis=1)
-    means = ", ".join(f"{name} {errors[name].mean():.3f}" for name in ("SAM-HIF", "SAM-IF", "IF"))
+    best = errors[SAM_HIF] < errors[[SAM_IF, IF]].min(axis=1)
+    means = ", ".join(f"{name} {errors[name].mean():.3f}" for name in (SAM_HIF, SAM_IF, IF))
     measured = f"{best.sum()} of {len(best)} runs; mean error {means}"
     enough = errors.groupby("dataset").size().min() >= 5
     return Verdict("fails" if not best.all() else "holds" if enough else "partly", measured)
@@ -95,7 +120,7 @@ def nearest(agreement: pd.DataFrame) -> Verdict:
 )
 def order(agreement: pd.DataFrame) -> Verdict:
     errors = _wide(agreement, "parameter_error", RUN)
-    between = (errors["SAM-HIF"] < errors["SAM-IF"]) & (errors["SAM-IF"] < errors["IF"])
+    between = (errors[SAM_HIF] < errors[SAM_IF]) & (errors[SAM_IF] < errors[IF])
     missed = errors[~between].groupby("dataset").size()
     said = (
         "; not on " + ", ".join(f"{count} of {name}" for name, count in missed.items())
@@ -120,16 +145,14 @@ def order(agreement: pd.DataFrame) -> Verdict:
 )
 def radius(radius: pd.DataFrame) -> Verdict:
     means = radius.groupby(["method", "rho_scale"])["parameter_error"].mean()
-    growth = {
-        name: means[name].iloc[-1] / means[name].iloc[0] for name in ("SAM-HIF", "SAM-IF", "IF")
-    }
+    growth = {name: means[name].iloc[-1] / means[name].iloc[0] for name in (SAM_HIF, SAM_IF, IF)}
     measured = (
         ", ".join(f"{name} {value:.2f}x" for name, value in growth.items())
-        + f" at rho {means['IF'].index[-1]:g}"
+        + f" at rho {means[IF].index[-1]:g}"
     )
-    if growth["IF"] < 1.5:
+    if growth[IF] < 1.5:
         return Verdict("fails", measured)
-    return Verdict("holds" if growth["SAM-HIF"] <= 1.1 else "partly", measured)
+    return Verdict("holds" if growth[SAM_HIF] <= 1.1 else "partly", measured)
 
 
 @claim(
@@ -144,22 +167,22 @@ def radius(radius: pd.DataFrame) -> Verdict:
 )
 def both_terms(agreement: pd.DataFrame) -> Verdict:
     errors = _wide(agreement, "parameter_error", RUN)
-    names = ["HIF, no term in r", "HIF, no term in J"]
-    worse = errors[names].min(axis=1) > errors["SAM-IF"]
-    means = ", ".join(f"{name} {errors[name].mean():.3f}" for name in [*names, "SAM-IF", "SAM-HIF"])
+    names = [NO_TERM_IN_R, NO_TERM_IN_J]
+    worse = errors[names].min(axis=1) > errors[SAM_IF]
+    means = ", ".join(f"{name} {errors[name].mean():.3f}" for name in [*names, SAM_IF, SAM_HIF])
     return Verdict(
         "holds" if worse.all() else "fails",
         f"{worse.sum()} of {len(worse)} runs; mean error {means}",
     )
 
 
-# ---- against training again ----------------------------------------------------------------------
+# ---- against retraining --------------------------------------------------------------------------
 
 
 @claim(
     id="sam_if.correlation",
     claim=(
-        "For models trained with SAM, SAM-HIF ranks samples more like training again does than"
+        "For models trained with SAM, SAM-HIF ranks samples more like retraining does than"
         " ordinary influence functions do."
     ),
     source="abstract; figure 3",
@@ -172,10 +195,10 @@ def both_terms(agreement: pd.DataFrame) -> Verdict:
 )
 def correlation(agreement: pd.DataFrame) -> Verdict:
     found = _wide(agreement, "pearson_correlation", RUN)
-    mean, low, high = mean_interval(found["SAM-HIF"] - found["IF"])
+    mean, low, high = mean_interval(found[SAM_HIF] - found[IF])
     measured = (
-        f"{mean:+.4f} ({low:+.4f} to {high:+.4f}); SAM-HIF {found['SAM-HIF'].mean():.4f}, IF"
-        f" {found['IF'].mean():.4f}"
+        f"{mean:+.4f} ({low:+.4f} to {high:+.4f}); SAM-HIF {found[SAM_HIF].mean():.4f}, IF"
+        f" {found[IF].mean():.4f}"
     )
     return Verdict("holds" if low > 0 else "fails" if mean <= 0 else "partly", measured)
 
@@ -183,7 +206,7 @@ def correlation(agreement: pd.DataFrame) -> Verdict:
 @claim(
     id="sam_if.peers",
     claim=(
-        "SAM-HIF agrees with training again better than the attribution methods that know nothing"
+        "SAM-HIF agrees with retraining better than the attribution methods that know nothing"
         " of curvature or approximate it."
     ),
     source="figure 3",
@@ -195,46 +218,40 @@ def correlation(agreement: pd.DataFrame) -> Verdict:
     needs="rows of sam_if/agreement",
 )
 def peers(agreement: pd.DataFrame) -> Verdict:
-    others = ["TRAK", "TracIn", "EK-FAC", "gradient dot"]
+    others = [TRAK, TRACIN, EKFAC, GRADIENT_DOT]
     won, said = True, []
     for column, name in (("pearson_correlation", "Pearson"), ("lds_correlation", "LDS")):
         means = _wide(agreement, column, ["dataset"])
-        won &= bool((means["SAM-HIF"] > means[others].max(axis=1)).all())
+        won &= bool((means[SAM_HIF] > means[others].max(axis=1)).all())
         best = means[others].mean().idxmax()
         said.append(
-            f"{name}: SAM-HIF {means['SAM-HIF'].mean():.3f}, next {best} {means[best].mean():.3f}"
+            f"{name}: SAM-HIF {means[SAM_HIF].mean():.3f}, next {best} {means[best].mean():.3f}"
         )
     return Verdict("holds" if won else "fails", "; ".join(said))
 
 
 @claim(
     id="sam_if.unrolled",
-    claim=(
-        "Where training has not ended, the tangent of the whole run foretells running again best."
-    ),
+    claim="Where training has not ended, the tangent of the whole run predicts retraining best.",
     source="theorem 4.6 (reconstructed, with the Hessian terms)",
     bound="mean Pearson of SAM-GIF, unrolled, above every other method's on every data set",
     paper=UNKNOWN,
     needs="rows of sam_if/trajectory",
 )
 def unrolled(trajectory: pd.DataFrame) -> Verdict:
-    means = _wide(trajectory, "pearson_correlation", ["dataset"]).drop(
-        columns="the run with another seed"
-    )
-    rest = means.drop(columns="SAM-GIF, unrolled")
+    means = _wide(trajectory, "pearson_correlation", ["dataset"]).drop(columns=OTHER_SEED)
+    rest = means.drop(columns=SAM_GIF_UNROLLED)
     best = rest.mean().idxmax()
-    measured = (
-        f"unrolled {means['SAM-GIF, unrolled'].mean():.3f}, next {best} {rest[best].mean():.3f}"
-    )
+    measured = f"unrolled {means[SAM_GIF_UNROLLED].mean():.3f}, next {best} {rest[best].mean():.3f}"
     return Verdict(
-        "holds" if (means["SAM-GIF, unrolled"] > rest.max(axis=1)).all() else "fails", measured
+        "holds" if (means[SAM_GIF_UNROLLED] > rest.max(axis=1)).all() else "fails", measured
     )
 
 
 @claim(
     id="sam_if.deep",
     claim=(
-        "For a deep network trained with SAM, SAM-HIF's scores foretell training on other subsets"
+        "For a deep network trained with SAM, SAM-HIF's scores predict training on other subsets"
         " better than TracIn's and TRAK's."
     ),
     source="figure 3",
@@ -246,10 +263,8 @@ def deep(resnet: pd.DataFrame) -> Verdict:
     if resnet["dataset"].iloc[0] == "blobs":
         return Verdict("not tested here", "random numbers, no images")
     scores = resnet[resnet["kind"] == "scores"].groupby("method")["lds_correlation"].mean()
-    measured = ", ".join(
-        f"{name} {scores[name]:.3f}" for name in ("SAM-HIF", "IF", "TracIn", "TRAK")
-    )
-    above = [scores["SAM-HIF"] > scores[name] for name in ("IF", "TracIn", "TRAK")]
+    measured = ", ".join(f"{name} {scores[name]:.3f}" for name in (SAM_HIF, IF, TRACIN, TRAK))
+    above = [scores[SAM_HIF] > scores[name] for name in (IF, TRACIN, TRAK)]
     return Verdict("holds" if all(above) else "partly" if any(above[1:]) else "fails", measured)
 
 
@@ -261,7 +276,7 @@ def deep(resnet: pd.DataFrame) -> Verdict:
     ),
     source="abstract; figure 3",
     bound=(
-        "difference of Pearson's correlation with running again, SAM-GIF less TracIn: its 95 %"
+        "difference of Pearson's correlation with retraining, SAM-GIF less TracIn: its 95 %"
         " interval over the runs lies above 0"
     ),
     paper=UNKNOWN,
@@ -269,10 +284,10 @@ def deep(resnet: pd.DataFrame) -> Verdict:
 )
 def gif(trajectory: pd.DataFrame) -> Verdict:
     found = _wide(trajectory, "pearson_correlation", RUN)
-    mean, low, high = mean_interval(found["SAM-GIF"] - found["TracIn"])
+    mean, low, high = mean_interval(found[SAM_GIF] - found[TRACIN])
     measured = (
-        f"{mean:+.3f} ({low:+.3f} to {high:+.3f}); SAM-GIF {found['SAM-GIF'].mean():.3f}, TracIn"
-        f" {found['TracIn'].mean():.3f}"
+        f"{mean:+.3f} ({low:+.3f} to {high:+.3f}); SAM-GIF {found[SAM_GIF].mean():.3f}, TracIn"
+        f" {found[TRACIN].mean():.3f}"
     )
     return Verdict("holds" if low > 0 else "fails" if mean <= 0 else "partly", measured)
 
@@ -283,12 +298,11 @@ def gif(trajectory: pd.DataFrame) -> Verdict:
 @claim(
     id="sam_if.editing",
     claim=(
-        "A model from which SAM-HIF takes samples out is as accurate as one trained again without"
-        " them."
+        "A model from which SAM-HIF takes samples out is as accurate as one retrained without them."
     ),
     source="table 1, figure 1",
     bound=(
-        "test accuracy within 1 point of training again with 1 % to 5 % removed, for every data set"
+        "test accuracy within 1 point of retraining with 1 % to 5 % removed, for every data set"
         " and model"
     ),
     paper=UNKNOWN,
@@ -298,31 +312,29 @@ def editing(editing: pd.DataFrame) -> Verdict:
     few = editing[(editing["removed_share"] > 0) & (editing["removed_share"] <= 0.05)]
     found = _wide(few, "test_accuracy", ["dataset", "model", "removed_share"])
     gap = {
-        name: 100 * (found[name] - found["Retrain"]).abs().max()
-        for name in ("SAM-HIF", "SAM-GIF", "SAM-IF", "IF")
+        name: 100 * (found[name] - found[RETRAIN]).abs().max()
+        for name in (SAM_HIF, SAM_GIF, SAM_IF, IF)
     }
     measured = "largest gap in points: " + ", ".join(
         f"{name} {value:.2f}" for name, value in gap.items()
     )
-    return Verdict("holds" if gap["SAM-HIF"] <= 1 else "fails", measured)
+    return Verdict("holds" if gap[SAM_HIF] <= 1 else "fails", measured)
 
 
 @claim(
     id="sam_if.editing_time",
-    claim=(
-        "Taking samples out by SAM-HIF or SAM-GIF takes a fraction of the time of training again."
-    ),
+    claim="Taking samples out by SAM-HIF or SAM-GIF takes a fraction of the time of retraining.",
     source="abstract; table 1",
     bound=(
-        "training again (a run with batches) over the edit: SAM-HIF at least 5x and SAM-GIF above"
+        "retraining (a run with batches) over the edit: SAM-HIF at least 5x and SAM-GIF above"
         " 1x, at the lower ends of the intervals"
     ),
     paper=UNKNOWN,
     needs="rows of sam_if/speed",
 )
 def editing_time(speed: pd.DataFrame) -> Verdict:
-    found = times_over(speed, "Retrain, batches", ["edit by SAM-HIF", "edit by SAM-GIF"])
-    hif, gif = found["edit by SAM-HIF"], found["edit by SAM-GIF"]
+    found = times_over(speed, RETRAIN_BATCHES, [EDIT_BY_HIF, EDIT_BY_GIF])
+    hif, gif = found[EDIT_BY_HIF], found[EDIT_BY_GIF]
     measured = (
         f"SAM-HIF {hif.value:.1f}x ({hif.low:.1f} to {hif.high:.1f}), SAM-GIF {gif.value:.2f}x"
         f" ({gif.low:.2f} to {gif.high:.2f})"
@@ -345,9 +357,9 @@ def editing_time(speed: pd.DataFrame) -> Verdict:
 )
 def harmful(removal: pd.DataFrame) -> Verdict:
     found = _curves(removal)
-    better = {name: found[name] > found["chance"] for name in ("SAM-HIF", "SAM-GIF")}
+    better = {name: found[name] > found[CHANCE] for name in (SAM_HIF, SAM_GIF)}
     measured = ", ".join(
-        f"{name} {100 * (found[name] - found['chance']).mean():+.2f} points, above in {one.sum()}"
+        f"{name} {100 * (found[name] - found[CHANCE]).mean():+.2f} points, above in {one.sum()}"
         f" of {len(one)}"
         for name, one in better.items()
     )
@@ -368,13 +380,11 @@ def harmful(removal: pd.DataFrame) -> Verdict:
 )
 def harmful_best(removal: pd.DataFrame) -> Verdict:
     means = 100 * _curves(removal).mean()
-    others = means[["IF", "TracIn", "TRAK", "EK-FAC", "self-influence", "loss"]].sort_values(
-        ascending=False
-    )
-    measured = f"SAM-HIF {means['SAM-HIF']:.2f} %, SAM-GIF {means['SAM-GIF']:.2f} %; " + ", ".join(
+    others = means[[IF, TRACIN, TRAK, EKFAC, SELF_INFLUENCE, LOSS]].sort_values(ascending=False)
+    measured = f"SAM-HIF {means[SAM_HIF]:.2f} %, SAM-GIF {means[SAM_GIF]:.2f} %; " + ", ".join(
         f"{name} {value:.2f} %" for name, value in others.items()
     )
-    above = [means[name] > others.iloc[0] for name in ("SAM-HIF", "SAM-GIF")]
+    above = [means[name] > others.iloc[0] for name in (SAM_HIF, SAM_GIF)]
     return Verdict("holds" if all(above) else "partly" if any(above) else "fails", measured)
 
 
@@ -391,21 +401,20 @@ def harmful_best(removal: pd.DataFrame) -> Verdict:
 )
 def mislabelled(removal: pd.DataFrame) -> Verdict:
     found = _wide(removal[removal["kind"] == "detection"], "detection_auc", ["dataset"])
-    names = ["SAM-HIF", "SAM-GIF", "IF", "self-influence", "loss"]
+    names = [SAM_HIF, SAM_GIF, IF, SELF_INFLUENCE, LOSS]
     measured = "; ".join(
         f"{data}: " + ", ".join(f"{name} {row[name]:.3f}" for name in names)
         for data, row in found.iterrows()
     )
-    if (found["SAM-HIF"] < 0.9).any():
+    if (found[SAM_HIF] < 0.9).any():
         return Verdict("fails", measured)
-    return Verdict("holds" if (found["SAM-HIF"] >= found["loss"]).all() else "partly", measured)
+    return Verdict("holds" if (found[SAM_HIF] >= found[LOSS]).all() else "partly", measured)
 
 
 def _curves(removal: pd.DataFrame) -> pd.DataFrame:
     """Mean accuracy over the seeds by data set and share removed, a column per method."""
     curves = removal[
-        (removal["kind"] == "curve")
-        & ~removal["method"].isin(["none removed", "all wrong ones removed"])
+        (removal["kind"] == "curve") & ~removal["method"].isin([NONE_REMOVED, ALL_WRONG_REMOVED])
     ]
     return _wide(curves, "test_accuracy", ["dataset", "removed_share"])
 
@@ -428,7 +437,7 @@ def _curves(removal: pd.DataFrame) -> pd.DataFrame:
     needs="rows of sam_if/speed",
 )
 def passes(speed: pd.DataFrame) -> Verdict:
-    whole = speed[(speed["kind"] == "cost") & (speed["method"] == "SAM-HIF")].iloc[0]
+    whole = speed[(speed["kind"] == "cost") & (speed["method"] == SAM_HIF)].iloc[0]
     solve = speed[speed["kind"] == "solve"].iloc[0]
     beyond = (
         whole["curvature_products"]
@@ -448,7 +457,7 @@ def passes(speed: pd.DataFrame) -> Verdict:
 
 @claim(
     id="sam_if.speed",
-    claim="Scoring by SAM-HIF is faster than TRAK, TracIn and training again.",
+    claim="Scoring by SAM-HIF is faster than TRAK, TracIn and retraining.",
     source="abstract",
     bound=(
         "time over SAM-HIF's above 1 (lower end of the interval) for TRAK, captum's TracIn, TracIn"
@@ -459,19 +468,24 @@ def passes(speed: pd.DataFrame) -> Verdict:
 )
 def faster(speed: pd.DataFrame) -> Verdict:
     found = {
-        name: times_over(speed, name, ["SAM-HIF"])["SAM-HIF"]
-        for name in ("TRAK", "TracIn (captum)", "TracIn, forward mode", "Retrain, batches")
+        name: times_over(speed, name, [SAM_HIF])[SAM_HIF]
+        for name in (
+            TRAK,
+            TRACIN_CAPTUM,
+            TRACIN_FORWARD,
+            RETRAIN_BATCHES,
+        )
     }
     n = int(speed["n"].iloc[0])
-    low = {name: one.low * (n if name.startswith("Retrain") else 1) for name, one in found.items()}
+    low = {name: one.low * (n if name.startswith(RETRAIN) else 1) for name, one in found.items()}
     value = {
-        name: one.value * (n if name.startswith("Retrain") else 1) for name, one in found.items()
+        name: one.value * (n if name.startswith(RETRAIN) else 1) for name, one in found.items()
     }
     measured = (
-        ", ".join(f"{name} {value[name]:,.2f}x" for name in found) + f" (training again {n} times)"
+        ", ".join(f"{name} {value[name]:,.2f}x" for name in found) + f" (retraining {n} times)"
     )
     slower = [name for name, one in low.items() if one <= 1]
-    if "Retrain, batches" in slower or len(slower) > 2:
+    if RETRAIN_BATCHES in slower or len(slower) > 2:
         return Verdict("fails", measured)
     return Verdict("partly" if slower else "holds", measured)
 
@@ -495,14 +509,14 @@ def dattri(speed: pd.DataFrame) -> Verdict:
     equal = [
         name
         for name in errors.index
-        if "dattri" in name and errors[name] <= max(errors[OURS], 1e-3)
+        if "dattri" in name and errors[name] <= max(errors[SAM_HIF_FLOAT32], 1e-3)
     ]
     if not equal:
         return Verdict("not tested here", "no run of dattri is as accurate")
-    found = {name: times_over(speed, name, [OURS])[OURS] for name in equal}
+    found = {name: times_over(speed, name, [SAM_HIF_FLOAT32])[SAM_HIF_FLOAT32] for name in equal}
     name, best = min(found.items(), key=lambda item: item[1].value)
     measured = (
         f"{name}: {best.value:.2f}x ({best.low:.2f} to {best.high:.2f}), error {errors[name]:.1e};"
-        f" SAM-HIF's error {errors[OURS]:.1e}"
+        f" SAM-HIF's error {errors[SAM_HIF_FLOAT32]:.1e}"
     )
     return Verdict("holds" if best.high >= 1 else "fails", measured)

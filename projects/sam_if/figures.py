@@ -4,27 +4,20 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from projects.sam_if import labels
 from shared.figures import PALETTE
 from shared.rows import read_array
 from shared.statistics import mean_interval
 from shared.vision.classes import CLASSES
 
-LOOKS = {
-    "SAM-HIF": {"color": PALETTE["blue"], "linewidth": 2.6, "zorder": 5},
-    "SAM-GIF": {"color": PALETTE["green"]},
-    "SAM-IF": {"color": PALETTE["sky"], "linestyle": "--"},
-    "IF": {"color": PALETTE["orange"]},
-    "TracIn": {"color": PALETTE["green"], "linestyle": ":"},
-    "TRAK": {"color": PALETTE["purple"]},
-    "EK-FAC": {"color": PALETTE["amber"]},
-    "self-influence": {"color": PALETTE["amber"], "linestyle": ":"},
-    "loss": {"color": PALETTE["black"]},
-    "chance": {"color": PALETTE["black"], "linestyle": ":"},
-}
+LOOKS, ABLATION_LOOKS = (
+    {method: {**look, "color": PALETTE[str(look["color"])]} for method, look in looks.items()}
+    for looks in (labels.LOOKS, labels.ABLATION_LOOKS)
+)
 
 
 def editing(editing: pd.DataFrame) -> Figure:
-    """Test accuracy of the edited model less that of the one trained again, by share removed."""
+    """Test accuracy of the edited model less that of the retrained one, by share removed."""
     models = list(dict.fromkeys(editing["model"]))
     figure, panels = plt.subplots(
         1, len(models), figsize=(4.4 * len(models), 3.9), sharey=True, squeeze=False
@@ -35,11 +28,11 @@ def editing(editing: pd.DataFrame) -> Figure:
             index=["dataset", "removed_share"], columns="method", values="test_accuracy", sort=False
         )
         above = {
-            "SAM-IF": {"zorder": 6, "linewidth": 1.8},
-            "IF": {"zorder": 7, "linestyle": ":", "linewidth": 1.8},
+            labels.SAM_IF: {"zorder": 6, "linewidth": 1.8},
+            labels.IF: {"zorder": 7, "linestyle": ":", "linewidth": 1.8},
         }  # or SAM-HIF hides them
-        for method in ("SAM-HIF", "SAM-GIF", "SAM-IF", "IF", "TracIn"):
-            gap = 100 * (wide[method] - wide["Retrain"]).groupby("removed_share").mean()
+        for method in (labels.SAM_HIF, labels.SAM_GIF, labels.SAM_IF, labels.IF, labels.TRACIN):
+            gap = 100 * (wide[method] - wide[labels.RETRAIN]).groupby("removed_share").mean()
             axes.plot(
                 100 * gap.index,
                 gap,
@@ -64,8 +57,8 @@ def removal(removal: pd.DataFrame) -> Figure:
     )
     for axes, name in zip(panels[0], names, strict=True):
         rows = curves[curves["dataset"] == name]
-        before = 100 * rows.loc[rows["method"] == "none removed", "test_accuracy"].mean()
-        clean = 100 * rows.loc[rows["method"] == "all wrong ones removed", "test_accuracy"].mean()
+        before = 100 * rows.loc[rows["method"] == labels.NONE_REMOVED, "test_accuracy"].mean()
+        clean = 100 * rows.loc[rows["method"] == labels.ALL_WRONG_REMOVED, "test_accuracy"].mean()
         for method, look in LOOKS.items():
             line = (
                 100
@@ -125,15 +118,13 @@ def agreement(agreement: pd.DataFrame, trajectory: pd.DataFrame) -> Figure:
 
 
 def radius(radius: pd.DataFrame) -> Figure:
-    """Error of the parameters' change against training again, by the radius; means over seeds with
+    """Error of the parameters' change against retraining, by the radius; means over seeds with
     their range.
     """
     figure, axes = plt.subplots()
-    looks = {
-        "HIF, no term in r": {"color": PALETTE["purple"], "linestyle": ":"},
-        "HIF, no term in J": {"color": PALETTE["amber"]},
+    names = {
+        method: {**LOOKS, **ABLATION_LOOKS}[method] for method in dict.fromkeys(radius["method"])
     }
-    names = {method: {**LOOKS, **looks}[method] for method in dict.fromkeys(radius["method"])}
     for method, look in names.items():
         rows = radius[radius["method"] == method].groupby("rho_scale")["parameter_error"]
         axes.plot(rows.mean().index, rows.mean(), marker="o", markersize=4, label=method, **look)

@@ -2,11 +2,19 @@
 
 import pandas as pd
 
+from projects.sam_if.labels import (
+    EDIT_BY_GIF,
+    EDIT_BY_HIF,
+    RETRAIN,
+    RETRAIN_BATCHES,
+    RETRAIN_WARM,
+    SAM_HIF,
+)
 from shared.statistics import Ratio, mean_interval, ratio
 from shared.tables import Column, Table
 
 UNKNOWN = (
-    "None of the paper's numbers could be had; data, models and hyper-parameters here are ours."
+    "We had no access to the paper's numbers; data, models and hyper-parameters here are ours."
 )
 SEEDS = (
     "Intervals: Student's, 95 %, over the seeds (which draw the images, the wrong labels and what"
@@ -16,7 +24,6 @@ TERMS = (
     '"No term in r" leaves out c Ht P grad l_k (the last term of equation 9, which the paper is'
     ' told to drop), "no term in J" leaves out c Ht P H.'
 )
-ORDER = ["SAM-HIF", "SAM-GIF", "SAM-IF", "IF", "TracIn", "TRAK"]
 
 
 def shown_interval(values: pd.Series, digits: int = 3) -> str:
@@ -46,7 +53,7 @@ def agreement(agreement: pd.DataFrame) -> Table:
     }
     first = agreement.iloc[0]
     return Table(
-        title="Scores against training again, at SAM's fixed point",
+        title="Scores against retraining, at SAM's fixed point",
         caption=(
             f"Softmax regression on principal components, {first['n']} images, labels a tenth"
             f" wrong, rho {first['rho_scale']:g}, l2 {first['l2_scale']:g},"
@@ -95,7 +102,7 @@ def trajectory(trajectory: pd.DataFrame) -> Table:
     }
     first = trajectory.iloc[0]
     return Table(
-        title="Scores against running again, a network that is at no fixed point",
+        title="Scores against retraining, a network that is at no fixed point",
         caption=(
             f"A tanh network after a few epochs of SAM with batches and momentum, {first['n']}"
             f" images, labels a tenth wrong, rho {first['rho_scale']:g},"
@@ -120,8 +127,8 @@ def trajectory(trajectory: pd.DataFrame) -> Table:
                 " SAM-IF and IF assume; they take damped Gauss-Newton matrices here."
             ),
             (
-                "The run with another seed: how well the true effects of one run foretell those of"
-                " a run with another start and other batches."
+                "The run with another seed: how well the true effects of one run predict those of a"
+                " run with another start and other batches."
             ),
         ],
     )
@@ -129,25 +136,25 @@ def trajectory(trajectory: pd.DataFrame) -> Table:
 
 def editing(editing: pd.DataFrame, speed: pd.DataFrame) -> Table:
     frame = editing.copy()
-    retrained = frame[frame["method"] == "Retrain"].set_index(
-        ["dataset", "model", "removed_share"]
-    )["test_accuracy"]
+    retrained = frame[frame["method"] == RETRAIN].set_index(["dataset", "model", "removed_share"])[
+        "test_accuracy"
+    ]
     keys = list(zip(frame["dataset"], frame["model"], frame["removed_share"], strict=True))
     frame["accuracy_difference"] = [
         100 * (one - retrained[key]) if key in retrained.index else float("nan")
         for one, key in zip(frame["test_accuracy"], keys, strict=True)
     ]
-    gains = times_over(speed, "Retrain, batches", ["edit by SAM-HIF", "edit by SAM-GIF"])
+    gains = times_over(speed, RETRAIN_BATCHES, [EDIT_BY_HIF, EDIT_BY_GIF])
     said = ", ".join(
         f"{name} {one.value:.2g}x ({one.low:.2g} to {one.high:.2g})" for name, one in gains.items()
     )
-    ends = times_over(speed, "Retrain, from the solution", ["edit by SAM-HIF"])["edit by SAM-HIF"]
+    ends = times_over(speed, RETRAIN_WARM, [EDIT_BY_HIF])[EDIT_BY_HIF]
     return Table(
-        title="Taking samples out of a model against training again",
+        title="Taking samples out of a model against retraining",
         caption=(
             "The paper's table 1 and figure 1 in structure. Random samples are taken out by one"
             " solve (or, SAM-GIF and TracIn, by the gradients of a run), and the model is held"
-            " against the one trained again without them."
+            " against the one retrained without them."
         ),
         frame=frame,
         columns={
@@ -164,7 +171,9 @@ def editing(editing: pd.DataFrame, speed: pd.DataFrame) -> Table:
                 lambda value: f"{100 * value:.2f} %" if value == value else "–",
             ),
             "parameter_error": Column("error of the parameters' change", _or_dash("{:.3f}")),
-            "foretold_loss_difference": Column("foretold change of the loss", _or_dash("{:+.2e}")),
+            "predicted_loss_difference": Column(
+                "predicted change of the loss", _or_dash("{:+.2e}")
+            ),
             "true_loss_difference": Column("true change", _or_dash("{:+.2e}")),
         },
         notes=[
@@ -176,7 +185,7 @@ def editing(editing: pd.DataFrame, speed: pd.DataFrame) -> Table:
                 f" ({ends.low:.2g} to {ends.high:.2g})."
             ),
             (
-                "TRAK foretells the loss and changes no weights. An accuracy of one seed:"
+                "TRAK predicts the loss and changes no weights. An accuracy of one seed:"
                 " differences of a tenth of a point mean nothing."
             ),
         ],
@@ -204,7 +213,7 @@ def removal(removal: pd.DataFrame) -> Table:
         title="Test accuracy after the most harmful samples are removed",
         caption=(
             f"The paper's figure 2 in structure. {100 * curves['flipped_share'].iloc[0]:.0f} % of"
-            " the labels are wrong; softmax regression, trained again with SAM after each removal."
+            " the labels are wrong; softmax regression, retrained with SAM after each removal."
             f" Accuracy in %, mean of {curves['seed'].nunique()} seeds."
         ),
         frame=frame,
@@ -254,8 +263,8 @@ def radius(radius: pd.DataFrame) -> Table:
         title="Errors against the radius",
         caption=(
             "Softmax regression at SAM's fixed point. Error of the parameters' change against"
-            " training again without a sample, and the largest one against the finite difference of"
-            " the solution found anew."
+            " retraining without a sample, and the largest one against the finite difference of the"
+            " solution found anew."
         ),
         frame=frame,
         columns={
@@ -285,7 +294,7 @@ def speed(speed: pd.DataFrame) -> Table:
     n = int(timed["n"].iloc[0])
     lines = []
     for name, rows in timed.groupby("method", sort=False):
-        over = times_over(speed, str(name), ["SAM-HIF"])["SAM-HIF"]
+        over = times_over(speed, str(name), [SAM_HIF])[SAM_HIF]
         lines.append(
             {
                 "method": name,
@@ -295,13 +304,13 @@ def speed(speed: pd.DataFrame) -> Table:
                 "passes": _passes(costs.loc[name]),
             }
         )
-    once = times_over(speed, "Retrain, batches", ["SAM-HIF"])["SAM-HIF"]
-    train = speed[(speed["kind"] == "time") & (speed["method"] == "Retrain, batches")][
+    once = times_over(speed, RETRAIN_BATCHES, [SAM_HIF])[SAM_HIF]
+    train = speed[(speed["kind"] == "time") & (speed["method"] == RETRAIN_BATCHES)][
         "work_seconds"
     ].median()
     lines.append(
         {
-            "method": f"training again, {n} times",
+            "method": f"retraining, {n} times",
             "seconds": n * train,
             "over": f"{n * once.value:,.0f}x",
             "passes": "–",

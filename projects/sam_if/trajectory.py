@@ -158,6 +158,31 @@ class Recipe:
         w, velocity = self.w0, torch.zeros_like(self.w0)
         for step in self.steps:
             w, velocity = self.advance(step, w, velocity, m[step.rows])
+        return self._finite(w)
+
+    def retrain(self, weights: Tensor, chunk: int = 64) -> Tensor:
+        """Where the runs with other weights of the samples end: [runs, n] -> [runs, p].
+
+        All runs of a chunk make a step together, for they have the same batches.
+
+        Raises:
+            UserError: a run diverges.
+        """
+        ends = []
+        for m in weights.to(self.w0).split(chunk):
+            w = self.w0.expand(len(m), -1)
+            velocity = torch.zeros_like(w)
+            for step in self.steps:
+
+                def advance(w: Tensor, v: Tensor, m: Tensor, step: Step = step) -> tuple:
+                    return self.advance(step, w, v, m)
+
+                w, velocity = vmap(advance)(w, velocity, m[:, step.rows])
+            ends.append(self._finite(w))
+        return torch.cat(ends)
+
+    @staticmethod
+    def _finite(w: Tensor) -> Tensor:
         if not w.isfinite().all():
             raise UserError(
                 "training diverged: the weights are not finite; take a smaller learning rate"

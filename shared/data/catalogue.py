@@ -124,7 +124,6 @@ class Entry(_Model):
         default=None, description="as the data's owner states it, where the owner is another"
     )
     holds: str = Field(description="what is inside, in one line")
-    papers: list[str] = Field(description="the projects that use it; empty: an alternative")
     providers: list[Provider] = Field(
         min_length=1, description="tried in this order; all give the same bytes"
     )

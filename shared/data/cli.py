@@ -93,6 +93,9 @@ def main() -> int:
 
 
 def _list() -> None:
+    from shared.manifest import data_users
+
+    users = data_users()
     rows = [("name", "kind", "download", "in cache", "papers", "licence")]
     for name, fields in catalogue().items():
         size = f"{fields.download_bytes / 1e6:.1f} MB" if fields.download_bytes else "-"
@@ -103,7 +106,7 @@ def _list() -> None:
                 fields.kind,
                 size,
                 cached,
-                " ".join(fields.papers) or "-",
+                " ".join(users.get(name, ())) or "-",
                 fields.data_licence or fields.licence,
             )
         )

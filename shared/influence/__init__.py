@@ -21,7 +21,7 @@ Everything works on a flat vector of parameters `w` [p] and pure functions of it
 | `ekfac` | the EK-FAC approximation of a second moment of gradients, and its inverse |
 | `baselines` | influence, TracIn, TRAK, gradient dot product, loss, chance, in one convention |
 | `peers` | the same scores from dattri, kronfluence and captum |
-| `retrain` | what the scores predict, found by training again; shares no code with the estimators |
+| `retrain` | what the scores predict, found by retraining; shares no code with the estimators |
 | `evaluate` `noise` | agreement with the truth; labels and captions corrupted on purpose |
 | `scoring` | what a `score` command needs: checks, chunks that survive a kill, a file of scores |
 

@@ -138,7 +138,7 @@ def most_harmful(harm: ArrayLike) -> np.ndarray:
 def removal_curve(
     harm: ArrayLike, shares: Sequence[float], outcome: Callable[[list[int]], float]
 ) -> list[float]:
-    """The metric after training without the most harmful shares of the data; `outcome` trains again
+    """The metric after training without the most harmful shares of the data; `outcome` retrains
     without the samples it is given.
     """
     order = most_harmful(harm)

@@ -30,6 +30,14 @@ def class_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.logsumexp(-1) - logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
+def class_curvature(logits: Tensor) -> Tensor:
+    """The Hessian of each of `class_losses` in its logits, which is the same for every label:
+    [..., classes] -> [..., classes, classes].
+    """
+    p = logits.softmax(-1)
+    return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """L(w) = (1/n) sum_i m_i l_i(w) + (l2/2) |w - centre|^2.

@@ -1,4 +1,4 @@
-"""What removal really does: training again without the samples. The truth that scores are held
+"""What removal really does: retraining without the samples. The truth that scores are held
 against.
 
 Deliberately knows nothing of the estimators: no product, solver or objective of theirs is used
@@ -23,7 +23,7 @@ import torch
 from scipy.optimize import minimize
 from scipy.sparse import linalg
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp, vmap
+from torch.func import grad, grad_and_value, jvp, vjp, vmap
 
 from shared.errors import UserError
 from shared.files import atomic_write
@@ -259,14 +259,15 @@ def minimise(
 
 
 def _preconditioned(slope: Field, w: Tensor, b: Tensor, factor: Tensor) -> Tensor:
-    """x with (Jacobian of `slope` at w) x = b to three digits, by SciPy's CG with the inverse of
-    factor factor^T before it.
+    """x with (Jacobian of the gradient `slope` at w) x = b to three digits, by SciPy's CG with the
+    inverse of factor factor^T before it.
     """
+    # a Hessian is its own transpose: the graph is made once, and a backward through it is a product
+    _, pull, *_ = vjp(slope, w)
 
     def product(v: np.ndarray) -> np.ndarray:
-        return np.asarray(
-            jvp(slope, (w,), (torch.from_numpy(v.reshape(-1)).to(w),))[1].double().cpu().numpy()
-        )
+        direction = torch.from_numpy(v.reshape(-1)).to(w)
+        return np.asarray(pull(direction)[0].double().cpu().numpy())
 
     def inverse(v: np.ndarray) -> np.ndarray:
         column = torch.from_numpy(v.reshape(-1, 1)).to(w)

@@ -133,9 +133,29 @@ def dense(
     x, info = torch.linalg.solve_ex(damped, columns)
     if int(info):
         raise UserError("the matrix is singular; add damping")
-    return _checked(
-        "dense", count, x.view_as(b), b, 1, tol, "the matrix is close to singular: add damping"
-    )
+    return _checked("dense", count, x.view_as(b), b, 1, tol, _CLOSE_TO_SINGULAR)
+
+
+_CLOSE_TO_SINGULAR = "the matrix is close to singular: add damping"
+
+
+def factored(matrix: Tensor, *, tol: float | None = 1e-6) -> Callable[[Tensor], Solved]:
+    """b -> what `dense` gives for it, for many b: the matrix [p, p] is factored once.
+
+    Raises:
+        UserError: the matrix is singular; and for a b, its true residual is above `tol`.
+    """
+    factors, pivots, info = torch.linalg.lu_factor_ex(matrix)
+    if int(info):
+        raise UserError("the matrix is singular; add damping")
+
+    def solve(b: Tensor) -> Solved:
+        columns = b if b.dim() == 2 else b.unsqueeze(1)
+        x = torch.linalg.lu_solve(factors, pivots, columns)
+        count = _Counted(matrix.matmul, 0.0)
+        return _checked("dense", count, x.view_as(b), b, 1, tol, _CLOSE_TO_SINGULAR)
+
+    return solve
 
 
 # ---- Krylov --------------------------------------------------------------------------------------

@@ -19,9 +19,7 @@ def subcommands():
     return action.choices
 
 
-@pytest.mark.parametrize(
-    "name", ["list", "run", "table", "figure", "claims", "report", "compare", "data", "doctor"]
-)
+@pytest.mark.parametrize("name", list(subcommands()))
 def test_every_subcommand_has_help_with_an_example(name):
     text = subcommands()[name].format_help()
     assert f"repro {name}" in text

@@ -76,7 +76,6 @@ class Lab:
             "title": "Tiny",
             "licence": "MIT",
             "holds": "two files",
-            "papers": [],
             "providers": [{"type": "npm", "archives": [self.described(self.archive)]}],
             "files": ["*.txt"],
             "content": cache.content_digest(cache.describe(self.folder / "files", files)),

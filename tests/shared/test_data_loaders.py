@@ -41,7 +41,7 @@ def test_every_loader_names_the_command_when_the_data_is_missing(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
-    arguments = {"vader_ground_truth": ["tweets"], "font_glyphs": ["A"]}
+    arguments = {"font_glyphs": ["A"]}
     for name in loaders.__all__:
         loader = getattr(loaders, name)
         if name.islower():
@@ -114,52 +114,6 @@ def _() -> None:
     assert (train.shape, test.shape) == ((4000, 2), (1000, 2))
     assert (train["label"].mean(), test["label"].mean()) == (0.65, 0.658)
     assert train["text"].str.len().min() > 10
-
-
-@known("imdb")
-def _() -> None:
-    table = loaders.imdb()
-    assert table["label"].value_counts().to_dict() == {0: 25_000, 1: 25_000}
-    assert table["text"].duplicated().sum() == 418
-
-
-@known("vader-gt")
-def _() -> None:
-    sizes = {
-        "tweets": 4200,
-        "amazonReviewSnippets": 3708,
-        "movieReviewSnippets": 10_605,
-        "nytEditorialSnippets": 5190,
-    }
-    for part, size in sizes.items():
-        table = loaders.vader_ground_truth(part)
-        assert len(table) == size
-        assert table["valence"].between(-4, 4).all()
-        assert table["text"].str.len().min() > 0
-
-
-@known("gsm-symbolic")
-def _() -> None:
-    table = loaders.gsm_symbolic()
-    assert len(table) == table["id_orig"].nunique() == 100
-    fog = table[table["question"].str.startswith("A fog bank")].iloc[0]
-    assert (fog["id_orig"], fog["answer"]) == (103, "140")
-    assert table["solution_template"].str.contains("####").all()
-
-
-@known("fortunes")
-def _() -> None:
-    table = loaders.fortunes()
-    assert (len(table), table["subject"].nunique()) == (15_217, 43)
-    assert not table["text"].str.contains("\n%\n").any()
-
-
-@known("gcide")
-def _() -> None:
-    table = loaders.gcide()
-    assert len(table) == 126_240
-    assert table.loc[table["headword"] == "Dog", "text"].iloc[0].startswith("Dog \\Dog\\")
-    assert 39_000_000 < table["text"].str.len().sum() < 40_500_000
 
 
 def check_labelled(

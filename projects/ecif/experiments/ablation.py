@@ -8,10 +8,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
+from projects.ecif import labels
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import ProblemConfig, build
 from shared import experiment
 from shared.influence.baselines import metric_gradient
 from shared.influence.evaluate import cosine, relative_error, spearman
@@ -19,18 +20,23 @@ from shared.influence.solvers import cg, galerkin, identity, logra_basis
 from shared.seeding import step_seed
 
 
-class Config(Setting):
-    """`pairs` are left out one by one and `group_shares` together, for `seeds` at the setting's
-    delta; `deltas` is for the first `delta_seeds`, single pairs only.
-    """
+class Config(ProblemConfig):
+    """The problem, what is left out, and the curvatures that are tried."""
 
-    dataset: Name = "emoji"
-    seeds: PositiveInt = 5
-    pairs: PositiveInt = 12
-    group_shares: list[float] = [0.02, 0.05, 0.1]
-    ranks: list[PositiveInt] = [2, 4, 8, 16]
-    deltas: list[PositiveFloat] = Field(default=[400.0])
-    delta_seeds: PositiveInt = 1
+    dataset: Name
+    """The data set."""
+    seeds: PositiveInt
+    """Runs at the problem's own `delta`."""
+    pairs: PositiveInt
+    """Pairs left out one by one."""
+    group_shares: list[float]
+    """Shares of the pairs left out together, at the problem's own `delta`."""
+    ranks: list[PositiveInt]
+    """Directions a side of every layer that LoGra projects to."""
+    deltas: list[PositiveFloat]
+    """Other weights of the regulariser, with single pairs left out."""
+    delta_seeds: PositiveInt
+    """Runs at each of these."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -39,7 +45,7 @@ def run(config: Config, run: experiment.Run) -> None:
         (delta, seed) for delta in config.deltas for seed in seeds[: config.delta_seeds]
     ]
     for delta, seed in run.progress(cases, "regularisers and seeds"):
-        case = build(config, config.dataset, seed, delta=delta)
+        case = build(config, config.dataset, seed, config.test, delta=delta)
         problem, w, metric, hessian = (
             case.problem,
             case.fitted.w,
@@ -63,15 +69,15 @@ def run(config: Config, run: experiment.Run) -> None:
         gradients["wrong sign"] = [
             a - b for a, b in zip(gradients["positive"], gradients["negative"], strict=True)
         ]
-        curvatures = {"Hessian": (0, case.fitted.solve)}
+        curvatures = {labels.HESSIAN: (0, case.fitted.solve)}
         if swept:
             curvatures |= {
-                "Gauss-Newton": (0, partial(cg, problem.objective().ggn(w))),
-                "identity": (0, lambda b: identity(b / 1.0)),
+                labels.GAUSS_NEWTON: (0, partial(cg, problem.objective().ggn(w))),
+                labels.IDENTITY: (0, lambda b: identity(b / 1.0)),
             }
             for rank in config.ranks:
                 basis = logra_basis(problem.towers.parameters, rank, seed, w)
-                curvatures[f"LoGra {rank}"] = (
+                curvatures[f"{labels.LOGRA_PREFIX} {rank}"] = (
                     basis.shape[1],
                     partial(galerkin, hessian.matmul, basis=basis),
                 )
@@ -91,7 +97,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 score_correlation=correlation,
                 gradient_norm=case.fitted.gradient_norm,
             )
-            for variant in gradients if curvature == "Hessian" else ("exact",):
+            for variant in gradients if curvature == labels.HESSIAN else ("exact",):
                 effects = solve(torch.stack(gradients[variant], 1))[0]
                 for group, root, effect in zip(groups, roots, effects.T, strict=True):
                     truth = root.w - w

@@ -1,25 +1,25 @@
 """The paper's own setting: a CLIP fine-tuned with LoRA on pictures captioned by their class, and
 its two tables of accuracy.
 
-Part "removal" is ECIF's edit against training again without pairs removed at random, the most
-valuable or the most harmful first. Part "harmful" is training again without the tenth that each
-method ranks most harmful, on clean captions and with a share of them exchanged. Fine-tuning is some
-epochs long and ends at no minimum; how large the gradient is there, and what conjugate gradients
-leave of the residual, is in the rows.
+Part "removal" is ECIF's edit against retraining without pairs removed at random, the most valuable
+or the most harmful first. Part "harmful" is retraining without the tenth that each method ranks
+most harmful, on clean captions and with a share of them exchanged. Fine-tuning is some epochs long
+and ends at no minimum; how large the gradient is there, and what conjugate gradients leave of the
+residual, is in the rows.
 """
 
 import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from projects.ecif import Clip, Contrastive, Pairs
+from projects.ecif import Clip, Contrastive, Pairs, labels
 from projects.ecif.baselines import scores_by_passes
 from projects.ecif.finetune import (
     Base,
@@ -40,44 +40,67 @@ from shared.seeding import generator, step_seed
 from shared.vision.images import LabelledImages
 
 T = TypeVar("T")
-EDITS = {
-    "ECIF": ("exact", "both"),
-    "ECIF, paper": ("paper", "both"),
-    "positive only": ("exact", "positive"),
-}
 
 
 class Config(experiment.Config):
-    """The model by a shape's name, a folder or a hub id; the pictures, in `folder` for sets of
-    torchvision (None takes all of them).
+    """A CLIP, the pictures that it is fine-tuned on, and what is removed."""
 
-    `delta` is the paper's, beside the sum of the batches' losses; `damping` a share of the largest
-    eigenvalue; `chunk` in batches.
-    """
-
-    model: str = "vit-b-16"
-    pretrain_steps: int = Field(default=0, ge=0)
-    dataset: Source = "synthetic"
-    folder: str | None = None
-    prompt: str = Field(default="a photo of a {}", pattern=r"\{\}")
-    train: PositiveInt | None = None
-    validation: PositiveInt = 256
-    test: PositiveInt | None = None
-    batch: PositiveInt = 128
-    epochs: PositiveInt = 3
-    rate: PositiveFloat = 1e-4
-    rank: PositiveInt = 8
-    delta: PositiveFloat = 1.0
-    shares: list[float] = Field(default=[0.05, 0.1], min_length=1)
-    removed: float = Field(default=0.1, gt=0, lt=1)
-    shuffled: list[float] = Field(default=[0.0, 0.15], min_length=1)
-    damping: PositiveFloat = 0.01
-    iterations: PositiveInt = 10
-    curvature_batches: PositiveInt | None = None
-    dimension: PositiveInt = 256
-    seeds: PositiveInt = 3
-    chunk: PositiveInt | None = None
+    model: str
+    """A shape's name, a folder, or an id in the hub's cache."""
+    pretrain_steps: NonNegativeInt
+    """Steps of training a shape's random weights before fine-tuning."""
+    dataset: Source
+    """The pictures."""
+    folder: str | None
+    """Where the sets of torchvision lie."""
+    prompt: str = Field(pattern=r"\{\}")
+    """The caption, with {} for the class."""
+    train: PositiveInt | None
+    """Training pairs; null: all there are."""
+    validation: PositiveInt
+    """Clean pairs whose loss scores are about."""
+    test: PositiveInt | None
+    """Pictures that the accuracy is of; null: all there are."""
+    batch: PositiveInt
+    """Pairs of a batch."""
+    epochs: PositiveInt
+    """Passes over the training pairs."""
+    rate: PositiveFloat
+    """AdamW's learning rate."""
+    rank: PositiveInt
+    """Rank of the LoRA adapters."""
+    delta: PositiveFloat
+    """Weight of the regulariser beside the sum of the batches' losses, as in the paper."""
+    shares: list[float] = Field(min_length=1)
+    """Shares of the training pairs that are edited out."""
+    removed: float = Field(gt=0, lt=1)
+    """Share of the pairs that is removed: those that a method ranks most harmful."""
+    shuffled: list[float] = Field(min_length=1)
+    """Shares of the captions that are exchanged, each a training of its own; 0: clean."""
+    damping: PositiveFloat
+    """Damping, as a share of the Gauss-Newton matrix's largest eigenvalue."""
+    iterations: PositiveInt
+    """Steps of conjugate gradients of a solve."""
+    curvature_batches: PositiveInt | None
+    """Batches that the Gauss-Newton matrix is of; null: all."""
+    dimension: PositiveInt
+    """Dimensions of TRAK's projection."""
+    dimensions_at_once: PositiveInt
+    """Of these, how many go through the model in one forward-mode pass."""
+    seeds: PositiveInt
+    """Runs: each draws pictures, adapters, batches and what is removed."""
+    chunk: PositiveInt | None
+    """Batches handled at once; null: all."""
     device: str = "cpu"
+    """Where tensors live: cpu, or cuda."""
+
+
+class Retrained(NamedTuple):
+    """A retraining: parameters w [p], how long it took, and what it is judged by."""
+
+    w: Tensor
+    seconds: float
+    judged: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +118,25 @@ class Case:
     corrupted: Tensor
     repeated_share: float
     seed: int
+    retrained: dict[frozenset[int], "Retrained"] = field(default_factory=dict)
 
     @property
     def w(self) -> Tensor:
         return self.points[-1]
 
-    def again(self, removed: list[int]) -> Tensor:
-        """Trained without some pairs: the same partition, theta_0, order of batches and number of
-        epochs.
+    def retrain(self, removed: list[int]) -> "Retrained":
+        """Fine-tuned without some pairs: the same partition, theta_0, order of batches and number
+        of epochs. Once for each set: both parts retrain without the most harmful pairs.
         """
-        return train(self.problem.without(removed), self.start, self.config, self.seed)[-1]
+        known = self.retrained.get(frozenset(removed))
+        if known is None:
+            points, seconds = timed(
+                self.config,
+                lambda: train(self.problem.without(removed), self.start, self.config, self.seed),
+            )
+            known = Retrained(points[-1], seconds, self.judged(points[-1]))
+            self.retrained[frozenset(removed)] = known
+        return known
 
     def curvature(self) -> Solve:
         wanted = self.config
@@ -135,16 +167,16 @@ def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_sh
     start = towers.parameters.flat()
     ids, mask = base.tokens([config.prompt.format(name) for name in pictures.classes])
 
-    def problem(part: LabelledImages, labels: Tensor, delta: float) -> Contrastive:
-        inputs = [one.to(device) for one in (ids[labels], mask[labels], part.pixels)]
+    def problem(part: LabelledImages, classes_of: Tensor, delta: float) -> Contrastive:
+        inputs = [one.to(device) for one in (ids[classes_of], mask[classes_of], part.pixels)]
         return Contrastive(towers, Pairs.of(inputs, config.batch, seed), delta, start, config.chunk)
 
-    labels = pictures.train.labels
-    corrupted = torch.zeros(len(labels), dtype=torch.bool)
+    own_labels = pictures.train.labels
+    corrupted = torch.zeros(len(own_labels), dtype=torch.bool)
     if shuffled_share:
-        source, corrupted = shuffle_captions(labels.tolist(), shuffled_share, seed)
-        labels = labels[source]
-    training = problem(pictures.train, labels, config.delta)
+        source, corrupted = shuffle_captions(own_labels.tolist(), shuffled_share, seed)
+        own_labels = own_labels[source]
+    training = problem(pictures.train, own_labels, config.delta)
     classes = (ids.to(device), mask.to(device))
     return Case(
         config,
@@ -154,7 +186,7 @@ def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_sh
         problem(pictures.validation, pictures.validation.labels, 0.0),
         lambda at: class_accuracy(towers, at, classes, pictures.test, config.batch),
         corrupted,
-        training.pairs.repeated_share([pictures.classes[one] for one in labels.tolist()]),
+        training.pairs.repeated_share([pictures.classes[label] for label in own_labels.tolist()]),
         seed,
     )
 
@@ -208,7 +240,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 "classes": len(pictures.classes),
                 "repeated_share": case.repeated_share,
             }
-            ends = {"before fine-tuning": case.start, "fine-tuned": case.w}
+            ends = {labels.BEFORE_FINE_TUNING: case.start, labels.FINE_TUNED: case.w}
             for method, at in ends.items():
                 norms = {
                     "gradient_norm": float(case.problem.objective().gradient(at).norm()),
@@ -230,13 +262,18 @@ def harmful(
     make, which is ECIF's time, too.
     """
     config, found = case.config, None
-    options = {"points": case.points, "seed": case.seed, "dimension": config.dimension}
+    options = {
+        "points": case.points,
+        "seed": case.seed,
+        "dimension": config.dimension,
+        "at_once": config.dimensions_at_once,
+    }
     calls = scores_by_passes(case.problem, case.w, case.validation, solve, **options)
     count, corrupted = round(config.removed * case.problem.pairs.n), case.corrupted.numpy()
-    run.row(part="harmful", **common, method="no removal", **case.judged(case.w))
+    run.row(part="harmful", **common, method=labels.NO_REMOVAL, **case.judged(case.w))
     for method, call in run.progress(list(calls.items()), "methods"):
         scores, seconds = timed(config, call)
-        if method == "ECIF":
+        if method == labels.ECIF:
             found, seconds = scores, seconds + setup
         harm = -scores.cpu().numpy()
         removed = most_harmful(harm)[:count].tolist()
@@ -252,7 +289,7 @@ def harmful(
             part="harmful",
             **common,
             method=method,
-            **case.judged(case.again(removed)),
+            **case.retrain(removed).judged,
             work_seconds=seconds,
             **hits,
         )
@@ -284,15 +321,20 @@ def removal(
     for kind, order, share in run.progress(cells, "removals"):
         removed = order[: math.ceil(share * n)]
         where = {"part": "removal", **common, "kind": kind, "share": share}
-        again, seconds = timed(config, lambda: case.again(removed))  # noqa: B023
-        run.row(**where, method="retrain", **case.judged(again), work_seconds=seconds)
-        for method, (mode, parts) in EDITS.items():
+        retrained = case.retrain(removed)
+        run.row(
+            **where,
+            method=labels.RETRAIN,
+            **retrained.judged,
+            work_seconds=retrained.seconds,
+        )
+        for method, (mode, parts) in labels.EDITS.items():
 
             def edit() -> tuple[Tensor, Any]:
                 return solve(case.problem.removal_gradient(case.w, removed, mode, parts))  # noqa: B023
 
             (effect, info), seconds = timed(config, edit)
-            truth = (again - case.w).cpu()
+            truth = (retrained.w - case.w).cpu()
             errors = {
                 "parameter_error": float(relative_error(effect.cpu(), truth)),
                 "parameter_cosine": float(cosine(effect.cpu(), truth)),

@@ -11,10 +11,10 @@ from functools import partial
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
-from projects.ecif import Contrastive
+from projects.ecif import Contrastive, labels
 from projects.ecif.baselines import checkpoints, if_ekfac, tracin, tracin_by_gradients, trak
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import ProblemConfig, build
 from projects.ecif.fit import fit, solver
 from shared import experiment
 from shared.influence.products import count_passes
@@ -22,22 +22,25 @@ from shared.influence.solvers import dense, matrix_of
 from shared.meters import interleave
 
 
-class Config(Setting):
-    """`removed` pairs are edited out or retrained without; TracIn takes `checkpoints`; `tol` is the
-    relative residual of the solves.
-    """
+class Config(ProblemConfig):
+    """The problem, what is edited out, and how often everything is timed."""
 
-    dataset: Name = "mnist"
-    train: PositiveInt = 2048
-    removed: PositiveInt = 102
-    checkpoints: PositiveInt = 5
-    dimension: PositiveInt = 256
-    repeats: PositiveInt = 6
-    tol: PositiveFloat = 1e-3
+    dataset: Name
+    """The data set."""
+    removed: PositiveInt
+    """Pairs that are edited out, or retrained without."""
+    checkpoints: PositiveInt
+    """Points of the training that TracIn takes."""
+    dimension: PositiveInt
+    """Dimensions of TRAK's projection."""
+    repeats: PositiveInt
+    """Rounds in which every variant runs once, in turn."""
+    tol: PositiveFloat
+    """Relative residual of the solves."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    case = build(config, config.dataset, config.seed)
+    case = build(config, config.dataset, config.seed, config.test)
     problem, w, metric = case.problem, case.fitted.w, case.validation.mean_loss
     points = checkpoints(problem, case.start, w, config.checkpoints)
     gone = list(range(config.removed))
@@ -48,30 +51,34 @@ def run(config: Config, run: experiment.Run) -> None:
 
     work = {
         "score": {
-            "ECIF": lambda: problem.scores(w, metric, solver(problem, w, "cg", tol=config.tol)),
-            "ECIF, Gauss-Newton": lambda: problem.scores(
+            labels.ECIF: lambda: problem.scores(
+                w, metric, solver(problem, w, "cg", tol=config.tol)
+            ),
+            labels.GAUSS_NEWTON_ECIF: lambda: problem.scores(
                 w, metric, solver(problem, w, "ggn", tol=config.tol)
             ),
-            "IF-EKFAC": lambda: if_ekfac(problem, w, metric),
-            "TRAK": lambda: trak(problem, w, metric, dimension=config.dimension, seed=config.seed),
-            "TracIn, gradients of pairs": lambda: tracin_by_gradients(problem, points, metric),
-            "TracIn, forward mode": lambda: tracin(problem, points, metric),
+            labels.IF_EKFAC: lambda: if_ekfac(problem, w, metric),
+            labels.TRAK: lambda: trak(
+                problem, w, metric, dimension=config.dimension, seed=config.seed
+            ),
+            labels.TRACIN_BY_GRADIENTS: lambda: tracin_by_gradients(problem, points, metric),
+            labels.TRACIN_FORWARD: lambda: tracin(problem, points, metric),
         },
         "edit": {
-            "ECIF": edit,
-            "retrain": lambda: fit(
+            labels.ECIF: edit,
+            labels.RETRAIN: lambda: fit(
                 Contrastive(less.towers, less.pairs, less.delta, less.centre),
                 case.start,
                 hessian=False,
             ),
-            "retrain, from the full model": lambda: fit(less, w, hessian=False),
-            "retrain, with the Hessian at hand": lambda: case.fitted.without(gone),
+            labels.RETRAIN_WARM: lambda: fit(less, w, hessian=False),
+            labels.RETRAIN_WITH_HESSIAN: lambda: case.fitted.without(gone),
         },
     }
     ggn = matrix_of(problem.objective().ggn(w), w)
     exact = {
-        "ECIF": problem.scores(w, metric, case.fitted.solve),
-        "ECIF, Gauss-Newton": problem.scores(w, metric, partial(dense, ggn)),
+        labels.ECIF: problem.scores(w, metric, case.fitted.solve),
+        labels.GAUSS_NEWTON_ECIF: problem.scores(w, metric, partial(dense, ggn)),
     }
     common = {
         "dataset": config.dataset,
@@ -97,6 +104,7 @@ def run(config: Config, run: experiment.Run) -> None:
     timed = interleave(
         {name: flat[key] for name, key in names.items()},
         config.repeats,
+        warmup=0,  # every variant has run once by now
         clock=clock,
         progress=lambda n: run.progress(n, "rounds"),
     )

@@ -1,7 +1,7 @@
 """The paper's figure 2 and its table of harmful removal: captions of a share of the pairs are
 exchanged, and every method ranks the pairs.
 
-Detection: whether exchanged pairs are the most harmful. Removal: the model is trained again without
+Detection: whether exchanged pairs are the most harmful. Removal: the model is retrained without
 each method's most harmful tenth. Scores are for the loss of a clean validation set; no method sees
 which captions were exchanged.
 """
@@ -12,38 +12,33 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
-from projects.ecif import Contrastive, Pairs
+from projects.ecif import Contrastive, Pairs, labels, relative
 from projects.ecif.baselines import all_scores
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Case, Setting, build
+from projects.ecif.experiments.common import Case, SplitConfig, build
 from shared import experiment
 from shared.influence.baselines import metric_gradient
 from shared.influence.evaluate import auroc, average_precision, cosine, most_harmful, precision_at
 
-LARGER, SMALLER, LARGER_RELATIVE = (
-    "ECIF, larger clean set",
-    "ECIF, smaller clean set",
-    "relative ECIF, larger clean set",
-)
 DETECTION_ONLY = (
-    LARGER,
-    LARGER_RELATIVE,
-    SMALLER,
-    "negative only",
+    labels.LARGER_CLEAN_SET,
+    labels.RELATIVE_LARGER_CLEAN_SET,
+    labels.SMALLER_CLEAN_SET,
+    labels.NEGATIVE_ONLY,
 )  # not removed: the larger set has the test pairs in it; the rest tells why
 
 
-class Config(Setting):
-    """Cells of data set, share of captions that are exchanged, and test pairs; the `removed` share
-    that a method finds most harmful is left out.
-    """
+class Config(SplitConfig):
+    """Problems with exchanged captions, and what looks for them."""
 
-    cells: list[tuple[Name, float, PositiveInt]] = Field(
-        default=[("emoji", 0.2, 224)], min_length=1, strict=False
-    )
-    seeds: PositiveInt = 5
-    removed: float = Field(default=0.1, gt=0, lt=1)
-    dimension: PositiveInt = 256
+    cells: list[tuple[Name, float, PositiveInt]] = Field(min_length=1, strict=False)
+    """Data set, share of the captions that are exchanged, and test pairs."""
+    seeds: PositiveInt
+    """Runs of a cell: each draws the split, the exchanged captions, the batches and the heads."""
+    removed: float = Field(gt=0, lt=1)
+    """Share of the pairs that is removed: those that a method finds most harmful."""
+    dimension: PositiveInt
+    """Dimensions of TRAK's projection."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -53,7 +48,7 @@ def run(config: Config, run: experiment.Run) -> None:
         for seed in range(config.seed, config.seed + config.seeds)
     ]
     for (dataset, share, test), seed in run.progress(cases, "cells and seeds"):
-        case = build(config.model_copy(update={"test": test}), dataset, seed, shuffled_share=share)
+        case = build(config, dataset, seed, test, shuffled_share=share)
         problem, w = case.problem, case.fitted.w
         common = {
             "dataset": dataset,
@@ -80,7 +75,7 @@ def run(config: Config, run: experiment.Run) -> None:
             metric_gradient(one.mean_loss, w).cpu() for one in (case.validation, case.test)
         ]
         judged(
-            "no removal",
+            labels.NO_REMOVAL,
             w,
             case.fitted.gradient_norm,
             clean_gradient_cosine=float(cosine(*gradients)),
@@ -89,7 +84,7 @@ def run(config: Config, run: experiment.Run) -> None:
         known = case.fitted.without(
             np.flatnonzero(corrupted)[: round(config.removed * problem.pairs.n)].tolist()
         )
-        judged("known exchanged", known.w, known.residual)
+        judged(labels.KNOWN_EXCHANGED, known.w, known.residual)
         for method, scored in methods(case, config, seed).items():
             harm = -scored().cpu().numpy()
             removed = most_harmful(harm)[: round(config.removed * problem.pairs.n)].tolist()
@@ -109,13 +104,12 @@ def run(config: Config, run: experiment.Run) -> None:
 
 def clean_pairs(case: Case, method: str) -> int:
     """How many clean pairs a method was given."""
-    if method in ("self-influence", "CLIP-score", "pair loss", "random"):
+    if method in (labels.SELF_INFLUENCE, labels.CLIP_SCORE, labels.PAIR_LOSS, labels.RANDOM):
         return 0
-    if method == SMALLER:
+    if method == labels.SMALLER_CLEAN_SET:
         return smaller(case).pairs.n
-    return case.validation.pairs.n + (
-        case.test.pairs.n if method in (LARGER, LARGER_RELATIVE) else 0
-    )
+    larger = method in (labels.LARGER_CLEAN_SET, labels.RELATIVE_LARGER_CLEAN_SET)
+    return case.validation.pairs.n + (case.test.pairs.n if larger else 0)
 
 
 def smaller(case: Case) -> Contrastive:
@@ -132,8 +126,8 @@ def smaller(case: Case) -> Contrastive:
 
 
 def methods(case: Case, config: Config, seed: int) -> dict[str, Callable[[], torch.Tensor]]:
-    """Every method's scores as a call. `LARGER` takes the test pairs, too, for its clean loss: more
-    than the others have.
+    """Every method's scores as a call. The larger clean set has the test pairs, too: more than
+    the others have.
     """
     problem, w, metric, solve = (
         case.problem,
@@ -149,9 +143,12 @@ def methods(case: Case, config: Config, seed: int) -> dict[str, Callable[[], tor
         own, other = case.validation.pairs.n, case.test.pairs.n
         return (own * metric(at) + other * case.test.mean_loss(at)) / (own + other)
 
-    found[SMALLER] = lambda: problem.scores(w, smaller(case).mean_loss, solve)
-    found[LARGER] = lambda: problem.scores(w, both, solve)
-    found["negative only"] = lambda: problem.scores(w, metric, solve, "exact", "negative")
-    found["relative ECIF"] = lambda: problem.relative_scores(w, metric, solve).signed
-    found[LARGER_RELATIVE] = lambda: problem.relative_scores(w, both, solve).signed
+    found[labels.SMALLER_CLEAN_SET] = lambda: problem.scores(w, smaller(case).mean_loss, solve)
+    found[labels.LARGER_CLEAN_SET] = lambda: problem.scores(w, both, solve)
+    found[labels.NEGATIVE_ONLY] = lambda: problem.scores(w, metric, solve, "exact", "negative")
+    effects = problem.pair_effects(w, solve)  # for both clean sets
+    found[labels.RELATIVE] = lambda: relative(*effects, metric_gradient(metric, w)).signed
+    found[labels.RELATIVE_LARGER_CLEAN_SET] = lambda: (
+        relative(*effects, metric_gradient(both, w)).signed
+    )
     return found

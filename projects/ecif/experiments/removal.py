@@ -11,27 +11,23 @@ import math
 import torch
 from pydantic import Field, PositiveInt
 
+from projects.ecif import labels
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import ProblemConfig, build
 from shared import experiment
 from shared.influence.evaluate import cosine, most_harmful, relative_error, spearman
 from shared.seeding import generator, step_seed
 
-EDITS = {
-    "ECIF": ("exact", "both"),
-    "ECIF, paper": ("paper", "both"),
-    "positive only": ("exact", "positive"),
-}
 
+class Config(ProblemConfig):
+    """The problems, and the shares of their pairs that are removed."""
 
-class Config(Setting):
-    """`seeds` by data set; `shares` of the training pairs are removed, at random in `draws`
-    ways.
-    """
-
-    seeds: dict[Name, PositiveInt] = {"emoji": 5}
-    shares: list[float] = Field(default=[0.05, 0.1, 0.2, 0.4], min_length=1)
-    draws: PositiveInt = 2
+    seeds: dict[Name, PositiveInt] = Field(min_length=1)
+    """Runs of each data set: each draws the split, the batches, the heads and what is removed."""
+    shares: list[float] = Field(min_length=1)
+    """Shares of the training pairs that are removed."""
+    draws: PositiveInt
+    """Random removals of each share."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -41,7 +37,7 @@ def run(config: Config, run: experiment.Run) -> None:
         for seed in range(config.seed, config.seed + count)
     ]
     for name, seed in run.progress(cases, "data sets and seeds"):
-        case = build(config, name, seed)
+        case = build(config, name, seed, config.test)
         problem, w, metric = case.problem, case.fitted.w, case.validation.mean_loss
         n = problem.pairs.n
         scores = problem.scores(w, metric, case.fitted.solve).cpu()
@@ -74,7 +70,7 @@ def run(config: Config, run: experiment.Run) -> None:
             kind="none",
             share=0.0,
             draw=0,
-            method="no removal",
+            method=labels.NO_REMOVAL,
             gradient_norm=norm,
             **agreement,
             **lowest,
@@ -92,9 +88,9 @@ def run(config: Config, run: experiment.Run) -> None:
                 removed = order[: math.ceil(share * n)]
                 root = case.fitted.without(removed)
                 where = {"kind": kind, "share": share, "draw": draw}
-                measured(root.w, **where, method="retrain", gradient_norm=root.residual)
+                measured(root.w, **where, method=labels.RETRAIN, gradient_norm=root.residual)
                 truth = (root.w - w).cpu()
-                for method, (mode, parts) in EDITS.items():
+                for method, (mode, parts) in labels.EDITS.items():
                     effect = problem.removal_effect(w, [removed], case.fitted.solve, mode, parts)[
                         :, 0
                     ]

@@ -5,41 +5,40 @@ There is no truth to hold a trace against; a pair of the sub-category of the pic
 caption that it got, is a plausible one.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from projects.ecif import relative
+from projects.ecif import labels, relative
 from projects.ecif.data import Name
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import ProblemConfig, build
 from shared import experiment
 from shared.influence.baselines import chance, metric_gradient
 
 
-class Config(Setting):
-    """`queries` wrongly captioned test pictures a seed, `top` pairs each; the first `shown` of the
-    first seed go into the gallery.
-    """
+class Config(ProblemConfig):
+    """The problem, and the pictures that are traced back."""
 
-    dataset: Name = "emoji"
-    seeds: PositiveInt = 2
-    queries: PositiveInt = 60
-    top: PositiveInt = 5
-    shown: PositiveInt = 4
-
-
-SHOWN = ("relative influence", "influence", "cosine")
+    dataset: Name
+    """The data set."""
+    seeds: PositiveInt
+    """Runs: each draws the split, the batches and the heads."""
+    queries: PositiveInt
+    """Wrongly captioned test pictures of a run."""
+    top: PositiveInt
+    """Training pairs that a ranking shows for a picture."""
+    shown: PositiveInt
+    """Pictures of the first run that go into the gallery."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     gallery = []
     for seed in run.progress(range(config.seed, config.seed + config.seeds), "seeds"):
-        case = build(config, config.dataset, seed)
+        case = build(config, config.dataset, seed, config.test)
         problem, w, data = case.problem, case.fitted.w, case.data
-        a, b = (
-            case.fitted.solve(problem.pair_gradients(w, parts=part).T)[0].T
-            for part in ("positive", "negative")
-        )
+        a, b = problem.pair_effects(w, case.fitted.solve)
         test = case.test.pairs
         with torch.no_grad():
             s = problem.towers.logits(w, test.inputs)
@@ -58,23 +57,27 @@ def run(config: Config, run: experiment.Run) -> None:
             : config.queries
         ]
         groups = np.array(data.train.groups)
+
+        def loss(at: torch.Tensor, m: int, place: int) -> torch.Tensor:
+            """A picture's loss against the captions of its batch."""
+            now = problem.towers.logits(at, tuple(x[m] for x in test.inputs))  # noqa: B023
+            absent = ~test.present[m].unsqueeze(-1)  # noqa: B023
+            return -now.masked_fill(absent, -1e30).log_softmax(0)[place, place]
+
+        # all queries at once: what of a trace does not depend on the query is made once
+        g = torch.stack(
+            [metric_gradient(partial(loss, m=m, place=place), w) for _, m, place in wrong], 1
+        )
+        relatives, influences = relative(a, b, g), (a + b) @ g
         for number, (query, m, place) in enumerate(run.progress(wrong, "queries")):
-
-            def loss(at: torch.Tensor, m: int = m, place: int = place) -> torch.Tensor:
-                """The picture's loss against the captions of its batch."""
-                now = problem.towers.logits(at, tuple(x[m] for x in test.inputs))  # noqa: B023
-                absent = ~test.present[m].unsqueeze(-1)  # noqa: B023
-                return -now.masked_fill(absent, -1e30).log_softmax(0)[place, place]
-
-            g = metric_gradient(loss, w)
-            found, influence = relative(a, b, g), (a + b) @ g
+            influence = influences[:, number]
             ranks = {
-                "relative influence": found.span,
-                "relative influence, signed": -found.signed,
-                "influence": influence.abs(),
-                "influence, harmful": -influence,
-                "cosine": train_images @ test_images[query],
-                "random": chance(problem.pairs.n, seed * 1000 + query),
+                labels.RELATIVE_INFLUENCE: relatives.span[:, number],
+                labels.RELATIVE_INFLUENCE_SIGNED: -relatives.signed[:, number],
+                labels.INFLUENCE: influence.abs(),
+                labels.INFLUENCE_HARMFUL: -influence,
+                labels.COSINE: train_images @ test_images[query],
+                labels.RANDOM: chance(problem.pairs.n, seed * 1000 + query),
             }
             own = data.test.groups[query]
             taken = data.test.groups[pair_at[m * config.batch + int(got[m, place])]]
@@ -97,7 +100,7 @@ def run(config: Config, run: experiment.Run) -> None:
             if seed == config.seed and number < config.shown:
                 pictures = [
                     [data.test.thumbnails[query], *data.train.thumbnails[tops[name]]]
-                    for name in SHOWN
+                    for name in labels.GALLERY
                 ]
                 gallery.append(np.array(pictures)[:, :, ::2, ::2])
     run.array("gallery", np.array(gallery))

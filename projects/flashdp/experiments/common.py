@@ -166,10 +166,7 @@ def peak_bytes(one: Trainer, ids: Tensor) -> dict[str, Any]:
     """The most bytes that a step takes beyond what stands before it (parameters and optimizer
     state).
     """
-    # both count with the step that asks for them; Opacus keeps its gradients from step to step
-    SCRATCH_BUFFER.release()
-    for parameter in one.model.parameters():
-        parameter.grad = None
+    SCRATCH_BUFFER.release()  # it counts with the step that asks for it
     if ids.is_cuda:
         standing = torch.cuda.memory_allocated()
         with meters.cuda_peak_bytes() as peaks:

@@ -5,15 +5,12 @@ Beside it one cell of a model of 21 million parameters, where the paper's claim 
 non-private training) is checked.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from pydantic import Field
 from torch import nn
 
 from projects.flashdp import labels
-from projects.flashdp.baselines import Trainer, trainer
+from projects.flashdp.baselines import trainer
 from projects.flashdp.experiments import common
 from projects.flashdp.private import untie
 from shared import experiment
@@ -36,57 +33,37 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     common.check_device(config.device, "flashdp/memory")
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    models = dict.fromkeys(name for name, _, _ in config.cells)
-    work = [(name, method) for name in models for method in config.methods]
-    for name, method in run.progress(work, "models"):
-        cells = [cell for cell in config.cells if cell[0] == name]
-        rows |= {(cell, method): row for cell, row in measured(config, method, cells)}
-    for cell in config.cells:
-        for method in config.methods:
-            run.row(**rows[cell, method])
-
-
-def measured(
-    config: Config, method: str, cells: list[tuple[str, int, int]]
-) -> Iterator[tuple[tuple[str, int, int], dict[str, Any]]]:
-    """The rows of a method for cells of one model. One trainer serves them all, since a step's peak
-    depends on its batch; a new one is made where a step ran out of memory.
-    """
-    name, positions = cells[0][0], max(tokens for _, _, tokens in cells)
-    one: Trainer | None = None
-    for cell in cells:
-        _, batch_size, tokens = cell
+    work = [(cell, method) for cell in config.cells for method in config.methods]
+    for (name, batch_size, tokens), method in run.progress(work, "cells"):
+        model = (
+            pretrained(name)
+            if name not in common.DECODERS
+            else common.model_of(name, tokens, config.device, config.seed)
+        )
         vocabulary = common.DECODERS[name][0] if name in common.DECODERS else 2048
         ids = common.batch_of(
             config.text, vocabulary, batch_size, tokens, config.device, config.seed
         )
+        parameters = sum(p.numel() for p in model.parameters())
         try:
-            if one is None:
-                model = (
-                    common.model_of(name, positions, config.device, config.seed)
-                    if name in common.DECODERS
-                    else pretrained(name).to(config.device)
-                )
-                parameters = sum(p.numel() for p in model.parameters())
-                one = trainer(method, model, batch_size, lr=config.lr, seed=config.seed)
-                one.step(ids[:1])  # makes the optimizer's state
+            # A trainer of its own for each cell: Opacus keeps tensors from step to step.
+            one = trainer(
+                method, model.to(config.device), batch_size, lr=config.lr, seed=config.seed
+            )
+            one.step(ids[:1])  # makes the optimizer's state
             peak = common.peak_bytes(one, ids)
         except torch.OutOfMemoryError:
-            one, peak = None, {}
-        yield (
-            cell,
-            {
-                "model": name,
-                "batch_size": batch_size,
-                "tokens": tokens,
-                "device": config.device,
-                "method": method,
-                "clipping": labels.clipping(method),
-                "parameters": parameters,
-                "out_of_memory": not peak,
-                **peak,
-            },
+            peak = {}
+        run.row(
+            model=name,
+            batch_size=batch_size,
+            tokens=tokens,
+            device=config.device,
+            method=method,
+            clipping=labels.clipping(method),
+            parameters=parameters,
+            out_of_memory=not peak,
+            **peak,
         )
 
 

@@ -26,8 +26,6 @@ from shared import experiment
 class Config(experiment.Config):
     model: str
     """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
-    train_steps: int = Field(ge=1)
-    """steps in which the small policy is trained"""
     prompts: int = Field(ge=1)
     """those whose lengths are scheduled"""
     fit_prompts: int = Field(ge=1)
@@ -53,7 +51,6 @@ def run(config: Config, run: experiment.Run) -> None:
         prompts,
         config.seed,
         limit=config.max_new_tokens,
-        train_steps=config.train_steps,
         run=run,
     )
     pairs = [

@@ -15,7 +15,7 @@ import torch
 from projects.infinite_sampling import labels
 from projects.infinite_sampling.data import LIMIT, QUESTIONS, problems
 from projects.infinite_sampling.engine import Engine
-from projects.infinite_sampling.policy import Recipe, cached_weights, load_policy
+from projects.infinite_sampling.policy import policy_of
 from projects.infinite_sampling.prompts import Prompts
 from projects.infinite_sampling.rollout import Prefixes, Schedule
 from shared import experiment, meters
@@ -55,23 +55,24 @@ def subject(
     seed: int,
     *,
     limit: int,
-    train_steps: int,
     run: experiment.Run,
     device: str = "cpu",
     group: int = 1,
     file: str | None = None,
 ) -> Subject:
-    """`policy` (trained in place), `random-qwen3-...` (random weights, forced lengths), or a model
-    of the catalogue, a folder or a hub id.
+    """`policy` (trained by the experiment of that name, which `run` must use), `random-qwen3-...`
+    (random weights, forced lengths), or a model of the catalogue, a folder or a hub id.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "infinite_sampling: this scale needs a GPU, and torch sees none; use --scale cpu"
         )
     if name == "policy":
-        recipe = Recipe(steps=train_steps)
-        weights = cached_weights(recipe, lambda steps: run.progress(steps, "training the policy"))
-        model, tokenizer = load_policy(recipe, weights)
+        (shape,) = run.used_rows("policy")
+        model, tokenizer = policy_of(
+            run.used_tensors("policy", "weights"),
+            **{key: shape[key] for key in ("layers", "hidden", "heads")},
+        )
         texts = problems(prompts, step_seed(seed, "prompts"))
         ids = [tokenizer(text)["input_ids"] for text in texts]
         return Subject(

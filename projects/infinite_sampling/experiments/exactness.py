@@ -21,8 +21,6 @@ from shared import experiment
 
 
 class Config(experiment.Config):
-    train_steps: int = Field(ge=1)
-    """steps in which the small policy is trained"""
     prompts: int = Field(ge=1)
     """those whose groups are decoded"""
     group: int = Field(ge=2)
@@ -36,9 +34,7 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    one = common.subject(
-        "policy", config.prompts + 8, config.seed, limit=56, train_steps=config.train_steps, run=run
-    )
+    one = common.subject("policy", config.prompts + 8, config.seed, limit=56, run=run)
     jobs = [(p, i) for p in range(config.prompts) for i in range(config.group)]
     more = [(p, i) for p in range(config.prompts, config.prompts + 8) for i in range(16)]
     for dtype, fixed in run.progress(

@@ -21,8 +21,6 @@ class Config(experiment.Config):
     """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
     grown: str
     """likewise: the model whose groups grow, for the figure"""
-    train_steps: int = Field(ge=1)
-    """steps in which the small policy is trained"""
     group: int = Field(ge=2)
     """completions of a prompt"""
     slots: int = Field(ge=1)
@@ -50,7 +48,6 @@ def run(config: Config, run: experiment.Run) -> None:
             1,
             config.seed,
             limit=limit,
-            train_steps=config.train_steps,
             run=run,
             device=config.device,
             group=max(groups),

@@ -19,8 +19,6 @@ from shared import experiment
 class Config(experiment.Config):
     model: str
     """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
-    train_steps: int = Field(ge=1)
-    """steps in which the small policy is trained"""
     fit_prompts: int = Field(ge=1)
     """prompts whose completions the predictors learn from"""
     test_prompts: int = Field(ge=1)
@@ -42,7 +40,6 @@ def run(config: Config, run: experiment.Run) -> None:
         prompts,
         config.seed,
         limit=config.max_new_tokens,
-        train_steps=config.train_steps,
         run=run,
     )
     made = (

@@ -34,8 +34,6 @@ ScheduleName = Literal[labels.SCHEDULES]  # type: ignore[valid-type]
 class Config(experiment.Config):
     model: str
     """`policy`, random weights by a name of `common.RANDOM`, or a model by its name or folder"""
-    train_steps: int = Field(ge=1)
-    """steps in which the small policy is trained"""
     prompts: int = Field(ge=1)
     """those whose groups are decoded"""
     prompts_file: str | None
@@ -74,7 +72,6 @@ def run(config: Config, run: experiment.Run) -> None:
         config.prompts + config.fit_prompts,
         config.seed,
         limit=config.max_new_tokens,
-        train_steps=config.train_steps,
         run=run,
         device=config.device,
         group=max(config.group, config.fit_group),

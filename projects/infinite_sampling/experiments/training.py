@@ -37,8 +37,6 @@ class Config(experiment.Config):
     `full group`.
     """
 
-    train_steps: int = Field(ge=1)
-    """steps in which the small policy is trained"""
     pool: int = Field(ge=1)
     """prompts that are trained on"""
     held_out: int = Field(ge=1)
@@ -191,7 +189,6 @@ def run(config: Config, run: experiment.Run) -> None:
         config.pool + config.held_out,
         config.seed,
         limit=56,
-        train_steps=config.train_steps,
         run=run,
         device=config.device,
     )

@@ -1,4 +1,4 @@
-"""Time of influence against training again, in turns, and what the solve consists of."""
+"""Time of influence against retraining, in turns, and what the solve consists of."""
 
 import time
 from functools import partial
@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
-from projects.meta_if import estimators
+from projects.meta_if import estimators, labels
 from projects.meta_if.episodes import Source
-from projects.meta_if.experiments import _setting
+from projects.meta_if.experiments import common
 from projects.meta_if.total import at
 from projects.meta_if.training import Composed, polish
 from shared import experiment
@@ -17,18 +17,24 @@ from shared.influence.solvers import cg
 from shared.meters import interleave
 
 
-class Config(_setting.Config):
-    source: Source = "mnist"
-    repeats: PositiveInt = 6
-    solve_tol: PositiveFloat = 1e-4
-    retrain_tol: PositiveFloat = 1e-5  # looser than elsewhere: as a user would have it
+class Config(common.Config):
+    """The problem, and how often everything is timed."""
+
+    source: Source
+    """Where the tasks' images come from."""
+    repeats: PositiveInt
+    """Rounds in which every variant runs once, in turn."""
+    solve_tol: PositiveFloat
+    """Relative residual of the solves."""
+    retrain_tol: PositiveFloat
+    """Gradient norm that ends a retraining: looser than elsewhere, as a user would have it."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    setting = _setting.prepare(config, config.source, config.seed)
+    setting = common.prepare(config, config.source, config.seed)
     problem, lam = setting.problem, setting.fitted.lam
     slope = estimators.metric_gradient(setting.tests, lam)
-    setting.hessian  # noqa: B018  (shared by all trainings again, which are not charged for it)
+    setting.hessian  # noqa: B018  (shared by all retrainings, which are not charged for it)
     solver = partial(cg, tol=config.solve_tol)
     weights = torch.ones(config.tasks, dtype=torch.float64)
     weights[0] = 0
@@ -57,12 +63,12 @@ def run(config: Config, run: experiment.Run) -> None:
         estimators.task_scores(fresh, estimators.adjoint(fresh, gradient, solver=solver)[0])
 
     variants = {
-        "score all tasks": score,
-        "edit one task out": lambda: estimators.task_removal(at(problem, lam), [0], solver=solver),
-        "train again without one, Hessian at hand": lambda: polish(
+        labels.SCORE_ALL: score,
+        labels.EDIT_ONE: lambda: estimators.task_removal(at(problem, lam), [0], solver=solver),
+        labels.RETRAIN_WITH_HESSIAN: lambda: polish(
             Composed(changed), lam, tol=config.retrain_tol, matrix=setting.hessian
         ),
-        "train again without one, L-BFGS": lambda: minimise(
+        labels.RETRAIN_BY_LBFGS: lambda: minimise(
             Composed(changed).value, lam, tol=config.retrain_tol, polish=False
         ),
     }

@@ -6,38 +6,43 @@ from functools import partial
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
-from projects.meta_if import estimators
+from projects.meta_if import estimators, labels
 from projects.meta_if.episodes import Source
-from projects.meta_if.experiments import _setting
-from projects.meta_if.experiments.tasks import timed
+from projects.meta_if.experiments import common
+from projects.meta_if.experiments.common import timed
 from projects.meta_if.training import retrain
 from shared import experiment
 from shared.influence.evaluate import cosine, relative_error
 from shared.influence.solvers import cg, dense, neumann
 
 
-class Config(_setting.Config):
-    source: Source = "mnist"
-    depths: list[PositiveInt] = [1, 5, 10, 50, 200]
-    tasks_checked: PositiveInt = 3
-    difference_epsilon: float = 1e-3  # of a task's weight
-    tol: float = 1e-11
+class Config(common.Config):
+    """The problem, and the depths of the series."""
+
+    source: Source
+    """Where the tasks' images come from."""
+    depths: list[PositiveInt] = Field(min_length=1)
+    """Terms of the Neumann series."""
+    tasks_checked: PositiveInt
+    """Tasks whose predicted change is held against the truth: the first ones."""
+    difference_epsilon: PositiveFloat
+    """Change of a task's weight, up and down, of the finite difference."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    setting = _setting.prepare(config, config.source, config.seed)
+    setting = common.prepare(config, config.source, config.seed)
     state, lam = setting.state, setting.fitted.lam
     chosen = list(range(config.tasks_checked))
-    again = retrain(setting.problem, lam, setting.hessian, tol=max(config.tol, 1e-12))
+    trained = retrain(setting.problem, lam, setting.hessian, tol=max(config.tol, 1e-12))
     truth = []
     for task in run.progress(chosen, "differences"):
         ends = []
         for sign in (1, -1):
             weights = torch.ones(config.tasks, dtype=torch.float64)
             weights[task] -= sign * config.difference_epsilon
-            ends.append(again(setting.problem.with_weights(weights=weights)).w)
+            ends.append(trained(setting.problem.with_weights(weights=weights)).w)
         truth.append(((ends[0] - ends[1]) / (2 * config.difference_epsilon)).numpy(force=True))
     without = np.stack([(setting.without([task]) - lam).numpy(force=True) for task in chosen])
 
@@ -60,9 +65,9 @@ def run(config: Config, run: experiment.Run) -> None:
         )
 
     for method in run.progress(list(estimators.METHODS), "curvatures"):
-        emit(method, "dense", None, dense)
-    emit("task-IF", "CG, 1e-8", None, partial(cg, tol=1e-8))
-    emit("task-IF", "CG, 1e-4", None, partial(cg, tol=1e-4))
-    for method in ("task-IF", "task-IF (Gamma)"):
+        emit(method, labels.DENSE, None, dense)
+    emit(labels.TASK_IF, "CG, 1e-8", None, partial(cg, tol=1e-8))
+    emit(labels.TASK_IF, "CG, 1e-4", None, partial(cg, tol=1e-4))
+    for method in (labels.TASK_IF, labels.GAMMA):
         for depth in config.depths:
-            emit(method, "Neumann", depth, partial(neumann, depth=depth, tol=None))
+            emit(method, labels.NEUMANN, depth, partial(neumann, depth=depth, tol=None))

@@ -3,44 +3,48 @@ the most harmful on.
 """
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from projects.meta_if import rivals
+from projects.meta_if import baselines
 from projects.meta_if.episodes import Source
-from projects.meta_if.experiments import _setting
+from projects.meta_if.experiments import common
 from shared import experiment
 from shared.influence.evaluate import auroc
 
 
-class Config(_setting.Config):
-    source: Source = "mnist"
-    spoiled_shares: list[float] = [0.2, 0.4, 0.8]
-    seeds: PositiveInt = 1
-    methods: list[str] = [
-        "task-IF", "task-IF (Gamma)", "Gauss-Newton (TLXML)", "direct-IF", "EK-FAC", "TracIn",
-        "loss value", "gradient norm", "random",
-    ]  # fmt: skip
-    retrained: list[str] = ["task-IF", "loss value", "random"]
-    # what is inspected before those of `retrained` train again without the spoiled tasks they found
-    inspected_share: float = 0.25
+class Config(common.Config):
+    """The problem with spoiled tasks, and what looks for them."""
+
+    source: Source
+    """Where the tasks' images come from."""
+    spoiled_shares: list[float] = Field(min_length=1)
+    """Shares of the tasks whose labels are permuted."""
+    seeds: PositiveInt
+    """Runs of a share: each draws tasks, which are spoiled, and the body."""
+    methods: list[str] = Field(min_length=1)
+    """What ranks the tasks, of `baselines.SCORES`."""
+    retrained: list[str]
+    """Of these, what the problem is retrained for: without the spoiled tasks that were found."""
+    inspected_share: float = Field(gt=0, le=1)
+    """Share of the tasks that is inspected before the retraining."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     cells = [(share, seed) for share in config.spoiled_shares for seed in range(config.seeds)]
     for share, seed in run.progress(cells, "shares and seeds"):
-        setting = _setting.prepare(config, config.source, seed, share)
+        setting = common.prepare(config, config.source, seed, share)
         spoiled = setting.spoiled.numpy()
         for method in config.methods:
-            scores = rivals.scores(
+            scores = baselines.scores(
                 method,
                 setting.state,
                 setting.tests,
                 setting.fitted,
                 seed=seed,
-                solver=_setting.robust,
+                solver=common.robust,
             )
-            order = _setting.most_harmful(scores, config.tasks)
-            common = {"spoiled_share": share, "seed": seed, "method": method}
+            order = common.most_harmful(scores, config.tasks)
+            shown = {"spoiled_share": share, "seed": seed, "method": method}
             accuracy = None
             if method in config.retrained:
                 inspected = order[: round(config.inspected_share * config.tasks)]
@@ -48,7 +52,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     setting.without([task for task in inspected if spoiled[task]])
                 )
             run.row(
-                **common,
+                **shown,
                 kind="summary",
                 detection_auc=auroc(-scores.cpu(), spoiled),
                 accuracy=accuracy,
@@ -57,7 +61,7 @@ def run(config: Config, run: experiment.Run) -> None:
             found = np.concatenate([[0], np.cumsum(spoiled[order])]) / spoiled.sum()
             for number, value in enumerate(found):
                 run.row(
-                    **common,
+                    **shown,
                     kind="curve",
                     inspected_share=number / config.tasks,
                     found_share=float(value),

@@ -8,25 +8,24 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 
-from projects.meta_if import estimators
+from projects.meta_if import estimators, labels
 from projects.meta_if.episodes import Source
-from projects.meta_if.experiments import _setting
-from projects.meta_if.experiments.tasks import STAND_INS, timed
+from projects.meta_if.experiments import common
+from projects.meta_if.experiments.common import timed
 from shared import experiment
 from shared.influence.evaluate import cosine, pearson, relative_error, spearman
 from shared.seeding import step_seed
 
 
-class Config(_setting.Config):
-    # and seeds of each
-    cells: list[tuple[Source, PositiveInt]] = [
-        ("quickdraw", 1),
-        ("mnist", 5),
-        ("cifar10", 1),
-        ("fashion-mnist", 1),
-    ]
-    samples: PositiveInt = 8
-    removed_share: float = Field(0.1, gt=0, lt=1)
+class Config(common.Config):
+    """The problem, and the samples that are left out."""
+
+    cells: list[tuple[Source, PositiveInt]] = Field(min_length=1)
+    """Where the tasks' images come from, and seeds of each source."""
+    samples: PositiveInt
+    """Samples left out one at a time, of each level."""
+    removed_share: float = Field(gt=0, lt=1)
+    """Share of the samples that is removed at once, the most harmful ones."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -34,19 +33,19 @@ def run(config: Config, run: experiment.Run) -> None:
         [(source, seed) for source, seeds in config.cells for seed in range(seeds)],
         "sources and seeds",
     ):
-        setting = _setting.prepare(config, source, seed)
-        setting.hessian  # noqa: B018  (made here, so that no training again is charged for it)
+        setting = common.prepare(config, source, seed)
+        setting.hessian  # noqa: B018  (made here, so that no retraining is charged for it)
         for level in ("train", "val"):
             run.row(
                 source=source,
-                stands_for=STAND_INS.get(source, source),
+                stands_for=labels.STAND_INS.get(source, source),
                 seed=seed,
                 level=level,
                 **one_level(config, setting, level, seed),
             )
 
 
-def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) -> dict[str, float]:
+def one_level(config: Config, setting: common.Setting, level: str, seed: int) -> dict[str, float]:
     """Correlations over single removals, then accuracy and seconds of removing many."""
     problem, state, lam = setting.problem, setting.state, setting.fitted.lam
     per_task = (problem.tasks.y_train if level == "train" else problem.tasks.y_val).shape[1]
@@ -58,7 +57,7 @@ def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) 
 
     def score() -> torch.Tensor:
         s, _ = estimators.adjoint(
-            state, estimators.metric_gradient(setting.tests, lam), solver=_setting.robust
+            state, estimators.metric_gradient(setting.tests, lam), solver=common.robust
         )
         return all_scores(state, s)
 
@@ -70,26 +69,28 @@ def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) 
     ]
     before, predicted, true, effects, changes = setting.loss(lam), [], [], [], []
     for task, sample in chosen:
-        without = setting.retrained(
+        without = setting.retrain(
             **{f"{level}_weights": _mask(problem.n, per_task, [(task, sample)])}
         )
         true.append(setting.loss(without) - before)
         predicted.append(float(scores[task, sample]))
         changes.append((without - lam).numpy(force=True))
         effects.append(
-            removal(state, task, [sample], setting.solver("task-IF"))[0][:, 0].numpy(force=True)
+            removal(state, task, [sample], setting.solver(labels.TASK_IF))[0][:, 0].numpy(
+                force=True
+            )
         )
 
     count = round(config.removed_share * scores.numel())
-    harmful = [divmod(one, per_task) for one in _setting.most_harmful(scores.flatten(), count)]
+    harmful = [divmod(one, per_task) for one in common.most_harmful(scores.flatten(), count)]
     weights = _mask(problem.n, per_task, harmful)
-    again, retrain_seconds = timed(partial(setting.retrained, **{f"{level}_weights": weights}))
+    retrained, retrain_seconds = timed(partial(setting.retrain, **{f"{level}_weights": weights}))
 
     def edit() -> torch.Tensor:
         # at the same solutions: the weights enter linearly
         gone = problem.with_weights(**{f"{level}_weights": 1 - weights})
         effect = _many(state, gone, level)
-        return lam + _setting.robust(state.product, effect)[0]
+        return lam + common.robust(state.product, effect)[0]
 
     edited, edit_seconds = timed(edit)
     return {
@@ -100,9 +101,9 @@ def one_level(config: Config, setting: _setting.Setting, level: str, seed: int) 
         "removed_samples": count,
         "accuracy": setting.accuracy(lam),
         "edit_accuracy": setting.accuracy(edited),
-        "retrain_accuracy": setting.accuracy(again),
+        "retrain_accuracy": setting.accuracy(retrained),
         "edit_cosine": float(
-            cosine((edited - lam).numpy(force=True), (again - lam).numpy(force=True))
+            cosine((edited - lam).numpy(force=True), (retrained - lam).numpy(force=True))
         ),
         "score_seconds": score_seconds,
         "edit_seconds": edit_seconds,

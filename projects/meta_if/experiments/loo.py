@@ -1,39 +1,34 @@
-"""Agreement with leaving one task out and training again: each estimator of the total Hessian, and
-the rivals, over seeds.
+"""Agreement with retraining without a task: each estimator of the total Hessian, and the baselines,
+over seeds.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from projects.meta_if import estimators, rivals
+from projects.meta_if import baselines, estimators
 from projects.meta_if.episodes import Source
-from projects.meta_if.experiments import _setting
+from projects.meta_if.experiments import common
 from shared import experiment
 from shared.influence.evaluate import cosine, pearson, relative_error, spearman
 from shared.seeding import step_seed
 
 
-class Config(_setting.Config):
-    source: Source = "mnist"
-    seeds: PositiveInt = 5
-    removed: PositiveInt = 16
-    methods: Sequence[str] = (
-        *estimators.METHODS,
-        "EK-FAC",
-        "TRAK",
-        "TracIn",
-        "gradient dot",
-        "loss value",
-        "gradient norm",
-        "random",
-    )
+class Config(common.Config):
+    """The problem, and the tasks that are left out."""
+
+    source: Source
+    """Where the tasks' images come from."""
+    seeds: PositiveInt
+    """Runs: each draws tasks, the body, and which tasks are left out."""
+    removed: PositiveInt
+    """Tasks left out one at a time."""
+    methods: list[str] = Field(min_length=1)
+    """What predicts the change, of `baselines.SCORES`."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     for seed in run.progress(range(config.seeds), "seeds"):
-        setting = _setting.prepare(config, config.source, seed)
+        setting = common.prepare(config, config.source, seed)
         state, lam = setting.state, setting.fitted.lam
         draw = np.random.default_rng(step_seed(seed, "left out"))
         left_out = draw.permutation(config.tasks)[: config.removed].tolist()
@@ -57,7 +52,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     np.linalg.eigvalsh(setting.matrices[method].numpy(force=True))[0]
                 )
             else:
-                scores = rivals.scores(method, state, setting.tests, setting.fitted, seed=seed)
+                scores = baselines.scores(method, state, setting.tests, setting.fitted, seed=seed)
             predicted = scores[left_out].numpy(force=True)
             run.row(
                 seed=seed,

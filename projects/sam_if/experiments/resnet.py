@@ -3,54 +3,74 @@ whose labels are wrong.
 
 The network is at no fixed point, so curvature is Gauss-Newton's, damped, and solves are truncated
 at a loose tolerance that is reported. Harm is the predicted fall of the loss on clean validation
-images; the most harmful are taken out and the same run is made again without them. LDS: the same
+images; the most harmful are taken out and the same run is made without them. LDS: the same
 run on random halves of the images, for the losses of single test images. Scales gpu and paper only.
 """
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from projects.sam_if.estimators import Estimator
-from projects.sam_if.experiments._methods import checkpoints
+from projects.sam_if import labels
+from projects.sam_if.baselines import TRAK_DAMPING
+from projects.sam_if.experiments.common import estimators, trajectory_scores
 from projects.sam_if.problems import Case, Dataset, Images, load, resnet18
-from projects.sam_if.trajectory import Gif, Recipe
+from projects.sam_if.trajectory import Recipe
 from shared import experiment
 from shared.influence import baselines, evaluate, retrain
 from shared.influence.noise import flip_labels
 from shared.influence.objective import class_losses
 from shared.influence.products import chunks
-from shared.influence.retrain import Root, without
+from shared.influence.retrain import without
 from shared.influence.solvers import spectral_radius
 from shared.seeding import step_seed
 
 
 class Config(experiment.Config):
-    """The damping is relative to the largest curvature; `widths` are the channels of the four
-    stages, `chunk` the images of one pass.
-    """
+    """A ResNet-18 on images, the shares that are taken out, and halves of the data for the LDS."""
 
-    dataset: Dataset = "cifar10"
-    n: int = Field(default=10000, ge=20)
-    validation: int = Field(default=2000, ge=1)
-    test: int = Field(default=5000, ge=1)
-    widths: list[int] = [64, 128, 256, 512]
-    rho: float = Field(default=0.05, ge=0)
-    l2: float = Field(default=5e-4, ge=0)
-    flipped: float = Field(default=0.2, ge=0, lt=1)
-    damping_share: float = Field(default=0.01, gt=0)
-    tol: float = Field(default=0.05, gt=0)
-    shares: list[float] = [0.1, 0.2, 0.3]
-    subsets: int = Field(default=16, ge=4)
-    queries: int = Field(default=10, ge=1)
-    epochs: int = Field(default=30, ge=1)
-    batch: int = Field(default=128, ge=1)
-    lr: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    trak_dimension: int = Field(default=1024, ge=1)
-    chunk: int = Field(default=500, ge=1)
-    sample_chunk: int = Field(default=20, ge=1)
+    dataset: Dataset
+    """The image set."""
+    n: int = Field(ge=20)
+    """Training images."""
+    validation: PositiveInt
+    """Clean validation images, which harm is about."""
+    test: PositiveInt
+    """Test images, which the accuracy is of."""
+    widths: list[PositiveInt] = Field(min_length=4, max_length=4)
+    """Channels of the four stages."""
+    rho: NonNegativeFloat
+    """Length of SAM's perturbation."""
+    l2: NonNegativeFloat
+    """Weight of the regulariser (l2 / 2) |w|^2."""
+    flipped: float = Field(ge=0, lt=1)
+    """Share of the labels that are wrong."""
+    damping_share: PositiveFloat
+    """Damping, as a share of the largest curvature."""
+    tol: PositiveFloat
+    """Relative residual of the solves."""
+    shares: list[float] = Field(min_length=1)
+    """Shares of the training images that are taken out, the most harmful first."""
+    subsets: int = Field(ge=4)
+    """Random halves of the data that are trained on, for the LDS."""
+    queries: PositiveInt
+    """Test images whose single losses the LDS is over."""
+    epochs: PositiveInt
+    """Passes over the training images."""
+    batch: PositiveInt
+    """Images of a batch."""
+    lr: PositiveFloat
+    """Learning rate where it starts; it falls as a cosine."""
+    momentum: float = Field(ge=0, lt=1)
+    """Momentum of the steps."""
+    trak_dimension: PositiveInt
+    """Dimensions of TRAK's projection."""
+    chunk: PositiveInt
+    """Images of one pass."""
+    sample_chunk: PositiveInt
+    """Images whose gradients exist at once."""
     device: str = "cpu"
+    """Where tensors live: cpu, or cuda."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -61,12 +81,12 @@ def run(config: Config, run: experiment.Run) -> None:
         "device": config.device,
     }
     images = load(config.dataset, config.n, features=None, **options)
-    labels, wrong = flip_labels(images.y, config.flipped, images.classes, config.seed)
+    given_labels, wrong = flip_labels(images.y, config.flipped, images.classes, config.seed)
     case = Case.of(
         images,
         l2=config.l2,
         rho=config.rho,
-        labels=labels,
+        labels=given_labels,
         model=model_of(config, images),
         chunk=config.chunk,
     )
@@ -109,20 +129,21 @@ def run(config: Config, run: experiment.Run) -> None:
             ]
         return float(torch.stack(right).sum()) / len(images.y_test)
 
-    def again(weights: Tensor) -> Root:
-        return Root(recipe.train(weights), 0.0, len(recipe.steps))
-
     kept = retrain.subsets(config.n, 0.5, config.subsets, config.seed)
-    halves = [again(one).w for one in run.progress(list(kept), "halves")]
-    outcomes = torch.stack([metric(one)[1:] for one in halves]).double().numpy(force=True)
+    halves = [recipe.train(half) for half in run.progress(list(kept), "halves")]
+    outcomes = torch.stack([metric(end)[1:] for end in halves]).double().numpy(force=True)
     run.row(
-        kind="curve", **shown, method="none removed", removed_share=0.0, test_accuracy=accuracy(w)
+        kind="curve",
+        **shown,
+        method=labels.NONE_REMOVED,
+        removed_share=0.0,
+        test_accuracy=accuracy(w),
     )
     for name, found in run.progress(list(scores.items()), "methods"):
         harm, mask = -found[:, 0].double().cpu().numpy(), wrong.cpu().numpy()
         lds = (
             None
-            if name in ("loss", "chance")
+            if name in (labels.LOSS, labels.CHANCE)
             else evaluate.lds(found[:, 1:].double().numpy(force=True), kept, outcomes)
         )
         auc = evaluate.auroc(harm, mask) if mask.any() else None
@@ -135,7 +156,7 @@ def run(config: Config, run: experiment.Run) -> None:
             **solved.get(name, {}),
         )
         accuracies = evaluate.removal_curve(
-            harm, config.shares, lambda gone: accuracy(again(without(config.n, gone)).w)
+            harm, config.shares, lambda gone: accuracy(recipe.train(without(config.n, gone)))
         )
         for share, value in zip(config.shares, accuracies, strict=True):
             run.row(kind="curve", **shown, method=name, removed_share=share, test_accuracy=value)
@@ -159,8 +180,7 @@ def scores_of(
     damping = config.damping_share * spectral_radius(at.pieces[0].there, w, 20)
     gradients = baselines.metric_gradient(metric, w)
     scores, solved = {}, {}
-    for name, kind in (("SAM-HIF", "sam_hif"), ("SAM-IF", "sam_if"), ("IF", "if")):
-        estimator = Estimator(at, kind, damping=damping, tol=config.tol)
+    for name, estimator in estimators(at, damping=damping, tol=config.tol).items():
         s, info = estimator.solve(gradients, transposed=True)
         scores[name] = estimator.along(s)
         solved[name] = {
@@ -168,18 +188,16 @@ def scores_of(
             "products": info.products,
             "damping_scale": damping,
         }
-    saved, rates = checkpoints(recipe, 5)
-    scores["SAM-GIF"] = Gif(recipe).scores(metric)
-    scores["TracIn"] = baselines.tracin(objective, saved, rates, metric)
+    scores |= trajectory_scores(recipe, metric)
     options = {
         "dimension": config.trak_dimension,
         "seed": config.seed,
-        "damping": 1e-3,
+        "damping": TRAK_DAMPING,
         "chunk": config.sample_chunk,
     }
-    scores["TRAK"] = baselines.trak(case.margins, objective.data, [w], metric, **options)
-    scores["gradient dot"] = baselines.gradient_dot(objective, w, metric)
+    scores[labels.TRAK] = baselines.trak(case.margins, objective.data, [w], metric, **options)
+    scores[labels.GRADIENT_DOT] = baselines.gradient_dot(objective, w, metric)
     every = 1 + config.queries
-    scores["loss"] = baselines.loss_value(objective, w).unsqueeze(1).expand(-1, every)
-    scores["chance"] = baselines.chance(config.n, config.seed).unsqueeze(1).expand(-1, every)
+    scores[labels.LOSS] = baselines.loss_value(objective, w).unsqueeze(1).expand(-1, every)
+    scores[labels.CHANCE] = baselines.chance(config.n, config.seed).unsqueeze(1).expand(-1, every)
     return scores, solved

@@ -1,7 +1,7 @@
 """What it costs to score all training samples for one query, and to take samples out of a trained
 model. Timed in turns, on one thread.
 
-Scoring starts from the trained weights and ends with n scores. Training again for that means n
+Scoring starts from the trained weights and ends with n scores. Retraining for that means n
 trainings; one is timed, and its time multiplied by n. TracIn is there twice: captum's, from the
 gradients of single samples, which is what one installs, and this package's own, a forward-mode pass
 per checkpoint. dattri's cg runs with several limits of iterations, and the score of each is held
@@ -15,14 +15,16 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from projects.sam_if import baselines as own_baselines
+from projects.sam_if import labels
 from projects.sam_if.estimators import Estimator
-from projects.sam_if.experiments._methods import checkpoints
-from projects.sam_if.problems import Case, Dataset, Solution, load, network
-from projects.sam_if.trajectory import Gif, Recipe
+from projects.sam_if.experiments.common import RunConfig, images_of, recipe_of
+from projects.sam_if.problems import Case, Dataset, Solution, network
+from projects.sam_if.trajectory import Gif
 from shared import experiment
 from shared.influence import baselines, peers
 from shared.influence.objective import class_losses
@@ -32,29 +34,29 @@ from shared.influence.retrain import without
 from shared.meters import interleave
 
 
-class Config(experiment.Config):
-    """`tol` is the relative residual of this package's solves in float64, `single_tol` in float32;
-    `retrain_epochs` are those of the timed training with batches; `ekfac` says whether kronfluence
-    is timed as well, which is slow to set up.
+class Config(RunConfig):
+    """Softmax regression, what scores it, and how often all is timed. The fields of a run are those
+    of the timed training with batches.
     """
 
-    dataset: Dataset = "mnist"
-    n: int = Field(default=2000, ge=20)
-    features: int = Field(default=64, ge=1)
-    rho: float = Field(default=0.1, ge=0)
-    l2: float = Field(default=0.01, gt=0)
-    tol: float = Field(default=1e-4, gt=0)
-    single_tol: float = Field(default=1e-3, gt=0)
-    trak_dimension: int = Field(default=512, ge=1)
-    cg_iterations: list[int] = [10, 20, 40]
-    removed_share: float = Field(default=0.01, gt=0, lt=1)
-    retrain_epochs: int = Field(default=10, ge=1)
-    batch: int = Field(default=100, ge=1)
-    lr: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    repeats: int = Field(default=6, ge=1)
-    ekfac: bool = True
-    device: str = "cpu"
+    dataset: Dataset
+    """The image set."""
+    l2: PositiveFloat
+    """Weight of the regulariser, without which there is no fixed point."""
+    tol: PositiveFloat
+    """Relative residual of this package's solves in float64."""
+    single_tol: PositiveFloat
+    """The same in float32."""
+    trak_dimension: PositiveInt
+    """Dimensions of TRAK's projection."""
+    cg_iterations: list[PositiveInt]
+    """Limits of iterations at which dattri's conjugate gradients are tried."""
+    removed_share: float = Field(gt=0, lt=1)
+    """Share of the training images that an edit takes out."""
+    repeats: PositiveInt
+    """Rounds in which every variant runs once, in turn."""
+    ekfac: bool
+    """Whether kronfluence is timed as well, which is slow to set up."""
 
 
 def sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -62,28 +64,13 @@ def sample_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    images = load(
-        config.dataset,
-        config.n,
-        features=config.features,
-        seed=config.seed,
-        validation=0,
-        test=500,
-        device=config.device,
-    )
+    images = images_of(config, config.dataset, config.seed)
     case = Case.of(images, l2=config.l2, rho=config.rho)
     solution = Solution.of(case)
     w, objective = solution.w, case.problem.objective
     x, y = images.x_test[:1], images.y_test[:1]
-    options = {
-        "epochs": config.retrain_epochs,
-        "batch": config.batch,
-        "lr": config.lr,
-        "momentum": config.momentum,
-        "seed": config.seed,
-    }
-    recipe = Recipe.epochs(case.problem, case.parameters.flat(), **options)
-    saved, rates = checkpoints(recipe, 5)
+    recipe = recipe_of(config, case, config.seed)
+    saved, rates = own_baselines.checkpoints(recipe, 5)
     removed = list(range(round(config.removed_share * config.n)))
     model = copy.deepcopy(network(config.features, None, 0)).float().to(config.device)
     single = Parameters.of(model)
@@ -116,46 +103,40 @@ def run(config: Config, run: experiment.Run) -> None:
         return estimator.scores(lambda at: cross_entropy(same.call(at, query[0]), y))
 
     scoring: dict[str, Callable[[], Tensor]] = {
-        "SAM-HIF": partial(estimate, "sam_hif", config.tol),
-        "SAM-IF": partial(estimate, "sam_if", config.tol),
-        "IF": partial(estimate, "if", config.tol),
-        "SAM-HIF, float32": partial(estimate_single, "sam_hif"),
-        "IF, float32": partial(estimate_single, "if"),
-        "SAM-GIF": lambda: Gif(recipe).scores(metric),
-        "TRAK": lambda: baselines.trak(
-            case.margins,
-            objective.data,
-            [w],
-            metric,
-            dimension=config.trak_dimension,
-            seed=0,
-            damping=1e-3,
+        labels.SAM_HIF: partial(estimate, "sam_hif", config.tol),
+        labels.SAM_IF: partial(estimate, "sam_if", config.tol),
+        labels.IF: partial(estimate, "if", config.tol),
+        labels.SAM_HIF_FLOAT32: partial(estimate_single, "sam_hif"),
+        labels.IF_FLOAT32: partial(estimate_single, "if"),
+        labels.SAM_GIF: lambda: Gif(recipe).scores(metric),
+        labels.TRAK: lambda: own_baselines.trak(
+            case, w, metric, seed=0, dimension=config.trak_dimension
         ),
-        "TracIn (captum)": (
+        labels.TRACIN_CAPTUM: (
             lambda: peers.captum_tracin(
                 model, train, query, sample_loss, checkpoints=states[:-1], learning_rates=rates
             ).flatten()
         ),
-        "TracIn, forward mode": lambda: baselines.tracin(objective, saved, rates, metric),
-        "IF (dattri, explicit)": (
+        labels.TRACIN_FORWARD: lambda: baselines.tracin(objective, saved, rates, metric),
+        labels.IF_DATTRI_EXPLICIT: (
             lambda: peers.dattri_influence(model, train, query, sample_loss, l2=config.l2).flatten()
         ),
     }
     if config.ekfac:
-        scoring["EK-FAC (kronfluence)"] = lambda: peers.kronfluence_ekfac(
+        scoring[labels.EKFAC_KRONFLUENCE] = lambda: peers.kronfluence_ekfac(
             model, train, query, sample_loss, damping=config.l2
         ).flatten()
     for count in config.cg_iterations:
-        scoring[f"IF (dattri, cg {count})"] = lambda count=count: peers.dattri_influence(
+        scoring[labels.if_dattri_cg(count)] = lambda count=count: peers.dattri_influence(
             model, train, query, sample_loss, l2=config.l2, method="cg", iterations=count
         ).flatten()
     training: dict[str, Callable[[], Tensor]] = {
-        "Retrain, batches": lambda: recipe.train(without(config.n, removed)),
-        "Retrain, from the solution": lambda: solution.train(without(config.n, removed)).w,
-        "edit by SAM-HIF": (
+        labels.RETRAIN_BATCHES: lambda: recipe.train(without(config.n, removed)),
+        labels.RETRAIN_WARM: lambda: solution.train(without(config.n, removed)).w,
+        labels.EDIT_BY_HIF: (
             lambda: Estimator(case.problem.at(w), "sam_hif", tol=config.tol).removal_effect(removed)
         ),
-        "edit by SAM-GIF": lambda: Gif(recipe).removal_effect(removed),
+        labels.EDIT_BY_GIF: lambda: Gif(recipe).removal_effect(removed),
     }
     exact = {"sam_hif": estimate("sam_hif", 1e-6, "dense"), "if": estimate("if", 1e-6, "dense")}
     shown = {"n": config.n, "parameters": w.numel()}
@@ -164,9 +145,9 @@ def run(config: Config, run: experiment.Run) -> None:
             found = work().double()
         own = (
             exact["sam_hif"]
-            if name.startswith("SAM-HIF")
+            if name.startswith(labels.SAM_HIF)
             else exact["if"]
-            if name.startswith("IF")
+            if name.startswith(labels.IF)
             else None
         )
         counted = {
@@ -174,7 +155,7 @@ def run(config: Config, run: experiment.Run) -> None:
             "forward_mode": passes.forward_mode,
             "per_sample_gradients": passes.per_sample_gradients,
         }  # fmt: skip
-        ours = "(" not in name or name == "TracIn, forward mode"
+        ours = "(" not in name or name == labels.TRACIN_FORWARD
         error = None if own is None else float((found - own).norm() / own.norm())
         run.row(
             kind="cost",
@@ -188,12 +169,15 @@ def run(config: Config, run: experiment.Run) -> None:
         _, info = Estimator(case.problem.at(w), "sam_hif", tol=config.tol).solve(
             baselines.metric_gradient(metric, w), transposed=True
         )
-    run.row(kind="solve", **shown, method="SAM-HIF", products=info.products,
+    run.row(kind="solve", **shown, method=labels.SAM_HIF, products=info.products,
     curvature_products=passes.curvature_products,
             gradients=passes.gradients, solve_error=info.relative_residual)  # fmt: skip
+    for work in training.values():
+        work()
     timings = interleave(
         {**scoring, **training},
         config.repeats,
+        warmup=0,  # every variant has run once by now
         clock=time.process_time,
         progress=lambda total: run.progress(total, "rounds"),
     )

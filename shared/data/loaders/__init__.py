@@ -32,11 +32,6 @@ from shared.data.loaders.scenes import (
 from shared.data.loaders.tables import letter
 from shared.data.loaders.text import (
     fine_food_reviews,
-    fortunes,
-    gcide,
-    gsm_symbolic,
-    imdb,
-    vader_ground_truth,
     wiki100,
 )
 
@@ -60,16 +55,11 @@ __all__ = [
     "fashion_mnist",
     "fine_food_reviews",
     "font_glyphs",
-    "fortunes",
-    "gcide",
-    "gsm_symbolic",
-    "imdb",
     "letter",
     "mnist",
     "motorcycle",
     "photos",
     "quickdraw",
-    "vader_ground_truth",
     "wiki100",
     "wordnet",
 ]

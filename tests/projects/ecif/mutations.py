@@ -1,4 +1,4 @@
-"""Deliberate faults in ECIF, each of which must turn the tests red.
+"""Mutations of ECIF, each of which must turn the tests red.
 
     python tests/projects/ecif/mutations.py          # all; some minutes on two cores
     python tests/projects/ecif/mutations.py score    # those whose reason contains the word
@@ -231,10 +231,23 @@ MUTATIONS = [
     ),
     Mutation(
         CLIP,
-        "return train(self.problem.without(removed), self.start, self.config, self.seed)[-1]",
-        "return train(self.problem.without(removed), self.w, self.config, self.seed)[-1]",
-        "training again goes on from the full model",
+        "lambda: train(self.problem.without(removed), self.start, self.config, self.seed)",
+        "lambda: train(self.problem.without(removed), self.w, self.config, self.seed)",
+        "retraining goes on from the full model",
         ("clip_experiment",),
+    ),
+    Mutation(
+        CLIP,
+        "            self.retrained[frozenset(removed)] = known\n",
+        "",
+        "a set of pairs is retrained without twice",
+        ("clip_experiment",),
+    ),
+    Mutation(
+        INFLUENCE,
+        "    return Relative(span, _unit(a + b, floor) @ g)",
+        "    return Relative(span, _unit(a + b, floor) @ g.flip(-1))",
+        "the queries of relative influence change places",
     ),
 ]
 

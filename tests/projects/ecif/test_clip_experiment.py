@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from projects.ecif import claims, tables
+from projects.ecif import claims, labels, tables
 from projects.ecif.experiments import clip
 from projects.ecif.finetune import base_model
 from projects.ecif.pictures import load
@@ -42,7 +42,7 @@ def test_both_tables_have_all_their_rows(rows):
     assert set(zip(removal["kind"], removal["method"], strict=True)) == {
         (kind, method)
         for kind in ("random", "valuable", "harmful")
-        for method in ("retrain", *clip.EDITS)
+        for method in ("retrain", *labels.EDITS)
     }
     harmful = rows[rows["part"] == "harmful"]
     methods = [
@@ -67,28 +67,34 @@ def test_both_tables_have_all_their_rows(rows):
     assert (rows["work_seconds"].dropna() > 0).all()
 
 
-def test_what_removal_trained_again_is_what_harmful_did(rows):
-    """The most harmful tenth on clean captions stands in both tables, by two ways through
-    the code.
-    """
-    again = rows[
+def test_what_removal_retrained_is_what_harmful_did(rows):
+    """The most harmful tenth on clean captions stands in both tables."""
+    retrained = rows[
         (rows["part"] == "removal") & (rows["kind"] == "harmful") & (rows["method"] == "retrain")
     ].iloc[0]
     ecif = rows[
         (rows["part"] == "harmful") & (rows["method"] == "ECIF") & (rows["shuffled_share"] == 0)
     ].iloc[0]
-    assert (again["validation_loss"], again["test_accuracy"]) == (
+    assert (retrained["validation_loss"], retrained["test_accuracy"]) == (
         ecif["validation_loss"],
         ecif["test_accuracy"],
     )
 
 
-def test_fine_tuning_lowers_the_loss_and_training_again_without_nothing_is_the_same(rows, case):
+def test_fine_tuning_lowers_the_loss_and_retraining_without_nothing_is_the_same(rows, case):
     fit = rows[(rows["part"] == "fit") & (rows["shuffled_share"] == 0)].set_index("method")
     assert (fit["moved_norm"] > 0).tolist() == [False, True]
-    assert torch.equal(case.again([]), case.w)
+    assert torch.equal(case.retrain([]).w, case.w)
     assert float(case.problem.mean_loss(case.w)) < float(case.problem.mean_loss(case.start))
-    assert not torch.equal(case.again([3]), case.w)
+    assert not torch.equal(case.retrain([3]).w, case.w)
+
+
+def test_a_set_of_pairs_is_retrained_without_once(case, monkeypatch):
+    first = case.retrain([5, 2])
+    monkeypatch.setattr(clip, "train", lambda *_: pytest.fail("retrained a second time"))
+    assert case.retrain([2, 5]) is first
+    assert first.seconds > 0
+    assert first.judged == case.judged(first.w)
 
 
 def test_exchanged_captions_are_of_training_pairs_only(config, case):
@@ -110,7 +116,8 @@ def test_exchanged_captions_are_of_training_pairs_only(config, case):
 
 def test_the_most_harmful_pairs_are_those_whose_removal_lowers_the_clean_loss(case, monkeypatch):
     seen = []
-    monkeypatch.setattr(clip.Case, "again", lambda self, removed: seen.append(removed) or self.w)
+    same = clip.Retrained(case.w, 0.0, case.judged(case.w))
+    monkeypatch.setattr(clip.Case, "retrain", lambda _, removed: seen.append(removed) or same)
     run = experiment.Run(quiet=True)
     scores = clip.harmful(case, case.curvature(), 0.0, run, {"seed": 0})
     g = torch.func.grad(case.validation.mean_loss)(case.w)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from ecif_problems import make, train
 
+from projects.ecif import labels
 from projects.ecif.baselines import (
     Pointwise,
     all_scores,
@@ -17,7 +18,7 @@ from projects.ecif.baselines import (
 )
 from projects.ecif.data import load
 from projects.ecif.experiments import misalignment
-from projects.ecif.experiments._setting import Setting, build
+from projects.ecif.experiments.common import SplitConfig, build
 from shared.influence import baselines
 from shared.influence.products import hessian
 from shared.influence.solvers import dense
@@ -25,11 +26,11 @@ from shared.influence.solvers import dense
 SMALL = {
     "train": 60,
     "validation": 24,
-    "test": 24,
     "batch": 8,
     "dimensions": 6,
     "size": 4,
     "delta": 60.0,
+    "smoothing": 1.0,
 }
 
 
@@ -47,8 +48,8 @@ def test_parts_do_not_overlap_and_features_are_fitted_on_the_training_part():
 
 def test_exchanged_captions_are_of_training_pairs_only():
     plain, exchanged = (
-        build(Setting(**SMALL), "synthetic", 0),
-        build(Setting(**SMALL), "synthetic", 0, shuffled_share=0.2),
+        build(SplitConfig(**SMALL), "synthetic", 0, 24),
+        build(SplitConfig(**SMALL), "synthetic", 0, 24, shuffled_share=0.2),
     )
     texts = [
         case.problem.pairs.by_pair(case.problem.pairs.inputs[0]) for case in (plain, exchanged)
@@ -164,7 +165,7 @@ def test_every_method_of_the_table_gives_a_score_per_pair(small, validation):
 
 
 def test_clean_pairs_are_counted_by_method():
-    case = build(Setting(**SMALL), "synthetic", 0)
+    case = build(SplitConfig(**SMALL), "synthetic", 0, 24)
     assert misalignment.clean_pairs(case, "CLIP-score") == 0
     assert misalignment.clean_pairs(case, "ECIF") == 24
-    assert misalignment.clean_pairs(case, misalignment.LARGER) == 48
+    assert misalignment.clean_pairs(case, labels.LARGER_CLEAN_SET) == 48

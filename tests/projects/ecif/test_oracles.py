@@ -369,6 +369,17 @@ def test_relative_influence_is_a_projection(trained, validation):
         )
 
 
+def test_relative_influence_of_several_queries_is_that_of_each(trained, validation):
+    problem, w = trained
+    effects = problem.pair_effects(w, hessian_solve(problem, w))
+    queries = torch.stack([grad(validation.mean_loss)(w), w.cos()], 1)
+    together = relative(*effects, queries)
+    for number, query in enumerate(queries.T):
+        alone = relative(*effects, query)
+        assert torch.allclose(together.span[:, number], alone.span, rtol=1e-12)
+        assert torch.allclose(together.signed[:, number], alone.signed, rtol=1e-12)
+
+
 def test_relative_influence_where_the_gram_matrix_is_singular():
     g = torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)
     e = torch.eye(3, dtype=torch.float64)

@@ -262,8 +262,6 @@ def test_other_things_that_do_not_fit_are_refused(trained):
     problem, w = trained
     with pytest.raises(UserError, match="nothing to remove"):
         problem.removal_effect(w, [], lambda b: (b, None))
-    with pytest.raises(UserError, match="relative influence is of one query"):
-        problem.relative_scores(w, lambda at: at[:2], lambda b: (b, None))
     with pytest.raises(UserError, match="'sum' is none of exact, paper"):
         check_mode("sum")
     with pytest.raises(UserError, match="needs float64"):

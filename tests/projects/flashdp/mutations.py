@@ -26,6 +26,8 @@ from mutating import Mutation, main
     SAMPLING,
     LOSSES,
     NOISE,
+    TRAIN,
+    RECIPE,
 ) = (
     f"projects/flashdp/{name}.py"
     for name in (
@@ -41,6 +43,8 @@ from mutating import Mutation, main
         "sampling",
         "losses",
         "noise",
+        "train",
+        "recipe",
     )
 )
 
@@ -481,6 +485,35 @@ MUTATIONS = [
         "            grad = g @ (wide.T if ctx.transposed else wide)\n",
         "            grad = (g / g.norm().clamp(min=1)) @ (wide.T if ctx.transposed else wide)\n",
         "clipping reaches the gradient of the input",
+    ),
+    # ---- the command ----
+    Mutation(
+        TRAIN,
+        'check_finite(self.tuning.trainable, "the trained model")',
+        "",
+        "a model that has come apart is saved",
+        ("train",),
+    ),
+    Mutation(
+        TRAIN,
+        '_same_settings(known, Recipe.resolved(options, known["records"]), out)',
+        "",
+        "a run goes on with other settings, and spends more than it says",
+        ("train",),
+    ),
+    Mutation(
+        TRAIN,
+        'if _digest(key) != self.known["key_digest"]:',
+        "if False:",
+        "a run goes on with another key, under fresh noise",
+        ("train",),
+    ),
+    Mutation(
+        RECIPE,
+        '"delta": default_delta(records),',
+        '"delta": 1 / records,',
+        "delta is as large as publishing a record",
+        ("train",),
     ),
 ]
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
@@ -36,8 +37,8 @@ from projects.flashdp import (
     train,
     untie,
 )
-from projects.flashdp.__main__ import main
 from projects.flashdp.accounting import Mechanism
+from projects.flashdp.command import main
 from projects.flashdp.finetuning import FineTuning
 from projects.flashdp.recipe import default_delta
 from shared import data
@@ -570,19 +571,20 @@ def test_a_killed_process_goes_on_to_the_same_bits(
     }
     assert not waiting
     assert ended["killed"][2] == -signal.SIGKILL, ended
-    assert ended["stopped"][1:] == ("", 130), ended
-    stopped = re.search(
-        r"stopped after step (\d+) of 400; the same command goes on", ended["stopped"][0]
+    stopped = re.fullmatch(
+        r"flashdp: stopped after step (\d+) of 400; the same command goes on from there\n",
+        ended["stopped"][1],
     )
-    assert stopped
+    assert stopped, ended
+    assert ended["stopped"][2] == 130
     for name in blows:
         private = tmp_path / name / "private"
         assert stat.S_IMODE((private / "key").stat().st_mode) == 0o600
         assert not list((tmp_path / name).glob("*model.safetensors"))
         run = json.loads((private / "run.json").read_text())
-        made = json.loads(
-            train.safe_open(private / "checkpoint.safetensors", "pt").metadata()["state"]
-        )["history"]
+        made = json.loads(safe_open(private / "checkpoint.safetensors", "pt").metadata()["state"])[
+            "history"
+        ]
         if name == "stopped":
             assert made == [[2.0, 0.2, int(stopped[1])]]
         steps = log_of(tmp_path / name)[-1]["step"] + 5
@@ -712,10 +714,10 @@ def test_a_run_goes_on_only_as_it_began(
         (["--clip", "2"], "--clip 1.0, not 2.0"),
         (["--batch-size", "9"], "--batch-size 8, not 9"),
         (["--micro-batch", "4"], "--micro-batch 3, not 4"),
-        (["--noise-seed", "4"], "--noise-seed None, not 4"),
-        (["--lora-rank", "4"], "--lora-rank None, not 4"),
+        (["--noise-seed", "4"], "--noise-seed null, not 4"),
+        (["--lora-rank", "4"], "--lora-rank null, not 4"),
         (["--model", str(folder / "gpt2")], "another --model"),
-        (["--data", str(folder / "same.jsonl")], "other --data"),
+        (["--data", str(folder / "same.jsonl")], "another --data"),
         (["--steps", "7"], "--steps 8, not 7"),
         (
             ["--steps", "12"],
@@ -725,7 +727,7 @@ def test_a_run_goes_on_only_as_it_began(
     for given, message in different:
         refused(arguments(folder, out, *more, *given), message, capsys)
     mixed = [*more[:4], "--noise-multiplier", "1"]
-    refused(arguments(folder, out, *mixed), "--epsilon 5.0, not None", capsys)
+    refused(arguments(folder, out, *mixed), "--epsilon 5.0, not null", capsys)
     key = (out / "private" / "key").read_bytes()
     for other in (bytes(32), key[:-1], None):
         (out / "private" / "key").unlink()
@@ -818,6 +820,25 @@ def test_a_model_that_has_come_apart_ends_the_run(
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+def test_a_model_that_is_not_finite_is_not_saved(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    original = FineTuning.step
+
+    def step(self: Any, stop: Any) -> Any:
+        line = original(self, stop)
+        with torch.no_grad():
+            self.trainable[0][1].view(-1)[0] = math.nan
+        return line
+
+    monkeypatch.setattr(FineTuning, "step", step)
+    refused(arguments(folder, tmp_path / "out", "--steps", "1"), "holds NaN or infinity", capsys)
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {".lock", "private"}
+
+
 # ---- bad input -----------------------------------------------------------------------------------
 
 OPTIONS = [
@@ -850,6 +871,7 @@ OPTIONS = [
     (["--device", "tpu"], "--device tpu"),
     (["--lora-alpha", "4"], "need --lora-rank"),
     (["--lora-rank", "2", "--lora-targets", "q_poj"], "q_poj"),
+    (["--sequence-length", "65"], "--sequence-length 65 is more than the 64 positions"),
     (["--nonsense"], "--nonsense"),
 ]
 
@@ -924,12 +946,18 @@ def test_a_model_folder_without_good_weights_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_help_is_there_at_once() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "projects.flashdp", "train", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_help_and_a_wrong_option_load_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys\nfrom projects.flashdp.command import main\n"
+        "assert main(['train', '--nonsense']) == 2\n"
+        "try:\n    main(['train', '--help'])\nexcept SystemExit:\n"
+        "    print({'torch', 'transformers'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "example:\n  python -m projects.flashdp train --model" in done.stdout
     assert "no noise covers them" in done.stdout
-    assert "| transformers\n" not in done.stderr
+    assert done.stdout.endswith("set()\n")
+    assert done.stderr.startswith("flashdp: ")
 
 
 @pytest.mark.data

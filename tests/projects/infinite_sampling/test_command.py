@@ -5,17 +5,20 @@ one line.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from projects.infinite_sampling import __main__ as command
+from projects.infinite_sampling import command
 from projects.infinite_sampling import train as training
 from projects.infinite_sampling.predictor import HiddenRidge
+from shared.commands.log import Log
 from shared.paths import ROOT
 
 
@@ -85,7 +88,7 @@ def sample(folder, *more, out="out", prompts="p.jsonl"):
     )
 
 
-def train(folder, *more, out="tuned", reward="myrewards:length"):
+def train(folder, *more, out="tuned", reward="myrewards.py:length"):
     base = [
         "train",
         "--model",
@@ -147,23 +150,22 @@ def test_sampling_goes_on_where_it_was_cut(folder, files, capsys):
     assert sample(folder) == 0
     assert len(lines(path)) == 15
     assert sample(folder, "--seed", "1") == 2
-    assert "another --seed" in capsys.readouterr().err
+    assert "--seed 0, not 1" in capsys.readouterr().err
     assert sample(folder, "--mode", "micro") == 0  # a schedule may change
 
 
 def test_training_goes_on_as_if_it_had_not_been_stopped(folder, files, monkeypatch):
     assert train(folder, "--steps", "4", out="whole") == 0
-    write = training.Training._write_checkpoint
+    save = training.save_checkpoint
 
-    def crash(self, steps):
-        write(self, steps)
-        if steps == 2:
-            raise RuntimeError("power cut")
+    def crash(path, parameters, optimizer, state):
+        save(path, parameters, optimizer, state)
+        if state["steps"] == 2:
+            raise KeyboardInterrupt  # as a power cut
 
-    monkeypatch.setattr(training.Training, "_write_checkpoint", crash)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(folder, "--steps", "4", out="cut")
-    monkeypatch.setattr(training.Training, "_write_checkpoint", write)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", crash)
+        assert train(folder, "--steps", "4", out="cut") == 130
     with open(files / "cut" / "log.jsonl", "a") as log:
         log.write('{"step": 3, "rewa')
     assert train(folder, "--steps", "4", out="cut") == 0
@@ -189,9 +191,49 @@ def test_what_does_not_change_the_result_may_change_and_the_rest_may_not(folder,
     assert train(folder, "--steps", "1") == 0
     assert train(folder, "--steps", "2", "--mode", "micro", "--micro-batch", "3") == 0
     assert train(folder, "--steps", "3", "--clip", "0.3") == 2
-    assert "another --clip" in capsys.readouterr().err
+    assert "--clip 0.2, not 0.3" in capsys.readouterr().err
     assert train(folder, "--steps", "1") == 2
     assert "may only grow" in capsys.readouterr().err
+
+
+def test_a_run_holds_on_to_its_reward_function(folder, files, capsys):
+    assert train(folder, "--steps", "1") == 0
+    (files / "other.py").write_text((files / "myrewards.py").read_text())
+    # the same function by another way
+    assert train(folder, "--steps", "2", reward="myrewards:length") == 0
+    assert train(folder, "--steps", "3", reward="other.py:length") == 0
+    with open(files / "myrewards.py", "a") as file:
+        file.write("\ndef twice(prompts, completions, want):\n    return [2.0] * len(want)\n")
+    capsys.readouterr()
+    assert train(folder, "--steps", "4") == 2
+    assert "holds a run with another --reward" in capsys.readouterr().err
+    assert train(folder, "--steps", "4", reward="other.py:few") == 2
+    assert "holds a run with another --reward" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["sample", "train"])
+def test_a_corrected_command_works_in_the_same_folder(folder, files, capsys, command):
+    (files / "out").mkdir()
+    (files / "tuned").mkdir()
+    call = sample if command == "sample" else train
+    assert call(folder, "--max-new-tokens", "63") == 2
+    assert "is more than the 64 positions of the model (llama)" in capsys.readouterr().err
+    assert call(folder, "--seed", "1") == 0
+
+
+def test_a_model_that_is_not_finite_is_not_saved(folder, files, monkeypatch, capsys):
+    step = training.Training.step
+
+    def broken(self, number):
+        line = step(self, number)
+        with torch.no_grad():
+            next(iter(self.parameters.values())).view(-1)[0] = float("nan")
+        return line
+
+    monkeypatch.setattr(training.Training, "step", broken)
+    assert train(folder, "--steps", "1") == 2
+    assert "the trained model: " in capsys.readouterr().err
+    assert not list((files / "tuned").glob("model*"))
 
 
 def test_adapters_a_reference_and_several_updates(folder, files):
@@ -235,7 +277,7 @@ def start(folder, files, *more):
         "--out",
         "t",
         "--reward",
-        "myrewards:length",
+        "myrewards.py:length",
         "--group",
         "4",
     ]
@@ -256,6 +298,7 @@ def start(folder, files, *more):
         [sys.executable, "-m", "projects.infinite_sampling", *command],
         env=environment,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     log = files / "t" / "log.jsonl"
@@ -265,12 +308,48 @@ def start(folder, files, *more):
     return process, log
 
 
+def test_a_kill_at_any_moment_leads_to_the_same_bytes(folder, files, monkeypatch):
+    """One run is photographed at every moment at which its folder changes, and the command takes up
+    each photograph as if the run had died there.
+    """
+    out, taken = files / "whole", {}
+
+    def content_of(folder):
+        return {
+            str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()
+        }
+
+    def photograph():
+        state = tuple(sorted(content_of(out).items()))
+        if state not in taken:
+            taken[state] = files / "album" / str(len(taken))
+            shutil.copytree(out, taken[state])
+
+    def watched(original):
+        def call(*args, **kwargs):
+            photograph()
+            done = original(*args, **kwargs)
+            photograph()
+            return done
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "replace"), (os, "fsync"), (Path, "unlink"), (Log, "write")):
+            patch.setattr(owner, name, watched(getattr(owner, name)))
+        assert train(folder, "--steps", "2", out="whole") == 0
+    assert len(taken) > 12
+    for state in taken.values():
+        assert train(folder, "--steps", "2", out=str(state)) == 0
+        assert content_of(state) == content_of(out), state
+
+
 def test_a_signal_ends_in_good_order(folder, files):
     process, _ = start(folder, files)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on" in out
+    assert "the same command goes on" in error
 
 
 def test_a_crash_loses_the_step_under_way_at_most(folder, files, capsys):
@@ -361,7 +440,7 @@ def test_a_model_without_a_cache_is_one_line(tmp_path, files, save_tokenizer, ca
     ("arguments", "said"),
     [
         (["--slots", "6"], "--slots 6 is more than --group 5"),
-        (["--max-new-tokens", "63"], "more than the model's context of 64"),
+        (["--max-new-tokens", "63"], "is more than the 64 positions"),
         (
             ["--mode", "dynamic", "--budget-tokens", "9", "--page", "4", "--prefix", "1"],
             "too small for one row",
@@ -385,6 +464,7 @@ def test_bad_options_of_sample_are_one_line(folder, files, capsys, arguments, sa
         ('{"prompt": ""}', "line 1: an empty prompt"),
         ('{"prompt": "a"}\n{"text": "b"}', "line 2: needs a"),
         ("{", "line 1: not JSON"),
+        ('{"prompt": "a", "want": NaN}', "line 1: not JSON (NaN"),
         ("[1]", "line 1: needs an object"),
         ('{"messages": [{"role": "system", "content": "x"}]}', "no system role"),
         ("", "holds no prompts"),
@@ -402,14 +482,14 @@ def test_bad_prompts_are_one_line(folder, files, capsys, text, said):
 @pytest.mark.parametrize(
     ("reward", "arguments", "said"),
     [
-        ("myrewards:raises", [], "raised KeyError: 'answer'"),
+        ("myrewards.py:raises", [], "myrewards.py:raises: KeyError"),
         ("myrewards:nan", [], "returned nan for the completion"),
         ("myrewards:few", [], "1 numbers for 4 completions"),
         ("myrewards:words", [], "a list of numbers"),
-        ("myrewards:number", [], "is no function"),
-        ("myrewards:absent", [], "has no absent"),
-        ("nowhere:length", [], "nowhere"),
-        ("myrewards", [], "module:function"),
+        ("myrewards:number", [], "number is a int, not a function"),
+        ("myrewards:absent", [], "has no absent; it has"),
+        ("nowhere:length", [], "there is no module nowhere"),
+        ("myrewards", [], "write file.py:function"),
         ("myrewards:length", ["--group", "1", "--slots", "1"], "at least 2"),
         ("myrewards:length", ["--prompts-per-step", "4"], "more than the 3 prompts"),
         ("myrewards:length", ["--temperature", "0"], "nothing to learn"),
@@ -429,6 +509,18 @@ def test_a_text_file_has_a_prompt_a_line(folder, files):
     (files / "p.txt").write_text("ab\ncd\n")
     assert sample(folder, prompts="p.txt", out="t") == 0
     assert {line["prompt"] for line in lines(files / "t" / "completions.jsonl")} == {"ab", "cd"}
+
+
+def test_help_and_a_wrong_option_load_neither_torch_nor_transformers():
+    code = (
+        "import sys\nfrom projects.infinite_sampling.command import main\n"
+        "assert main(['train', '--nonsense']) == 2\n"
+        "try:\n    main(['sample', '--help'])\nexcept SystemExit:\n"
+        "    print({'torch', 'transformers'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+    assert done.stderr.startswith("infinite_sampling: ")
 
 
 def test_help_shows_an_example(capsys):

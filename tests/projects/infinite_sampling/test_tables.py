@@ -11,7 +11,9 @@ import torch
 from projects.infinite_sampling import data, policy
 from projects.infinite_sampling.baselines import generate, generate_batch
 from projects.infinite_sampling.experiments import common
+from projects.infinite_sampling.experiments import policy as policy_experiment
 from projects.infinite_sampling.tables import ablation_steps, speeds, trained
+from shared import rows
 from shared.errors import UserError
 from shared.experiment import Run
 
@@ -143,22 +145,33 @@ def test_solutions_are_right_and_rewarded():
             assert data.reward([prompt], [text + "0"]) == [0.0]
     assert data.reward(["9-3:", "9-3:", "1-2:"], ["6", "#-6", "?#-1"]) == [0.0, 0.0, 1.0]
     assert len(set(data.problems(50, 1))) == 50
+    assert len(set(data.problems(6, 0, largest=1))) == 6
+    with pytest.raises(UserError, match="operands up to 1 make 6 problems, not 7"):
+        data.problems(7, 0, largest=1)
 
 
-def test_the_policy_is_trained_once_for_a_recipe(tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
-    recipe = policy.Recipe(steps=3, hidden=16, rows=4)
-    weights = policy.train(recipe)
-    file = policy.cached_weights(recipe)
-    model, tokenizer = policy.load_policy(recipe, file)
+RECIPE = {"layers": 1, "hidden": 16, "heads": 2, "steps": 3, "rows": 4, "lr": 1e-3, "largest": 9}
+
+
+def test_the_policy_that_others_use_is_the_one_that_was_trained(tmp_path):
+    weights, loss = policy.train(policy.Recipe(**RECIPE, seed=0))
+    assert 0 < loss < 5
+    run = Run(quiet=True)
+    policy_experiment.run(policy_experiment.Config(**RECIPE, test_prompts=5), run)
+    (row,) = run.rows
+    assert row["final_loss"] == loss
+    assert row["parameters"] == sum(weight.numel() for weight in weights.values())
+    assert 0 <= row["right_share"] <= 1
+    path = rows.rows_path(tmp_path, "smoke", "infinite_sampling", "policy")
+    about = {"paper": "infinite_sampling", "experiment": "policy", "scale": "smoke"}
+    content = {**about, "config": {}, "seed": 0, "provenance": {}, "rows": run.rows}
+    rows.write_rows(path, content, {}, run.tensors)
+    used = Run(quiet=True, used={"policy": path})
+    subject = common.subject("policy", 2, 0, limit=4, run=used)
+    model, tokenizer = subject.model, subject.tokenizer
     assert not model.training
     assert model.state_dict().keys() == weights.keys()
     assert all(torch.equal(model.state_dict()[name], weights[name]) for name in weights)
-    monkeypatch.setattr(policy, "train", lambda *_: pytest.fail("retrained"))
-    assert policy.cached_weights(recipe) == file
-    monkeypatch.undo()
-    monkeypatch.setenv("REPRO_CACHE", str(tmp_path))
-    assert policy.cached_weights(policy.Recipe(steps=4, hidden=16, rows=4)) != file
     ids = tokenizer("9+7-3:")["input_ids"]
     assert len(ids) == 6
     assert tokenizer.decode([*ids, 0], skip_special_tokens=True) == "9+7-3:"
@@ -190,6 +203,6 @@ def test_the_meter_tells_a_rollout_from_the_rest():
 def test_a_scale_that_needs_a_gpu_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs a GPU"):
-        common.subject("policy", 1, 0, limit=4, train_steps=1, run=Run(quiet=True), device="cuda")
+        common.subject("policy", 1, 0, limit=4, run=Run(quiet=True), device="cuda")
     with pytest.raises(UserError, match="hf download"):
-        common.subject("nobody/nothing", 1, 0, limit=4, train_steps=1, run=Run(quiet=True))
+        common.subject("nobody/nothing", 1, 0, limit=4, run=Run(quiet=True))

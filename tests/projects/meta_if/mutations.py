@@ -1,4 +1,4 @@
-"""Deliberate faults in meta-IF, each of which must turn the tests red.
+"""Mutations of meta-IF, each of which must turn the tests red.
 
     python tests/projects/meta_if/mutations.py            # all; some minutes on two cores
     python tests/projects/meta_if/mutations.py inner      # those whose reason contains the word
@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-TOTAL, PROBLEMS, ESTIMATORS, TRAINING, EPISODES, RIVALS, SCORE = (
+TOTAL, PROBLEMS, ESTIMATORS, TRAINING, EPISODES, BASELINES, SCORE = (
     f"projects/meta_if/{name}.py"
-    for name in ("total", "problems", "estimators", "training", "episodes", "rivals", "score")
+    for name in ("total", "problems", "estimators", "training", "episodes", "baselines", "score")
 )
 
 MUTATIONS = [
@@ -114,7 +114,7 @@ MUTATIONS = [
         "return (ones if self.weights is None else self.weights.to(ones)) / self.n",
         "return (ones if self.weights is None else self.weights.to(ones)) / (self.n if self.weights"
         " is None else self.weights.sum())",
-        "weights of tasks are normalised again",
+        "weights of tasks are normalised a second time",
     ),
     Mutation(
         TRAINING,
@@ -131,7 +131,7 @@ MUTATIONS = [
         ("experiments",),
     ),
     Mutation(
-        RIVALS,
+        BASELINES,
         "    return -state.problem.outer_losses(state.lam, state.theta)\n",
         "    return state.problem.outer_losses(state.lam, state.theta)\n",
         "a high loss counts as helpful",

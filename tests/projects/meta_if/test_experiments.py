@@ -1,4 +1,4 @@
-"""Tasks are drawn and spoiled as they say, and the rivals are what they are called."""
+"""Tasks are drawn and spoiled as they say, and the baselines are what they are called."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import grad
 
-from projects.meta_if import estimators, rivals
+from projects.meta_if import baselines, estimators
 from projects.meta_if.episodes import Pool, pools, principal_components, sample_tasks, spoil_tasks
 from projects.meta_if.problems import MetaProblem
 from projects.meta_if.total import at
@@ -84,7 +84,7 @@ def test_a_folder_that_is_not_there_is_one_line():
         pools("omniglot", folder=None)
 
 
-# ---- rivals --------------------------------------------------------------------------------------
+# ---- baselines -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -112,14 +112,14 @@ def test_tracin_is_the_sum_of_dot_products_of_total_gradients(trained):
             # already over n
             one = Composed(problem.with_weights(weights=weights, l2=0.0)).gradient(lam)
             wanted[k] += 2.5 * float(one @ slope)
-    assert torch.allclose(rivals.tracin(problem, tests, fitted), wanted, rtol=1e-8)
+    assert torch.allclose(baselines.tracin(problem, tests, fitted), wanted, rtol=1e-8)
 
 
 def test_trak_is_the_influence_function_of_its_logistic_regression(trained):
     problem, tests, fitted = trained
     lam = fitted.lam
     # above q: no projection
-    found = rivals.trak(problem, tests, lam, dimension=100, seed=0, damping=0.3)
+    found = baselines.trak(problem, tests, lam, dimension=100, seed=0, damping=0.3)
     state = at(problem, lam)
     loss, slopes = problem.outer_losses(lam, state.theta), state.task_gradients(range(5))
     wrong = 1 - torch.exp(-loss)  # 1 - p, for loss = -log p
@@ -133,7 +133,7 @@ def test_trak_is_the_influence_function_of_its_logistic_regression(trained):
 def test_ekfac_knows_the_body_alone(trained):
     problem, _, fitted = trained
     state = at(problem, fitted.lam)
-    found = rivals.ekfac(state, seed=0)
+    found = baselines.ekfac(state, seed=0)
     assert found.size == fitted.lam.numel()
     assert len(found.blocks) == 1
     v = torch.randn(found.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -144,7 +144,7 @@ def test_ekfac_knows_the_body_alone(trained):
 def test_orders_by_loss_and_gradient(trained):
     problem, _, fitted = trained
     state = at(problem, fitted.lam)
-    loss, norm = rivals.loss_value(state), rivals.gradient_norm(state)
+    loss, norm = baselines.loss_value(state), baselines.gradient_norm(state)
     for k in range(5):
         task = tuple(part[k] for part in problem.data)
         assert float(loss[k]) == pytest.approx(
@@ -157,10 +157,10 @@ def test_orders_by_loss_and_gradient(trained):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in rivals.SCORES if name != "four terms"])
+@pytest.mark.parametrize("name", [name for name in baselines.SCORES if name != "four terms"])
 def test_every_method_scores_every_task(trained, name):
     problem, tests, fitted = trained
-    found = rivals.scores(name, at(problem, fitted.lam), tests, fitted, seed=0, dimension=3)
+    found = baselines.scores(name, at(problem, fitted.lam), tests, fitted, seed=0, dimension=3)
     assert found.shape == (5,)
     assert found.isfinite().all()
     assert found.std() > 0
@@ -169,14 +169,14 @@ def test_every_method_scores_every_task(trained, name):
 def test_unknown_methods_are_refused(trained):
     problem, tests, fitted = trained
     with pytest.raises(UserError, match="there is no method 'magic'"):
-        rivals.scores("magic", at(problem, fitted.lam), tests, fitted, seed=0)
+        baselines.scores("magic", at(problem, fitted.lam), tests, fitted, seed=0)
 
 
 def test_a_spoiled_task_has_the_highest_loss_of_few(anil, helpers):
     tasks, mask = spoil_tasks(helpers.make_tasks(8, 4), 0.25, seed=0)
     problem = MetaProblem(anil.problem.inner, tasks, l2=helpers.l2)
     lam = fit(problem, anil.lam, steps=5, tol=1e-7).lam
-    assert auroc(-rivals.loss_value(at(problem, lam)), mask) > 0.6
+    assert auroc(-baselines.loss_value(at(problem, lam)), mask) > 0.6
 
 
 def test_direct_if_of_imaml_is_refused_since_it_is_zero(imaml):

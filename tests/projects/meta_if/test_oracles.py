@@ -217,10 +217,10 @@ def difference(solved, step=1e-4, **weights):
     where their mask is 1.
     """
     ((name, mask),) = weights.items()
-    again = retrain(solved.problem, solved.lam, tol=1e-13)
+    retrained = retrain(solved.problem, solved.lam, tol=1e-13)
     ones = torch.ones_like(mask)
     down, up = (
-        again(solved.problem.with_weights(**{name: ones - sign * step * mask})).w
+        retrained(solved.problem.with_weights(**{name: ones - sign * step * mask})).w
         for sign in (1, -1)
     )
     return (down - up) / (2 * step)
@@ -275,9 +275,11 @@ def test_scores_by_one_solve_are_the_derivatives_of_the_metric(kind, request, he
 
     def change(step=1e-4, **weights):
         ((name, where),) = weights.items()
-        again = retrain(problem, solved.lam, tol=1e-13)
+        retrained = retrain(problem, solved.lam, tol=1e-13)
         ends = [
-            again(problem.with_weights(**{name: torch.ones_like(where) - sign * step * where})).w
+            retrained(
+                problem.with_weights(**{name: torch.ones_like(where) - sign * step * where})
+            ).w
             for sign in (1, -1)
         ]
         return (

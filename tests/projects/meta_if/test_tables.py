@@ -50,7 +50,7 @@ def test_times_of_all_tasks_multiply_the_ratio_of_one():
     for variant, value in (
         ("score all tasks", 2.0),
         ("edit one task out", 1.0),
-        ("train again without one, L-BFGS", 3.0),
+        ("retrain without one, L-BFGS", 3.0),
     ):
         rows += [
             {"kind": "time", "variant": variant, "repeat": r, "work_seconds": value * (1 + r)}
@@ -59,6 +59,6 @@ def test_times_of_all_tasks_multiply_the_ratio_of_one():
     table = tables.cost(pd.DataFrame(rows))
     found = table.frame.set_index("variant")["over"]
     assert found["edit one task out"] == 0.5
-    assert found["train again without one, L-BFGS"] == 1.5
-    assert found["train again without each of 10 tasks, L-BFGS"] == 15
+    assert found["retrain without one, L-BFGS"] == 1.5
+    assert found["retrain without each of 10 tasks, L-BFGS"] == 15
     assert "4 products of 2 inner solves" in table.caption

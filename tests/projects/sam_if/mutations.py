@@ -1,4 +1,4 @@
-"""Deliberate faults in SAM-IF, each of which must turn the tests red.
+"""Mutations of SAM-IF, each of which must turn the tests red.
 
     python tests/projects/sam_if/mutations.py          # all; some minutes
     python tests/projects/sam_if/mutations.py term     # those whose reason contains the word
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, METHODS = (
+SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, BASELINES = (
     f"projects/sam_if/{name}.py"
     for name in (
         "sam",
@@ -24,7 +24,7 @@ SAM, FIXED, ESTIMATORS, TRAJECTORY, SCORE, CLAIMS, TABLES, PROBLEMS, METHODS = (
         "claims",
         "tables",
         "problems",
-        "experiments/_methods",
+        "baselines",
     )
 )
 
@@ -128,6 +128,12 @@ MUTATIONS = [
         "        found.append(d_w * m[piece].unsqueeze(1))\n",
         "removal has the sign of up-weighting",
     ),
+    Mutation(
+        TRAJECTORY,
+        "                w, velocity = vmap(advance)(w, velocity, m[:, step.rows])\n",
+        "                w, velocity = vmap(advance)(w, velocity, m[:, : len(step.rows)])\n",
+        "runs made together have the weights of other samples",
+    ),
     # ---- the optimizer ----
     Mutation(
         SAM,
@@ -167,7 +173,7 @@ MUTATIONS = [
         ("experiments",),
     ),
     Mutation(
-        METHODS,
+        BASELINES,
         "    saved = {step: w for step, (_, w, _) in enumerate(recipe.states()) if step in places}"
         " | {total: recipe.train()}\n",
         "    saved = {step + 1: w for step, (_, w, _) in enumerate(recipe.states()) if step + 1 in"
@@ -193,14 +199,14 @@ MUTATIONS = [
     ),
     Mutation(
         CLAIMS,
-        '    low = {name: one.low * (n if name.startswith("Retrain") else 1) for name, one in'
+        "    low = {name: one.low * (n if name.startswith(RETRAIN) else 1) for name, one in"
         " found.items()}\n",
         "    low = {name: one.low * n for name, one in found.items()}\n",
         "every competitor is charged n times",
         ("claims",),
     ),
     Mutation(
-        "shared/meters.py",
+        "shared/statistics.py",
         "    half = float(stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) /"
         " np.sqrt(len(found)))\n",
         "    half = float(1.96 * found.std(ddof=1) / np.sqrt(len(found)))\n",

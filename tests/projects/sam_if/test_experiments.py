@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from projects.sam_if.experiments import _methods
+from projects.sam_if import baselines
 from projects.sam_if.problems import Case, Solution, load, resnet18
 from projects.sam_if.trajectory import Recipe
 from shared import claims, experiment, figures, manifest, rows, tables
@@ -72,7 +72,7 @@ def test_the_gallery_shows_the_extreme_scores_and_their_images(results):
     assert np.array_equal(pictures[0, 0], images.test_pictures[frame["query"].iloc[0]].numpy())
 
 
-def test_training_again_is_the_fixed_point_without_the_samples(case):
+def test_retraining_is_the_fixed_point_without_the_samples(case):
     """Against Newton's method from 0 on the samples that are left, whose number is not the n that
     is divided by.
     """
@@ -115,7 +115,7 @@ def test_checkpoints_cover_the_run_and_its_rates(case):
     recipe = Recipe.epochs(
         case.problem, case.parameters.flat(), epochs=3, batch=20, lr=0.1, seed=0, momentum=0.5
     )
-    saved, rates = _methods.checkpoints(recipe, 5)
+    saved, rates = baselines.checkpoints(recipe, 5)
     assert len(recipe.steps) == 12
     assert torch.equal(saved[-1], recipe.train())
     assert sum(rates) == pytest.approx(12 * 0.1 / 0.5)
@@ -182,7 +182,7 @@ def test_checkpoints_are_states_of_the_run(case):
         case.problem, case.parameters.flat(), epochs=2, batch=32, lr=0.1, seed=0, momentum=0.5
     )
     states = [w for _, w, _ in recipe.states()] + [recipe.train()]
-    saved, rates = _methods.checkpoints(recipe, 3)
+    saved, rates = baselines.checkpoints(recipe, 3)
     assert len(recipe.steps) == 6
     assert [torch.equal(one, states[at]) for one, at in zip(saved, (2, 4, 6), strict=True)] == [
         True

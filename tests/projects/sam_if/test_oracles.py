@@ -238,8 +238,10 @@ def test_linear_regression_without_a_radius_has_sherman_and_morrisons_removal(he
     for k in (0, 7):
         leverage = x[k] @ torch.linalg.solve(a, x[k]) / 20
         closed = torch.linalg.solve(a, x[k]) * (x[k] @ w - y[k]) / 20 / (1 - leverage)
-        again = torch.linalg.solve(a - torch.outer(x[k], x[k]) / 20, (x.T @ y - x[k] * y[k]) / 20)
-        assert relative(again - w, closed) < 1e-8
+        closed_form = torch.linalg.solve(
+            a - torch.outer(x[k], x[k]) / 20, (x.T @ y - x[k] * y[k]) / 20
+        )
+        assert relative(closed_form - w, closed) < 1e-8
         assert (
             relative(Estimator(problem.at(w)).removal_effects([k])[:, 0] / (1 - leverage), closed)
             < 1e-6
@@ -307,6 +309,18 @@ def naive_run(recipe: Recipe, m):
         )
         w = w - step.lr * velocity
     return w
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_many_runs_make_their_steps_together(momentum, helpers):
+    recipe = recipe_of(helpers, momentum)
+    draw = torch.Generator().manual_seed(7)
+    weights = torch.rand(5, recipe.problem.objective.n, generator=draw, dtype=torch.float64)
+    ends = recipe.retrain(weights, chunk=2)
+    for m, end in zip(weights, ends, strict=True):
+        assert relative(end, naive_run(recipe, m)) < 1e-10
+    with pytest.raises(UserError, match="training diverged"):
+        recipe.retrain(1e300 * weights)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

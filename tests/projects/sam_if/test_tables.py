@@ -66,7 +66,7 @@ def test_times_are_divided_round_by_round():
 
 def test_the_speed_table_multiplies_one_training_by_the_number_of_samples():
     text = tables.speed(timed(SECONDS)).to_markdown()
-    assert "| training again, 2000 times | 42,000 s" in text.replace("42000 s", "42,000 s")
+    assert "| retraining, 2000 times | 42,000 s" in text.replace("42000 s", "42,000 s")
     assert "12,000x" in text
     assert "2 / 2 / 2 / 2" in text
     (line,) = [one for one in text.splitlines() if one.startswith("| TRAK ")]
@@ -92,11 +92,11 @@ def test_the_editing_table_takes_differences_to_training_again():
                 "same_class_share": 0.99,
                 "parameter_error": 0.1,
             }
-            | {"foretold_loss_difference": 0.002, "true_loss_difference": 0.001},
+            | {"predicted_loss_difference": 0.002, "true_loss_difference": 0.001},
             {
                 **row,
                 "method": "TRAK",
-                "foretold_loss_difference": -0.003,
+                "predicted_loss_difference": -0.003,
                 "true_loss_difference": 0.001,
             },
         ]

@@ -81,6 +81,20 @@ MUTATIONS = [
     ),
     Mutation(
         OBJECTIVE,
+        "    return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)",
+        "    return torch.diag_embed(p)",
+        "the curvature of a softmax is its diagonal",
+        ("products",),
+    ),
+    Mutation(
+        SOLVERS,
+        "        x = torch.linalg.lu_solve(factors, pivots, columns)",
+        "        x = torch.linalg.lu_solve(factors, pivots, columns, adjoint=True)",
+        "a matrix factored once is solved as its transpose",
+        ("solvers",),
+    ),
+    Mutation(
+        OBJECTIVE,
         ".sum() / self.n",
         ".sum() / len(losses)",
         "a chunk is divided by its own size",

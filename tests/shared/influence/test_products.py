@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shared.errors import UserError
 from shared.influence import products
-from shared.influence.objective import Objective, class_losses
+from shared.influence.objective import Objective, class_curvature, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import count_passes
 
@@ -111,6 +111,9 @@ def test_losses_of_classes_are_torch_s_cross_entropy():
         (lambda z: torch_s(z).square().sum()),
     )
     assert torch.allclose(class_losses(logits, labels), torch_s(logits), rtol=1e-12, atol=1e-12)
+    for z, label, curvature in zip(logits[1], labels[1], class_curvature(logits)[1], strict=True):
+        by_autodiff = torch.func.hessian(lambda at, label=label: class_losses(at, label))(z)
+        assert torch.allclose(curvature, by_autodiff, rtol=1e-12, atol=1e-14)
     for _ in range(3):
         assert torch.allclose(ours(logits), expected(logits), rtol=1e-9)
         ours, expected = (

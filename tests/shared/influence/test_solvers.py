@@ -137,6 +137,17 @@ def test_lsmr_stops_short_too(skewed):
         solvers.lsmr(skewed.matmul, right_hand_side(213), transpose=skewed.T.matmul, iterations=3)
 
 
+def test_a_matrix_factored_once_gives_what_dense_gives(skewed):
+    solve = solvers.factored(skewed)
+    for b in (torch.ones(len(skewed), dtype=skewed.dtype), skewed[:, :3].contiguous()):
+        x, info = solve(b)
+        wanted, known = solvers.dense(skewed, b)
+        assert torch.equal(x, wanted)
+        assert (info.relative_residual, info.products) == (known.relative_residual, known.products)
+    with pytest.raises(UserError, match="singular"):
+        solvers.factored(torch.zeros_like(skewed))
+
+
 def test_a_singular_matrix_is_refused():
     with pytest.raises(UserError, match="add damping"):
         solvers.dense(torch.zeros(3, 3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))

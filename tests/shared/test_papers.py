@@ -1,0 +1,116 @@
+"""`repro check`: each thing that a paper can lack is a line of its own."""
+
+import importlib
+import shutil
+import sys
+
+import pytest
+
+import projects
+from shared import cli, papers, paths, reference, skeleton
+from shared.experiment import run_experiment
+
+
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+    """The root of a repository with one paper, `pi`, that lacks nothing."""
+    before = set(sys.modules)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "PROJECTS", tmp_path / "projects")
+    monkeypatch.setattr(paths, "REFERENCE", tmp_path / "reference")
+    monkeypatch.setattr(projects, "__path__", [str(tmp_path / "projects")])
+    skeleton.create("pi", "Pi", "0000.00000")
+    row = "| [Pi](projects/pi/README.md) | t | a | new |\n"
+    (tmp_path / "README.md").write_text(row)
+    run_experiment("pi", "error", "cpu", None, tmp_path / "results")
+    reference.keep("pi", "cpu", tmp_path / "results")
+    yield tmp_path
+    for module in set(sys.modules) - before:
+        if module.startswith("projects."):
+            del sys.modules[module]
+
+
+def forget() -> None:
+    """Let the paper's modules be read anew."""
+    for module in [name for name in sys.modules if name.startswith("projects.")]:
+        del sys.modules[module]
+    importlib.invalidate_caches()
+
+
+def test_a_paper_that_repro_new_wrote_lacks_nothing_once_it_has_a_reference(whole, capsys):
+    assert cli.main(["check", "pi"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"projects/pi/{name}" for name in papers.ROLES),
+        *(f"projects/pi/scales/{scale}.yaml" for scale in paths.SCALES),
+        "projects/pi/README.md",
+        "tests/projects/pi/test_claims.py",
+        "tests/projects/pi/mutations.py",
+        "reference/cpu/pi/rows/error.json",
+        "reference/cpu/pi/claims.json",
+    ],
+)
+def test_a_missing_file_is_said(whole, file, capsys):
+    (whole / file).unlink()
+    forget()
+    assert cli.main(["check", "pi"]) == 1
+    said = capsys.readouterr().out
+    name = file.removeprefix("projects/pi/").removeprefix("reference/cpu/pi/")
+    assert name in said or name.removesuffix(".json").split("/")[-1] in said
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("projects/pi/paper.yaml", 'arxiv: "0000.00000"', "", "no arxiv"),
+        (
+            "projects/pi/paper.yaml",
+            "experiments:",
+            "experiments:\n  other: {title: O, minutes: 1, memory_gb: 1}",
+            "no table, figure or claim takes the rows of other",
+        ),
+        ("projects/pi/scales/smoke.yaml", "error:", "# error:", "no experiment runs at smoke"),
+        ("projects/pi/scales/_base.yaml", "repeats: 200", "", "'repeats' is missing"),
+        (
+            "projects/pi/experiments/common.py",
+            "repeats: PositiveInt",
+            "repeats: PositiveInt = 3",
+            "Config.repeats: a default",
+        ),
+        (
+            "projects/pi/experiments/common.py",
+            '    """Estimates for each number, from points of their own."""\n',
+            "",
+            "Config.repeats: no text",
+        ),
+        ("projects/pi/README.md", "## The library", "## Library", "no section: The library"),
+        ("projects/pi/README.md", "## What differs", "## What is", "no section: what differs"),
+        ("projects/pi/README.md", "arxiv.org", "example.org", "no link to arXiv 0000.00000"),
+        ("README.md", "pi", "e", "no row in its table"),
+        (
+            "tests/projects/pi/mutations.py",
+            "Mutation(\n        CLAIMS",
+            "print(\n        CLAIMS",
+            "2 mut",
+        ),
+        ("tests/projects/pi/test_claims.py", "require_falsifiable", "print", "are not shown"),
+        ("reference/cpu/pi/rows/error.json", '"rows"', '"lines"', "no rows of error"),
+    ],
+)
+def test_what_is_off_is_said_in_one_line(whole, file, old, new, said):
+    text = (whole / file).read_text()
+    assert old in text
+    (whole / file).write_text(text.replace(old, new))
+    forget()
+    assert [line for line in papers.lacking("pi") if said in line]
+
+
+def test_a_helper_with_a_name_of_its_own_is_said(whole):
+    shutil.copy(whole / "projects/pi/data.py", whole / "projects/pi/experiments/_setting.py")
+    assert papers.lacking("pi") == [
+        "experiments/_setting.py: what the experiments share is common.py"
+    ]
