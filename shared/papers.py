@@ -26,7 +26,8 @@ HEADINGS = {
     "The method": "## The method",
     "The library": "## The library",
     "The command": "## The command",
-    "what differs from the paper": "## .*differs",
+    "What differs from the paper, and why": "## What differs",
+    "What came out": "## What came out",
 }
 WITH_DEFAULTS = {"seed", "device"}  # all else that an experiment runs with stands in a scale file
 LEAST_MUTATIONS = 3
@@ -106,9 +107,15 @@ def _page(paper: str) -> Iterator[str]:
         yield "README.md: missing"
         return
     text = file.read_text(encoding="utf-8")
-    for what, pattern in HEADINGS.items():
-        if not re.search(rf"^{pattern}", text, re.MULTILINE):
+    sections = {
+        what: re.search(rf"^{pattern}", text, re.MULTILINE) for what, pattern in HEADINGS.items()
+    }
+    for what, section in sections.items():
+        if section is None:
             yield f"README.md: no section: {what}"
+    starts = [section.start() for section in sections.values() if section is not None]
+    if starts != sorted(starts):
+        yield f"README.md: the sections' order is: {'; '.join(HEADINGS)}"
     arxiv = manifest.manifest(paper).arxiv
     if arxiv and f"(https://arxiv.org/abs/{arxiv})" not in text:
         yield f"README.md: no link to arXiv {arxiv}"

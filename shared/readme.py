@@ -45,10 +45,10 @@ _UNITS = "%|x|×|times|points|bytes|[kMGT]?B|ns|µs|ms|s|seconds|minutes|hours"
 _MEASURED = re.compile(
     rf"(?<![\w.])[-+]?\d[\d,]*(?:(?:\.\d+)?\s?(?:{_UNITS})(?!\w)|\.\d+(?![\w.]))"
 )
-# Where a number is no measurement: code, links, headings, theorem 5.3.
+# Where a number is no measurement: code, links, headings, OPT-175B, theorem 5.3.
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 _EXEMPT = re.compile(
-    r"`[^`\n]*`|\[[^\]\n]*\]\([^)\n]*\)|^#.*$"
+    r"`[^`\n]*`|\[[^\]\n]*\]\([^)\n]*\)|^#.*$|\b[A-Z]\w*-\d[\d.]*[BM]\b"
     r"|\b(?:[Pp]roposition|[Tt]heorem|[Ll]emma|[Ss]ection|[Tt]able|[Ff]igure|[Ee]quation) [\d.]+",
     re.MULTILINE,
 )

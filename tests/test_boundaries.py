@@ -69,6 +69,29 @@ print(*(m for m in sys.modules if m == "torch" or m.startswith("projects.{paper}
     assert done.stdout.split() == []
 
 
+COMMANDS = [p for p in PAPERS if (paths.ROOT / "projects" / p / "command.py").is_file()]
+
+
+@pytest.mark.parametrize("paper", COMMANDS)
+def test_help_and_a_wrong_option_of_a_command_load_no_engine(paper):
+    code = f"""
+import argparse, sys
+from projects.{paper}.command import main, parser
+(commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+for name in commands.choices:
+    assert main([name, "--nonsense"]) == 2
+    try:
+        main([name, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+print(*({{"torch", "transformers", "pandas"}} & set(sys.modules)), file=sys.stderr)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True)
+    assert f"python -m projects.{paper}" in done.stdout
+    assert done.stderr.splitlines()[-1] == ""
+
+
 def test_heavy_packages_are_not_loaded_before_they_are_used():
     """`repro --help` and the Snakefile import these; the engines come later."""
     modules = "shared.cli, shared.manifest, shared.rows, shared.statistics"

@@ -8,8 +8,6 @@ import pytest
 from shared import claims, figures, manifest, paths, readme, tables
 
 REFERENCE = paths.REFERENCE / "cpu"
-# whose numbers in the README are not marked yet
-UNMARKED = {"distzo2", "flashdp", "infinite_sampling", "meta_if", "sam_if"}
 
 
 @pytest.fixture(scope="module", params=sorted(manifest.manifests()))
@@ -62,8 +60,6 @@ def test_the_numbers_of_the_readme_are_those_of_the_reference(paper):
 
 
 def test_the_readme_has_no_number_of_unknown_origin(paper):
-    if paper in UNMARKED:
-        pytest.skip("not converted yet")
     assert readme.unmarked(readme.readme(paper).read_text(encoding="utf-8")) == []
 
 

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,7 +148,7 @@ def test_every_command_on_a_page_exists(command, monkeypatch):
         assert arguments[0] == "-m"
         assert arguments[1] in [f"projects.{paper}" for paper in PAPERS]
         monkeypatch.setattr(Parser, "error", refuse)
-        parser_of(arguments[1])().parse_args(arguments[2:])
+        importlib.import_module(f"{arguments[1]}.command").parser().parse_args(arguments[2:])
     elif program == "snakemake":
         run(sys.executable, "-m", "snakemake", "-n", *arguments)
     elif program == "bash":
@@ -160,14 +159,6 @@ def test_every_command_on_a_page_exists(command, monkeypatch):
         assert arguments == ["install"]
     else:
         assert command == ". .venv/bin/activate"
-
-
-def parser_of(package: str) -> Callable[[], argparse.ArgumentParser]:
-    """What makes the parser of a paper's command."""
-    module = importlib.import_module(f"{package}.__main__")
-    if hasattr(module, "_parser"):
-        return module._parser
-    return importlib.import_module(f"{package}.command").parser
 
 
 def check_repro(options: argparse.Namespace) -> None:
@@ -527,7 +518,7 @@ def test_models_enter_by_shared_models_alone_and_nothing_in_their_folders_runs()
 
 @pytest.mark.parametrize(
     ("what", "where"),
-    [("file_digest(", "shared/data/cache.py"), ("/proc/self/status", "shared/meters.py")],
+    [("file_digest(", "shared/files.py"), ("/proc/self/status", "shared/meters.py")],
 )
 def test_what_is_shared_is_written_once(what, where):
     files = [

@@ -118,7 +118,7 @@ class DistZO2:
         if self.ranks.rank == 0:
             self.engine.save(path, metadata)
         else:
-            for _ in self.engine.tensors():
+            for _ in self.engine.finite_tensors():  # refused on all ranks alike
                 pass
         dist.barrier()
 

@@ -137,7 +137,7 @@ class _Run:
         self._save(ddp, lambda: save_model(engine, recipe, self.inputs.folder, out))
         self._say(
             f"the {'model' if recipe.lora_rank is None else 'adapter'} is in {out};"
-            f" {ddp.bytes_sent} bytes sent by a rank"
+            f" {ddp.ranks.bytes_sent} bytes sent by a rank"
         )
         if self.rank == 0:
             remove(out / WORKING, (out / CHECKPOINT).parent)

@@ -1,294 +1,146 @@
-"""`score`: rank the user's image-text pairs by what each does to the loss of a validation set or of
-one pair.
-"""
+"""Which of your image-text pairs helped or harmed a contrastively trained model."""
 
-import argparse
-import csv
-import hashlib
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-import numpy as np
-import torch
-from rich.console import Console
-from torch import Tensor
+from pydantic import Field
 
-from projects.ecif.fit import check_trained, fit, solver
-from projects.ecif.influence import Contrastive, relative
-from projects.ecif.loss import pair_losses
-from projects.ecif.pairs import Pairs
-from projects.ecif.towers import Clip, Heads, TwoTower
-from shared import models
-from shared.commands.options import device_of
-from shared.commands.pieces import Pieces
-from shared.commands.signals import Stopped
-from shared.errors import UserError
-from shared.influence.baselines import Metric, metric_gradient
-from shared.influence.scoring import (
-    check_ids,
-    check_queries,
-    check_scores_out,
-    score_in_chunks,
-    write_scores,
-)
-
-BATCHES = 16  # batches that a chunk of the file of scores holds
+from shared.commands.main import main as run_command
+from shared.commands.options import Parser
+from shared.commands.recipe import Metavar, Recipe, add_options
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """Pairs as tensors, and what to call them."""
+class Scoring(Recipe):
+    """The settings that decide the scores: no piece of a result outlives a change."""
 
-    tensors: tuple[Tensor, ...]
-    ids: list[str] | None = None
-    captions: list[str] | None = None
+    batch: int = Field(32, ge=1)
+    """pairs in a batch, as in training"""
 
+    seed: int = Field(0, ge=0)
+    """of the partition into batches, heads, projections"""
 
-# ---- the command ---------------------------------------------------------------------------------
+    delta: float | None = Field(None, gt=0)
+    """weight of the pull to theta_0 beside the sum of losses (a sixth of the pairs)"""
 
+    size: int = Field(16, ge=1)
+    """dimensions of the heads' embeddings"""
 
-def score(options: argparse.Namespace) -> int:
-    """Rank the pairs of --data for --query and write --out. Returns the exit status."""
-    check_scores_out(options.out)
-    device = device_of(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    console = Console(stderr=True, highlight=False)
-    dtype = torch.float64 if options.dtype == "float64" else torch.float32
-    if options.model == "heads":
-        data, query = (read_embeddings(file) for file in (options.data, options.query))
-        towers: TwoTower | Clip = TwoTower(
-            Heads(
-                data.tensors[0].shape[-1], data.tensors[1].shape[-1], options.size, options.seed
-            ).to(device),
-            dtype=torch.float64,
-        )
-        centre = towers.parameters.flat()
-    else:
-        model, tokenizer, processor = load_clip(Path(options.model), options.adapter)
-        data, query = (
-            read_images(file, tokenizer, processor) for file in (options.data, options.query)
-        )
-        towers = Clip(model.to(device), select=("*lora_*",), dtype=dtype)
-        centre = torch.zeros_like(towers.parameters.flat())
-    check_queries([one[:1] for one in data.tensors], query.tensors)
-    if data.ids is not None:
-        check_ids(data.ids, len(data.tensors[0]))
-    tensors, queries = (tuple(one.to(device) for one in part.tensors) for part in (data, query))
-    pairs = Pairs.of(tensors, options.batch, options.seed)
-    if data.captions and (share := pairs.repeated_share(data.captions)) > 0:
-        console.print(
-            f"{share:.1%} of the pairs share their caption with another of their batch, which the"
-            " loss takes for a negative"
-        )
-    options.delta = options.delta or pairs.n / 6
-    problem = Contrastive(towers, pairs, options.delta, centre, options.chunk)
+    fit: bool = False
+    """train the adapters on to a minimum first (small models; with --dtype float64)"""
 
-    w = towers.parameters.flat()
-    if options.model == "heads" or options.fit:
-        fitted = fit(problem, w, tol=options.gradient_tol, hessian=False)
-        w = fitted.w
-    norm = check_trained(problem, w, options.gradient_tol)
-    console.print(
-        f"{pairs.n} pairs in {pairs.batches} batches, {w.numel()} parameters, gradient's norm"
-        f" {norm:.1e}"
-    )
+    score: Literal["influence", "relative", "span", "self"] = "influence"
+    """influence; relative: over the length of the change; span: to trace one query back; self:
+    self-influence"""
 
-    known = ("score", "mode", "parts", "solver", "damping", "rank", "seed", "batch", "delta", "tol")
-    inputs = {
-        **{name: getattr(options, name) for name in known},
-        "w": w,
-        "centre": centre,
-        "model": _digest(options.model, options.adapter),
-    }
-    inputs |= {
-        f"{kind} {i}": one
-        for kind, part in (("data", tensors), ("query", queries))
-        for i, one in enumerate(part)
-    }
-    solve = solver(
-        problem, w, options.solver, options.damping, options.rank, options.seed, options.tol
-    )
-    metric = query_metric(problem, queries, options.batch)
+    mode: Literal["exact", "paper"] = "exact"
+    """of the negative part: exact, or linear"""
 
-    def direction() -> Tensor:
-        found, info = solve(metric_gradient(metric, w))
-        console.print(
-            f"{info.solver}: residual {info.relative_residual:.1e}, {info.products} products"
-            " with the curvature"
-        )
-        return found
+    parts: Literal["both", "positive", "negative"] = "both"
+    """of the pair's role"""
 
-    try:
-        with Pieces(options.out, inputs) as pieces:
-            if options.score == "influence":
-                s = torch.from_numpy(pieces.array("direction", direction)).to(w)
+    solver: Literal["cg", "ggn", "dense", "logra"] = "cg"
+    """Hessian by CG; Gauss-Newton; whole; projected"""
 
-                def places(batches: slice) -> Tensor:
-                    return problem.scores_along(w, s, options.mode, options.parts, batches)
+    damping: float = Field(0.0, ge=0)
+    """added to the curvature"""
 
-            else:
+    rank: Annotated[int, Metavar("R")] = Field(16, ge=1)
+    """directions a side of a layer with --solver logra"""
 
-                def places(batches: slice) -> Tensor:
-                    return _by_gradients(problem, w, metric, solve, options, batches)
+    tol: float = Field(1e-6, gt=0)
+    """relative residual of the solver at most"""
 
-            found = score_in_chunks(places, pairs.batches, BATCHES, pieces, console)
-    except Stopped as stopped:
-        print(f"ecif: {stopped}", file=sys.stderr)
-        return 128 + stopped.signal
-    scores = pairs.by_pair(torch.from_numpy(found).to(device)).cpu().numpy()
-    columns = {
-        name: value
-        for name, value in (("id", data.ids), ("caption", data.captions))
-        if value is not None
-    }
-    write_scores(options.out, scores, columns)
-    console.print(
-        f"{options.out}: rank 1 is the most harmful pair"
-        if options.score != "span"
-        else f"{options.out}: a high score traces back"
-    )
-    return 0
+    dtype: Literal["float32", "float64"] = "float32"
+    """of a CLIP model; heads are float64"""
 
 
-def _by_gradients(
-    problem: Contrastive,
-    w: Tensor,
-    metric: Metric,
-    solve: Any,
-    options: argparse.Namespace,
-    batches: slice,
-) -> Tensor:
-    """Scores that need every pair's gradient: relative influence and self-influence, [b, B]."""
-
-    def effects(parts: str) -> tuple[Tensor, Tensor]:
-        rows = problem.place_gradients(w, options.mode, parts, batches).flatten(0, 1)
-        return rows, solve(rows.T)[0].T
-
-    shape = problem.pairs.present[batches].shape
-    if options.score == "self":
-        rows, moved = effects("both")
-        return -(rows * moved).sum(1).view(shape)
-    found = relative(effects("positive")[1], effects("negative")[1], metric_gradient(metric, w))
-    return (found.signed if options.score == "relative" else found.span).view(shape)
-
-
-def query_metric(problem: Contrastive, queries: tuple[Tensor, ...], batch: int) -> Metric:
-    """The mean contrastive loss of the query pairs, in batches of their own; of a single pair, its
-    loss among the first training pairs.
+class Work(Recipe):
+    """The settings that decide what is refused and how the work is done. What they change in
+    parameters that are trained here shows in these, which are in the key of the pieces themselves.
     """
-    count = len(queries[0])
-    if count > 1:
-        held_out = Contrastive(
-            problem.towers, Pairs.of(queries, min(batch, count), 0), 0.0, chunk=problem.chunk
-        )
-        return held_out.mean_loss
-    among = tuple(
-        torch.cat([one, part[0][problem.pairs.present[0]]])
-        for one, part in zip(queries, problem.pairs.inputs, strict=True)
+
+    gradient_tol: float = Field(1e-6, gt=0)
+    """norm of the gradient at most, or it is refused"""
+
+    chunk: int | None = Field(None, ge=1)
+    """batches handled at once (all)"""
+
+    device: str = "cpu"
+    """cpu or cuda"""
+
+    threads: int | None = Field(None, ge=1)
+    """of the computation (torch's default)"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; see `shared.commands.main.main`."""
+    return run_command("ecif", parser, arguments)
+
+
+def parser() -> Parser:
+    """Of the whole command line."""
+    parser = Parser(prog="python -m projects.ecif", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    added = commands.add_parser(
+        "score",
+        help="rank training pairs for a validation set or one pair",
+        description=(
+            "Rank image-text pairs by what the loss of a clean validation set (or of one pair)"
+            " would do\nwithout each: below 0 it would fall, the pair is harmful. Scores depend on"
+            " which pairs share a\nbatch, which --seed and --batch decide. The same command goes on"
+            " where it was stopped or killed."
+        ),
+        epilog=(
+            "examples:\n  python -m projects.ecif score --model heads --data train.npz --query"
+            " clean.npz --out scores.parquet\n  python -m projects.ecif score --model clip/"
+            " --adapter lora/ --data train.csv --query one.csv --out scores.csv --solver"
+            " logra\n\nan .npz holds text [n, t] and image [n, v] (embeddings), and may hold ids"
+            " [n]; linear heads are\ntrained on them in place. a .csv has the columns image (a"
+            " path), caption, and may have id; the\nadapters must have been trained on these pairs"
+            " to a minimum."
+        ),
     )
-    present = torch.ones(len(among[0]), dtype=torch.bool, device=among[0].device)
-    return lambda w: pair_losses(problem.towers.logits(w, among), present)[0]
-
-
-# ---- inputs --------------------------------------------------------------------------------------
-
-
-def read_embeddings(file: Path) -> Inputs:
-    """An .npz with `text` [n, t] and `image` [n, v], and if they have any `ids` [n]."""
-    try:
-        with np.load(file, allow_pickle=False) as saved:
-            arrays = {name: saved[name] for name in saved.files}
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
-    except (OSError, ValueError, AttributeError, EOFError, ImportError):
-        raise UserError(
-            f"{file} is no .npz of plain arrays (text, image); save it with numpy.savez"
-        ) from None
-    except Exception as error:  # zipfile has errors of its own
-        raise UserError(f"{file} cannot be read: {error}") from None
-    for name in ("text", "image"):
-        if name not in arrays:
-            raise UserError(f"{file} has no array '{name}'; it has {', '.join(arrays) or 'none'}")
-        if arrays[name].ndim != 2 or arrays[name].dtype.kind not in "fiu":
-            raise UserError(
-                f"{file}: '{name}' must be numbers of shape [pairs, features], not"
-                f" {arrays[name].dtype} {arrays[name].shape}"
-            )
-        if not np.isfinite(arrays[name]).all():
-            row = int(np.argwhere(~np.isfinite(arrays[name]))[0][0])
-            raise UserError(f"{file}: '{name}' of pair {row} is not finite")
-    tensors = tuple(
-        torch.from_numpy(np.asarray(arrays[name], dtype=np.float64)) for name in ("text", "image")
+    added.set_defaults(function="projects.ecif.score:score")
+    added.add_argument(
+        "--model",
+        required=True,
+        metavar="heads|DIR",
+        help="heads: train heads on embeddings; or a CLIP model's folder",
     )
-    return Inputs(
-        tensors, [str(one) for one in arrays["ids"].tolist()] if "ids" in arrays else None
+    added.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="DIR",
+        help="LoRA adapters of the CLIP model, as PEFT saves them",
     )
-
-
-def read_images(file: Path, tokenizer: Any, processor: Any) -> Inputs:
-    """A CSV with the columns image (a path, from the file's folder) and caption, and if it has one
-    id.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with open(file, encoding="utf-8", newline="") as stream:
-            lines = list(csv.DictReader(stream))
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is no CSV file: {error}") from None
-    if not lines:
-        raise UserError(f"{file} holds no pairs")
-    for name in ("image", "caption"):
-        if lines[0].get(name) is None:
-            raise UserError(f"{file} has no column '{name}'; it needs image and caption")
-    pictures = []
-    for number, line in enumerate(lines, 2):
-        try:
-            with Image.open(file.parent / line["image"]) as image:
-                pictures.append(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError):
-            raise UserError(
-                f"{file}, line {number}: {line['image']} is no image that can be read"
-            ) from None
-    captions = [line["caption"] or "" for line in lines]
-    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
-    length = tokenizer.model_max_length if tokenizer.model_max_length < 10_000 else 77
-    tokens = tokenizer(
-        captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    added.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="training pairs: .npz for heads, .csv for CLIP",
     )
-    ids = [line["id"] for line in lines] if "id" in lines[0] else None
-    return Inputs((tokens["input_ids"], tokens["attention_mask"], pixels), ids, captions)
-
-
-def load_clip(folder: Path, adapter: Path | None) -> tuple[Any, Any, Any]:
-    """A CLIP folder as save_pretrained writes it with the adapters of a PEFT folder, its tokenizer
-    and its image processor.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"--model {folder}: neither 'heads' nor a folder with a CLIP model (config.json)"
-        )
-    if adapter is None or not (adapter / "adapter_config.json").is_file():
-        raise UserError(
-            f"--adapter {adapter}: name the folder of the LoRA adapters (adapter_config.json) that"
-            " were trained on these pairs"
-        )
-    model, tokenizer = models.load_clip(folder)
-    return models.load_lora(model, adapter), tokenizer, models.load_clip_processor(folder)
-
-
-def _digest(model: str, adapter: Path | None) -> str:
-    """Tells models apart; the trained parameters themselves are hashed besides."""
-    digest = hashlib.sha256(model.encode())
-    for folder in [] if model == "heads" else [Path(model), adapter]:
-        for file in sorted(folder.glob("*")) if folder else []:
-            if file.is_file():
-                digest.update(
-                    f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode()
-                )
-    return digest.hexdigest()
+    added.add_argument(
+        "--query",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="clean pairs, or a single one, of the same kind",
+    )
+    added.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help=".csv or .parquet: index, score, rank (1: most harmful)",
+    )
+    group = added.add_argument_group("the training problem")
+    add_options(group, Scoring, "batch", "seed", "delta", "size", "fit")
+    add_options(group, Work, "gradient_tol")
+    group = added.add_argument_group("scores")
+    add_options(group, Scoring, "score", "mode", "parts", "solver", "damping", "rank", "tol")
+    group = added.add_argument_group("computation")
+    add_options(group, Scoring, "dtype")
+    add_options(group, Work, "chunk", "device", "threads")
+    return parser

@@ -15,6 +15,9 @@ LOSS_VALUE = "loss value"
 GRADIENT_NORM = "gradient norm"
 RANDOM = "random"
 
+# what tasks are scored by (`estimators.METHODS` has their parts)
+METHODS = (TASK_IF, GAMMA, FOUR_TERMS, GAUSS_NEWTON, DIRECT_HESSIAN, DIRECT_IF)
+
 BASELINES = (EKFAC, TRAK, TRACIN, GRADIENT_DOT, LOSS_VALUE, GRADIENT_NORM, RANDOM)
 
 # what no method chose: rows beside those of the methods

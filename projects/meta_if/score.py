@@ -3,35 +3,49 @@ another file of tasks.
 """
 
 import argparse
-import importlib
 import json
-import sys
-import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from projects.meta_if import estimators
+from projects.meta_if.command import Problem, Scoring, Training, Work
 from projects.meta_if.problems import Anil, Imaml, MetaProblem, Tasks
 from projects.meta_if.total import Implicit, at
 from projects.meta_if.training import fit as meta_fit
+from shared.commands.folder import check_out
+from shared.commands.inputs import (
+    Array,
+    load_weights,
+    user_arrays,
+    user_code,
+    user_model,
+    user_weights,
+)
+from shared.commands.key import model_digest
 from shared.commands.pieces import Pieces
 from shared.commands.progress import Progress
 from shared.errors import UserError
-from shared.files import atomic_write
+from shared.files import atomic_save
 from shared.influence import scoring
 from shared.influence.solvers import cg, require_positive
+from shared.models import check_finite
 from shared.vision.backbones import backbone, initialised
 
 NAMES = ("x_train", "y_train", "x_val", "y_val")
+ARRAYS = {
+    "x_train": Array("fiu", ("tasks", "training samples", ...)),
+    "y_train": Array("iu", ("tasks", "training samples"), least=0),
+    "x_val": Array("fiu", ("tasks", "validation samples", ...)),
+    "y_val": Array("iu", ("tasks", "validation samples"), least=0),
+    "ids": Array("USiu", ("tasks",), required=False),
+}
 EXACT_SPECTRUM = 500  # up to here the smallest eigenvalue is computed before the solve
 
 
@@ -41,181 +55,137 @@ EXACT_SPECTRUM = 500  # up to here the smallest eigenvalue is computed before th
 def read_tasks(file: Path) -> tuple[Tasks, list[str] | None]:
     """Tasks of a .npz with x_train [n, s, ...], y_train [n, s], x_val [n, t, ...], y_val [n, t],
     and ids [n] if it has any.
+
+    Raises UserError as `user_arrays` does, where samples are of two shapes, and where an id stands
+    twice.
     """
-    try:
-        with np.load(file, allow_pickle=False) as saved:
-            missing = [name for name in NAMES if name not in saved]
-            if missing:
-                raise UserError(f"{file} has no array {missing[0]}; it needs {', '.join(NAMES)}")
-            found = {name: saved[name] for name in NAMES}
-            ids = [str(one) for one in saved["ids"]] if "ids" in saved else None
-    except FileNotFoundError:
-        raise UserError(f"{file}: no such file") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+    arrays = user_arrays(file, ARRAYS)
+    train, val = (list(arrays[name].shape[2:]) for name in ("x_train", "x_val"))
+    if train != val:
         raise UserError(
-            f"{file} is not an .npz of plain arrays; write it with numpy.savez, without objects"
-        ) from None
-    for part in ("train", "val"):
-        x, y = found[f"x_{part}"], found[f"y_{part}"]
-        if (
-            y.dtype.kind not in "iu"
-            or y.ndim != 2
-            or x.shape[:2] != y.shape
-            or x.dtype.kind not in "fiu"
-        ):
-            raise UserError(
-                f"{file}: x_{part} must be numbers [tasks, samples, ...] and y_{part} integers"
-                f" [tasks, samples], not {x.dtype} {x.shape} and {y.dtype} {y.shape}"
-            )
-        if y.size and y.min() < 0:
-            raise UserError(f"{file}: y_{part} holds a negative class; classes count from 0")
-    if (
-        found["x_train"].shape[0] != found["x_val"].shape[0]
-        or found["x_train"].shape[2:] != found["x_val"].shape[2:]
-    ):
-        raise UserError(
-            f"{file}: x_train {found['x_train'].shape} and x_val {found['x_val'].shape} must hold"
-            " as many tasks of equal samples"
+            f"{file}: a sample of x_train has the shape {train} and one of x_val {val}; they must"
+            " be of one kind"
         )
-    if found["x_train"].shape[0] == 0:
-        raise UserError(f"{file} holds no tasks")
-    for name in ("x_train", "x_val"):
-        bad = np.argwhere(~np.isfinite(found[name]))
-        if len(bad):
-            raise UserError(
-                f"{file}: {name} of task {bad[0][0]}, sample {bad[0][1]} is not finite, so its loss"
-                " would be NaN"
-            )
+    ids = [str(name) for name in arrays["ids"].tolist()] if "ids" in arrays else None
+    if ids is not None:
+        scoring.check_ids(ids, len(arrays["x_train"]))
     x_train, y_train, x_val, y_val = (
-        torch.from_numpy(np.ascontiguousarray(found[name])) for name in NAMES
+        torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in NAMES
     )
     return Tasks(x_train.double(), y_train.long(), x_val.double(), y_val.long()), ids
 
 
 def make_model(text: str, example_shape: tuple[int, ...], logits: bool = False) -> nn.Module:
-    """`module:function` (a function that returns a module), or a body by name, as
+    """A module of the user's (`shared.commands.inputs.user_model`), or a body by name, as
     `shared.vision.backbones` has them; a network with `logits`.
     """
-    if ":" not in text:
-        return backbone(text, example_shape, logits=logits)
-    module, _, name = text.partition(":")
-    sys.path.insert(0, "")  # the user's own modules lie where the command is given
+    return user_model(text) if ":" in text else backbone(text, example_shape, logits=logits)
+
+
+def problem_of(metadata: dict[str, str], options: argparse.Namespace) -> Problem:
+    """What the weights of --weights were trained for: as `fit` left it in their file's metadata,
+    where no option says otherwise.
+
+    Raises UserError where neither does.
+    """
     try:
-        made = getattr(importlib.import_module(module), name)()
-    except ModuleNotFoundError as error:
-        raise UserError(f"--model {text}: {error}") from None
-    except AttributeError:
-        raise UserError(f"--model {text}: module {module} has no function {name}") from None
-    finally:
-        sys.path.remove("")
-    if not isinstance(made, nn.Module):
+        kept = dict(json.loads(metadata.get("meta_if", "{}")))
+    except (ValueError, TypeError):
+        raise UserError(f"{options.weights}: its metadata are damaged") from None
+    said = {name: getattr(options, name) for name in Problem.model_fields}
+    record = {**kept, **{name: value for name, value in said.items() if value is not None}}
+    unknown = [name for name in said if name not in record]
+    if unknown:
         raise UserError(
-            f"--model {text} returned a {type(made).__name__}; it must return a torch module"
+            f"{options.weights} does not say what it was trained with; give --{' --'.join(unknown)}"
         )
-    return made
+    return Problem.from_record(record, str(options.weights))
 
 
-def read_settings(file: Path) -> dict[str, Any]:
-    """What `fit` left in a .safetensors file of how it trained; empty for another's."""
-    with _opened(file) as saved:
-        return dict(json.loads((saved.metadata() or {}).get("meta_if", "{}")))
+def make_problem(
+    text: str, model: nn.Module, tasks: Tasks, settings: Problem, chunk: int | None, l2: float
+) -> MetaProblem:
+    """The bilevel problem of `settings` but for the regulariser, which test tasks have none of.
 
-
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Read a .safetensors file into the model."""
-    with _opened(file) as saved:
-        tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118  (not a dict)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{file} does not fit the model: {' '.join(str(error).split())}") from None
-
-
-def _opened(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="pt")
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such file; make one with: python -m projects.meta_if fit"
-        ) from None
-    except (SafetensorError, OSError):
-        raise UserError(f"{file} is not a .safetensors file") from None
-
-
-def make_problem(model: nn.Module, tasks: Tasks, settings: dict[str, Any]) -> MetaProblem:
-    """The bilevel problem of the settings `inner`, `ways`, `penalty`, `l2`, `chunk`."""
-    ways = settings["ways"]
+    Args:
+        text: the model as `--model` names it, for messages.
+        chunk: tasks handled at once; None: all.
+    """
     highest = int(max(tasks.y_train.max(), tasks.y_val.max())) + 1
-    if highest > ways:
+    if highest > settings.ways:
         raise UserError(
-            f"a task has a class {highest - 1}, but there are {ways} classes from 0; see --ways"
+            f"a task has a class {highest - 1}, but there are {settings.ways} classes from 0; see"
+            " --ways"
         )
     example = tasks.x_train[0]
-    if settings["inner"] == "anil":
-        inner = Anil.of(model, example, ways, settings["penalty"], torch.float64)
+    what = f"--model {text}, called with samples of shape {tuple(example.shape[1:])}"
+    inner: Anil | Imaml
+    if settings.inner == "anil":
+        with user_code(what):
+            inner = Anil.of(model, example, settings.ways, settings.penalty, torch.float64)
     else:
-        inner = Imaml.of(model, settings["penalty"], torch.float64)
-        with torch.no_grad():
-            found = inner.model.call(inner.model.flat(), example)
-        if found.shape != (len(example), ways):
+        inner = Imaml.of(model, settings.penalty, torch.float64)
+        with torch.no_grad(), user_code(what):
+            outputs = inner.model.call(inner.model.flat(), example)
+        if outputs.shape != (len(example), settings.ways):
             raise UserError(
-                f"the network must give {ways} logits a sample, not outputs of shape"
-                f" {tuple(found.shape[1:])}"
+                f"the network must give {settings.ways} logits a sample, not outputs of shape"
+                f" {tuple(outputs.shape[1:])}"
             )
-    return MetaProblem(inner, tasks, l2=settings["l2"], chunk=settings["chunk"], inner_tol=1e-9)
+    return MetaProblem(inner, tasks, l2=l2, chunk=chunk, inner_tol=1e-9)
 
 
 # ---- commands ------------------------------------------------------------------------------------
 
 
 def fit(options: argparse.Namespace) -> int:
-    """Meta-train and write the weights, with the settings they were trained with."""
-    if options.out.suffix != ".safetensors" or not options.out.parent.is_dir():
-        raise UserError(f"--out {options.out}: name a .safetensors file in a folder that exists")
+    """Meta-train and write the weights, with the settings they were trained with. Returns the exit
+    status.
+    """
+    recipe = Training.from_options(options)
+    check_out(options.out, ".safetensors", what="weights")
     tasks, _ = read_tasks(options.data)
     model = initialised(
-        make_model(options.model, tuple(tasks.x_train.shape[2:]), options.inner == "imaml"),
-        options.seed,
+        make_model(options.model, tuple(tasks.x_train.shape[2:]), recipe.inner == "imaml"),
+        recipe.seed,
     )
-    settings = {
-        "inner": options.inner,
-        "ways": options.ways or int(max(tasks.y_train.max(), tasks.y_val.max())) + 1,
-        "penalty": options.penalty,
-        "l2": options.l2,
-        "chunk": options.chunk,
-    }
-    problem = make_problem(model, tasks, settings)
+    settings = Problem(
+        inner=recipe.inner,
+        ways=recipe.ways or int(max(tasks.y_train.max(), tasks.y_val.max())) + 1,
+        penalty=recipe.penalty,
+        l2=recipe.l2,
+    )
+    problem = make_problem(options.model, model, tasks, settings, options.chunk, settings.l2)
     console = Console(stderr=True)
-    with Progress(console, 0, options.steps) as progress:
+    with Progress(console, 0, recipe.steps) as progress:
 
-        def shown(steps: Any) -> Any:
+        def shown(steps: Iterable[int]) -> Iterator[int]:
             for step in steps:
                 yield step
                 progress.step(step + 1, 0, None)
 
-        found = meta_fit(
+        trained = meta_fit(
             problem,
             problem.inner.parameters.flat(),
-            steps=options.steps,
-            rate=options.rate,
-            tol=options.tol,
+            steps=recipe.steps,
+            rate=recipe.rate,
+            tol=recipe.tol,
             checkpoints=0,
             progress=shown,
         )
-    trained = model.double()
-    problem.inner.parameters.load(found.lam)
-    kept = {name: value.contiguous() for name, value in trained.state_dict().items()}
-    settings.pop("chunk")
-    atomic_write(options.out, save(kept, {"meta_if": json.dumps(settings)}))
+    model.double()
+    problem.inner.parameters.load(trained.lam)
+    atomic_save(model.state_dict(), options.out, {"meta_if": json.dumps(settings.record())})
     console.print(
-        f"trained to a total gradient of norm {found.gradient_norm:.1e}: {options.out}",
+        f"trained to a total gradient of norm {trained.gradient_norm:.1e}: {options.out}",
         markup=False,
     )
     return 0
 
 
 def score(options: argparse.Namespace) -> int:
-    """Score tasks or samples for the query tasks and write the file."""
+    """Score tasks or samples for the query tasks and write the file. Returns the exit status."""
+    recipe, work = Scoring.from_options(options), Work.from_options(options)
     scoring.check_scores_out(options.out)
     tasks, ids = read_tasks(options.data)
     queries, _ = read_tasks(options.query)
@@ -224,79 +194,56 @@ def score(options: argparse.Namespace) -> int:
             f"a sample of the query tasks has the shape {tuple(queries.x_train.shape[2:])}, one of"
             f" the meta-training tasks {tuple(tasks.x_train.shape[2:])}; they must be of one kind"
         )
-    n = tasks.x_train.shape[0]
-    if ids is not None:
-        scoring.check_ids(ids, n)
-    left = read_settings(options.weights)
-    given = {
-        "inner": options.inner,
-        "ways": options.ways,
-        "penalty": options.penalty,
-        "l2": options.l2,
-    }
-    settings = {
-        **left,
-        **{name: value for name, value in given.items() if value is not None},
-        "chunk": options.chunk,
-    }
-    unknown = [name for name in given if name not in settings]
-    if unknown:
-        raise UserError(
-            f"{options.weights} does not say what it was trained with; give --{' --'.join(unknown)}"
-        )
+    weights, metadata = user_weights(options.weights)
+    settings = problem_of(metadata, options)
     model = make_model(
-        options.model, tuple(tasks.x_train.shape[2:]), settings["inner"] == "imaml"
+        options.model, tuple(tasks.x_train.shape[2:]), settings.inner == "imaml"
     ).double()
-    load_weights(model, options.weights)
-    problem = make_problem(model, tasks, settings)
-    tests = make_problem(model, queries, {**settings, "l2": 0.0})
+    load_weights(model, weights, str(options.weights))
+    check_finite(model, f"--model {options.model}")  # also what no file of weights holds
+    problem = make_problem(options.model, model, tasks, settings, options.chunk, settings.l2)
+    tests = make_problem(options.model, model, queries, settings, options.chunk, 0.0)
     lam = problem.inner.parameters.flat()
     state = at(problem, lam)
     assert isinstance(state, Implicit)
-    rows = state.check_tasks(options.only) if options.only else list(range(n))
-    scoring.check_converged(state.gradient(), options.tol)
-    if options.method not in estimators.METHODS:
-        raise UserError(
-            f"there is no method '{options.method}'; there are {', '.join(estimators.METHODS)}"
-        )
-    if options.level != "tasks" and options.method != "task-IF":
-        raise UserError(
-            f"samples are scored by task-IF's total Hessian alone, not by '{options.method}'"
-        )
+    rows = state.check_tasks(options.only) if options.only else list(range(problem.n))
+    scoring.check_converged(state.gradient(), work.tol)
 
     console = Console(stderr=True)
+    with user_code(f"--model {options.model}"):
+        known = model_digest(model, tasks.x_train[0])
     inputs = {
-        **{f"tasks {name}": part for name, part in zip(NAMES, tasks, strict=True)},
-        **{f"queries {name}": part for name, part in zip(NAMES, queries, strict=True)},
-        "lam": lam,
-        "settings": {name: value for name, value in settings.items() if name != "chunk"},
-        "options": [options.level, options.method, options.damping, options.solve_tol, rows],
+        "recipe": recipe,
+        "problem": settings,
+        "model": known,
+        "tasks": list(tasks),
+        "queries": list(queries),
+        "only": rows,
     }
 
-    def of(piece: slice) -> Tensor:
+    def score_rows(piece: slice) -> Tensor:
         part = Implicit(_only(problem, rows[piece]), lam)
-        if options.level == "tasks":
-            return estimators.task_scores(part, s, options.method)
-        return (estimators.train_scores if options.level == "train" else estimators.val_scores)(
-            part, s
-        ).flatten(1)
+        if recipe.level == "tasks":
+            return estimators.task_scores(part, s, recipe.method)
+        of_samples = estimators.train_scores if recipe.level == "train" else estimators.val_scores
+        return of_samples(part, s).flatten(1)
 
     with Pieces(options.out, inputs) as pieces:
-        solution = pieces.array("solution", lambda: _solve(state, tests, options, console))
+        solution = pieces.array("solution", lambda: _solve(state, tests, recipe, work, console))
         s = torch.from_numpy(solution).to(lam)
-        found = scoring.score_in_chunks(of, len(rows), options.rows or 64, pieces, console)
-    columns: dict[str, list[object]] = {"task": rows} if found.ndim == 1 else {}
-    if found.ndim == 2:
-        per_task = found.shape[1]
+        scores = scoring.score_in_chunks(score_rows, len(rows), work.rows, pieces, console)
+    columns: dict[str, list[object]] = {"task": rows} if scores.ndim == 1 else {}
+    if scores.ndim == 2:
+        per_task = scores.shape[1]
         columns = {
             "task": list(np.repeat(rows, per_task)),
             "sample": list(np.tile(np.arange(per_task), len(rows))),
         }
     if ids is not None:
         columns["id"] = [ids[int(task)] for task in columns["task"]]
-    scoring.write_scores(options.out, found.reshape(-1), columns)
+    scoring.write_scores(options.out, scores.reshape(-1), columns)
     console.print(
-        f"{found.size} scores: {options.out} (rank 1: without it the query loss falls most)",
+        f"{scores.size} scores: {options.out} (rank 1: without it the query loss falls most)",
         markup=False,
     )
     return 0
@@ -309,7 +256,7 @@ def _only(problem: MetaProblem, rows: list[int]) -> MetaProblem:
 
 
 def _solve(
-    state: Implicit, tests: MetaProblem, options: argparse.Namespace, console: Console
+    state: Implicit, tests: MetaProblem, recipe: Scoring, work: Work, console: Console
 ) -> Tensor:
     """s of `estimators.adjoint`."""
     metric = estimators.metric_gradient(tests, state.lam)
@@ -324,16 +271,16 @@ def _solve(
 
     def solver(operator, b: Tensor):
         if b.numel() <= EXACT_SPECTRUM:
-            require_positive(operator, b, options.damping)
+            require_positive(operator, b, recipe.damping)
         return cg(
             partial(watched, operator),
             b,
-            damping=options.damping,
-            tol=options.solve_tol,
-            iterations=options.iterations,
+            damping=recipe.damping,
+            tol=recipe.solve_tol,
+            iterations=work.iterations,
         )
 
-    s, info = estimators.adjoint(state, metric, options.method, solver)
+    s, info = estimators.adjoint(state, metric, recipe.method, solver)
     console.print(
         f"solved: {info.products} products, relative residual {info.relative_residual:.1e}",
         markup=False,

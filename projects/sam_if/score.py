@@ -3,36 +3,50 @@ try it on.
 """
 
 import argparse
-import importlib
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from projects.sam_if.command import Scoring, Training, Work
 from projects.sam_if.estimators import Estimator
 from projects.sam_if.fixed_point import SAMProblem, fit, partition
 from projects.sam_if.trajectory import gif_checkpoints
+from shared.commands.folder import check_out
+from shared.commands.inputs import (
+    Array,
+    load_weights,
+    user_arrays,
+    user_code,
+    user_model,
+    user_weights,
+)
+from shared.commands.key import model_digest
 from shared.commands.options import device_of
 from shared.commands.pieces import Pieces
 from shared.errors import UserError
-from shared.files import atomic_write
+from shared.files import atomic_save
 from shared.influence import scoring
 from shared.influence.baselines import metric_gradient
 from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import chunks
 from shared.influence.solvers import require_positive
+from shared.models import check_finite
 from shared.vision import images as vision
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
+ARRAYS = {
+    "x": Array("fiub", ("samples", "values", ...)),
+    "y": Array("iu", ("samples",), least=0),
+    "id": Array("USiu", ("samples",), required=False),
+}
+KEYED = 64  # samples whose outputs tell models with the same weights apart
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -58,68 +72,35 @@ def read_samples(path: Path, dtype: torch.dtype, classes: list[str] | None = Non
 
     Raises:
         UserError: not such a file or folder, sizes that differ, labels that are no integers from 0,
-            or values that are not finite.
+            values that are not finite, or an id that stands twice.
     """
-    if path.is_dir():
-        found = _folder(path, dtype, classes)
-    else:
-        found = _npz(path, dtype)
-    if len(found.x) != len(found.y) or not len(found.x):
-        raise UserError(
-            f"{path}: there are {len(found.x)} samples in x and {len(found.y)} labels in y; there"
-            " must be as many, and some"
-        )
-    if not found.x.isfinite().all():
-        bad = int((~found.x.flatten(1).isfinite()).any(1).nonzero()[0])
-        raise UserError(f"{path}: sample {bad} holds values that are not finite")
-    if int(found.y.min()) < 0:
-        raise UserError(f"{path}: labels are integers from 0, not {int(found.y.min())}")
-    if found.ids is not None:
-        scoring.check_ids(found.ids, len(found.x))
-    return found
+    samples = _folder(path, dtype, classes) if path.is_dir() else _npz(path, dtype)
+    if samples.ids is not None:
+        scoring.check_ids(samples.ids, len(samples.x))
+    return samples
 
 
 def _npz(path: Path, dtype: torch.dtype) -> Samples:
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; give a .npz file with x and y, or a folder with a folder of"
-            " images per class"
-        ) from None
-    except (ValueError, OSError, EOFError, TypeError, AttributeError):
-        raise UserError(
-            f"{path} is no .npz file of plain arrays; save it with numpy.savez(path, x=..., y=...)"
-        ) from None
-    absent = [name for name in ("x", "y") if name not in arrays]
-    if absent:
-        raise UserError(
-            f"{path} holds no array '{absent[0]}'; it holds {', '.join(arrays) or 'nothing'}"
-        )
-    x, y = arrays["x"], arrays["y"]
-    if x.dtype.kind not in "fiub" or x.ndim < 2:
-        raise UserError(
-            f"{path}: x must be numbers of shape [samples, ...], not {x.dtype} of shape {x.shape}"
-        )
-    if y.dtype.kind not in "iu" or y.ndim != 1:
-        raise UserError(
-            f"{path}: y must be integers of shape [samples], not {y.dtype} of shape {y.shape}"
-        )
-    ids = [str(one) for one in arrays["id"].tolist()] if "id" in arrays else None
-    return Samples(torch.from_numpy(x).to(dtype), torch.from_numpy(y.astype(np.int64)), ids)
+    arrays = user_arrays(path, ARRAYS)
+    ids = [str(name) for name in arrays["id"].tolist()] if "id" in arrays else None
+    return Samples(
+        torch.from_numpy(arrays["x"]).to(dtype),
+        torch.from_numpy(arrays["y"].astype(np.int64)),
+        ids,
+    )
 
 
 def _folder(path: Path, dtype: torch.dtype, classes: list[str] | None) -> Samples:
-    found = vision.folder(path, classes)
-    return Samples(found.images(dtype), found.labels, list(found.ids or ()), list(found.classes))
+    images = vision.folder(path, classes)
+    ids, names = list(images.ids or ()), list(images.classes)
+    return Samples(images.images(dtype), images.labels, ids, names)
 
 
 def architecture(name: str, features: int, classes: int) -> nn.Sequential:
     """`softmax`, or `mlp-32-16`: tanh layers of these widths; inputs are flattened."""
     kind, *widths = name.split("-")
     if (kind, bool(widths)) not in (("softmax", False), ("mlp", True)) or not all(
-        one.isdigit() and int(one) for one in widths
+        width.isdigit() and int(width) for width in widths
     ):
         raise UserError(
             f"--architecture {name}: use softmax, or mlp-32 or mlp-64-32 for tanh layers of these"
@@ -133,40 +114,24 @@ def architecture(name: str, features: int, classes: int) -> nn.Sequential:
 
 
 def read_model(text: str, shape: str | None, data: Samples) -> nn.Module:
-    """`module:function`, a function that returns the trained model; or a .safetensors file with
-    `--architecture`.
+    """A module of the user's (`shared.commands.inputs.user_model`), or a .safetensors file with
+    `--architecture`; in eval mode.
+
+    Raises UserError for either that is none, and for weights that do not fit or are not finite.
     """
-    if text.endswith(".safetensors"):
-        if shape is None:
-            raise UserError(
-                f"--model {text} holds weights alone; say with --architecture what they are of"
-            )
-        weights = read_weights(Path(text))
-        model = architecture(shape, data.x[0].numel(), _outputs(weights, int(data.y.max()) + 1))
-        model = (
-            model.double() if any(one.dtype == torch.float64 for one in weights.values()) else model
-        )
-        load_weights(model, weights, text)
+    if not text.endswith(".safetensors"):
+        model = user_model(text)
+        check_finite(model, f"--model {text}")
         return model.eval()
-    module, colon, name = text.partition(":")
-    if not colon:
+    if shape is None:
         raise UserError(
-            f"--model {text}: give module:function, or a .safetensors file with --architecture"
+            f"--model {text} holds weights alone; say with --architecture what they are of"
         )
-    sys.path.insert(0, "")
-    try:
-        made = getattr(importlib.import_module(module), name)()
-    except ModuleNotFoundError as error:
-        raise UserError(f"--model {text}: there is no module '{error.name}' here") from None
-    except AttributeError as error:
-        raise UserError(f"--model {text}: {error}") from None
-    finally:
-        sys.path.remove("")
-    if not isinstance(made, nn.Module):
-        raise UserError(
-            f"--model {text}: the function returns a {type(made).__name__}, not a torch.nn.Module"
-        )
-    return made.eval()
+    weights, _ = user_weights(Path(text))
+    model = architecture(shape, data.x[0].numel(), _outputs(weights, int(data.y.max()) + 1))
+    model.double()  # holds weights of any precision exactly
+    load_weights(model, weights, text)
+    return model.eval()
 
 
 def _outputs(weights: dict[str, Tensor], otherwise: int) -> int:
@@ -179,123 +144,104 @@ def _outputs(weights: dict[str, Tensor], otherwise: int) -> int:
     return len(weights[f"{max(numbers)}.bias"]) if numbers else otherwise
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file."""
-    try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (SafetensorError, OSError):
-        raise UserError(f"{path} is damaged, or no .safetensors file") from None
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], name: str) -> None:
-    """Into the model; UserError in one line when names or shapes differ."""
-    own = model.state_dict()
-    for key in [*own, *weights]:
-        if key not in own or key not in weights or own[key].shape != weights[key].shape:
-            a, b = (tuple(one[key].shape) if key in one else "absent" for one in (own, weights))
-            raise UserError(
-                f"{name} does not fit the model: {key} is {a} in the model and {b} in the file"
-            )
-    model.load_state_dict(weights)
-
-
 # ---- score ---------------------------------------------------------------------------------------
 
 
 def score(options: argparse.Namespace) -> int:
-    """Write the scores; see `__main__` for the options. Returns the exit status."""
+    """Write the scores; `projects.sam_if.command` has the options. Returns the exit status."""
+    recipe, work = Scoring.from_options(options), Work.from_options(options)
     console = Console(stderr=True, highlight=False)
     scoring.check_scores_out(options.out)
-    device, dtype = device_of(options.device), DTYPES[options.dtype]
+    device, dtype = device_of(work.device), getattr(torch, recipe.dtype)
     data = read_samples(options.data, dtype)
     query = read_samples(options.query, dtype, data.classes)
     scoring.check_queries((data.x, data.y), (query.x, query.y))
-    model = read_model(options.model, options.architecture, data).to(device)
-    parameters = Parameters.of(model, dtype=dtype)
-    x, y, x_query, y_query = (one.to(device) for one in (data.x, data.y, query.x, query.y))
-    check_outputs(parameters, x[:1], y, y_query)
+    model = read_model(options.model, options.architecture, data).to(device, dtype)
+    parameters = Parameters.of(model)
+    x, y, x_query, y_query = (part.to(device) for part in (data.x, data.y, query.x, query.y))
+    check_outputs(options.model, parameters, x[:1], y, y_query)
     objective = Objective.of_outputs(
         lambda w, part: parameters.call(w, part[0]),
         lambda z, part: class_losses(z, part[1]),
         (x, y),
-        options.l2,
-        chunk=options.data_chunk,
+        recipe.l2,
+        chunk=work.data_chunk,
     )
     w = parameters.flat()
     objective.sample_losses(w)  # refuses losses that are not finite
     batches = (
         None
-        if options.batch_size is None
-        else partition(objective.n, options.batch_size, options.batch_seed)
+        if recipe.batch_size is None
+        else partition(objective.n, recipe.batch_size, recipe.batch_seed)
     )
-    problem = SAMProblem(objective, options.rho, batches)
+    problem = SAMProblem(objective, recipe.rho, batches)
 
     def metric(at: Tensor) -> Tensor:
         total = [
-            cross_entropy(parameters.call(at, one), labels, reduction="sum")
-            for one, labels in chunks((x_query, y_query), options.data_chunk)
+            cross_entropy(parameters.call(at, part), labels, reduction="sum")
+            for part, labels in chunks((x_query, y_query), work.data_chunk)
         ]
         return torch.stack(total).sum() / len(y_query)
 
+    if recipe.estimator == "gif_checkpoints":
+        points, rates = read_checkpoints(options.checkpoints, parameters, model)
+        scores = gif_checkpoints(problem, points, rates, metric).cpu().numpy()
+    else:
+        with user_code(f"--model {options.model}"):
+            known = model_digest(model, x[:KEYED])
+        inputs = {
+            "recipe": recipe,
+            "model": known,
+            "data": [data.x, data.y],
+            "queries": [query.x, query.y],
+        }
+        with Pieces(options.out, inputs) as pieces:
+            scores = by_solving(recipe, work, problem, w, metric, pieces, console)
     columns: dict[str, list] = {} if data.ids is None else {"id": data.ids}
     columns["label"] = data.y.tolist()
-    if options.estimator == "gif_checkpoints":
-        points, rates = read_checkpoints(options.checkpoints, parameters, model)
-        found = gif_checkpoints(problem, points, rates, metric).cpu().numpy()
-    else:
-        found = by_solving(
-            options,
-            problem,
-            w,
-            metric,
-            {"x": data.x, "y": data.y, "query x": query.x, "query y": query.y},
-            console,
-        )
-    scoring.write_scores(options.out, found, columns)
-    order = np.argsort(found, kind="stable")
-    names = data.ids or [str(one) for one in range(len(found))]
+    scoring.write_scores(options.out, scores, columns)
+    order = np.argsort(scores, kind="stable")
+    names = data.ids or [str(row) for row in range(len(scores))]
     print(
-        f"{options.out}: {len(found)} scores of the mean loss on {len(y_query)} queries; rank 1 is"
+        f"{options.out}: {len(scores)} scores of the mean loss on {len(y_query)} queries; rank 1 is"
         " the most harmful"
     )
     for title, chosen in (("most harmful", order[:5]), ("most helpful", order[::-1][:5])):
-        print(f"{title}: " + ", ".join(f"{names[one]} ({found[one]:+.2e})" for one in chosen))
+        print(f"{title}: " + ", ".join(f"{names[row]} ({scores[row]:+.2e})" for row in chosen))
     return 0
 
 
 def by_solving(
-    options: argparse.Namespace,
+    recipe: Scoring,
+    work: Work,
     problem: SAMProblem,
     w: Tensor,
-    metric,
-    inputs: dict[str, Tensor],
+    metric: Callable[[Tensor], Tensor],
+    pieces: Pieces,
     console: Console,
 ) -> np.ndarray:
-    """IF, SAM-IF or SAM-HIF: refuse what predicts nothing, solve once, score in chunks. The
-    solution and the chunks outlive a kill.
+    """IF, SAM-IF or SAM-HIF of all samples, [n]: refuse what predicts nothing, solve once, score in
+    chunks. The solution and the chunks outlive a kill.
     """
-    at = problem.at(w, options.curvature)
-    gradient = at.plain_gradient if options.estimator == "if" else at.residual
-    norm = scoring.check_converged(gradient, options.gradient_tolerance)
+    at = problem.at(w, recipe.curvature)
+    gradient = at.plain_gradient if recipe.estimator == "if" else at.residual
+    norm = scoring.check_converged(gradient, work.gradient_tolerance)
     console.print(
-        f"the gradient's norm is {norm:.2e}; rho/|g| is {max(one.c for one in at.pieces):.3g}",
+        f"the gradient's norm is {norm:.2e}; rho/|g| is {max(part.c for part in at.pieces):.3g}",
         markup=False,
     )
     estimator = Estimator(
         at,
-        options.estimator,
-        options.damping,
-        options.solver,
-        options.tolerance,
-        options.drop_eq9_term,
+        recipe.estimator,
+        recipe.damping,
+        recipe.solver,
+        recipe.tolerance,
+        recipe.drop_eq9_term,
     )
-    if options.estimator != "if":
+    if recipe.estimator != "if":
         at.check_turning()
-    if options.curvature == "hessian":
-        require_positive(at.plain if options.estimator == "if" else at.frozen, w, options.damping)
-    settings = {name: getattr(options, name) for name in SETTINGS} | {"w": w, **inputs}
+    if recipe.curvature == "hessian":
+        require_positive(at.plain if recipe.estimator == "if" else at.frozen, w, recipe.damping)
 
     def solve() -> Tensor:
         s, info = estimator.solve(metric_gradient(metric, w), transposed=True)
@@ -306,35 +252,25 @@ def by_solving(
         )
         return s
 
-    with Pieces(options.out, settings) as pieces:
-        if pieces.has("solution"):
-            console.print("the system was solved before; going on from there", markup=False)
-        carriers = estimator.carriers(torch.from_numpy(pieces.array("solution", solve)).to(w))
-        return scoring.score_in_chunks(
-            lambda rows: estimator.score_samples(carriers, rows),
-            problem.objective.n,
-            options.chunk,
-            pieces,
-            console,
-        )
+    if pieces.has("solution"):
+        console.print("the system was solved before; going on from there", markup=False)
+    carriers = estimator.carriers(torch.from_numpy(pieces.array("solution", solve)).to(w))
+    return scoring.score_in_chunks(
+        lambda rows: estimator.score_samples(carriers, rows),
+        problem.objective.n,
+        work.chunk,
+        pieces,
+        console,
+    )
 
 
-SETTINGS = (
-    "estimator", "rho", "l2", "curvature", "damping", "solver", "tolerance", "drop_eq9_term",
-    "batch_size", "batch_seed", "dtype",
-)  # fmt: skip
-
-
-def check_outputs(parameters: Parameters, one: Tensor, y: Tensor, y_query: Tensor) -> None:
-    """UserError unless the model gives a logit per class for a sample."""
-    try:
-        with torch.no_grad():
-            logits = parameters.call(parameters.flat(), one)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(
-            f"the model does not take a sample of shape {tuple(one.shape[1:])}:"
-            f" {' '.join(str(error).split())[:120]}"
-        ) from None
+def check_outputs(
+    text: str, parameters: Parameters, sample: Tensor, y: Tensor, y_query: Tensor
+) -> None:
+    """UserError unless the model of `--model` gives a logit per class for a sample [1, ...]."""
+    shape = tuple(sample.shape[1:])
+    with torch.no_grad(), user_code(f"--model {text}, called with a sample of shape {shape}"):
+        logits = parameters.call(parameters.flat(), sample)
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UserError("the model must return logits of shape [samples, classes]")
     for labels, what in ((y, "a training label"), (y_query, "a query's label")):
@@ -346,22 +282,22 @@ def check_outputs(parameters: Parameters, one: Tensor, y: Tensor, y_query: Tenso
 
 
 def read_checkpoints(
-    given: list[str], parameters: Parameters, model: nn.Module
+    pairs: list[str], parameters: Parameters, model: nn.Module
 ) -> tuple[list[Tensor], list[float]]:
     """`FILE.safetensors:RATE` each, the last one the trained model."""
     points, rates = [], []
-    for one in given or []:
-        file, colon, rate = one.rpartition(":")
+    for text in pairs:
+        file, colon, rate = text.rpartition(":")
         try:
             rates.append(float(rate))
         except ValueError:
             colon = ""
         if not colon or not 0 <= rates[-1] < float("inf"):
             raise UserError(
-                f"--checkpoints {one}: give FILE.safetensors:RATE, the learning rate times the"
+                f"--checkpoints {text}: give FILE.safetensors:RATE, the learning rate times the"
                 " steps it stands for"
             )
-        load_weights(model, read_weights(Path(file)), file)
+        load_weights(model, user_weights(Path(file))[0], file)
         points.append(parameters.flat())
     if not points:
         raise UserError("--estimator gif_checkpoints needs --checkpoints FILE.safetensors:RATE ...")
@@ -372,25 +308,23 @@ def read_checkpoints(
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train a small model to SAM's fixed point and write its weights."""
-    if options.out.suffix != ".safetensors" or not options.out.parent.is_dir():
-        raise UserError(f"{options.out}: name a .safetensors file in a folder that exists")
+    """Train a small model to SAM's fixed point and write its weights. Returns the exit status."""
+    recipe = Training.from_options(options)
+    check_out(options.out, ".safetensors", what="weights")
     data = read_samples(options.data, torch.float64)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(recipe.seed)
     model = (
-        architecture(options.architecture, data.x[0].numel(), int(data.y.max()) + 1).double().eval()
+        architecture(recipe.architecture, data.x[0].numel(), int(data.y.max()) + 1).double().eval()
     )
     parameters = Parameters.of(model)
     objective = Objective(
         lambda w, part: class_losses(parameters.call(w, part[0]), part[1]),
         (data.x, data.y),
-        options.l2,
+        recipe.l2,
     )
-    root = fit(
-        SAMProblem(objective, options.rho), parameters.flat(), tol=options.gradient_tolerance
-    )
+    root = fit(SAMProblem(objective, recipe.rho), parameters.flat(), tol=recipe.gradient_tolerance)
     parameters.load(root.w)
-    atomic_write(options.out, safetensors.torch.save(model.state_dict()))
+    atomic_save(model.state_dict(), options.out)
     right = float((parameters.call(root.w, data.x).argmax(1) == data.y).double().mean())
     print(
         f"{options.out}: trained with SAM to |F| = {root.residual:.1e}; {100 * right:.1f} % of the"

@@ -23,7 +23,14 @@ from shared.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_KINDS = {"fiub": "numbers", "fiu": "numbers", "iu": "integers", "US": "text", "b": "true or false"}
+_KINDS = {
+    "fiub": "numbers",
+    "fiu": "numbers",
+    "iu": "integers",
+    "US": "text",
+    "USiu": "text or integers",
+    "b": "true or false",
+}
 
 
 # ---- the user's code -----------------------------------------------------------------------------

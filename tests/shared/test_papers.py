@@ -100,7 +100,9 @@ def test_a_missing_file_is_said(whole, file, capsys):
             "Config.repeats: no text",
         ),
         ("projects/pi/README.md", "## The library", "## Library", "no section: The library"),
-        ("projects/pi/README.md", "## What differs", "## What is", "no section: what differs"),
+        ("projects/pi/README.md", "## What differs", "## What is", "no section: What differs"),
+        ("projects/pi/README.md", "## What came", "## What fell", "no section: What came out"),
+        ("projects/pi/README.md", "## The method", "## What came out", "the sections' order is"),
         ("projects/pi/README.md", "arxiv.org", "example.org", "no link to arXiv 0000.00000"),
         ("README.md", "pi", "e", "no row in its table"),
         (

@@ -119,7 +119,7 @@ def test_a_number_with_decimals_or_a_unit_needs_a_mark(number):
 @pytest.mark.parametrize(
     "text",
     [
-        "`0.54` of 21 cells, ResNet-18, 2x2, theorem 5.3",
+        "`0.54` of 21 cells, ResNet-18, 2x2, theorem 5.3, OPT-175B's, Qwen3-1.7B, SmolLM2-135M",
         "[arXiv 2503.12668](https://arxiv.org/abs/2503.12668)",
         "# Version 1.2",
         "```sh\nrun 0.5\n```",

@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-LOSS, PAIRS, INFLUENCE, TOWERS, FIT, COMMAND, CLAIMS, FINETUNE, PICTURES, BASELINES, CLIP = (
+LOSS, PAIRS, INFLUENCE, TOWERS, FIT, SCORE, CLAIMS, FINETUNE, PICTURES, BASELINES, CLIP = (
     f"projects/ecif/{name}.py"
     for name in (
-        *("loss", "pairs", "influence", "towers", "fit", "command", "claims"),
+        *("loss", "pairs", "influence", "towers", "fit", "score", "claims"),
         *("finetune", "pictures", "baselines", "experiments/clip"),
     )
 )
@@ -129,16 +129,16 @@ MUTATIONS = [
         ("refusals",),
     ),
     Mutation(
-        COMMAND,
-        "    norm = check_trained(problem, w, options.gradient_tol)\n",
+        SCORE,
+        "    norm = check_trained(problem, w, work.gradient_tol)\n",
         "    norm = 0.0\n",
         "an untrained model is scored",
         ("refusals",),
     ),
     Mutation(
-        COMMAND,
-        "getattr(options, name) for name in known",
-        "name for name in known",
+        SCORE,
+        '        "recipe": recipe,\n',
+        '        "recipe": None,\n',
         "chunks of other options are taken",
         ("refusals",),
     ),

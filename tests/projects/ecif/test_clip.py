@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from projects.ecif import Clip, Contrastive, Pairs
-from projects.ecif.__main__ import main
+from projects.ecif.command import main
 from projects.ecif.finetune import base_model
 from projects.ecif.fit import fit
 from shared.errors import UserError

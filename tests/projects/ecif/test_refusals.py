@@ -11,10 +11,11 @@ import pytest
 import torch
 from ecif_problems import make, normal
 
-from projects.ecif import Contrastive, Heads, Pairs, TwoTower, command
-from projects.ecif.__main__ import main
+from projects.ecif import Contrastive, Heads, Pairs, TwoTower, score
+from projects.ecif.command import main
 from projects.ecif.fit import Fit, check_trained, fit, solver
 from projects.ecif.loss import check_mode
+from shared.commands.key import digest
 from shared.errors import UserError
 from shared.influence.baselines import metric_gradient
 
@@ -88,7 +89,7 @@ def test_every_kind_of_score_agrees_with_the_library(files):
     )
     w = fit(problem).w
     solve = solver(problem, w, "dense")
-    metric = command.query_metric(problem, (normal(1, 5, seed=8), normal(1, 7, seed=9)), 4)
+    metric = score.query_metric(problem, (normal(1, 5, seed=8), normal(1, 7, seed=9)), 4)
     related = problem.relative_scores(w, metric, solve)
     wanted = {
         "relative": related.signed,
@@ -115,7 +116,7 @@ def test_the_command_goes_on_where_it_was_stopped(files, monkeypatch, capsys):
     assert run(files) == 0
     whole = pd.read_csv(files / "scores.csv")
     (files / "scores.csv").unlink()
-    monkeypatch.setattr(command, "BATCHES", 1)
+    monkeypatch.setattr(score, "BATCHES", 1)
     plain, calls = Contrastive.scores_along, []
 
     def stopping(self, w, s, mode, parts, batches):
@@ -136,12 +137,41 @@ def test_the_command_goes_on_where_it_was_stopped(files, monkeypatch, capsys):
     assert not list(files.glob("*.chunks"))
 
 
-def test_the_chunks_of_other_options_are_not_taken(files, monkeypatch):
+def test_what_a_score_depends_on_is_in_the_key_of_its_pieces(files, monkeypatch):
+    keys: list[str] = []
+
+    def recorded(out, inputs):
+        keys.append(digest(inputs))
+        raise UserError("far enough")
+
+    monkeypatch.setattr(score, "Pieces", recorded)
+
+    def key(*options, **changes) -> str:
+        assert run(files, *options, "--gradient-tol", "1e-8", **changes) == 2
+        return keys.pop()
+
+    plain = key()
+    os.utime(files / "train.npz", (0, 0))
+    assert plain == key()  # content counts, and not when it was written
+    deciding = {
+        "mode": "paper", "parts": "positive", "solver": "dense", "damping": "1", "tol": "1e-3",
+        "score": "self", "seed": "1", "batch": "5", "delta": "7", "size": "2",
+    }  # fmt: skip
+    others = [key(f"--{option}", value) for option, value in deciding.items()]
+    others.append(key(query="one"))
+    with np.load(files / "train.npz") as saved:
+        arrays = dict(saved)
+    np.savez(files / "moved.npz", text=arrays["text"], image=arrays["image"] * 1.001)
+    others.append(key(data="moved"))
+    assert len({plain, *others}) == 1 + len(others)
+
+
+def test_the_pieces_of_other_options_are_not_taken(files, monkeypatch):
     assert run(files, "--mode", "paper") == 0
     wanted = pd.read_csv(files / "scores.csv")["score"]
     with monkeypatch.context() as killed:
         # ended with all chunks there, and no file of scores
-        killed.setattr(command, "write_scores", lambda *_: None)
+        killed.setattr(score, "write_scores", lambda *_: None)
         assert run(files) == 0
     assert list(files.glob("*.chunks"))
     assert run(files, "--mode", "paper") == 0
@@ -154,10 +184,13 @@ def test_the_chunks_of_other_options_are_not_taken(files, monkeypatch):
         ({"text": normal(4, 5)}, "has no array 'image'"),
         (
             {"text": normal(4, 5), "image": normal(4)},
-            "'image' must be numbers of shape [pairs, features]",
+            "'image' must be numbers of shape [pairs, features of an image]",
         ),
-        ({"text": normal(4, 5), "image": normal(3, 7)}, "texts and images do not pair up"),
-        ({"text": normal(4, 5) * np.nan, "image": normal(4, 7)}, "'text' of pair 0 is not finite"),
+        (
+            {"text": normal(4, 5), "image": normal(3, 7)},
+            "4 pairs in 'text' and 3 in 'image'",
+        ),
+        ({"text": normal(4, 5) * np.nan, "image": normal(4, 7)}, "'text' is nan at [0, 0]"),
         (
             {"text": normal(4, 5), "image": normal(4, 7), "ids": np.array(["a", "b", "a", "c"])},
             "samples 0 and 2 have the same id 'a'",
@@ -175,11 +208,11 @@ def test_training_pairs_that_are_none_are_refused(files, capsys, arrays, message
 
 
 def test_files_that_are_none_are_refused(files, capsys):
-    assert "does not exist" in refused(capsys, run(files, data="nowhere"))
+    assert "nowhere.npz: no such file" in refused(capsys, run(files, data="nowhere"))
     np.savez(files / "objects.npz", text=np.array([{}], dtype=object), image=np.zeros((1, 2)))
-    assert "is no .npz of plain arrays" in refused(capsys, run(files, data="objects"))
+    assert "or no .npz file of plain arrays" in refused(capsys, run(files, data="objects"))
     (files / "text.npz").write_text("no archive")
-    assert "is no .npz of plain arrays" in refused(capsys, run(files, data="text"))
+    assert "or no .npz file of plain arrays" in refused(capsys, run(files, data="text"))
     assert "scores are written as .csv or .parquet" in refused(capsys, run(files, out="scores.txt"))
     assert "neither 'heads' nor a folder" in refused(capsys, run(files, "--model", str(files)))
 
@@ -189,7 +222,7 @@ def test_a_solver_that_does_not_converge_is_refused_with_its_residual(files, cap
 
 
 def test_a_model_that_is_not_at_a_minimum_is_not_scored(files, capsys, monkeypatch):
-    monkeypatch.setattr(command, "fit", lambda problem, start, **_: Fit(problem, start, 0.0, None))
+    monkeypatch.setattr(score, "fit", lambda problem, start, **_: Fit(problem, start, 0.0, None))
     assert "the model is not trained to a minimum: the gradient's norm is" in refused(
         capsys, run(files)
     )

@@ -728,6 +728,11 @@ def test_a_run_goes_on_only_as_it_began(
         refused(arguments(folder, out, *more, *given), message, capsys)
     mixed = [*more[:4], "--noise-multiplier", "1"]
     refused(arguments(folder, out, *mixed), "--epsilon 5.0, not null", capsys)
+    tokenizer = train.load_tokenizer(folder / "llama")
+    tokenizer.chat_template = "{{ messages }}"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "load_tokenizer", lambda folder: tokenizer)
+        refused(arguments(folder, out, *more), "holds a run on other tokens", capsys)
     key = (out / "private" / "key").read_bytes()
     for other in (bytes(32), key[:-1], None):
         (out / "private" / "key").unlink()

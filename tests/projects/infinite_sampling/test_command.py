@@ -211,6 +211,21 @@ def test_a_run_holds_on_to_its_reward_function(folder, files, capsys):
     assert "holds a run with another --reward" in capsys.readouterr().err
 
 
+def test_a_run_holds_on_to_what_ends_a_completion_and_to_the_chat_template(folder, files, capsys):
+    changed = files / "changed"
+    shutil.copytree(folder, changed)
+    assert sample(changed) == 0
+    settings = changed / "generation_config.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps({**json.loads(before), "eos_token_id": [0, 5]}))
+    assert sample(changed) == 2
+    assert "holds a run with another --model" in capsys.readouterr().err
+    settings.write_text(before)
+    (changed / "chat_template.jinja").write_text("{{ messages[0]['content'] }}?")
+    assert sample(changed) == 2
+    assert "holds a run with another --prompts" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["sample", "train"])
 def test_a_corrected_command_works_in_the_same_folder(folder, files, capsys, command):
     (files / "out").mkdir()

@@ -146,9 +146,30 @@ MUTATIONS = [
     ),
     Mutation(
         SCORE,
-        "    scoring.check_converged(state.gradient(), options.tol)\n",
+        "    scoring.check_converged(state.gradient(), work.tol)\n",
         "",
         "weights that are no minimum are scored",
+        ("command",),
+    ),
+    Mutation(
+        SCORE,
+        '        "recipe": recipe,\n',
+        '        "recipe": recipe.model_dump(exclude={"damping"}),\n',
+        "pieces of another damping are taken",
+        ("command",),
+    ),
+    Mutation(
+        SCORE,
+        '        "model": known,\n',
+        '        "model": options.model,\n',
+        "pieces of other weights are taken",
+        ("command",),
+    ),
+    Mutation(
+        SCORE,
+        '        "model": known,\n',
+        '        "model": lam,\n',
+        "pieces of another model with the same weights are taken",
         ("command",),
     ),
 ]

@@ -1,14 +1,21 @@
 """The command: what it writes, what it goes on with, and what it refuses, each in one line."""
 
+import json
+import os
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from projects.meta_if import estimators, score
-from projects.meta_if.__main__ import main
+from projects.meta_if import estimators, labels, score
+from projects.meta_if.command import Problem, main
 from projects.meta_if.total import at
+from shared.commands.inputs import load_weights, user_weights
+from shared.commands.key import digest
+from shared.errors import UserError
 
 
 def write(file, tasks, **changes):
@@ -78,10 +85,11 @@ def problem_of(folder):
     tasks, _ = score.read_tasks(folder / "tasks.npz")
     queries, _ = score.read_tasks(folder / "test.npz")
     model = score.make_model("mlp-2", (4,)).double()
-    score.load_weights(model, folder / "meta.safetensors")
-    settings = {**score.read_settings(folder / "meta.safetensors"), "chunk": None}
-    problem = score.make_problem(model, tasks, settings)
-    return problem, score.make_problem(model, queries, {**settings, "l2": 0.0})
+    tensors, metadata = user_weights(folder / "meta.safetensors")
+    load_weights(model, tensors, "meta.safetensors")
+    settings = Problem.from_record(json.loads(metadata["meta_if"]), "meta.safetensors")
+    problem = score.make_problem("mlp-2", model, tasks, settings, None, settings.l2)
+    return problem, score.make_problem("mlp-2", model, queries, settings, None, 0.0)
 
 
 def test_scores_are_those_of_the_library_whatever_the_pieces(files, tmp_path):
@@ -154,6 +162,76 @@ def test_a_killed_run_goes_on_without_solving_again(files, tmp_path, monkeypatch
     assert len(calls) == 1
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 5
     assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+
+
+BODY = """
+from torch import nn
+
+class Body(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x){change}
+
+def body():
+    return Body(nn.Flatten(), nn.Linear(4, 2), nn.Tanh())
+"""
+
+
+def test_another_model_with_the_same_weights_does_not_go_on_from_it(files, tmp_path, monkeypatch):
+    """Killed between two pieces; then the user changes `forward`."""
+    file = tmp_path / "mine.py"
+    more = ["--rows", "2", "--tol", "10", "--damping", "1"]
+    model = {"model": f"{file}:body"}
+    original = estimators.task_scores
+
+    def interrupted(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given)
+
+    file.write_text(BODY.format(change=""))
+    with monkeypatch.context() as killed:
+        killed.setattr(estimators, "task_scores", interrupted)
+        assert main(arguments(files, tmp_path / "a.csv", *more, **model)) == 128 + signal.SIGTERM
+    assert list(tmp_path.glob("a.csv.*.chunks/*.npy"))
+    file.write_text(BODY.format(change=" * 0.7"))
+    assert main(arguments(files, tmp_path / "a.csv", *more, **model)) == 0
+    assert main(arguments(files, tmp_path / "fresh.csv", *more, **model)) == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "fresh.csv").read_text()
+
+
+def test_what_a_score_depends_on_is_in_the_key_of_its_pieces(files, tmp_path, monkeypatch, helpers):
+    keys: list[str] = []
+
+    def recorded(out, inputs):
+        keys.append(digest(inputs))
+        raise UserError("far enough")
+
+    monkeypatch.setattr(score, "Pieces", recorded)
+
+    def key(*more, **changes):
+        given = arguments(files, tmp_path / "a.csv", "--tol", "10", *more, **changes)
+        assert main(given) == 2
+        return keys.pop()
+
+    plain = key()
+    # how the work is cut does not matter
+    assert plain == key("--rows", "2", "--chunk", "2", "--iterations", "99")
+    tensors, metadata = user_weights(files / "meta.safetensors")
+    moved = {name: value + 0.1 for name, value in tensors.items()}
+    save_file(moved, tmp_path / "moved.safetensors", metadata)
+    write(tmp_path / "other.npz", helpers.make_tasks(5, 3))
+    deciding = {
+        "damping": "1", "solve-tol": "1e-3", "method": labels.DIRECT_IF, "level": "val",
+        "penalty": "0.06", "l2": "0.04", "ways": "4", "only": "1",
+    }  # fmt: skip
+    others = [key(f"--{option}", value) for option, value in deciding.items()]
+    others.append(key(weights=tmp_path / "moved.safetensors"))
+    others.append(key(data=tmp_path / "other.npz"))
+    others.append(key(query=tmp_path / "other.npz"))
+    assert len({plain, *others}) == 1 + len(others)
+
+
+def test_the_methods_that_are_offered_are_those_there_are():
+    assert tuple(estimators.METHODS) == labels.METHODS
 
 
 def test_a_body_of_the_users_own_module(files, tmp_path, monkeypatch):
@@ -246,16 +324,16 @@ def test_a_task_that_is_not_there(files, tmp_path, refused):
     ("changes", "said"),
     [
         ({"ids": np.array(list("abcda"))}, "samples 0 and 4 have the same id 'a'"),
-        ({"ids": np.array(list("abc"))}, "3 ids for 5"),
+        ({"ids": np.array(list("abc"))}, "there are 5 tasks in 'x_train' and 3 in 'ids'"),
         (
             {"x_val": np.full((5, 7, 4), np.nan)},
-            "x_val of task 0, sample 0 is not finite, so its loss would be NaN",
+            "'x_val' is nan at [0, 0, 0]",
         ),
         ({"y_val": np.full((5, 7), 3)}, "a task has a class 3"),
-        ({"y_val": np.full((5, 7), -1)}, "negative class"),
+        ({"y_val": np.full((5, 7), -1)}, "'y_val' holds -1; values count from 0"),
         ({"y_train": np.zeros((5, 6))}, "integers"),
-        ({"y_train": np.zeros((4, 6), int)}, "y_train integers"),
-        ({"x_train": np.zeros((5, 6, 3))}, "equal samples"),
+        ({"y_train": np.zeros((4, 6), int)}, "there are 5 tasks in 'x_train' and 4 in 'y_train'"),
+        ({"x_train": np.zeros((5, 6, 3))}, "they must be of one kind"),
     ],
 )
 def test_faulty_tasks(files, tmp_path, refused, helpers, changes, said):
@@ -277,25 +355,44 @@ def test_query_tasks_of_another_shape(files, tmp_path, refused, helpers):
     ("given", "said"),
     [
         ({"data": "none.npz"}, "no such file"),
-        ({"weights": "none.safetensors"}, "make one with"),
-        ({"weights": "tasks.npz"}, "not a .safetensors"),
-        ({"data": "meta.safetensors"}, "not an .npz"),
+        ({"weights": "none.safetensors"}, "none.safetensors: no such file"),
+        ({"weights": "tasks.npz"}, "or no .safetensors file"),
+        ({"data": "meta.safetensors"}, "or no .npz file of plain arrays"),
         ({"model": "mlp-3"}, "does not fit the model"),
         ({"model": "resnet"}, "there is no backbone 'resnet'"),
-        ({"model": "no_such_module:body"}, "No module named"),
-        ({"model": "json:body"}, "no function body"),
-        ({"model": "time:time"}, "returned a float"),
+        ({"model": "no_such_module:body"}, "there is no module no_such_module here"),
+        ({"model": "json:body"}, "json has no body; it has"),
+        ({"model": "time:time"}, "time() returns a float, not a torch.nn.Module"),
     ],
 )
 def test_files_and_models_that_are_none(files, tmp_path, given, said, refused):
     assert said in refused(arguments(files, tmp_path / "s.csv", **given))
 
 
+def test_a_file_without_an_array_says_which_one(files, tmp_path, refused):
+    np.savez(tmp_path / "bad.npz", x_train=np.zeros((1, 2, 4)))
+    line = refused(arguments(files, tmp_path / "s.csv", data=tmp_path / "bad.npz"))
+    assert line.endswith("has no array 'y_train'; it has x_train")
+
+
+def test_settings_in_the_weights_that_are_none_are_refused(files, tmp_path, refused):
+    tensors = load_file(files / "meta.safetensors")
+    for text, said in (
+        ("{", "its metadata are damaged"),
+        ("[1]", "its metadata are damaged"),
+        ('{"inner":"anil","ways":3,"penalty":-1,"l2":0.03}', "--penalty -1"),
+    ):
+        save_file(tensors, tmp_path / "odd.safetensors", {"meta_if": text})
+        assert said in refused(
+            arguments(files, tmp_path / "s.csv", weights=tmp_path / "odd.safetensors")
+        )
+
+
 def test_pickles_are_not_read(files, tmp_path, refused, helpers):
     write(
         tmp_path / "objects.npz", helpers.make_tasks(2, 0), x_train=np.array([{}, {}], dtype=object)
     )
-    assert "without objects" in refused(
+    assert "Object arrays cannot be" in refused(
         arguments(files, tmp_path / "s.csv", data=tmp_path / "objects.npz")
     )
 

@@ -184,8 +184,8 @@ MUTATIONS = [
     # ---- the command, tables and claims ----
     Mutation(
         SCORE,
-        '        require_positive(at.plain if options.estimator == "if" else at.frozen, w,'
-        " options.damping)\n",
+        '        require_positive(at.plain if recipe.estimator == "if" else at.frozen, w,'
+        " recipe.damping)\n",
         "        pass\n",
         "an indefinite Hessian is inverted",
         ("score",),
@@ -195,6 +195,20 @@ MUTATIONS = [
         "        return torch.stack(total).sum() / len(y_query)\n",
         "        return torch.stack(total).mean() / len(y_query)\n",
         "the metric depends on the chunks",
+        ("score",),
+    ),
+    Mutation(
+        SCORE,
+        '            "recipe": recipe,\n',
+        '            "recipe": recipe.model_dump(exclude={"rho"}),\n',
+        "pieces of another rho are taken",
+        ("score",),
+    ),
+    Mutation(
+        SCORE,
+        '            "model": known,\n',
+        '            "model": w,\n',
+        "pieces of another model with the same weights are taken",
         ("score",),
     ),
     Mutation(

@@ -4,8 +4,6 @@ line.
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +15,12 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from projects.sam_if import SAMProblem, gif_checkpoints, partition
-from projects.sam_if.__main__ import main
+from projects.sam_if import SAMProblem, gif_checkpoints, partition, score
+from projects.sam_if.command import main
 from projects.sam_if.estimators import Estimator
 from projects.sam_if.score import architecture, read_samples
-from shared.influence import scoring
+from shared.commands.key import digest
+from shared.errors import UserError
 from shared.influence.objective import Objective
 from shared.influence.params import Parameters
 
@@ -263,8 +262,7 @@ def test_after_a_kill_the_same_command_goes_on(folder, tmp_path, monkeypatch, ca
         return original(self, carriers, rows)
 
     monkeypatch.setattr(Estimator, "score_samples", killed)
-    with pytest.raises(MemoryError):
-        main(arguments(folder, tmp_path / "parts.csv", *more))
+    assert main(arguments(folder, tmp_path / "parts.csv", *more)) == 2
     assert not (tmp_path / "parts.csv").exists()
     done = list(calls)
     monkeypatch.setattr(Estimator, "solve", lambda *_, **__: pytest.fail("solved again"))
@@ -275,14 +273,84 @@ def test_after_a_kill_the_same_command_goes_on(folder, tmp_path, monkeypatch, ca
     assert "going on from there" in capsys.readouterr().err
 
 
-def test_other_settings_do_not_go_on_from_it(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "write_scores", lambda *_: (_ for _ in ()).throw(MemoryError))
-    with pytest.raises(MemoryError):
-        main(arguments(folder, tmp_path / "a.csv"))
-    monkeypatch.undo()
-    assert main(arguments(folder, tmp_path / "a.csv", "--damping", "0.5")) == 0
-    assert main(arguments(folder, tmp_path / "b.csv", "--damping", "0.5")) == 0
-    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+NETWORK = """
+import safetensors.torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(5, 3)).double()
+
+    def forward(self, x):
+        return self.layers(x){change}
+
+def net():
+    model = Net()
+    model.layers.load_state_dict(safetensors.torch.load_file({weights!r}))
+    return model
+"""
+
+
+def test_another_model_with_the_same_weights_does_not_go_on_from_it(folder, tmp_path, monkeypatch):
+    """Killed between two chunks; then the user changes `forward`."""
+    weights, file = str(folder / "model.safetensors"), tmp_path / "mine.py"
+    model = ["--model", f"{file}:net", "--gradient-tolerance", "10", "--chunk", "5"]
+    original = Estimator.score_samples
+
+    def interrupted(self, carriers, rows=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, carriers, rows)
+
+    file.write_text(NETWORK.format(change="", weights=weights))
+    with monkeypatch.context() as killed:
+        killed.setattr(Estimator, "score_samples", interrupted)
+        status = main(arguments(folder, tmp_path / "a.csv", *model))
+    assert status == 128 + signal.SIGTERM
+    assert list(tmp_path.glob("a.csv.*.chunks/*.npy"))
+    file.write_text(NETWORK.format(change=" * 0.7", weights=weights))
+    assert main(arguments(folder, tmp_path / "a.csv", *model)) == 0
+    assert main(arguments(folder, tmp_path / "fresh.csv", *model)) == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "fresh.csv").read_text()
+
+
+def test_what_a_score_depends_on_is_in_the_key_of_its_pieces(folder, tmp_path, monkeypatch):
+    keys: list[str] = []
+
+    def recorded(out, inputs):
+        keys.append(digest(inputs))
+        raise UserError("far enough")
+
+    monkeypatch.setattr(score, "Pieces", recorded)
+
+    def key(*more: str) -> str:
+        assert main(arguments(folder, tmp_path / "a.csv", *more)) == 2
+        return keys.pop()
+
+    def moved(name: str, array: str) -> str:
+        with np.load(folder / name) as saved:
+            arrays = dict(saved)
+        arrays[array] = arrays[array][::-1]
+        np.savez(tmp_path / f"{array}-{name}", **arrays)
+        return f"{tmp_path}/{array}-{name}"
+
+    plain = key()
+    work = ["--chunk", "7", "--data-chunk", "9", "--gradient-tolerance", "1"]
+    assert plain == key(*work)  # how the work is cut does not matter
+    halved = {
+        name: value / 2
+        for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()
+    }
+    safetensors.torch.save_file(halved, tmp_path / "halved.safetensors")
+    deciding = {
+        "rho": "0.1", "l2": "0.1", "batch-size": "6", "batch-seed": "3", "estimator": "sam_if",
+        "curvature": "ggn", "damping": "0.5", "solver": "lsmr", "tolerance": "1e-3",
+        "dtype": "float32", "model": f"{tmp_path}/halved.safetensors",
+        "data": moved("train.npz", "y"), "query": moved("query.npz", "x"),
+    }  # fmt: skip
+    others = [key(f"--{option}", value) for option, value in deciding.items()]
+    others.append(key("--drop-eq9-term"))
+    assert len({plain, *others}) == 1 + len(others)
 
 
 def test_a_signal_ends_it_between_chunks(folder, tmp_path, monkeypatch, capsys):
@@ -321,14 +389,14 @@ OPTIONS = [
     ),
     (["--batch-size", "0"], "argument --batch-size"),
     (["--model", "absent.safetensors"], "absent.safetensors: no such file"),
-    (["--model", "absent:model"], "there is no module 'absent' here"),
-    (["--model", "os:nothing"], "module 'os' has no attribute 'nothing'"),
-    (["--model", "os:getcwd"], "the function returns a str, not a torch.nn.Module"),
-    (["--model", "model"], "give module:function, or a .safetensors file"),
+    (["--model", "absent:model"], "there is no module absent here"),
+    (["--model", "os:nothing"], "os has no nothing; it has"),
+    (["--model", "os:getcwd"], "getcwd() returns a str, not a torch.nn.Module"),
+    (["--model", "model"], "write file.py:function, or package.module:function"),
     (["--architecture", "resnet"], "--architecture resnet: use softmax, or mlp-32"),
     (
         ["--architecture", "mlp-4"],
-        "does not fit the model: 1.weight is (4, 5) in the model and (3, 5) in the file",
+        "does not fit the model: 1.weight is [4, 5] in the model and [3, 5] in the file",
     ),
     (["--data", "absent.npz"], "absent.npz: no such file"),
     (["--device", "tpu"], "use cpu or cuda"),
@@ -354,18 +422,18 @@ def test_bad_data_are_one_line(folder, tmp_path, capsys):
     hurt = x.copy()
     hurt[2, 1] = np.nan
     cases = [
-        ({"x": x}, "holds no array 'y'; it holds x"),
-        ({"x": x, "y": y[:3]}, "there are 4 samples in x and 3 labels in y"),
-        ({"x": x[:0], "y": y[:0]}, "there are 0 samples"),
-        ({"x": x, "y": y.astype(float)}, "y must be integers"),
-        ({"x": x, "y": y - 1}, "labels are integers from 0, not -1"),
-        ({"x": hurt, "y": y}, "sample 2 holds values that are not finite"),
-        ({"x": y, "y": y}, "x must be numbers of shape [samples, ...]"),
+        ({"x": x}, "has no array 'y'; it has x"),
+        ({"x": x, "y": y[:3]}, "there are 4 samples in 'x' and 3 in 'y'"),
+        ({"x": x[:0], "y": y[:0]}, "'x' holds no samples"),
+        ({"x": x, "y": y.astype(float)}, "'y' must be integers of shape [samples]"),
+        ({"x": x, "y": y - 1}, "'y' holds -1; values count from 0"),
+        ({"x": hurt, "y": y}, "'x' is nan at [2, 1]"),
+        ({"x": y, "y": y}, "'x' must be numbers of shape [samples, values, ...]"),
         (
             {"x": x, "y": y, "id": np.array(["a", "b", "a", "c"])},
             "samples 0 and 2 have the same id 'a'",
         ),
-        ({"x": x, "y": y, "id": np.array(["a"])}, "there are 1 ids for 4 samples"),
+        ({"x": x, "y": y, "id": np.array(["a"])}, "there are 4 samples in 'x' and 1 in 'id'"),
         (
             {"x": x[:, :3], "y": y},
             "a query's tensor 0 has the shape (5,), a training sample's (3,)",
@@ -394,13 +462,13 @@ def test_bad_data_are_one_line(folder, tmp_path, capsys):
     np.savez(tmp_path / "bad.npz", x=np.array([{"a": 1}], dtype=object), y=y)
     refused(
         arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"),
-        "is no .npz file of plain arrays",
+        "is damaged, or no .npz file of plain arrays",
         capsys,
     )
     (tmp_path / "bad.npz").write_bytes(b"nothing")
     refused(
         arguments(folder, tmp_path / "out.csv", "--data", f"{tmp_path}/bad.npz"),
-        "is no .npz file of plain arrays",
+        "is damaged, or no .npz file of plain arrays",
         capsys,
     )
     (tmp_path / "empty").mkdir()
@@ -411,14 +479,28 @@ def test_bad_data_are_one_line(folder, tmp_path, capsys):
     )
 
 
-def test_a_loss_that_is_not_a_number_is_refused(folder, tmp_path, capsys):
-    weights = {
-        name: value * float("nan")
-        for name, value in safetensors.torch.load_file(folder / "model.safetensors").items()
-    }
-    safetensors.torch.save_file(weights, tmp_path / "nan.safetensors")
-    given = arguments(folder, tmp_path / "out.csv", "--model", f"{tmp_path}/nan.safetensors")
-    refused(given, "the loss of sample 0 is nan (23 of 23 are not finite)", capsys)
+def test_weights_and_losses_that_are_no_numbers_are_refused(folder, tmp_path, capsys):
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    out, file = tmp_path / "out.csv", tmp_path / "mine.py"
+    for factor, message in (
+        (float("nan"), "holds values that are not finite"),
+        (1e308, "the loss of sample 0 is"),
+    ):
+        hurt = {name: value * factor for name, value in weights.items()}
+        safetensors.torch.save_file(hurt, tmp_path / "hurt.safetensors")
+        refused(arguments(folder, out, "--model", f"{tmp_path}/hurt.safetensors"), message, capsys)
+    safetensors.torch.save_file(
+        {name: value * float("nan") for name, value in weights.items()},
+        tmp_path / "hurt.safetensors",
+    )
+    file.write_text(NETWORK.format(change="", weights=f"{tmp_path}/hurt.safetensors"))
+    refused(arguments(folder, out, "--model", f"{file}:net"), "holds NaN or infinity", capsys)
+    file.write_text("import torch\n\ndef net():\n    return torch.nn.Linear(4, 3)\n")
+    refused(
+        arguments(folder, out, "--model", f"{file}:net"),
+        "called with a sample of shape (5,): RuntimeError",
+        capsys,
+    )
 
 
 def test_a_model_at_no_minimum_has_an_indefinite_hessian(folder, tmp_path, capsys):
@@ -480,12 +562,11 @@ def test_a_gradient_of_zero_is_refused(tmp_path, capsys):
 
 def test_a_folder_that_is_missing_is_refused_in_training(folder, tmp_path, capsys):
     given = ["train", "--data", f"{folder}/train.npz", "--out"]
-    refused([*given, f"{tmp_path}/model.pt"], "name a .safetensors file", capsys)
-    refused([*given, f"{tmp_path}/none/model.safetensors"], "in a folder that exists", capsys)
+    refused([*given, f"{tmp_path}/model.pt"], "weights are written as .safetensors", capsys)
+    refused([*given, f"{tmp_path}/none/model.safetensors"], "there is no folder", capsys)
 
 
-def test_help_is_there_at_once():
-    command = [sys.executable, "-X", "importtime", "-m", "projects.sam_if", "score", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "example:\n  python -m projects.sam_if score --model" in done.stdout
-    assert "| torch\n" not in done.stderr
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    assert "example:\n  python -m projects.sam_if score --model" in capsys.readouterr().out

@@ -24,6 +24,8 @@ NOISE = "projects/zo2/noise.py"
 UNITS = "projects/zo2/units.py"
 STREAMS = "projects/zo2/streams.py"
 MEZO = "projects/zo2/mezo.py"
+RUNS = "projects/zo2/runs.py"
+STEPLOG = "projects/zo2/steplog.py"
 
 MUTATIONS = [
     Mutation(
@@ -417,6 +419,27 @@ MUTATIONS = [
         "theta.data - lr * (g * z) - lr * (self.weight_decay * theta.data)",
         "the reference itself rounds otherwise than published",
         ("mezo", "oracles"),
+    ),
+    Mutation(
+        ENGINE,
+        'check_finite([(name, tensor)], "the trained model")',
+        "pass",
+        "weights that are not finite are saved",
+        ("finetune",),
+    ),
+    Mutation(
+        RUNS,
+        "lost >= LOST_STEPS or (lost and done == steps)",
+        "lost >= LOST_STEPS",
+        "a run ends in a loss that is not finite",
+        ("finetune",),
+    ),
+    Mutation(
+        STEPLOG,
+        "known is not None and known.steps != []",
+        "known is not None",
+        "a run without a step goes on with the header of another",
+        ("steplog",),
     ),
 ]
 
