@@ -45,7 +45,7 @@ def lacking(paper: str) -> list[str]:
     for check in (_files, _manifest, _scales, _configs, _page, _main_page, _reference, _tests):
         try:
             lines += check(paper)
-        except (ImportError, SyntaxError, ValueError, UserError) as error:
+        except (ImportError, SyntaxError, TypeError, ValueError, UserError) as error:
             lines.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
     return lines
 

@@ -11,23 +11,35 @@ from shared import cli, papers, paths, reference, skeleton
 from shared.experiment import run_experiment
 
 
-@pytest.fixture
-def whole(tmp_path, monkeypatch):
+def move_to(root, monkeypatch):
+    """Let `root` be the repository."""
+    monkeypatch.setattr(paths, "ROOT", root)
+    monkeypatch.setattr(paths, "PROJECTS", root / "projects")
+    monkeypatch.setattr(paths, "REFERENCE", root / "reference")
+    monkeypatch.setattr(projects, "__path__", [str(root / "projects")])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """The root of a repository with one paper, `pi`, that lacks nothing."""
-    before = set(sys.modules)
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    monkeypatch.setattr(paths, "PROJECTS", tmp_path / "projects")
-    monkeypatch.setattr(paths, "REFERENCE", tmp_path / "reference")
-    monkeypatch.setattr(projects, "__path__", [str(tmp_path / "projects")])
-    skeleton.create("pi", "Pi", "0000.00000")
-    row = "| [Pi](projects/pi/README.md) | t | a | new |\n"
-    (tmp_path / "README.md").write_text(row)
-    run_experiment("pi", "error", "cpu", None, tmp_path / "results")
-    reference.keep("pi", "cpu", tmp_path / "results")
+    root = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        move_to(root, monkeypatch)
+        skeleton.create("pi", "Pi", "0000.00000")
+        (root / "README.md").write_text("| [Pi](projects/pi/README.md) | t | a | new |\n")
+        run_experiment("pi", "error", "cpu", None, root / "results")
+        reference.keep("pi", "cpu", root / "results")
+        forget()
+    return root
+
+
+@pytest.fixture
+def whole(made, tmp_path, monkeypatch):
+    """A copy of it, to be spoilt."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    move_to(tmp_path, monkeypatch)
     yield tmp_path
-    for module in set(sys.modules) - before:
-        if module.startswith("projects."):
-            del sys.modules[module]
+    forget()
 
 
 def forget() -> None:
