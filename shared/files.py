@@ -148,8 +148,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: Path, last: str | None = None) -> Iterator[Path]:
-    """Inside, an empty temporary folder to fill; after it, each of its files is in `folder`, which
-    keeps what else it has. Files appear one by one, in the order of their names.
+    """Inside, an empty temporary folder to fill; after it, each of its files, also in folders below,
+    is in `folder`, which keeps what else it has. Files appear one by one, in the order of their names.
 
     Args:
         folder: exists.
@@ -160,12 +160,15 @@ def atomic_files(folder: Path, last: str | None = None) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        files = sorted(temporary.iterdir(), key=lambda file: (file.name == last, file.name))
+        files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+        files.sort(key=lambda file: (str(file) == last, file))
         for file in files:
-            sync(file)
+            sync(temporary / file)
         for file in files:
-            os.replace(file, folder / file.name)
-        sync(folder)
+            (folder / file).parent.mkdir(exist_ok=True, parents=True)
+            os.replace(temporary / file, folder / file)
+        for changed in {(folder / file).parent for file in files}:
+            sync(changed)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -169,6 +169,15 @@ def test_files_join_a_folder_the_last_one_after_all_others(tmp_path, monkeypatch
     assert names(tmp_path) == ["a", "b", "c", "log"]
 
 
+def test_files_of_folders_below_replace_those_there(tmp_path):
+    for text in ("old", "new"):
+        with files.atomic_files(tmp_path) as temporary:
+            (temporary / "below").mkdir()
+            (temporary / "below" / "a").write_text(text)
+    assert names(tmp_path) == ["below"]
+    assert (tmp_path / "below" / "a").read_text() == "new"
+
+
 def test_sha256_is_of_the_content(tmp_path):
     (tmp_path / "a").write_bytes(b"content")
     assert files.sha256(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
