@@ -67,7 +67,7 @@ def claim(
         source: where it says so ("abstract", "table 2").
         bound: what the rows must show for `holds`.
         needs: what it takes to test it where it is not tested.
-        paper: the paper's own value, or None where it could not be had.
+        paper: the paper's own value, or None where we had no access to it.
     """
     for key, text in (
         ("id", id),

@@ -148,8 +148,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: Path, last: str | None = None) -> Iterator[Path]:
-    """Inside, an empty temporary folder to fill; after it, each of its files, also in folders below,
-    is in `folder`, which keeps what else it has. Files appear one by one, in the order of their names.
+    """Inside, an empty temporary folder to fill; after it, each of its files, also in folders
+    below, is in `folder`, which keeps what else it has. Files appear one by one, in the order of
+    their names.
 
     Args:
         folder: exists.

@@ -38,7 +38,7 @@ class Table:
         frame: what was measured, one row per line, raw numbers.
         columns: the columns to show, in order, by name in `frame`; empty shows all. A plain text is
             a heading.
-        paper: the paper's own numbers (`paper_numbers`), or None where they could not be had.
+        paper: the paper's own numbers (`paper_numbers`), or None where we had no access to them.
         predicted: the frame was computed from a model, and nothing in it was measured; the table
             says so.
         scale, device: filled in by `build` from the rows' provenance.

@@ -1,8 +1,8 @@
-"""Deliberate faults, each of which must turn the tests red: what
+"""Mutations, each of which must turn the tests red: what
 `tests/projects/<paper>/mutations.py` lists, and how they are run; likewise for a package of shared/
 with a list in `tests/shared/<package>/mutations.py`.
 
-Each fault is put into a copy of the repository's files, where the tests named with it run until the
+Each mutation is put into a copy of the repository's files, where the tests named with it run until the
 first one fails. Exit status 1 when one survives, or when the text it replaces is no longer there.
 """
 
@@ -130,10 +130,10 @@ def run(
 def main(
     mutations: Sequence[Mutation], paper: str, words: Sequence[str], under: str = "projects"
 ) -> int:
-    """Run the faults whose reason contains the words, and say what became of each."""
+    """Run the mutations whose reason contains the words, and say what became of each."""
     chosen = [m for m in mutations if all(word in m.why for word in words)]
     if not chosen:
-        sys.stderr.write("no fault's reason contains these words\n")
+        sys.stderr.write("no mutation's reason contains these words\n")
         return 2
 
     def judge(mutation: Mutation) -> str:
@@ -150,5 +150,5 @@ def main(
             killed += result.startswith("killed")
             sys.stdout.write(f"{number:3}/{len(chosen)}  {mutation.why}: {result}\n")
             sys.stdout.flush()
-    sys.stdout.write(f"{killed} of {len(chosen)} faults killed\n")
+    sys.stdout.write(f"{killed} of {len(chosen)} mutations killed\n")
     return 0 if killed == len(chosen) else 1

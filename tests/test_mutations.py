@@ -1,4 +1,4 @@
-"""The deliberate faults of every paper, and of packages of shared/, still apply to its files.
+"""The mutations of every paper, and of packages of shared/, still apply to its files.
 
 `python tests/projects/<paper>/mutations.py` runs them, as does `python
 tests/shared/<package>/mutations.py`.
@@ -34,7 +34,7 @@ ALL = [(folder, m) for folder in FOLDERS for m in _load(folder).MUTATIONS]
 @pytest.mark.parametrize(
     ("folder", "mutation"), ALL, ids=[f"{folder.name}: {m.why}" for folder, m in ALL]
 )
-def test_every_deliberate_fault_still_applies(folder, mutation):
+def test_every_mutation_still_applies(folder, mutation):
     assert not mutating.broken(mutation)
     assert mutation.old != mutation.new
     assert all((folder / f"test_{name}.py").is_file() for name in mutation.tests)

@@ -1,4 +1,4 @@
-"""Real images as small SAM problems: features, models, SAM's solution, and training again without
+"""Real images as small SAM problems: features, models, SAM's solution, and retraining without
 samples.
 
 CIFAR-100 and Mini-ImageNet, which the paper's readers name among its data, are in no package;

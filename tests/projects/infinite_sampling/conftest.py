@@ -116,7 +116,7 @@ def helpers() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def save_tokenizer() -> Any:
     """A function `save(folder)` that saves a tokenizer there and returns it: a token per character,
-    a chat template. It stands here and not above, so that the deliberate faults, which run in a
+    a chat template. It stands here and not above, so that the mutations, which run in a
     copy of this folder alone, have it.
     """
 

@@ -1,4 +1,4 @@
-"""Deliberate faults in shared/influence, each of which must turn the tests red.
+"""Mutations of shared/influence, each of which must turn the tests red.
 
     python tests/shared/influence/mutations.py          # all; some minutes on two cores
     python tests/shared/influence/mutations.py cg       # those whose reason contains the word
