@@ -2,8 +2,8 @@
 `tests/projects/<paper>/mutations.py` lists, and how they are run; likewise for a package of shared/
 with a list in `tests/shared/<package>/mutations.py`.
 
-Each mutation is put into a copy of the repository's files, where the tests named with it run until the
-first one fails. Exit status 1 when one survives, or when the text it replaces is no longer there.
+Each mutation is put into a copy of the repository's files, where the tests named with it run until
+the first one fails. Exit status 1 when one survives, or when the text it replaces is not there.
 """
 
 import os
