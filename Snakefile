@@ -3,7 +3,7 @@
 #   snakemake --cores all                       everything, at scale cpu
 #   snakemake --cores all zo2                   one paper
 #   snakemake --cores all figures               (or tables, or claims) of every paper
-#   snakemake --cores all --config scale=smoke  the wiring, in seconds
+#   snakemake --cores all --config scale=smoke  a pipeline check, in seconds
 #
 # profiles/default/config.yaml is read by itself: one failure does not stop the rest, and the same command resumes.
 

@@ -244,8 +244,8 @@ def _run(options: argparse.Namespace) -> int:
         if not sign or not key:
             raise UserError(f"--set takes KEY=VALUE, not '{setting}'")
         overrides[key] = _value(setting, value)
-    if "REPRO_DIE_WITH_PARENT" in os.environ:
-        die_with_parent()
+    if parent := os.environ.get("REPRO_DIE_WITH_PARENT"):
+        die_with_parent(int(parent) if parent.isdigit() else None)
     needs = manifest.needs(paper, name, options.scale)
     for variable in THREAD_VARIABLES:  # before numpy and torch are imported, which read them once
         os.environ.setdefault(variable, str(needs.threads))
@@ -273,8 +273,9 @@ def _run(options: argparse.Namespace) -> int:
                 f"--results={options.results}",
                 *settings,
             ],
-            env={**os.environ, "REPRO_DIE_WITH_PARENT": "1"},  # the ranks with torchrun, and
-            preexec_fn=die_with_parent,  # torchrun with this process
+            # the ranks end with torchrun, and torchrun with this process
+            env={**os.environ, "REPRO_DIE_WITH_PARENT": "whichever"},
+            preexec_fn=die_with_parent,
             check=False,
         )
         return 1 if done.returncode else 0

@@ -138,12 +138,12 @@ def _rows(
                 where, f"config {key}", str(one.config.get(key)), str(other.config.get(key)), True
             )
     same_bits = not _made_otherwise(one, other)
-    for name in sorted({*one.arrays, *other.arrays}):
-        if name in one.arrays and name in other.arrays and not same_bits:
+    files = [{**side.arrays, **side.tensors} for side in (one, other)]
+    for name in sorted({*files[0], *files[1]}):
+        if name in files[0] and name in files[1] and not same_bits:
             continue
         first, second = (
-            side.arrays[name].sha256[:12] if name in side.arrays else "missing"
-            for side in (one, other)
+            entries[name].sha256[:12] if name in entries else "missing" for entries in files
         )
         if first != second and not is_timing(name):
             yield Difference(where, f"array {name}", first, second, True)

@@ -16,6 +16,7 @@ from shared import paths
 from shared.errors import UserError
 
 PACKAGES = ("shared", "projects")
+_TYPES_ONLY = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 def local_imports(file: Path, root: Path | None = None) -> list[Path]:
@@ -119,7 +120,7 @@ def _base(node: ast.ImportFrom, here: tuple[str, ...]) -> tuple[str, ...]:
 def _for_types_only(tree: ast.Module) -> Iterator[ast.stmt]:
     """The statements under `if TYPE_CHECKING:`, which never run."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _TYPES_ONLY:
             yield from node.body
 
 

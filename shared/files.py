@@ -130,19 +130,25 @@ def atomic_save(
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Inside, an empty temporary folder to fill; after it, that folder is `path`, in the place of
-    what was there. An error inside leaves `path` as it was.
+    what was there. An error inside leaves `path` as it was; a kill in the moment of the exchange
+    leaves what was there in `.<name>.<process>.former`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    former = path.with_name(f".{path.name}.{os.getpid()}.former")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         for file in temporary.rglob("*"):
             sync(file)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # a folder that holds something cannot be replaced in one step
+            os.replace(path, former)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
+        if former.exists() and not path.exists():
+            os.replace(former, path)
+        shutil.rmtree(former, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from shared.processes import die_with_parent
 from shared.statistics import Timing
 
 
@@ -200,6 +201,7 @@ def run_limited(
         text=True,
         timeout=timeout_seconds,
         env=environment,
+        preexec_fn=die_with_parent,
         check=False,
     )
     errors = [line for line in done.stderr.splitlines() if line.strip()]

@@ -41,9 +41,9 @@ _ADDRESS = re.compile(
 )
 _NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?x?"
 # A number with decimals or with a unit is taken for a measured one, wherever it stands.
-_UNITS = "%|x|×|times|points|bytes|[kMGT]?B|ns|µs|ms|s|seconds|minutes|hours"
+_UNITS = "%|x|×|times|points|bytes|[kMGT]i?B|h|min|ns|µs|ms|s|seconds|minutes|hours"
 _MEASURED = re.compile(
-    rf"(?<![\w.])[-+]?\d[\d,]*(?:(?:\.\d+)?\s?(?:{_UNITS})(?!\w)|\.\d+(?![\w.]))"
+    rf"(?<![\w.])[-+]?\d[\d,]*(?:(?:\.\d+)?\s?(?:{_UNITS})(?!\w)|\.\d+(?:e[-+]?\d+)?(?!\w|\.\d))"
 )
 # Where a number is no measurement: code, links, headings, OPT-175B, theorem 5.3.
 _FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)

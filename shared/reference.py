@@ -57,7 +57,12 @@ def _check(paper: str, name: str, scale: str, results: Path) -> None:
     if not rows.are_whole(path):
         raise UserError(f"{path} is missing, or not whole; make it: {again}")
     _, config = experiment.load(paper, name, scale)
-    if rows.read_rows(path).config != config.model_dump(mode="json"):
+    content = rows.read_rows(path)
+    for other in manifest.needs(paper, name, scale).uses:
+        used = rows.digest(rows.rows_path(results, scale, paper, other))
+        if content.provenance.get("used", {}).get(other) != used:
+            raise UserError(f"{path} was made with other rows of {other} than are there: {again}")
+    if content.config != config.model_dump(mode="json"):
         raise UserError(f"{path} was made with other values than scales/{scale}.yaml has: {again}")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import UserError
-from shared.files import atomic_write
+from shared.files import atomic_write, sha256
 from shared.manifest import explain, unknown
 
 if TYPE_CHECKING:
@@ -196,13 +196,14 @@ def digest(path: Path) -> str:
 
 
 def are_whole(path: Path) -> bool:
-    """Whether `path` is a rows file that `read_rows` takes, with every file that it names."""
+    """Whether `path` is a rows file that `read_rows` takes, with every file that it names whole."""
     try:
         content = read_rows(path)
     except UserError:
         return False
     entries = [*content.arrays.values(), *content.tensors.values()]
-    return all((path.parent / entry.file).is_file() for entry in entries)
+    files = [(path.parent / entry.file, entry.sha256) for entry in entries]
+    return all(file.is_file() and sha256(file) == expected for file, expected in files)
 
 
 def read_frame(path: Path) -> "pandas.DataFrame":

@@ -136,6 +136,11 @@ def main(
         sys.stderr.write("no mutation's reason contains these words\n")
         return 2
 
+    tests = sorted({test for mutation in chosen for test in mutation.tests})
+    if failure := run(None, tests, paper, under):
+        sys.stderr.write(f"red without any mutation: {failure}\n")
+        return 2
+
     def judge(mutation: Mutation) -> str:
         if broken(mutation):
             return "TEXT NOT FOUND"

@@ -45,4 +45,4 @@ for paper, known in PAPERS.items():
             shell:
                 "export OMP_NUM_THREADS={params.threads} MKL_NUM_THREADS={params.threads} "
                 "OPENBLAS_NUM_THREADS={params.threads} NUMEXPR_NUM_THREADS={params.threads}; "
-                "REPRO_DIE_WITH_PARENT=1 {EXEC_REPRO} run {params.experiment} --scale {SCALE}"
+                "REPRO_DIE_WITH_PARENT=$PPID {EXEC_REPRO} run {params.experiment} --scale {SCALE}"

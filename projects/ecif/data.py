@@ -6,18 +6,20 @@ all-MiniLM-L6-v2, both reduced by a PCA of the training part and scaled to a mea
 dimension.
 """
 
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shared.commands.key import digest
 from shared.data import path, stamp
+from shared.dependencies import local_imports
 from shared.errors import UserError
 from shared.files import atomic_write
 from shared.paths import cache_dir
@@ -144,14 +146,10 @@ def _emoji() -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
     pictures, captions = data.pictures().numpy(), list(data.ids or ())
     for one in ("minilm-l6", "efficientnet-lite0"):
         path(one)  # says what to fetch
-    stamps = [
-        str(stamp(one).stat().st_mtime_ns) for one in ("emoji", "minilm-l6", "efficientnet-lite0")
-    ]
-    file = (
-        cache_dir()
-        / ".converted"
-        / f"ecif-emoji-{hashlib.sha256(' '.join(stamps).encode()).hexdigest()[:16]}.npz"
-    )
+    # All that the features depend on: the versions of the data and the models, and the code.
+    inputs = [stamp(one) for one in ("emoji", "minilm-l6", "efficientnet-lite0")]
+    key = digest({"inputs": inputs, "code": local_imports(Path(__file__))})
+    file = cache_dir() / ".converted" / f"ecif-emoji-{key[:16]}.npz"
     if not file.exists():  # a quarter of a minute, once
         buffer = io.BytesIO()
         np.savez(buffer, texts=_sentences(captions), images=_pictures(pictures))
@@ -191,8 +189,8 @@ def _pictures(pictures: np.ndarray, size: int = 128) -> np.ndarray:
 def _synthetic(
     n: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str], np.ndarray]:
-    """For wiring: texts and pictures are noisy linear views of one latent vector, in groups that
-    share most of it.
+    """For a pipeline check: texts and pictures are noisy linear views of one latent vector, in
+    groups that share most of it.
     """
     draw = np.random.default_rng(step_seed(seed, "synthetic"))
     groups = draw.integers(0, 8, n)

@@ -202,8 +202,8 @@ def _torchvision(source: Source, folder: str | None) -> tuple[tuple[str, ...], I
 def _synthetic(
     size: int, seed: int, n: int = 4096, classes: int = 8
 ) -> tuple[tuple[str, ...], Items, None]:
-    """For wiring, time and memory: a random pattern of 4 x 4 squares a class, under noise. Drawn
-    when asked for.
+    """For a pipeline check, time and memory: a random pattern of 4 x 4 squares a class, under
+    noise. Drawn when asked for.
     """
     draw = np.random.default_rng(step_seed(seed, "synthetic"))
     patterns = draw.integers(0, 256, (classes, 4, 4, 3))

@@ -49,8 +49,8 @@ def pools(source: Source, seed: int = 0, folder: str | None = None) -> tuple[Poo
 
     quickdraw: disjoint classes. mnist, fashion-mnist, cifar10: the same ten classes and the
     official split of images, since five-way tasks of five classes would all be one. synthetic:
-    Gaussian classes in 20 dimensions, for the wiring alone. random_images: noise of the shape [3,
-    84, 84], for measures of time and memory. omniglot, folder: of torchvision, in `folder`.
+    Gaussian classes in 20 dimensions, for a pipeline check alone. random_images: noise of the shape
+    [3, 84, 84], for measures of time and memory. omniglot, folder: of torchvision, in `folder`.
 
     Raises:
         UserError: the data have not been fetched, or the folder is not there.

@@ -69,7 +69,8 @@ def load(
     `features` None keeps the pixels, shifted and scaled by the training images' mean and deviation
     in each channel.
 
-    "blobs" are random numbers around ten random centres: for wiring and tests, without a download.
+    "blobs" are random numbers around ten random centres: for a pipeline check and tests, without a
+    download.
     """
     known, tests = _drawn(name, n + validation, test, seed)
     train, held = known.pick(slice(n)), known.pick(slice(n, None))

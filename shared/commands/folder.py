@@ -141,6 +141,10 @@ def begin(path: Path, about: Mapping[str, Any], begun: bool) -> None:
         UserError: it is damaged, or an option differs.
     """
     known = read_json(path) if begun else None
+    if begun and known is None:
+        raise UserError(
+            f"{path.parent} holds a run that has lost its {path.name}; name another --out"
+        )
     if known is None:
         atomic_json(path, about)
     else:

@@ -27,6 +27,7 @@ from torch.func import grad, grad_and_value, jvp, vjp, vmap
 
 from shared.errors import UserError
 from shared.files import atomic_write
+from shared.processes import die_with_parent
 from shared.seeding import step_seed
 
 Field = Callable[[Tensor], Tensor]  # [p] -> [p]
@@ -394,10 +395,13 @@ def _mapping(processes: int) -> Iterator[Callable[..., Iterable[Root]]]:
         return
     # a fork would inherit torch's threads in an unknown state
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
         yield pool.map
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    torch.set_num_threads(1)
 
 
 def _key(config: Mapping[str, Any], n: int, removed: Sequence[int]) -> str:

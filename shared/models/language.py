@@ -17,6 +17,7 @@ from torch import Tensor
 
 from shared import data
 from shared.errors import UserError
+from shared.files import sha256
 from shared.models.guard import plain_errors, read_config
 from shared.models.loading import empty_model, load_config, load_pretrained, load_tokenizer
 from shared.paths import cache_dir
@@ -116,8 +117,8 @@ def _converted(name: str) -> Path:
     the cache.
     """
     source = data.path(name)
-    stamp = data.stamp(name).stat()
-    folder = cache_dir() / ".converted" / f"{name}-{stamp.st_size}"
+    content = sha256(data.stamp(name))  # which names the version and the digests of its files
+    folder = cache_dir() / ".converted" / f"{name}-{content[:16]}"
     if (folder / "model.safetensors").is_file():
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -85,7 +85,12 @@ def test_the_commands_that_the_page_names_work(run):
             OTHERS,
         ],
         ["tests/test_boundaries.py", "-k", OTHERS],
-        ["tests/test_repository.py", "-k", "[pi] or projects.pi or readme_lists or link or rule"],
+        [
+            "tests/test_repository.py",
+            "-k",
+            "[pi] or projects.pi or readme_lists or link or no_file_names or nothing_runs"
+            " or models_enter or results_in",
+        ],
     ],
     ids=lambda arguments: Path(arguments[0]).stem,
 )

@@ -17,11 +17,13 @@ import torch
 from pydantic import Field
 
 from projects.distzo2.data import TaskName
+from projects.distzo2.experiments import worker
 from projects.distzo2.labels import MODES
 from shared import experiment
 from shared.errors import UserError
 from shared.models.shapes import OPT_SHAPES
 from shared.paths import ROOT
+from shared.processes import die_with_parent
 
 Rows = list[dict[str, Any]]
 ModeName = Literal[tuple(MODES)]  # type: ignore[valid-type]
@@ -135,12 +137,18 @@ def launch(name: str, world: int, config: Mapping[str, Any]) -> list[Rows]:
             "--nproc-per-node",
             str(world),
         ]
-        command += ["-m", "projects.distzo2.experiments.worker", name, json.dumps(config), folder]
+        command += ["-m", worker.__name__, name, json.dumps(config), folder]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # of a torchrun around this one
             environment.pop(variable, None)
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=ROOT,
+            env=environment,
+            preexec_fn=die_with_parent,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         files = [Path(folder) / f"{rank}.json" for rank in range(world)]
         if done.returncode or not all(file.exists() for file in files):

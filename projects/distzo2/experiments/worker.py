@@ -14,9 +14,11 @@ import torch
 import torch.distributed as dist
 
 from projects.distzo2 import distributed
+from shared.processes import die_with_parent
 
 
 def main(name: str, config: str, folder: str) -> None:
+    die_with_parent()
     torch.set_num_threads(1)
     values = json.loads(config)
     on_rank = importlib.import_module(f"projects.distzo2.experiments.{name}").on_rank

@@ -70,8 +70,8 @@ MUTATIONS = [
     ),
     Mutation(
         FILES,
-        "key=lambda file: (file.name == last, file.name)",
-        "key=lambda file: file.name",
+        "key=lambda file: (str(file) == last, file)",
+        "key=lambda file: file",
         "atomic write: the file that says all are there comes too early",
         ("files",),
     ),
