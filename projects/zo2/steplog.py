@@ -28,7 +28,8 @@ class Records:
     """What a log holds.
 
     `flushes` has the numbers of steps after which everything pending was applied, `evaluations` the
-    held-out loss after a number of steps.
+    held-out loss after a number of steps. `nbytes` is where the whole lines end; after it there may
+    be a torn one.
     """
 
     header: dict[str, Any]
@@ -36,22 +37,30 @@ class Records:
     order: list[str] = field(default_factory=list)
     flushes: set[int] = field(default_factory=set)
     evaluations: dict[int, float] = field(default_factory=dict)
+    nbytes: int = 0
 
 
 def read_log(path: Path) -> Records | None:
     """Read a log. None when there is none, or none with a whole first line: the run died before it
     began.
 
-    One torn last line is left out. Raises UserError with the number of the line when anything else
-    is wrong.
+    One torn last line is left out. Of a log of another schema only the header is read, and only as
+    long as no step follows.
+
+    Raises UserError for the steps of another schema, and with the number of the line when anything
+    else is wrong.
     """
     records: Records | None = None
-    for number, line in enumerate(read_lines(path, strict=True), 1):
+    for number, (line, end) in enumerate(read_lines(path, strict=True), 1):
+        if records is not None and records.header["schema"] != SCHEMA:
+            _check_stepless(records.header["schema"], line, path)
+            continue
         try:
             if records is None:
                 records = Records(_header(line))
             else:
                 _take(records, line)
+            records.nbytes = end
         except (KeyError, TypeError, ValueError) as error:
             what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}, line {number}: {what}; the log is damaged") from None
@@ -59,9 +68,18 @@ def read_log(path: Path) -> Records | None:
 
 
 def _header(record: dict[str, Any]) -> dict[str, Any]:
-    if record.get("schema") != SCHEMA:
-        raise ValueError(f"not the header of a step log of schema {SCHEMA}")
+    if type(record.get("schema")) is not int:
+        raise ValueError("not the header of a step log")
     return record
+
+
+def _check_stepless(schema: int, line: Mapping[str, Any], path: Path) -> None:
+    """Refuse a line of another schema that is a step, or may be one."""
+    if line.get("event") not in ("flush", "evaluation"):
+        raise UserError(
+            f"{path} is of another version (a step log of schema {schema}; this version reads"
+            f" {SCHEMA}): name another --out, or use the version that wrote it"
+        )
 
 
 def _take(records: Records, line: Mapping[str, Any]) -> None:
@@ -113,14 +131,13 @@ class StepLog:
     def __init__(self, path: Path, header: Mapping[str, Any]):
         self.path = path
         known = read_log(path)
-        continued = known is not None and known.steps != []
-        self._log = Log(path, keep=lambda line: continued, strict=True)
-        if known is not None and continued:
+        if known is not None and known.steps != []:
             self.records = known
+            self._log = Log(path, end=known.nbytes)
         else:
             self.records = Records({"schema": SCHEMA, **header})
+            self._log = Log(path, end=0)
             self._log.write(self.records.header)
-        self._log.lines.clear()  # `records` has them in less memory, which may be short
 
     def step(self, step: "Step", order: Sequence[str]) -> None:
         """Log one step of an engine whose `order` is given."""
@@ -156,7 +173,6 @@ class StepLog:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self._log.write(line)
-        self._log.lines.clear()
         _take(self.records, line)
 
 

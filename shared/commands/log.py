@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,8 +11,9 @@ from shared.errors import UserError
 from shared.files import sync
 
 
-def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
-    """The objects of a log as far as its lines are whole; none where there is no file.
+def read_lines(path: Path, strict: bool = False) -> Iterator[tuple[dict[str, Any], int]]:
+    """The objects of a log as far as its lines are whole, each with the number of bytes up to the
+    end of its line; none where there is no file. One line at a time is in memory.
 
     A line that a crash cut is left out, even if what is left of it reads as JSON.
 
@@ -20,26 +21,20 @@ def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
         strict: UserError with the number of the line when another than the last is no object. Else
             the log ends before it: after a power cut anything may stand behind what was synced.
     """
-    return [record for record, _ in _whole(path, strict)]
-
-
-def _whole(path: Path, strict: bool) -> list[tuple[dict[str, Any], int]]:
-    """With each object, where its line ends."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
     except FileNotFoundError:
-        return []
-    records: list[tuple[dict[str, Any], int]] = []
+        return
     end = 0
-    for number, line in enumerate(lines, 1):
-        record = _record(line)
-        if record is None:
-            if strict and number < len(lines):
-                raise UserError(f"{path}, line {number}: not a JSON object; the log is damaged")
-            break
-        end += len(line)
-        records.append((record, end))
-    return records
+    with file:
+        for number, line in enumerate(file, 1):
+            record = _record(line)
+            if record is None:
+                if strict and file.read(1):
+                    raise UserError(f"{path}, line {number}: not a JSON object; the log is damaged")
+                return
+            end += len(line)
+            yield record, end
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
@@ -60,7 +55,8 @@ class Log:
         path: made if it is not there.
         keep: the log is cut before the first line for which this is false: a checkpoint is older
             than the lines after it, whose steps are made again.
-        strict: as of `read_lines`.
+        end: the log is cut after this number of bytes and not read: for a caller that has read it
+            with `read_lines` and holds what it needs in less memory. `lines` then stays empty.
 
     `lines` holds the objects that are in the log. What is kept is not rewritten, so that it stays
     the same to the byte.
@@ -70,16 +66,18 @@ class Log:
         self,
         path: Path,
         keep: Callable[[dict[str, Any]], bool] = lambda line: True,
-        strict: bool = False,
+        end: int | None = None,
     ):
         self.path = path
         self.lines: list[dict[str, Any]] = []
-        end = 0
-        for record, end_of_line in _whole(path, strict):
-            if not keep(record):
-                break
-            self.lines.append(record)
-            end = end_of_line
+        self._holds_lines = end is None
+        if end is None:
+            end = 0
+            for record, end_of_line in read_lines(path):
+                if not keep(record):
+                    break
+                self.lines.append(record)
+                end = end_of_line
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
         self._file.truncate(end)
         sync(path.parent)
@@ -99,7 +97,8 @@ class Log:
         left = memoryview(text.encode() + b"\n")
         while left:  # a full disk takes a part first and fails the next time
             left = left[self._file.write(left) :]
-        self.lines.append(dict(record))
+        if self._holds_lines:
+            self.lines.append(dict(record))
         if sync:
             self.sync()
 

@@ -67,6 +67,16 @@ MUTATIONS = [
         ENGINE,
         "lr = self.options.rate(self.steps) if lr is None else lr",
         "lr = self.options.rate(self.steps + 1) if lr is None else lr",
+        "the schedule of the learning rate is a step ahead",
+    ),
+    Mutation(
+        ENGINE,
+        "        self.model.eval()\n        sides = self.forwards.sides\n",
+        """        if self._perturbation.pending is not None:
+            self._perturbation.pending.lr = lr
+        self.model.eval()
+        sides = self.forwards.sides
+""",
         "the pending update uses the learning rate of the next step",
     ),
     Mutation(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,9 @@ def test_a_log_without_a_step_begins_anew(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "replacement", "message"),
     [
-        (1, '{"settings": {}}', "line 1: not the header"),
+        (1, '{"settings": {}}', "line 1: not the header of a step log; the log is damaged"),
+        (1, '{"schema":1}', "steps.jsonl is of another version .*name another --out"),
+        (1, '{"schema":3}', "schema 3; this version reads 2"),
         (1, "[]", "line 1: not a JSON object"),
         (2, "{", "line 2: not a JSON object"),
         (
@@ -137,3 +140,32 @@ def test_anything_else_is_refused_with_its_line(
 
 def test_a_missing_log_is_none(tmp_path: Path) -> None:
     assert read_log(tmp_path / "steps.jsonl") is None
+
+
+def test_a_log_of_another_version_without_a_step_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    flush = '{"event":"flush","step":0}\n'
+    for rest in ("", flush, flush + '{"event":"evaluation","step":0,"loss":1}\n', '{"event":"st'):
+        path.write_text('{"schema":1}\n' + rest)
+        with StepLog(path, {}):
+            pass
+        assert path.read_text() == f'{{"schema":{SCHEMA}}}\n'
+
+
+def test_a_resumed_log_needs_little_more_memory_than_its_steps(path: Path) -> None:
+    """A user's --memory-budget holds while a long log is read: never all of its lines at once."""
+    first = path.read_text().splitlines(keepends=True)[:2]
+    path.write_text(
+        "".join(first)
+        + "".join(
+            f'{{"event":"step","step":{n},"seed":{2**62 + n},"projected_gradient":{n / 7},'
+            f'"lr":{1 / n},"loss":{n / 3}}}\n'
+            for n in range(1, 5000)
+        )
+    )
+    tracemalloc.start()
+    with StepLog(path, {}) as log:
+        assert len(log.records.steps) == 5000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * path.stat().st_size  # with all lines as dictionaries it is nine times
