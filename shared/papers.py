@@ -17,6 +17,7 @@ ROLES = {
     "labels.py": "names, order and colours of methods",
     "data.py": "what the experiments read",
     "baselines.py": "what the method is compared with",
+    "experiments/__init__.py": "one line that says what it is",
     "experiments/common.py": "what the experiments share",
     "tables.py": "rows in, tables out",
     "figures.py": "rows in, figures out",

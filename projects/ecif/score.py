@@ -33,6 +33,7 @@ from shared.influence.scoring import (
     score_in_chunks,
     write_scores,
 )
+from shared.vision.reading import read_image, to_picture
 
 ARRAYS = {
     "text": Array("fiu", ("pairs", "features of a text")),
@@ -212,8 +213,6 @@ def read_images(file: Path, tokenizer: Any, processor: Any) -> Inputs:
     """A CSV with the columns image (a path, from the file's folder) and caption, and if it has one
     id.
     """
-    from PIL import Image, UnidentifiedImageError
-
     try:
         with open(file, encoding="utf-8", newline="") as stream:
             lines = list(csv.DictReader(stream))
@@ -229,12 +228,12 @@ def read_images(file: Path, tokenizer: Any, processor: Any) -> Inputs:
     pictures = []
     for number, line in enumerate(lines, 2):
         try:
-            with Image.open(file.parent / line["image"]) as image:
-                pictures.append(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError):
-            raise UserError(
-                f"{file}, line {number}: {line['image']} is no image that can be read"
-            ) from None
+            values = read_image(file.parent / line["image"], "RGB")
+        except UserError as error:
+            raise UserError(f"{file}, line {number}: {error}") from None
+        if values.is_floating_point():  # grey of 16 bits
+            values = (255 * values).round().to(torch.uint8)
+        pictures.append(to_picture(values))
     captions = [line["caption"] or "" for line in lines]
     pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
     length = tokenizer.model_max_length if tokenizer.model_max_length < 10_000 else 77

@@ -271,7 +271,7 @@ def utility(utility: pd.DataFrame) -> Table:
             ),
             (
                 "Explicit clipping has the batches and the noise of FlashDP's run with its seed;"
-                " flat clipping is another algorithm."
+                " flat clipping is another algorithm. Both ran with the first seed alone."
             ),
         ],
     )

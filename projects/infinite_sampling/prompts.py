@@ -165,8 +165,9 @@ def about(
     """Everything that completions depend on, for `shared.commands.folder.begin`."""
     files = {
         "weights": fingerprint(folder),
-        "vocabulary": tokenizer.get_vocab(),
+        "vocabulary": json.dumps(tokenizer.get_vocab(), sort_keys=True),
         "ends": end_tokens(model, tokenizer),
     }
-    read = {"texts": prompts.texts, "tokens": prompts.tokens, "columns": prompts.columns}
-    return {"model": digest(files), "prompts": digest(read), **recipe.decisive()}
+    # as text at once: a digest of each number of many prompts takes minutes
+    read = json.dumps([prompts.texts, prompts.tokens, prompts.columns], sort_keys=True)
+    return {"model": digest(files), "prompts": digest({"read": read}), **recipe.decisive()}

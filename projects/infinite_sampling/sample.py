@@ -73,11 +73,13 @@ class _Sampling:
         steps = busy = rows = peak = tokens = 0
         with Log(self.path) as log, stop_signals() as stop:
             done = {(line["prompt_index"], line["index"]) for line in log.lines}
+            log.lines.clear()  # tokens and texts of a long run are on the disk, not in memory
             if done:
                 self._say(f"going on: {len(done)} of {total} completions are there")
 
             def ended(one: Completion) -> None:
                 log.write(self._line(one), sync=False)
+                log.lines.clear()
                 done.add((one.prompt, one.index))
 
             def stepped(stats: Stats) -> None:

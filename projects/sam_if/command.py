@@ -51,7 +51,8 @@ class Scoring(Recipe):
 
 class Work(Recipe):
     """The settings of `score` that decide what is refused and how the work is cut, but no number;
-    they may change when a run goes on.
+    they may change when a run goes on. (Another device, whose last bits differ, begins anew: the
+    key of a run holds the model's outputs.)
     """
 
     gradient_tolerance: float = Field(1e-3, gt=0)

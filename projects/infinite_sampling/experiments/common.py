@@ -68,7 +68,13 @@ def subject(
             "infinite_sampling: this scale needs a GPU, and torch sees none; use --scale cpu"
         )
     if name == "policy":
-        (shape,) = run.used_rows("policy")
+        try:
+            (shape,) = run.used_rows("policy")
+        except ValueError:
+            raise UserError(
+                "infinite_sampling: the policy is there for experiments that paper.yaml lets use"
+                " it at this scale (uses: [policy])"
+            ) from None
         model, tokenizer = policy_of(
             run.used_tensors("policy", "weights"),
             **{key: shape[key] for key in ("layers", "hidden", "heads")},

@@ -1,0 +1,1 @@
+"""DistZO2's experiments: each module measures one thing and emits rows."""
