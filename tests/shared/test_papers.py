@@ -44,8 +44,9 @@ def whole(made, tmp_path, monkeypatch):
 
 def forget() -> None:
     """Let the paper's modules be read anew."""
-    for module in [name for name in sys.modules if name.startswith("projects.")]:
+    for module in [name for name in sys.modules if name.split(".")[:2] == ["projects", "pi"]]:
         del sys.modules[module]
+    vars(projects).pop("pi", None)
     importlib.invalidate_caches()
 
 

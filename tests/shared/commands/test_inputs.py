@@ -25,6 +25,8 @@ from shared.errors import UserError
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in ("mine", "user_mine"):  # of another test
+        monkeypatch.delitem(sys.modules, name, raising=False)
     before, path = set(sys.modules), list(sys.path)
     yield tmp_path
     assert sys.path == path
