@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -39,20 +40,30 @@ def collect(scale: str) -> dict[str, Any]:
         "torch_threads": _torch_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "started_monotonic": time.monotonic(),
+        "started_core_seconds": core_seconds(),
         "load_start": round(os.getloadavg()[0], 2),
     }
 
 
 def finish(started: dict[str, Any]) -> dict[str, Any]:
-    """`started` with the duration, the load at the end, the threads (torch may be loaded only now)
-    and the GPU, if one has computed.
+    """`started` with the duration, the processor time (see `core_seconds`), the load at the end,
+    the threads (torch may be loaded only now) and the GPU, if one has computed.
     """
     done = dict(started)
     done["duration_seconds"] = round(time.monotonic() - done.pop("started_monotonic"), 3)
+    done["core_seconds"] = round(core_seconds() - done.pop("started_core_seconds"), 3)
     done["load_end"] = round(os.getloadavg()[0], 2)
     done["torch_threads"] = _torch_threads()
     done["gpu"] = _gpu_model()
     return done
+
+
+def core_seconds() -> float:
+    """Processor time of this process and of its children that have ended, of user and kernel, in
+    seconds.
+    """
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def device(provenance: dict[str, Any]) -> str:

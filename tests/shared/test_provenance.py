@@ -4,6 +4,8 @@ import getpass
 import json
 import socket
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ def test_what_a_reader_needs_is_there():
     assert origin["load_start"] >= 0 <= origin["load_end"]
     assert origin["started"].endswith("+00:00")
     assert "started_monotonic" not in origin
+    assert "started_core_seconds" not in origin
     json.dumps(origin, allow_nan=False)
 
 
@@ -33,6 +36,15 @@ def test_nothing_names_a_host_a_user_or_a_folder():
     for secret in (socket.gethostname(), str(Path.home()), str(paths.ROOT)):
         assert len(secret) < 4 or secret not in text
     assert f'"{getpass.getuser()}"' not in text
+
+
+def test_processor_time_is_that_of_this_process_and_its_children_and_no_sleep():
+    origin = provenance.collect("cpu")
+    burn = "import time; e = time.process_time() + 0.3\nwhile time.process_time() < e: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    time.sleep(0.5)
+    used = provenance.finish(origin)
+    assert 0.3 <= used["core_seconds"] < used["duration_seconds"] - 0.4
 
 
 @pytest.fixture
