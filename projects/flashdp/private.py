@@ -370,6 +370,9 @@ class DPModel:
             noise[parameter.device].release(
                 parameter.grad.view(-1), clipper.groups[name].noise, expected
             )
+        for stream in noise.values():
+            stream.finish()
+        for _, parameter in self._named:
             clipper.wrote(parameter, released=True)
         self._account()
 
