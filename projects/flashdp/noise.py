@@ -127,9 +127,7 @@ class CipherNoise:
         self._pending: list[_Pending] = []
         self._taken = BLOCK
         self._block = -1  # the number of the block that `_bits` holds
-        self._cipher = Cipher(
-            algorithms.AES256(secret[:32]), modes.CTR(secret[32:48])
-        ).encryptor()
+        self._cipher = Cipher(algorithms.AES256(secret[:32]), modes.CTR(secret[32:48])).encryptor()
         # The 128 further bits of number i are this cipher's block i: they do not depend on which
         # other numbers need theirs. No counter mode of one key meets those of another.
         self._further = Cipher(algorithms.AES256(secret[48:80]), modes.ECB()).encryptor()  # noqa: S305

@@ -308,7 +308,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(helpers):
 def test_noise_is_a_function_of_the_key_and_all_its_bits_count(helpers):
     def first(key):
         model = wide()
-        dp, optimizer = helpers.wrap(model, noise_multiplier=1.0, noise_seed=None, key=key)
+        dp, optimizer = helpers.wrap(
+            model, noise_multiplier=1.0, noise_seed=None, key=key, data=b"records"
+        )
         assert "seed of the noise" not in str(dp.report(1e-5))
         return noise_of(model, optimizer)["0.weight"].flatten()
 
@@ -371,7 +373,9 @@ def test_going_back_to_an_earlier_state_does_not_bring_back_its_noise(helpers):
     assert not torch.equal(second, first["0.weight"])
     key = dp._key
     model = wide()
-    later, optimizer = helpers.wrap(model, noise_multiplier=1.0, noise_seed=None, key=key)
+    later, optimizer = helpers.wrap(
+        model, noise_multiplier=1.0, noise_seed=None, key=key, data=b"records"
+    )
     # another process, back at the beginning
     later.load_state_dict({**dp.state_dict(), "history": []})
     third = noise_of(model, optimizer)["0.weight"]
@@ -538,7 +542,7 @@ def test_the_report_says_all_that_the_guarantee_rests_on(helpers):
         "drawn on its own",
         "depends on that sample alone",
         "losses, norms",
-        "floating point",
+        "AES-256",
     ):
         assert any(assumption in one for one in report.assumptions)
         assert assumption in text
