@@ -1,14 +1,14 @@
 """The Gaussian noise of a step, drawn from a key, and added so that no bit tells how.
 
 **What is proved.** A sum s of clipped gradients leaves as g·m, where g is a power of two, and m is
-(s + N) / g rounded to an integer, for a normal N of deviation τ. All that happens to m afterwards is
-a function of m alone, so the release is post-processing of s + N in real numbers, which is what the
-accountants are about. Nothing depends on which numbers a computer can draw.
+(s + N) / g rounded to an integer, for a normal N of deviation τ. All that happens to m afterwards
+is a function of m alone, so the release is post-processing of s + N in real numbers, which is what
+the accountants are about. Nothing depends on which numbers a computer can draw.
 
 That needs m to be right, and floating point makes it wrong now and then: N drawn as the quantile of
 32 bits has gaps, about zero as in the tails, and a value in a gap tells that something was added to
-the noise. So N is the quantile of 160 bits, and only as many are looked at as m depends on (interval
-refining: Haney, Desfontaines, Hartman, Shrestha, Hay 2022, arXiv 2207.13793, section 5; the idea is
+the noise. So N is the quantile of 160 bits, and only as many are looked at as m depends on
+(interval refining: Haney, Desfontaines, Hartman, Shrestha, Hay 2022, arXiv 2207.13793; the idea is
 that of Ziv 1991 for elementary functions):
 
 1. with 32 bits in float32: m is certain where (s + N) / g is further from the border between two
@@ -20,9 +20,9 @@ that of Ziv 1991 for elementary functions):
 most 2^-160 for each border between integers, and 2^-159 beyond the last quantile (14.3 τ): for a
 number at most 2^-145 (`SHORTFALL`). `delta_shortfall` counts it; `DPModel.epsilon` pays for it.
 
-**Where the bits come from.** On a CPU from AES-256 in counter mode. Whoever sees a release sees some
-noise bare (the rows of an embedding that no record touched); from torch's own Mersenne twister that
-is enough to work out its state, and the noise on all the rest. **On a GPU** they are those of
+**Where the bits come from.** On a CPU from AES-256 in counter mode. Whoever sees a release sees
+some noise bare (the rows of an embedding that no record touched); from torch's own Mersenne twister
+that is enough to work out its state, and the noise on all the rest. **On a GPU** they are those of
 torch's Philox generator, which is not made against an adversary, and N has the 53 bits of float64.
 Its sum with s is rounded to the same grid, which closes the gaps about zero; but neither the tails
 nor the generator are proved, and a report says so.
@@ -130,7 +130,7 @@ class CipherNoise:
         self._cipher = Cipher(algorithms.AES256(secret[:32]), modes.CTR(secret[32:48])).encryptor()
         # The 128 further bits of number i are this cipher's block i: they do not depend on which
         # other numbers need theirs. No counter mode of one key meets those of another.
-        self._further = Cipher(algorithms.AES256(secret[48:80]), modes.ECB()).encryptor()  # noqa: S305
+        self._further = Cipher(algorithms.AES256(secret[48:80]), modes.ECB()).encryptor()
 
     def release(self, sums: Tensor, deviation: float, divisor: float) -> None:
         if deviation == 0:
@@ -149,8 +149,8 @@ class CipherNoise:
             numbers = unsure + (self._block * BLOCK + self._taken)
             self._pending.append(
                 _Pending(
-                    part, unsure, part.numpy()[unsure].astype(np.float64), self._bits[taken][unsure],
-                    numbers, deviation / step, step, step / divisor,
+                    part, unsure, part.numpy()[unsure].astype(np.float64),
+                    self._bits[taken][unsure], numbers, deviation / step, step, step / divisor,
                 )
             )  # fmt: skip
             if narrow:

@@ -2,8 +2,8 @@
 
 Everything in the run's folder may be released once the run has ended, but for `private/`:
 
-- `run.json`, written once when the first step is made: its settings, the noise found for them, which model
-  and data;
+- `run.json`, written once when the first step is made: its settings, the noise found for them,
+  which model and data;
 - `key`, 32 secret bytes for their owner alone, gone when the run has ended: the batch and the noise
   of each step follow from them;
 - `checkpoint.safetensors`, replaced as a whole: weights, the optimizer's state, the accountant's

@@ -1,5 +1,5 @@
-"""What is released is the rounded sum of the gradients and a normal number, right to the last step of
-the grid, and no bit of it tells how it was made.
+"""What is released is the rounded sum of the gradients and a normal number, right to the last step
+of the grid, and no bit of it tells how it was made.
 """
 
 import math

@@ -306,17 +306,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(helpers):
 
 
 def test_noise_is_a_function_of_the_key_and_all_its_bits_count(helpers):
-    def first(key):
+    def first(key, data=b"records"):
         model = wide()
-        dp, optimizer = helpers.wrap(
-            model, noise_multiplier=1.0, noise_seed=None, key=key, data=b"records"
-        )
+        secret = {"noise_seed": None, "key": key, "data": data}
+        dp, optimizer = helpers.wrap(model, noise_multiplier=1.0, **secret)
         assert "seed of the noise" not in str(dp.report(1e-5))
         return noise_of(model, optimizer)["0.weight"].flatten()
 
     key = bytes(range(32))
     one = first(key)
     assert torch.equal(one, first(key))
+    # nor do other records get the noise of these: their difference would have none
+    assert not torch.equal(one, first(key, b"other records"))
     for place in (0, 15, 31):
         other = first(key[:place] + bytes([key[place] ^ 1]) + key[place + 1 :])
         assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.015
@@ -369,7 +370,9 @@ def test_going_back_to_an_earlier_state_does_not_bring_back_its_noise(helpers):
     state = dp.state_dict()
     first = noise_of(model, optimizer)
     dp.load_state_dict(state)
+    assert dp.steps == 1  # its release is not taken back
     second = noise_of(model, optimizer)["0.weight"]
+    assert dp.steps == 2
     assert not torch.equal(second, first["0.weight"])
     key = dp._key
     model = wide()
@@ -418,6 +421,34 @@ def test_the_multiplier_for_a_target_keeps_it_and_hardly_more(accountant, target
     found = noise_multiplier(target, 1e-5, 0.01, 1000, accountant)
     assert target - 0.02 <= spent(found, accountant) <= target
     assert spent(found, accountant) == pytest.approx(spent(sigma, accountant), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("target", "steps", "rate", "sigma"),
+    # with the default of dp-accounting at an interval of 1e-6, by hand
+    [(0.1, 1000, 0.01, 9.797), (0.01, 1000, 0.01, 77.13), (0.604, 100_000, 0.001, 2.0)],
+)
+def test_at_a_small_epsilon_or_many_steps_the_multiplier_is_right_too(target, steps, rate, sigma):
+    found = noise_multiplier(target, 1e-5, rate, steps, "pld")
+    assert found == pytest.approx(sigma, rel=5e-4)
+    assert spent(found, "pld", rate=rate, steps=steps) <= target
+
+
+@pytest.mark.parametrize(("accountant", "most"), [("rdp", 12), ("prv", 10.5)])
+def test_a_small_epsilon_is_reached_by_every_accountant(accountant, most):
+    found = noise_multiplier(0.1, 1e-5, 0.01, 1000, accountant)
+    assert 9.79 < found < most
+    assert spent(found, accountant) <= 0.1
+
+
+def test_high_orders_are_those_of_opacus():
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    from projects.flashdp.accounting import _renyi
+
+    for rate, sigma, order in ((0.01, 1.5, 64), (0.2, 3.0, 100), (1.0, 4.0, 80), (1e-4, 20.0, 300)):
+        wanted = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=[order])
+        assert _renyi(Mechanism(sigma, rate, 1), order) == pytest.approx(float(wanted), rel=1e-6)
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv", "pld"])
