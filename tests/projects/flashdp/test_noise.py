@@ -130,19 +130,25 @@ def test_the_ends_of_the_bits_have_their_true_quantiles(tail, upper):
 
 
 def test_a_value_on_the_border_is_decided_with_all_bits():
-    """A sum chosen so that float64 cannot tell the side: 1e-14 of a step makes the difference."""
+    """Sums chosen so that float64 cannot tell the side: 1e-16 of a step makes the difference."""
     stream = noise.CipherNoise(SECRET)
-    high, low = bits_by_hand(1)
+    high, low = bits_by_hand(8)
+    decided = set()
     with mpmath.workdps(80):
-        p = (mpmath.mpf(int(high[0])) + (mpmath.mpf((int(low[0, 0]) << 64) + int(low[0, 1])) + 0.5)
-             / mpmath.mpf(2) ** 128) / 2**32  # fmt: skip
-        exact = 200 * mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1)
-        border = mpmath.floor(exact) + 0.5 - exact  # this much more is half way
-        for s in (np.nextafter(float(border), -1), np.nextafter(float(border), 2)):
-            wanted = mpmath.floor(exact + mpmath.mpf(float(s)) + 0.5)
-            bits = (high - 2**31).astype(np.int32)
-            found = stream._exactly(np.array([s]), bits, np.arange(1), np.array([200.0]))
-            assert found[0] == float(wanted)
+        for i in range(8):
+            upper = high[i] >= 2**31
+            tail = int(2**32 - 1 - high[i] if upper else high[i])
+            further = (int(low[i, 0]) << 64) + int(low[i, 1])
+            p = (tail + (mpmath.mpf(further) + 0.5) / mpmath.mpf(2) ** 128) / 2**32
+            exact = (-1 if upper else 1) * 200 * mpmath.sqrt(2) * mpmath.erfinv(2 * p - 1)
+            border = mpmath.floor(exact) + 0.5 - exact  # so much more is half way
+            for s in (np.nextafter(float(border), -1), np.nextafter(float(border), 2)):
+                wanted = mpmath.floor(exact + mpmath.mpf(float(s)) + 0.5)
+                bits = (high[i : i + 1] - 2**31).astype(np.int32)
+                found = stream._exactly(np.array([s]), bits, np.array([i]), np.array([200.0]))
+                assert found[0] == float(wanted)
+                decided.add(float(wanted - mpmath.floor(exact)))
+    assert decided == {0.0, 1.0}
 
 
 def test_moments_and_tails_are_those_of_a_normal_distribution():
@@ -203,7 +209,7 @@ def embedding_gradient(present, key):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(1600, 512), nn.Linear(512, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    make_private(
+    private = make_private(
         model,
         optimizer,
         FixedSampling(1, 1),
@@ -214,7 +220,8 @@ def embedding_gradient(present, key):
     if present:
         model(torch.arange(100, 140)[None]).square().sum().backward()
     optimizer.step()
-    return model[0].weight.grad[100:140].flatten().double()
+    step = noise.grid(private.groups[0].noise)
+    return model[0].weight.grad[100:140].flatten().double(), step
 
 
 def off_the_old_grid(gradient):
@@ -227,9 +234,8 @@ def off_the_old_grid(gradient):
 
 
 def test_a_records_presence_does_not_show_in_the_last_bits():
-    with_record = [embedding_gradient(True, key) for key in range(12)]
-    without = [embedding_gradient(False, key) for key in range(100, 112)]
-    step = noise.grid(1.0)
+    with_record, (step, *_) = zip(*(embedding_gradient(True, k) for k in range(12)), strict=True)
+    without, _ = zip(*(embedding_gradient(False, k) for k in range(100, 112)), strict=True)
     for gradient in (*with_record, *without):
         assert torch.equal(gradient, (gradient / step).round() * step)  # all on one grid
         assert off_the_old_grid(gradient) == off_the_old_grid(without[0])

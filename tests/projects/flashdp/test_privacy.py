@@ -11,6 +11,7 @@ from torch import nn
 
 from projects.flashdp import FixedSampling, PoissonSampling, noise_multiplier
 from projects.flashdp.accounting import Mechanism, epsilon
+from projects.flashdp.noise import grid
 from projects.flashdp.sampling import micro_batches
 from shared.errors import UserError
 
@@ -149,7 +150,7 @@ def test_no_part_of_a_large_tensor_repeats_another(helpers):
     _, optimizer = helpers.wrap(model, noise_multiplier=1.0, clip=1.0, expected=2)
     noise = noise_of(model, optimizer)["0.weight"].flatten().double()
     assert float(noise.square().mean().sqrt()) == pytest.approx(0.5, rel=0.005)
-    assert len(noise.float().unique()) > 0.9 * len(noise)
+    assert len(noise.float().unique()) > 1000  # of the grid
     for tail in (1, 15, 16, 100):
         assert bool((noise[-tail:] != 0).all())
     for power in range(12, 20):  # pieces of any size that is likely
@@ -229,7 +230,7 @@ def test_every_trainable_tensor_has_its_noise(helpers):
         assert dp.steps == 1
         for (name, p), q in zip(model.named_parameters(), quiet.parameters(), strict=True):
             noise = (p.grad - q.grad).double()
-            assert bool((noise != 0).all()), name
+            assert float((noise != 0).double().mean()) > 0.9, name
             assert float(noise.square().mean().sqrt()) == pytest.approx(0.5, rel=0.5), name
 
 
@@ -260,7 +261,9 @@ def test_the_noise_comes_with_the_clipped_sum_and_not_in_place_of_it(helpers):
     model = wide()
     _, optimizer = helpers.wrap(model, noise_multiplier=0.5, clip=1.0, expected=3)
     noise = noise_of(model, optimizer)
-    assert all(torch.allclose(sums[1][n], sums[0][n] + noise[n], atol=1e-6) for n in noise)
+    # rounded together or apart: a step of the grid
+    step = grid(0.5) / 3
+    assert all(torch.allclose(sums[1][n], sums[0][n] + noise[n], atol=1.01 * step) for n in noise)
 
 
 def test_an_empty_batch_is_a_step_of_pure_noise_and_counted(helpers):
@@ -448,7 +451,7 @@ def test_high_orders_are_those_of_opacus():
 
     for rate, sigma, order in ((0.01, 1.5, 64), (0.2, 3.0, 100), (1.0, 4.0, 80), (1e-4, 20.0, 300)):
         wanted = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=[order])
-        assert _renyi(Mechanism(sigma, rate, 1), order) == pytest.approx(float(wanted), rel=1e-6)
+        assert _renyi(Mechanism(sigma, rate, 1), order) == pytest.approx(float(wanted[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv", "pld"])
@@ -526,8 +529,10 @@ def test_an_accountant_that_gives_out_does_not_say_zero(monkeypatch):
 def test_a_run_is_accounted_step_by_step(helpers):
     model = wide()
     dp, optimizer = helpers.wrap(model, noise_multiplier=1.1, size=500, expected=5)
-    for _ in range(7):
+    for step in range(7):
         optimizer.zero_grad()
+        batch = dp.sampling.batch(1, step)
+        model(torch.ones(len(batch), WIDE)).sum().backward()
         optimizer.step()
     assert dp.history == [Mechanism(1.1, 0.01, 7)]
     assert dp.epsilon(1e-5) == spent(1.1, steps=7)

@@ -129,7 +129,7 @@ def test_a_target_epsilon_must_be_positive(target):
 
 def test_an_epsilon_out_of_reach_is_refused_with_what_to_change():
     refused(
-        lambda: noise_multiplier(1e-9, 1e-5, 0.01, 1000),
+        lambda: noise_multiplier(1e-6, 1e-12, 1.0, 10**9),
         "cannot be reached",
         "fewer steps, smaller batches or more data",
     )

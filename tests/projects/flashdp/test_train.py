@@ -693,6 +693,23 @@ def interrupted(
             main(arguments(folder, out, *more))
 
 
+def test_a_command_that_failed_before_its_first_step_may_be_mended_in_the_same_folder(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+
+    def broken(self: FineTuning, stop: object) -> None:
+        raise UserError("this model cannot make a step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuning, "step", broken)
+        refused(arguments(folder, out, "--steps", "3"), "cannot make a step", capsys)
+    tune(folder, out, "--steps", "2", "--lr", "2e-3")
+
+
 def test_a_run_goes_on_only_as_it_began(
     folder: Path,
     tmp_path: Path,
