@@ -35,8 +35,7 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     common.check_device(config.device, "flashdp/memory")
-    # A method's batches of one model in turn, with one trainer: what it keeps from step to step
-    # stands before each step and does not count.
+    # A method's batches of one model in turn, with one trainer.
     models = list(dict.fromkeys(name for name, _, _ in config.cells))
     work = [(name, method) for name in models for method in config.methods]
     peaks: dict[tuple[common.Cell, str], dict[str, Any]] = {}
@@ -64,6 +63,9 @@ def run(config: Config, run: experiment.Run) -> None:
             try:
                 if number == 0:
                     one.step(ids[:1, :8])  # makes the optimizer's state
+                # Opacus keeps gradients, zeroed; freed in the next step they would lower its peak.
+                for parameter in one.model.parameters():
+                    parameter.grad = None
                 peaks[cell, method] = common.peak_bytes(one, ids)
             except torch.OutOfMemoryError:
                 one.optimizer.zero_grad()
