@@ -57,6 +57,7 @@ FAR = 2**-8
 # erfinv is off by 4 units in its last place at most (3e-4 steps), three roundings below 2^11 by
 # 6e-5 each.
 MARGIN = 2**-9
+_UP = torch.tensor(0.5 - MARGIN)
 LIMIT = 1 << 11
 # The same in float64, where a quantile is off by 1e-14 deviations at most.
 MARGIN_64 = 1e-10
@@ -185,7 +186,7 @@ class CipherNoise:
         s = sums.numpy()
         highest = max(float(s.max()), -float(s.min())) / step
         # Half a step up, floor rounds; MARGIN less, what is uncertain lies at one end.
-        torch.add(torch.tensor(0.5 - MARGIN), sums, alpha=1 / step, out=value)
+        torch.add(_UP, sums, alpha=1 / step, out=value)
         value.add_(self._numbers[taken], alpha=math.sqrt(2) * deviation / step)
         torch.floor(value, out=m)
         # NaN compares false
