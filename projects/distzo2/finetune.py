@@ -90,7 +90,9 @@ class _Inputs:
         self.model, self.stored = empty_model(self.folder, recipe, str(options.model))
         check_length(self.model, recipe.sequence_length)
         self.tokenizer = load_tokenizer(self.folder)
-        self.header = header_of(recipe, str(options.model), self.folder, options.data)
+        self.header = header_of(
+            recipe, str(options.model), self.folder, options.data, self.tokenizer
+        )
 
 
 @dataclass

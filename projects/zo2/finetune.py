@@ -107,18 +107,24 @@ class _Run:
         model, stored = empty_model(self.folder, recipe, str(options.model))
         check_length(model, recipe.sequence_length)
         tokenizer = load_tokenizer(self.folder)
-        header = header_of(recipe, str(options.model), self.folder, options.data)
+        header = header_of(recipe, str(options.model), self.folder, options.data, tokenizer)
         check_goes_on(read_log(out / LOG), header, recipe, options.steps, out)
         if weights.saved_steps(out / recipe.weights_file) == options.steps:
             self._tidy()
             self._say(f"{out} has been trained for {options.steps} steps already")
             return 0
 
+        if recipe.dtype != "float32" and recipe.probe == "inplace":
+            self._say(
+                f"{recipe.dtype} with --probe inplace: perturbing and restoring rounds the weights"
+                " by more than training moves them; --probe fresh does not"
+            )
         length = recipe.sequence_length
         corpus = Corpus.build(options.data, tokenizer, length, out / "data")
         held_out = None
         if options.eval_data:
             held_out = Corpus.build(options.eval_data, tokenizer, length, out / "eval-data")
+        assert recipe.probe is not None
         work = budget.Workload(
             recipe.batch_size,
             recipe.accumulate,
