@@ -349,7 +349,8 @@ def drift(drift: pd.DataFrame) -> Table:
         caption=(
             f"What {int(drift['steps'].max())} steps do to the weights of MiniLM by perturbing and"
             " restoring alone (learning rate 0), and with updates at a learning rate of"
-            f" {drift['learning_rate'].max():g}. The yardstick is the exact update of the same directions."
+            f" {drift['learning_rate'].max():g}. The yardstick is the exact update of the same"
+            " directions."
         ),
         frame=drift,
         columns={

@@ -23,6 +23,9 @@ import torch
 from projects.distzo2 import distributed
 from shared.processes import die_with_parent
 
+# the models of the tasks; others are of OPT's shapes, or Llama-shaped
+_FAMILIES = {"fine-food": "bert", "sst2": "opt", "digits": None}
+
 
 def main(name: str, world: str, config: str, folder: str) -> None:
     """Exit status 1 when a rank fails, which ends the others."""
@@ -30,6 +33,9 @@ def main(name: str, world: str, config: str, folder: str) -> None:
     torch.set_num_threads(1)
     values, count = json.loads(config), int(world)
     on_rank = importlib.import_module(f"projects.distzo2.experiments.{name}").on_rank
+    family = _FAMILIES.get(values.get("task"), "opt" if values.get("model") else "llama")
+    if family:  # transformers would import it in every rank
+        importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     with socket.socket() as free:  # a port that nobody has now
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
