@@ -45,6 +45,7 @@ from projects.zo2.runs import (
     newest,
     save_model,
     show,
+    warn_of_drift,
 )
 from projects.zo2.steplog import StepLog, read_log, replay
 from shared.commands.folder import locked
@@ -114,11 +115,7 @@ class _Run:
             self._say(f"{out} has been trained for {options.steps} steps already")
             return 0
 
-        if recipe.dtype != "float32" and recipe.probe == "inplace":
-            self._say(
-                f"{recipe.dtype} with --probe inplace: perturbing and restoring rounds the weights"
-                " by more than training moves them; --probe fresh does not"
-            )
+        warn_of_drift(recipe, self._say)
         length = recipe.sequence_length
         corpus = Corpus.build(options.data, tokenizer, length, out / "data")
         held_out = None

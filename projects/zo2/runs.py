@@ -157,6 +157,15 @@ def show(progress: Progress, step: Step, tokens: int) -> None:
     progress.step(step.number + 1, tokens, None if step.skipped else step.loss)
 
 
+def warn_of_drift(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Say where rounding changes the weights by more than training does."""
+    if recipe.dtype != "float32" and recipe.probe == "inplace":
+        say(
+            f"{recipe.dtype} with --probe inplace: perturbing and restoring rounds the weights by"
+            " more than training moves them; --probe fresh does not"
+        )
+
+
 # ---- the model -----------------------------------------------------------------------------------
 
 
