@@ -1,7 +1,7 @@
 """Table "throughput": tokens per second of MeZO, of ZO2 with all blocks on the device, and of ZO2
 from each storage tier.
 
-Half of SmolLM2-135M's blocks on real text at the cpu scale; OPT shapes with random weights on GPUs.
+Ten blocks of SmolLM2-135M on real text at the cpu scale; OPT shapes with random weights on GPUs.
 One step of each variant in turns.
 """
 
