@@ -314,8 +314,7 @@ def accuracy(accuracy: pd.DataFrame) -> Table:
         notes=[
             (
                 "Ours: Amazon fine-food reviews, all-MiniLM-L6-v2, as in ZO2's table, with"
-                " ZO2's learning rate; steps and batch were looked at on a part of the training"
-                " split."
+                " ZO2's learning rate; as many steps as the time allows."
             ),
             "The paper's: OPT-13B, which does not fit here.",
             *gain_note(gains(accuracy, "mode", START)),
