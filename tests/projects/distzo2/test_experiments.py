@@ -127,6 +127,11 @@ def test_plans_cover_the_sizes_and_say_what_bounds_them():
         assert math.isclose(sum(parts), 1)
 
 
+def test_a_rank_that_fails_ends_the_others_and_is_one_line():
+    with pytest.raises(UserError, match=r"^distzo2/lanes on 2 ranks failed: KeyError: 'modes'$"):
+        common.launch("lanes", 2, {"device": "cpu", "link_megabytes_per_second": 1})
+
+
 def test_a_cost_run_needs_enough_sizes():
     with pytest.raises(UserError, match="cases"):
         configured("cost", cases=[])
