@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, hessian, vmap
+from torch.func import grad_and_value, hessian, vmap
 
 from shared.errors import UserError
 from shared.influence.objective import class_curvature, class_losses
@@ -402,10 +402,10 @@ class MetaProblem:
         def bend_of(one: Tensor, task: Data) -> Tensor:
             return self.inner.curvature(self.sample_losses, lam, one, *task)
 
-        losses, slopes, bends = vmap(loss), vmap(grad(loss)), vmap(bend_of)
-        value = losses(theta, data)
+        both, bends = vmap(grad_and_value(loss)), vmap(bend_of)
+        slope, value = both(theta, data)
         for step in range(iterations + 1):
-            slope, bend = slopes(theta, data), bends(theta, data)
+            bend = bends(theta, data)
             sizes = slope.norm(dim=1)
             if not sizes.isfinite().all():
                 bad = rows.start + int((~sizes.isfinite()).nonzero()[0])
@@ -436,7 +436,7 @@ class MetaProblem:
             slack = 1e-12 * value.abs().clamp(min=1)
             for _ in range(31):
                 there = theta - scale.unsqueeze(1) * move
-                after = losses(there, data)
+                slope, after = both(there, data)
                 worse = ~(after <= value + slack)
                 if not worse.any():
                     break

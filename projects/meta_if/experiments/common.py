@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.func import vmap
 
 from projects.meta_if import estimators
-from projects.meta_if.data import Source, pools, principal_components, sample_tasks, spoil_tasks
+from projects.meta_if.data import (
+    Source,
+    pools,
+    principal_components,
+    sample_tasks,
+    show_labels,
+    spoil_tasks,
+)
 from projects.meta_if.problems import Anil, MetaProblem, Tasks
 from projects.meta_if.total import Implicit
 from projects.meta_if.training import Composed, Fitted, fit, polish
@@ -124,12 +131,31 @@ class Setting:
         """The mean loss of the test tasks."""
         return estimators.meta_test_loss(self.tests, lam)
 
+    def answers(self, lam: Tensor) -> Tensor:
+        """The classes that are given to the test tasks' samples after adaptation, [n, t]."""
+        found = self.tests.adapt(lam)
+        x = self.tests.tasks.x_val
+        outputs = vmap(lambda theta, one: self.tests.outputs(lam, theta, one))(found.theta, x)
+        return outputs.argmax(-1)
+
     def accuracy(self, lam: Tensor) -> float:
         """The share of right answers on the test tasks after adaptation."""
-        found = self.tests.adapt(lam)
-        t = self.tests.tasks
-        outputs = vmap(lambda theta, x: self.tests.outputs(lam, theta, x))(found.theta, t.x_val)
-        return float((outputs.argmax(-1) == t.y_val).double().mean())
+        return float((self.answers(lam) == self.tests.tasks.y_val).double().mean())
+
+    def compare(self, edited: Tensor, retrained: Tensor) -> dict[str, float]:
+        """How near the meta-parameters after an edit are to those after retraining: columns of a
+        row. No edit is `edited` = the trained ones, and has a relative error of 1.
+        """
+        found, wanted = self.answers(edited), self.answers(retrained)
+        y = self.tests.tasks.y_val
+        return {
+            "edit_accuracy": float((found == y).double().mean()),
+            "retrain_accuracy": float((wanted == y).double().mean()),
+            "same_answers_share": float((found == wanted).double().mean()),
+            "edit_relative_error": float(
+                (edited - retrained).norm() / (self.fitted.lam - retrained).norm()
+            ),
+        }
 
 
 def _to(tasks: Tasks, config: Config) -> Tasks:
@@ -157,10 +183,16 @@ def drawn(config: Config, source: Source, seed: int) -> tuple[Tasks, Tasks]:
     )
 
 
-def prepare(config: Config, source: Source, seed: int, spoiled: float = 0.0) -> Setting:
-    """Draw, spoil a fraction of the tasks, and meta-train."""
+def prepare(
+    config: Config, source: Source, seed: int, spoiled: float = 0.0, shortcut: bool = False
+) -> Setting:
+    """Draw, spoil a fraction of the tasks, with a `shortcut` to their labels or without, and
+    meta-train.
+    """
     train, test = drawn(config, source, seed)
     train, mask = spoil_tasks(train, spoiled, seed)
+    if shortcut:
+        train = show_labels(train, mask, seed)
     body = backbone(config.body, train.x_train.shape[2:], seed=step_seed(seed, "body") % 2**31)
     body = body.to(config.device, getattr(torch, config.dtype))
     inner = Anil.of(body, train.x_train[0], config.ways, config.head_penalty)
