@@ -32,6 +32,7 @@ Source = Literal[
     "omniglot",
     "folder",
 ]
+SEEDED = ("synthetic", "random_images")  # sources that are drawn themselves
 SKETCHES = 80  # classes of Quick, Draw!, by name: three quarters for meta-training
 PER_CLASS = 400  # images of a class that are used at most
 PARTS = ("train", "test")  # of meta-training and of meta-test

@@ -25,7 +25,11 @@ from torch.func import grad_and_value, hessian, vmap
 
 from shared.errors import UserError
 from shared.influence.objective import class_curvature, class_losses
-from shared.influence.params import Parameters, refuse_wrong_third_derivatives
+from shared.influence.params import (
+    Parameters,
+    refuse_unseen_modes,
+    refuse_wrong_third_derivatives,
+)
 from shared.influence.products import Data
 
 # outputs [samples, ...], y [samples, ...] -> [samples]
@@ -79,8 +83,11 @@ class Anil:
         penalty_weight: float = 0.01,
         dtype: torch.dtype | None = None,
     ) -> "Anil":
-        """With the sizes found from an example [samples, ...]. UserError for a body whose third
-        derivatives torch gets wrong.
+        """With the sizes found from an example [samples, ...].
+
+        Raises:
+            UserError: torch gets the third derivatives of the body wrong; the body draws at random,
+                mixes samples, or does not give a vector of features a sample.
         """
         refuse_wrong_third_derivatives(body)
         parameters = Parameters.of(body.eval(), dtype=dtype)
@@ -97,6 +104,7 @@ class Anil:
                 "the body must give one vector of features a sample, not outputs of shape"
                 f" {tuple(found.shape[1:])}"
             )
+        refuse_unseen_modes(parameters, example.to(parameters.dtype))
         return cls(parameters, found.shape[1], ways, penalty_weight)
 
     @property

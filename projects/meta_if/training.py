@@ -112,16 +112,17 @@ class Composed:
         return objective
 
     def value(self, lam: Tensor) -> Tensor:
-        """The objective at lam; may be differentiated once."""
+        """The objective at lam; may be differentiated once, with the inner residual's accuracy."""
         return self.near(lam, order=1)(lam)
 
     def gradient(self, lam: Tensor) -> Tensor:
         """Its total gradient at lam, [q]."""
         self.evaluations += 1
-        return grad(self.near(lam, order=1))(lam)
+        # one step would do, were the inner problems solved exactly; a second squares their residual
+        return grad(self.near(lam))(lam)
 
-    def hessian(self, lam: Tensor, chunk: int = 64) -> Tensor:
-        """Its total Hessian at lam, [q, q]."""
+    def hessian(self, lam: Tensor, chunk: int = 16) -> Tensor:
+        """Its total Hessian at lam, [q, q]; `chunk` columns at once (more are slower on a CPU)."""
         # it is symmetric: a backward through the gradient's graph, made once, is a column
         _, pull, *_ = vjp(grad(self.near(lam)), lam)
         eye = torch.eye(lam.numel(), dtype=lam.dtype, device=lam.device)

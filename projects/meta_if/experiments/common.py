@@ -5,7 +5,7 @@ tasks.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from torch.func import vmap
 
 from projects.meta_if import estimators
 from projects.meta_if.data import (
+    SEEDED,
+    Pool,
     Source,
     pools,
     principal_components,
@@ -164,11 +166,15 @@ def _to(tasks: Tasks, config: Config) -> Tasks:
     return Tasks(x_train.to(dtype), y_train, x_val.to(dtype), y_val)
 
 
+@lru_cache(maxsize=2)  # the seeds of a source share it
+def _pools(source: Source, seed: int, folder: str | None, components: int) -> tuple[Pool, Pool]:
+    train, test = pools(source, seed, folder)
+    return principal_components(train, test, components) if components else (train, test)
+
+
 def drawn(config: Config, source: Source, seed: int) -> tuple[Tasks, Tasks]:
     """Meta-training and meta-test tasks of a source."""
-    train, test = pools(source, seed, config.folder)
-    if config.components:
-        train, test = principal_components(train, test, config.components)
+    train, test = _pools(source, seed if source in SEEDED else 0, config.folder, config.components)
     draw = partial(sample_tasks, ways=config.ways, shots=config.shots)
     return (
         _to(
