@@ -94,9 +94,8 @@ def tasks(tasks: pd.DataFrame) -> Table:
             + f" It is compared with the retraining without the tasks that {labels.TASK_IF} finds.",
             (
                 "'Retrain' trains from the start without the tasks that task-IF finds; 'retrained'"
-                " elsewhere starts from the full solution with the Hessian there, which is not"
-                " charged. Seconds are of the processor; ranking includes solving the inner"
-                " problems anew."
+                " elsewhere starts from the full solution. Seconds are of the processor; ranking"
+                " includes solving the inner problems anew."
             ),
             (
                 "TRAK, TracIn and the loss give an order and no change of the parameters. All"

@@ -110,13 +110,13 @@ class Setting:
         return lambda _operator, b: dense(self.matrices[method], b)
 
     def retrain(self, **weights: Tensor) -> Tensor:
-        """lam* of the problem with other weights, from the full solution."""
-        return polish(
-            Composed(self.problem.with_weights(**weights)),
-            self.fitted.lam,
-            tol=self.tol,
-            matrix=self.hessian,
-        ).w
+        """lam* of the problem with other weights, from the full solution: with the Hessian there
+        where one task or sample is gone, and where more are by L-BFGS first, for it is far away.
+        """
+        changed = self.problem.with_weights(**weights)
+        if sum(int((weight == 0).sum()) for weight in weights.values()) > 1:
+            return fit(changed, self.fitted.lam, steps=0, tol=self.tol).lam
+        return polish(Composed(changed), self.fitted.lam, tol=self.tol, matrix=self.hessian).w
 
     @property
     def tol(self) -> float:

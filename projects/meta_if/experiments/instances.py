@@ -35,7 +35,6 @@ def run(config: Config, run: experiment.Run) -> None:
         "sources and seeds",
     ):
         setting = common.prepare(config, source, seed)
-        setting.hessian  # noqa: B018  (made here, so that no retraining is charged for it)
         for level in ("train", "val"):
             for method, row in one_level(config, setting, level, seed).items():
                 run.row(

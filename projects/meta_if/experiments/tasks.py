@@ -36,7 +36,6 @@ def run(config: Config, run: experiment.Run) -> None:
     for source, seed in run.progress(cells, "sources and seeds"):
         setting = common.prepare(config, source, seed, config.spoiled_share)
         count = round(config.spoiled_share * config.tasks)
-        setting.hessian  # noqa: B018  (made here, so that no retraining is charged for it)
         shown = {
             "source": source,
             "stands_for": labels.STAND_INS.get(source, source),
