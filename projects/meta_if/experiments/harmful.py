@@ -31,7 +31,8 @@ class Config(common.Config):
     methods: list[str] = Field(min_length=1)
     """What ranks the tasks, of `baselines.SCORES`."""
     retrained: list[str]
-    """Of these, what the problem is retrained for: without the spoiled tasks that were found."""
+    """Of these, what the problem is retrained for, in the first run: without the spoiled tasks that
+    were found."""
     inspected_share: float = Field(gt=0, le=1)
     """Share of the tasks that is inspected before the retraining."""
 
@@ -56,7 +57,7 @@ def run(config: Config, run: experiment.Run) -> None:
             order = common.most_harmful(scores, config.tasks)
             shown = {"setting": kind, "spoiled_share": share, "seed": seed, "method": method}
             accuracy = None
-            if method in config.retrained:
+            if method in config.retrained and seed == 0:
                 inspected = order[: round(config.inspected_share * config.tasks)]
                 accuracy = setting.accuracy(
                     setting.without([task for task in inspected if spoiled[task]])

@@ -29,6 +29,8 @@ class Config(common.Config):
     """Share of the tasks whose labels are permuted; as many are removed."""
     methods: list[str] = Field(min_length=1)
     """What ranks the tasks, of `baselines.SCORES`."""
+    repeated: list[str] = Field(min_length=1)
+    """Of these, what does so in every run; the others in the first of each source."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -56,7 +58,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 setting.without(setting.spoiled.nonzero().flatten().tolist())
             ),
         )
-        for method in config.methods:
+        for method in config.repeated if seed else config.methods:
             for row in one_method(config, setting, method, seed):
                 run.row(**shown, **row)
 
