@@ -44,7 +44,11 @@ def test_the_total_gradient_is_that_of_the_solved_inner_problems(anil, away, hel
     at_lam = lam.clone().requires_grad_()
     (oracle,) = torch.autograd.grad(helpers.naive_anil(anil.problem, at_lam), at_lam)
     assert (Implicit(anil.problem, lam).gradient() - oracle).norm() < 1e-10
-    assert (Composed(anil.problem).gradient(lam) - oracle).norm() < 1e-10
+    composed = Composed(anil.problem)
+    assert (composed.gradient(lam) - oracle).norm() < 1e-10
+    gradient, value = composed.gradient_and_value(lam)
+    assert (gradient - oracle).norm() < 1e-10
+    assert float(value) == pytest.approx(float(helpers.naive_anil(anil.problem, lam)), rel=1e-12)
 
 
 @pytest.mark.parametrize("away", [0.0, 0.3])
