@@ -34,6 +34,8 @@ from shared.influence.solvers import Operator, Solved, cg, dense
 from shared.seeding import step_seed
 from shared.vision.backbones import backbone
 
+SMALL = 500  # meta-parameters, up to which `robust` forms the matrix
+
 
 class Config(experiment.Config):
     """Tasks, body and training."""
@@ -211,7 +213,11 @@ def prepare(
 
 
 def robust(operator: Operator, b: Tensor, tol: float = 1e-4) -> Solved:
-    """Conjugate gradients, and LU of the whole matrix where that is not positive definite."""
+    """LU of the whole matrix where that is small, since products with many directions at once cost
+    little; else conjugate gradients, and LU again where the matrix is not positive definite.
+    """
+    if b.shape[0] <= SMALL:
+        return dense(operator, b)
     try:
         return cg(operator, b, tol=tol)
     except UserError:
