@@ -52,7 +52,7 @@ def tasks(tasks: pd.DataFrame) -> Table:
         for name in ("rank_seconds", "edit_seconds", "retrain_seconds")
     }
     columns = {
-        "source": "data",
+        "data": "data",
         "stands_for": "in place of",
         "method": "method",
         "seed": "seeds",
@@ -60,9 +60,9 @@ def tasks(tasks: pd.DataFrame) -> Table:
         **CLOSENESS,
         **seconds_of,
     }
-    frame = tasks.assign(apart=apart(tasks))
+    frame = tasks.rename(columns={"source": "data"}).assign(apart=apart(tasks))
     frame = (
-        frame.groupby(["source", "stands_for", "method"], sort=False)
+        frame.groupby(["data", "stands_for", "method"], sort=False)
         .agg(
             {
                 name: "nunique" if name == "seed" else "median" if name in seconds_of else "mean"
