@@ -40,13 +40,16 @@ class Scoring(Recipe):
     """of the pair's role"""
 
     solver: Literal["cg", "ggn", "dense", "logra"] = "cg"
-    """Hessian by CG; Gauss-Newton; whole; projected"""
+    """Hessian by CG; Gauss-Newton; Hessian as a matrix; Hessian, projected"""
 
     damping: float = Field(0.0, ge=0)
     """added to the curvature"""
 
     rank: Annotated[int, Metavar("R")] = Field(16, ge=1)
     """directions a side of a layer with --solver logra"""
+
+    basis: Literal["leading", "random"] = "leading"
+    """these directions: of the layers' largest second moments, or random"""
 
     tol: float = Field(1e-6, gt=0)
     """relative residual of the solver at most"""
@@ -139,7 +142,9 @@ def parser() -> Parser:
     add_options(group, Scoring, "batch", "seed", "delta", "size", "fit")
     add_options(group, Work, "gradient_tol")
     group = added.add_argument_group("scores")
-    add_options(group, Scoring, "score", "mode", "parts", "solver", "damping", "rank", "tol")
+    add_options(
+        group, Scoring, "score", "mode", "parts", "solver", "damping", "rank", "basis", "tol"
+    )
     group = added.add_argument_group("computation")
     add_options(group, Scoring, "dtype")
     add_options(group, Work, "chunk", "device", "threads")

@@ -86,6 +86,7 @@ def score(options: argparse.Namespace) -> int:
     start = towers.parameters.flat()
     centre = start if heads else torch.zeros_like(start)
     pairs = Pairs.of(tensors, recipe.batch, recipe.seed)
+    check_company(pairs)
     if data.captions and (share := pairs.repeated_share(data.captions)) > 0:
         console.print(
             f"{share:.1%} of the pairs share their caption with another of their batch, which the"
@@ -107,7 +108,16 @@ def score(options: argparse.Namespace) -> int:
         "data": tensors,
         "queries": queries,
     }
-    solve = solver(problem, w, recipe.solver, recipe.damping, recipe.rank, recipe.seed, recipe.tol)
+    solve = solver(
+        problem,
+        w,
+        recipe.solver,
+        recipe.damping,
+        recipe.rank,
+        recipe.seed,
+        recipe.tol,
+        recipe.basis,
+    )
     metric = query_metric(problem, queries, recipe.batch)
 
     def direction() -> Tensor:
@@ -175,6 +185,20 @@ def _digest(model: Any, tensors: tuple[Tensor, ...]) -> str:
         return model_digest(model, *(part.float() for part in first))
     named = dict(zip(("input_ids", "attention_mask", "pixel_values"), first, strict=True))
     return model_digest(model, **named)
+
+
+def check_company(pairs: Pairs) -> None:
+    """UserError where a pair is alone in its batch: it has no negatives, so that its loss is 0
+    whatever the model, and its score too.
+    """
+    alone = int((pairs.present.sum(-1) == 1).sum())
+    if alone:
+        size = pairs.present.shape[1]
+        raise UserError(
+            f"{pairs.n} pairs in batches of {size} leave {alone} of them alone in a batch, without"
+            " negatives and with a loss of 0 whatever the model is; "
+            + ("give more pairs" if pairs.n == 1 else "choose another --batch")
+        )
 
 
 def query_metric(problem: Contrastive, queries: tuple[Tensor, ...], batch: int) -> Metric:
