@@ -20,6 +20,10 @@ class Scoring(Recipe):
     seed: int = Field(0, ge=0)
     """of the partition into batches, heads, projections"""
 
+    partitions: Annotated[int, Metavar("K")] = Field(1, ge=1)
+    """partitions into batches to average over; the file then has the scores' standard deviation
+    over them as spread"""
+
     delta: float | None = Field(None, gt=0)
     """weight of the pull to theta_0 beside the sum of losses (a sixth of the pairs)"""
 
@@ -139,7 +143,7 @@ def parser() -> Parser:
         help=".csv or .parquet: index, score, rank (1: most harmful)",
     )
     group = added.add_argument_group("the training problem")
-    add_options(group, Scoring, "batch", "seed", "delta", "size", "fit")
+    add_options(group, Scoring, "batch", "seed", "partitions", "delta", "size", "fit")
     add_options(group, Work, "gradient_tol")
     group = added.add_argument_group("scores")
     add_options(

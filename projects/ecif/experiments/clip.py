@@ -188,7 +188,7 @@ def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_sh
         start,
         train(training, start, config, seed),
         problem(pictures.validation, pictures.validation.labels, 0.0),
-        lambda at: class_accuracy(towers, at, classes, pictures.test, config.batch),
+        lambda at: class_accuracy(towers, at, classes, pictures.test, max(config.batch, 128)),
         corrupted,
         training.pairs.repeated_share([pictures.classes[label] for label in own_labels.tolist()]),
         seed,

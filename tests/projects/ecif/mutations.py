@@ -128,7 +128,7 @@ MUTATIONS = [
     ),
     Mutation(
         SCORE,
-        "pairs = Pairs.of(tensors, recipe.batch, recipe.seed)",
+        "pairs = Pairs.of(tensors, recipe.batch, seed)",
         "pairs = Pairs.of(tensors, recipe.batch)",
         "the command's partition ignores the seed",
         ("refusals",),
@@ -142,9 +142,16 @@ MUTATIONS = [
     ),
     Mutation(
         SCORE,
-        "    check_company(pairs)\n",
+        "        check_company(pairs)\n",
         "",
         "a pair without negatives is ranked",
+        ("refusals",),
+    ),
+    Mutation(
+        SCORE,
+        "write_scores(options.out, scores.mean(0).cpu().numpy(), columns)",
+        "write_scores(options.out, scores[0].cpu().numpy(), columns)",
+        "the first partition's scores are written for all",
         ("refusals",),
     ),
     Mutation(
@@ -188,8 +195,8 @@ MUTATIONS = [
     ),
     Mutation(
         SCORE,
-        "    norm = check_trained(problem, w, work.gradient_tol)\n",
-        "    norm = 0.0\n",
+        "        norm = check_trained(problem, w, work.gradient_tol)\n",
+        "        norm = 0.0\n",
         "an untrained model is scored",
         ("refusals",),
     ),

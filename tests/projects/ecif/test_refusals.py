@@ -19,6 +19,7 @@ from projects.ecif.loss import batch_losses, check_mode, logits
 from shared.commands.key import digest
 from shared.errors import UserError
 from shared.influence.baselines import metric_gradient
+from shared.seeding import step_seed
 
 SIZES = ["--model", "heads", "--batch", "4", "--size", "3", "--delta", "6"]
 
@@ -146,6 +147,27 @@ def test_a_pair_without_negatives_is_not_ranked(files, capsys, batch, message):
     assert not (files / "scores.csv").exists()
 
 
+def test_partitions_are_averaged_with_their_spread(files, monkeypatch):
+    """Of the library's scores, partition by partition; chunks may cross from one to the next."""
+    monkeypatch.setattr(score, "BATCHES", 2)
+    options = ("--gradient-tol", "1e-9", "--solver", "dense", "--partitions", "3")
+    assert run(files, *options) == 0
+    found = pd.read_csv(files / "scores.csv")
+    inputs = (normal(11, 5, seed=1), normal(11, 7, seed=2))
+    towers, each = TwoTower(Heads(5, 7, 3)), []
+    for seed in (0, step_seed(0, "partition", 1), step_seed(0, "partition", 2)):
+        pairs = Pairs.of(inputs, 4, seed)
+        problem = Contrastive(towers, pairs, 6.0, towers.parameters.flat())
+        w = fit(problem).w
+        metric = score.query_metric(problem, (normal(9, 5, seed=8), normal(9, 7, seed=9)), 4)
+        each.append(problem.scores(w, metric, solver(problem, w, "dense")).numpy())
+    assert found["score"].tolist() == pytest.approx(np.mean(each, 0).tolist(), rel=1e-5, abs=1e-8)
+    assert found["spread"].tolist() == pytest.approx(
+        np.std(each, 0, ddof=1).tolist(), rel=1e-5, abs=1e-8
+    )
+    assert found["rank"].tolist() == (found["score"].rank().astype(int)).tolist()
+
+
 def test_the_command_goes_on_where_it_was_stopped(files, monkeypatch, capsys):
     assert run(files) == 0
     whole = pd.read_csv(files / "scores.csv")
@@ -189,7 +211,8 @@ def test_what_a_score_depends_on_is_in_the_key_of_its_pieces(files, monkeypatch)
     assert plain == key()  # content counts, and not when it was written
     deciding = {
         "mode": "paper", "parts": "positive", "solver": "dense", "damping": "1", "tol": "1e-3",
-        "score": "self", "seed": "1", "batch": "6", "delta": "7", "size": "2", "basis": "random",
+        "score": "self", "seed": "1", "partitions": "2", "batch": "6", "delta": "7",
+        "size": "2", "basis": "random",
     }  # fmt: skip
     others = [key(f"--{option}", value) for option, value in deciding.items()]
     others.append(key(query="one"))
