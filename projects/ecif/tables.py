@@ -529,6 +529,7 @@ def costs(cost: pd.DataFrame) -> pd.DataFrame:
                 "low_ratio": over.low,
                 "high_ratio": over.high,
                 "score_error": counted["score_error"],
+                "rank_correlation": counted["rank_correlation"],
                 **{name: int(counted[name]) for name in names},
             }
         )
@@ -555,6 +556,7 @@ def cost(cost: pd.DataFrame) -> Table:
             "time_ratio": Column("over ECIF", "{:.2f}x"),
             "interval": "interval",
             "score_error": Column("relative error of the scores", "{:.1e}"),
+            "rank_correlation": Column("ranks with the Hessian's", "{:.3f}"),
             "gradients": "gradients",
             "curvature_products": "curvature products",
             "forward_mode": "forward-mode passes",
@@ -565,7 +567,10 @@ def cost(cost: pd.DataFrame) -> Table:
                 "Medians over rounds in which every variant ran once in turn; process time of one"
                 " thread. The interval holds the true median with a probability of at least 95 %."
             ),
-            "Error: against the scores of the whole matrix, of the method's own kind.",
+            (
+                "Error: against the scores of the whole matrix, of the method's own kind. Ranks:"
+                " Spearman's correlation with the scores by the whole Hessian."
+            ),
             (
                 "Retraining's gradients are not counted: it shares no code with the estimators."
                 " TracIn's checkpoints are free here."

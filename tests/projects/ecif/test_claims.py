@@ -182,6 +182,7 @@ def cost(retrain=3.0, trak=2.0, gradients=2.0, forward=2.0, passes=1, per_sample
                 "method": method,
                 "kind": "passes",
                 "score_error": 1e-3 if method == "ECIF" else None,
+                "rank_correlation": 0.99 if method == "ECIF" else None,
                 **counted,
             }
         )
