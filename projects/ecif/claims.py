@@ -223,8 +223,8 @@ def groups(removal: pd.DataFrame) -> Verdict:
     if cells.empty or cells.groupby("dataset")["seed"].nunique().min() < SEEDS:
         return Verdict("not tested here", f"no removal of 10 % on {SEEDS} seeds")
     lost, random = [], []
-    of = cells.groupby(["dataset", "kind"], sort=False)
-    for (dataset, kind), rows in of:
+    by_cell = cells.groupby(["dataset", "kind"], sort=False)
+    for (dataset, kind), rows in by_cell:
         gain = paired(rows, "parameter_error", POSITIVE_ONLY, ECIF)
         own = rows[rows["method"] == ECIF].groupby("seed")["parameter_error"].mean()
         won = gain.low > 0 and mean(own).high < 1
@@ -232,7 +232,7 @@ def groups(removal: pd.DataFrame) -> Verdict:
             lost.append(f"{dataset} {kind} {_told(gain, 2)}")
         if kind == "random":
             random.append(won)
-    measured = f"better in {of.ngroups - len(lost)} of {of.ngroups} cells" + (
+    measured = f"better in {by_cell.ngroups - len(lost)} of {by_cell.ngroups} cells" + (
         f"; not in {', '.join(lost)}" if lost else ""
     )
     return Verdict(

@@ -56,9 +56,9 @@ def distances(edits: pd.DataFrame, unedited: pd.DataFrame) -> pd.DataFrame:
     differences `edited` and `unedited`.
     """
     keys = [key for key in ("dataset", "seed", "kind", "share", "draw") if key in edits]
-    of = edits.set_index(keys)
-    retrained = of.loc[of["method"] == RETRAIN, "test_accuracy"]
-    edited = of.loc[of["method"] == ECIF, "test_accuracy"] - retrained
+    indexed = edits.set_index(keys)
+    retrained = indexed.loc[indexed["method"] == RETRAIN, "test_accuracy"]
+    edited = indexed.loc[indexed["method"] == ECIF, "test_accuracy"] - retrained
     before = unedited.set_index(["dataset", "seed"])["test_accuracy"]
     found = pd.DataFrame({"edited": edited, "retrained": retrained}).reset_index()
     at = pd.MultiIndex.from_frame(found[["dataset", "seed"]])
