@@ -55,8 +55,8 @@ class Scoring(Recipe):
     basis: Literal["leading", "random"] = "leading"
     """these directions: of the layers' largest second moments, or random"""
 
-    tol: float = Field(1e-6, gt=0)
-    """relative residual of the solver at most"""
+    tol: float = Field(1e-3, gt=0)
+    """relative residual of the solver at most (three digits, which ranks do not feel)"""
 
     dtype: Literal["float32", "float64"] = "float32"
     """of a CLIP model; heads are float64"""
