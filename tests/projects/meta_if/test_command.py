@@ -1,8 +1,10 @@
 """The command: what it writes, what it goes on with, and what it refuses, each in one line."""
 
+import importlib
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pandas as pd
@@ -230,6 +232,37 @@ def test_what_a_score_depends_on_is_in_the_key_of_its_pieces(files, tmp_path, mo
     assert len({plain, *others}) == 1 + len(others)
 
 
+def test_code_that_the_first_task_does_not_show_is_in_the_key(files, tmp_path, monkeypatch):
+    """The user changes a module that the model's module imports."""
+    keys: list[str] = []
+
+    def recorded(out, inputs):
+        keys.append(digest(inputs))
+        raise UserError("far enough")
+
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom own_layers import Clipped\ndef body():\n    return"
+        " nn.Sequential(Clipped(), nn.Flatten(), nn.Linear(4, 2), nn.Tanh())\n"
+    )
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(score, "Pieces", recorded)
+    monkeypatch.setattr(score, "load_weights", lambda *_: None)
+    for most in (1e3, 1e3, 1e6):
+        (tmp_path / "own_layers.py").write_text(
+            "from torch import nn\nclass Clipped(nn.Module):\n    def forward(self, x):\n"
+            f"        return x.clamp(max={most})\n"
+        )
+        sys.modules.pop("own_layers", None)
+        importlib.invalidate_caches()
+        torch.manual_seed(0)
+        given = arguments(
+            files, tmp_path / "a.csv", "--tol", "10", model=f"{tmp_path}/mine.py:body"
+        )
+        assert main(given) == 2
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
+
+
 def test_the_methods_that_are_offered_are_those_there_are():
     assert tuple(estimators.METHODS) == labels.METHODS
 
@@ -241,6 +274,15 @@ def test_a_body_of_the_users_own_module(files, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     assert main(arguments(files, tmp_path / "own.csv", model="mine:body")) == 0
+    assert main(arguments(files, tmp_path / "named.csv")) == 0
+    assert (tmp_path / "own.csv").read_text() == (tmp_path / "named.csv").read_text()
+
+
+def test_a_module_of_the_users_own_that_is_made_already(files, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nbody = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Tanh())\n"
+    )
+    assert main(arguments(files, tmp_path / "own.csv", model=f"{tmp_path}/mine.py:body")) == 0
     assert main(arguments(files, tmp_path / "named.csv")) == 0
     assert (tmp_path / "own.csv").read_text() == (tmp_path / "named.csv").read_text()
 
@@ -409,6 +451,26 @@ def test_options_are_refused_before_any_work(files, tmp_path, refused):
     save_file(load_file(files / "meta.safetensors"), tmp_path / "bare.safetensors")
     bare = refused(arguments(files, tmp_path / "s.csv", weights=tmp_path / "bare.safetensors"))
     assert "--inner --ways --penalty --l2" in bare
+
+
+@pytest.mark.parametrize("inner", ["anil", "imaml"])
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("dropout(x, 0.5)", "differ from call to call"),
+        ("batch_norm(x, None, None, training=True)", "depends on the samples beside it"),
+    ],
+)
+def test_functional_layers_in_training_mode(files, tmp_path, refused, inner, function, said):
+    outputs = 2 if inner == "anil" else 3
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom torch.nn import functional\n\nclass Body(nn.Linear):\n"
+        f"    def forward(self, x):\n        x = super().forward(x)\n        return functional."
+        f"{function}\n\ndef body():\n    return Body(4, {outputs})\n"
+    )
+    given = ["fit", "--model", f"{tmp_path}/mine.py:body", "--inner", inner, "--penalty", "20"]
+    files_of = ["--data", str(files / "tasks.npz"), "--out", str(tmp_path / "m.safetensors")]
+    assert said in refused([*given, *files_of])
 
 
 def test_a_norm_whose_third_derivatives_are_wrong(files, tmp_path, refused, monkeypatch):
