@@ -29,7 +29,7 @@ class Schedule:
         page: of `dynamic`, tokens in a page.
     """
 
-    mode: Mode = "continuous"
+    mode: Mode = "dynamic"
     slots: int = 8
     refill: Refill = "fifo"
     prefix: int = 0
@@ -69,7 +69,7 @@ class Stats:
     Attributes:
         steps: forwards of all rows, one token each; `prefix_steps` of them before the plan.
         busy: rows with a job, summed over steps; `rows`: rows, summed over steps.
-        prefills: forwards of a prompt. reingests: forwards of tokens of jobs that had been put
+        prefills: forwards of prompts. reingests: forwards of tokens of jobs that had been put
             aside, `reingested_tokens` in all.
         preemptions: jobs that lost their row for want of a page.
         cache_bytes: the cache that was allocated; prompt_bytes: the most that prompts' keys and

@@ -152,6 +152,7 @@ def schedules(
         labels.FRAMEWORK_LPT: Schedule("continuous", slots, "plan_lpt", prefix, learnt),
         labels.ORACLE: Schedule("continuous", slots, "plan_sjf", 0, oracle),
         labels.DYNAMIC: Schedule("dynamic", slots, page=page),
+        labels.DEFAULT: Schedule("dynamic", slots, "lpt_global", prefix, learnt, page=page),
     }
 
 
