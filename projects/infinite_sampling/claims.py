@@ -3,7 +3,7 @@
 import pandas as pd
 
 from projects.infinite_sampling import labels
-from projects.infinite_sampling.tables import ablation_steps, speeds, trained
+from projects.infinite_sampling.tables import speeds, trained
 from shared.claims import Verdict, claim
 from shared.statistics import mean_interval
 from shared.tables import human_bytes, paper_numbers
@@ -210,8 +210,8 @@ def pretrained(pretrained: pd.DataFrame) -> Verdict:
     known, arrival = found.loc[labels.ORACLE, "micro_ratio"], found.loc[labels.FIFO, "micro_ratio"]
     measured = (
         f"{ratio:.2f}x, FIFO {found.loc[labels.FIFO, 'speed_ratio']:.2f}x with {live} prompts live"
-        f" in {rounds} rounds; steps over {len(rollouts)} prompts {steps:.2f} of micro groups', FIFO {arrival:.2f}, known lengths"
-        f" {known:.2f};"
+        f" in {rounds} rounds; steps over {len(rollouts)} prompts {steps:.2f} of micro groups',"
+        f" FIFO {arrival:.2f}, known lengths {known:.2f};"
         f" {cut} of {int(rollouts['group'].sum())} completions reach the limit;"
         f" {pretrained['model'].iloc[0]}"
     )

@@ -9,7 +9,10 @@ that is free:
 | `full` | one per job | never: the whole group at once |
 | `micro` | `slots` | when all rows are done: the paper's micro sampling groups |
 | `continuous` | `slots` | at once: the paper's continuous sampling, with fixed slots |
-| `dynamic` | what fits `budget_tokens` of cache | with free pages; else the youngest row waits |
+| `dynamic`, the default | what fits `budget_tokens` | with free pages; else the youngest waits |
+
+Rows of fixed slots for which no job waits any more are not computed, and prompts that are wanted at
+the same time are read in one forward.
 
 With `prefix` > 0 all jobs first generate that many tokens in rounds, then a predictor says what
 remains of each, and the rest is decoded by a plan: the paper's full framework. A job that was put

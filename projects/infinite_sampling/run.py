@@ -49,6 +49,7 @@ class Run:
             limit = min(limits.get((prompt, index), engine.max_new_tokens), engine.max_new_tokens)
             self.jobs.append(Job(number, prompt, index, uniforms, limit))
             self.prompts[prompt].jobs += 1
+        self.unread = {prompt for prompt, _ in pairs}  # prompts, by number
         self.stats = Stats()
         self.longest = (
             max(len(self.prompts[prompt].tokens) for prompt, _ in pairs) + engine.max_new_tokens
@@ -109,7 +110,7 @@ class Run:
         remaining: dict[int, int] | None = None,
     ) -> None:
         """Decode jobs until each has ended or has `limit` tokens."""
-        self._read_ahead([jobs[number].prompt for number in queue.ahead(self.slots)])
+        self._read_ahead(queue, jobs, self.slots)
         rows = self._storage()
         # dynamic rows only: jobs that lost their row, and at most one that found none
         aside: deque[Job] = deque()
@@ -118,7 +119,7 @@ class Run:
         }
         while queue.waiting or aside or rows.live:
             if not (barrier and rows.live):
-                self._read_ahead([jobs[number].prompt for number in queue.ahead(rows.room())])
+                self._read_ahead(queue, jobs, rows.room())
                 for row in rows.vacant():
                     full = False
                     while (
@@ -239,13 +240,21 @@ class Run:
 
     def _read(self, number: int) -> Prompt:
         """A prompt whose keys and values are there: read once for the whole group."""
-        if self.prompts[number].logits is None:
-            self._read_ahead([number])
+        if number in self.unread:
+            self._read_all([number])
         return self.prompts[number]
 
-    def _read_ahead(self, numbers: Sequence[int]) -> None:
+    def _read_ahead(self, queue: Queue, jobs: list[Job], rows: int) -> None:
+        """Read the prompts of the jobs that as many free rows would take, and no more: they take
+        memory until their groups are done.
+        """
+        if self.unread and rows:
+            ahead = dict.fromkeys(jobs[number].prompt for number in queue.ahead(rows))
+            self._read_all([number for number in ahead if number in self.unread])
+
+    def _read_all(self, unread: list[int]) -> None:
         """Read prompts that have not been, several in a forward."""
-        unread = [n for n in dict.fromkeys(numbers) if self.prompts[n].logits is None]
+        self.unread.difference_update(unread)
         while unread:
             count = self.engine.together([self.prompts[n].tokens for n in unread])
             part, unread = [self.prompts[n] for n in unread[:count]], unread[count:]

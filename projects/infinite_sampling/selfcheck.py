@@ -118,7 +118,7 @@ def _compared(sampler: "Sampler", least: int, most: int) -> tuple[float, float]:
         raise UserError(
             f"{_name(sampler)} gives logits that are not finite; its weights are broken"
         )
-    apart = ((found - plain).square().mean(-1).sqrt() / plain.std(-1)).max()
+    apart = ((found - plain).square().mean(-1).sqrt() / plain.std(-1).clamp_min(1e-30)).max()
     return float(apart), max(_TOLERANCE[form] for form in (last.dtype, *cache.formats))
 
 

@@ -151,9 +151,7 @@ def exactness(
             }
         )
         rows.append({**row, "schedule": "full group, another seed", "same": chance})
-    rows.append(
-        {"kind": "own advantages", "dtype": "float64", "relative_difference_ratio": own}
-    )
+    rows.append({"kind": "own advantages", "dtype": "float64", "relative_difference_ratio": own})
     rows += [
         {
             "kind": "gradient",
