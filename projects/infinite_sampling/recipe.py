@@ -58,7 +58,7 @@ class Recipe(recipe.Recipe):
     budget_tokens: int | None = Field(None, ge=1)
     """of mode dynamic: tokens of cache (as many as --slots rows have)"""
 
-    page: int = Field(16, ge=1)
+    page: int = Field(8, ge=1)
     """of mode dynamic: tokens in a page"""
 
     fixed_shape: bool = False

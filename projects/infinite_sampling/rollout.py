@@ -36,7 +36,7 @@ class Schedule:
     predictor: "Predictor | None" = None
     eps: float = 0.1
     budget_tokens: int | None = None
-    page: int = 16
+    page: int = 8
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.page < 1 or self.prefix < 0:
