@@ -29,7 +29,8 @@ class Experiment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     title: str = Field(min_length=1)
-    timed: bool = False  # measures time, so it runs alone
+    timed: bool = False  # measures time, so it runs alone, or at least
+    beside: bool = False  # beside one-thread jobs that measure none: its ratios do not move by them
     gpu: bool = False  # needs a GPU
     data: list[str] = []  # names in data/catalogue.yaml
     uses: list[str] = []  # experiments of this paper whose rows and tensors it takes

@@ -193,6 +193,27 @@ MUTATIONS = [
     ),
     Mutation(
         KEY,
+        'inputs["code"] = loaded_code()',
+        "pass",
+        "key: forgets the user's code that the outputs on the batch do not show",
+        ("key",),
+    ),
+    Mutation(
+        KEY,
+        'return digest({"source": source, "code": loaded_code()})',
+        "return source",
+        "key: forgets what a user's function imports",
+        ("key",),
+    ),
+    Mutation(
+        KEY,
+        "and others.isdisjoint(file.parents)",
+        "",
+        "key: takes torch and this repository for the user's code",
+        ("key",),
+    ),
+    Mutation(
+        KEY,
         'inputs[f"buffer {name}"] = buffer',
         "pass",
         "key: forgets the buffers",
