@@ -10,7 +10,7 @@ FRAMEWORK = "framework (predicted)"
 FRAMEWORK_LPT = "framework, LPT refill (predicted)"
 ORACLE = "plan (oracle)"
 DYNAMIC = "dynamic slots"
-DEFAULT = "dynamic slots, LPT (predicted)"
+DYNAMIC_LPT = "dynamic slots, LPT (predicted)"
 SCHEDULES = (
     FULL,
     MICRO,
@@ -22,7 +22,7 @@ SCHEDULES = (
     FRAMEWORK_LPT,
     ORACLE,
     DYNAMIC,
-    DEFAULT,
+    DYNAMIC_LPT,
 )
 
 GENERATE_FULL = "generate, full group"

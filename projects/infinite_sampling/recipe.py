@@ -44,10 +44,11 @@ class Recipe(recipe.Recipe):
     refill: (
         Literal["fifo", "sjf_global", "lpt_global", "plan_static", "plan_sjf", "plan_lpt"] | None
     ) = None
-    """which completion a freed row takes (lpt_global; in mode continuous plan_sjf, the paper's)"""
+    """which completion a freed row takes, with a predictor (lpt_global; in mode continuous
+    plan_sjf, the paper's)"""
 
-    predictor: Literal["none", "constant", "transformer", "ridge"] = "transformer"
-    """of lengths"""
+    predictor: Literal["none", "constant", "transformer", "ridge"] = "none"
+    """of lengths, by which a free row chooses; without one it takes the next in order"""
 
     prefix: Annotated[int, Metavar("K")] = Field(1, ge=0)
     """tokens of each completion that the predictor sees; those beyond the first are fed twice"""

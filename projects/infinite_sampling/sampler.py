@@ -75,7 +75,7 @@ class Sampler:
         self.context = getattr(model.config, "max_position_embeddings", None)
         # which adds its mask, where sdpa takes true and false
         self.additive = model.config._attn_implementation == "eager"
-        self._keep = {"logits_to_keep": 1} if can_keep(model) else {}
+        self.keep = {"logits_to_keep": 1} if can_keep(model) else {}
         self._stop_window = (
             max((len(text.encode()) for text in self.stop), default=0) + _STOP_MARGIN
         )
@@ -96,13 +96,13 @@ class Sampler:
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            **self._keep,
+            **self.keep,
         )
         return output.logits[:, -1]
 
     def together(self, prompts: Sequence[Sequence[int]]) -> int:
         """How many of the prompts, from the first on, one forward reads."""
-        if self.fixed_shape or not self._keep:  # logits of whole prompts would be large
+        if self.fixed_shape or not self.keep:  # logits of whole prompts would be large
             return 1
         longest = 0
         for count, tokens in enumerate(prompts):
@@ -124,8 +124,8 @@ class Sampler:
         ids = torch.zeros(len(prompts), max(last) + 1, dtype=torch.int64)
         for row, tokens in enumerate(prompts):
             ids[row, : len(tokens)] = torch.tensor(list(tokens))
-        kept = sorted(set(last)) if self._keep else list(range(ids.shape[1]))
-        keep = {"logits_to_keep": torch.tensor(kept, device=self.device)} if self._keep else {}
+        kept = sorted(set(last)) if self.keep else list(range(ids.shape[1]))
+        keep = {"logits_to_keep": torch.tensor(kept, device=self.device)} if self.keep else {}
         try:
             logits = self.model(
                 input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, **keep

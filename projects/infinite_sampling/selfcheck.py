@@ -83,7 +83,7 @@ def _compared(sampler: "Sampler", least: int, most: int) -> tuple[float, float]:
     read = max(least, min(least + 1, again - 1))  # tokens of its prompt, beside a shorter one
     rows = [tokens[-least - 1 :], tokens[-again:], tokens[:most]]
     wanted = [
-        sampler.model(input_ids=_ids(sampler, row), use_cache=False).logits[:, -1]
+        sampler.model(input_ids=_ids(sampler, row), use_cache=False, **sampler.keep).logits[:, -1]
         for row in rows[:2]
     ]
     shorter = [rows[0][:least], rows[1][:read]]

@@ -3,8 +3,8 @@
 After each step (`--checkpoint-every`) weights and optimizer are on the disk as one file, and the
 log has a line for each step up to it. A step is a function of the weights before it and of its
 number: completions are, by their streams, and so is the order of prompts. Going on after a crash
-therefore makes again exactly what was lost. What the predictor has learnt is not kept: it decides
-how fast a step is, and nothing else.
+therefore makes again exactly what was lost. What a predictor has learnt is not kept: it decides how
+fast a step is, and of its numbers the last bit at the most.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     from trl import GRPOConfig, GRPOTrainer
     trainer = GRPOTrainer(model, reward_funcs=..., args=GRPOConfig(...), train_dataset=...,
-    rollout_func=rollout(Schedule("continuous", 8)))
+    rollout_func=rollout(Schedule(slots=8)))
 
 TRL decodes a generation batch at once, so that its keys and values grow with `num_generations`;
 here they follow the schedule's slots. TRL 1.16 hands over the prompts of a generation batch, each

@@ -150,7 +150,7 @@ def schedules(slots: int, prefix: int, learnt: Any, oracle: Any) -> dict[str, Sc
         labels.FRAMEWORK_LPT: Schedule("continuous", slots, "plan_lpt", prefix, learnt),
         labels.ORACLE: Schedule("continuous", slots, "plan_sjf", 0, oracle),
         labels.DYNAMIC: Schedule("dynamic", slots),
-        labels.DEFAULT: Schedule("dynamic", slots, "lpt_global", prefix, learnt),
+        labels.DYNAMIC_LPT: Schedule("dynamic", slots, "lpt_global", prefix, learnt),
     }
 
 

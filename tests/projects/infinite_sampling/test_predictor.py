@@ -200,7 +200,13 @@ def test_features_are_had_a_few_rows_at_a_time_and_without_the_logits_of_a_promp
         ), name
         assert all(rows <= 8 and places <= len(PROMPTS) for rows, places, _ in shapes)
         shapes.clear()
-        Engine(model.eval(), [0], 3).run(PROMPTS, 2, Schedule("micro", 1))
+        engine = Engine(model.eval(), [0], 3)
+        engine.check(PROMPTS)
+        assert (
+            max(places for _, places, _ in shapes) <= 2
+        )  # of prompts of two lengths, read at once
+        shapes.clear()
+        engine.run(PROMPTS, 2, Schedule("micro", 1))
         assert {places for _, places, _ in shapes} == {1}
         hook.remove()
     monkeypatch.setattr(predictor, "can_keep", lambda model: False)

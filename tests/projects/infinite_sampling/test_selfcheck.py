@@ -41,7 +41,11 @@ def model_of(name):
             rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
                     "long_factor": [4.0] * 4, "original_max_position_embeddings": 16}  # fmt: skip
             config = t.Phi3Config(
-                **GATED, **plain, max_position_embeddings=64, rope_parameters=rope
+                **GATED,
+                **plain,
+                max_position_embeddings=64,
+                rope_parameters=rope,
+                original_max_position_embeddings=16,
             )
         case "Mistral":
             config = t.MistralConfig(**GATED, sliding_window=8)
