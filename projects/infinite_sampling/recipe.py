@@ -91,10 +91,14 @@ class Recipe(recipe.Recipe):
                 " rows as it has completions"
             )
         planned = self.refill is not None and self.refill.startswith("plan_")
-        if self.rows_mode == "dynamic" and self.predictor != "none" and planned:
+        if self.rows_mode == "dynamic" and planned:
             raise ValueError(
                 "--mode dynamic has no planned queues: use --refill fifo, sjf_global or"
                 " lpt_global, or --mode continuous"
+            )
+        if self.refill not in (None, "fifo") and self.predictor == "none":
+            raise ValueError(
+                f"--refill {self.refill} goes by predicted lengths: name a --predictor"
             )
         if self.mode == "dynamic" and self.fixed_shape:
             raise ValueError("--fixed-shape needs fixed slots: use --mode continuous")

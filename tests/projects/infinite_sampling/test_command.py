@@ -662,6 +662,7 @@ def test_a_model_without_a_cache_is_one_line(tmp_path, files, save_tokenizer, ca
             "too small for one row",
         ),
         (["--mode", "dynamic", "--refill", "plan_sjf"], "no planned queues"),
+        (["--refill", "lpt_global"], "name a --predictor"),
         (["--stop", ""], "empty stop string"),
         (["--mode", "continuous", "--slots", "6"], "--slots 6 is more than --group 5"),
         (["--temperature", "-1"], "--temperature"),
