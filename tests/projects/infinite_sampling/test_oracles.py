@@ -288,6 +288,20 @@ def test_rows_for_which_no_job_waits_are_not_computed(llama, lengths):
         hook.remove()
 
 
+def test_a_row_that_moved_leaves_no_prompt_behind(helpers, llama):
+    """When rows are dropped at the end of the prefix phase, the third moves to where the first was;
+    the next to come there is of the first's prompt again.
+    """
+    prompts = [[3, 1, 4], [7, 8, 9], [2, 5, 11]]
+    pairs = [(1, 1), (2, 1), (0, 1), (0, 0), (1, 0), (2, 0)]
+    made = Engine(llama, [], LIMIT, seed=7).run(
+        prompts, pairs, Schedule("continuous", 3, "fifo", 4), limits={(0, 0): 2}
+    )
+    for completion, (prompt, index) in zip(made.completions, pairs, strict=True):
+        wanted, _ = helpers.naive(llama, prompts[prompt], index, 7, LIMIT, eos=())
+        assert completion.tokens == wanted[: 2 if (prompt, index) == (0, 0) else None]
+
+
 def test_the_youngest_row_makes_room_and_none_that_was_there_before(llama, monkeypatch):
     admitted, lost = [], []
     admit, make_room = PagedRows.admit, PagedRows.make_room
