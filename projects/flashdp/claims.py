@@ -387,8 +387,8 @@ def amp(amp: pd.DataFrame) -> Verdict:
     claim="It scales out with data parallelism and pipelines, without communication of its own.",
     source="appendix on data and pipeline parallelism",
     bound=(
-        "two ranks release (as a whole: the noise's grid turns single elements), and two stages clip"
-        " to (in each parameter), one process's gradient within 1e-5, they give"
+        "two ranks release (with noise: as a whole), and two stages clip to, one process's gradient"
+        " within 1e-5, they give"
         " all_reduce the gradients' bytes and no more, and throughput is at least 75 % of"
         " non-private in both layouts"
     ),
