@@ -399,7 +399,8 @@ def test_without_noise_nothing_is_promised(
         "--accountant",
         "pld",
     )
-    assert json.loads((tmp_path / "little" / "privacy.json").read_text())["epsilon"] > 1000
+    # thousands, where e^epsilon times what 160 bits cannot make is above delta
+    assert json.loads((tmp_path / "little" / "privacy.json").read_text())["epsilon"] is None
 
 
 def test_what_the_guarantee_rests_on_is_said(folder: Path, tmp_path: Path) -> None:
