@@ -522,7 +522,7 @@ def test_a_kill_at_any_moment_costs_nothing_but_time(
             tuple((str(f.relative_to(photograph)), f.read_bytes()) for f in files), photograph
         )
     begun = [one for one in states.values() if (one / "private" / "run.json").exists()]
-    assert len(begun) > 25
+    assert len(begun) > 20
     kept = begun if not lora else begun[::4]
     tokenizer = train.load_tokenizer(folder / "llama")
     # half of the time of a run as short as these
