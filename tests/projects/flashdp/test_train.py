@@ -873,8 +873,8 @@ OPTIONS = [
     (["--noise-multiplier", "1", "--epsilon", "1"], "not allowed with argument"),
     (["--epsilon", "0"], "--epsilon: '0' is not a number above 0"),
     (
-        ["--epsilon", "0.001", "--steps", "1000"],
-        "epsilon 0.001 at delta 0.002 cannot be reached in 1000 steps",
+        ["--epsilon", "0.001", "--steps", "1000000000000"],
+        "epsilon 0.001 at delta 0.002 cannot be reached in 1000000000000 steps",
     ),
     (["--delta", "0.025"], "below 1/40"),
     (["--delta", "2"], "below 1/40"),
