@@ -77,6 +77,7 @@ class Manifest(BaseModel):
     title: str
     arxiv: str | None = None
     note: str = ""
+    takes_longer: str = ""  # why scale cpu takes more than the core-minutes that a paper has
     experiments: dict[str, Experiment] = Field(min_length=1)
     tables: dict[str, list[str]] = {}
     figures: dict[str, list[str]] = {}

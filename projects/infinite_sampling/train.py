@@ -43,7 +43,7 @@ from shared.errors import UserError
 from shared.files import atomic_files, atomic_save, remove
 from shared.models import (
     add_lora,
-    check_finite,
+    check_trained,
     copy_configuration,
     local_model,
     save_lora_configuration,
@@ -321,7 +321,7 @@ class Training:
 
     def _write_model(self) -> None:
         """What from_pretrained, or PEFT, loads."""
-        check_finite(self.parameters.items(), "the trained model")
+        check_trained(self.parameters.items())
         with atomic_files(self.out) as partial:
             if self.recipe.lora_rank:
                 from peft import get_peft_model_state_dict

@@ -2,15 +2,18 @@
 the same result.
 
 Put everything into it: each option that changes a number, the content of each file, the trained
-weights, and for a user's model its outputs as well, since the code that makes them may change while
-the weights do not.
+weights. `model_digest` and `source_digest` add the user's code, which may change while the weights
+do not: all of it that is loaded, since a module of a model may be written in any file. What the
+code reads besides, a file of settings say, is seen in the model's outputs on one batch alone.
 """
 
 import hashlib
 import inspect
 import json
+import site
 import struct
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel
 
+from shared import paths
+from shared.dependencies import PACKAGES
 from shared.errors import UserError
 from shared.files import sha256
 
@@ -77,8 +82,8 @@ def _parts(value: Any) -> Iterable[bytes | memoryview]:
 
 def model_digest(model: "nn.Module", *batch: Any, **named: Any) -> str:
     """64 hexadecimal digits of a model: its architecture, parameters, buffers (those that no
-    checkpoint keeps as well), which parts are in training mode, the source of its class, and its
-    outputs on one batch.
+    checkpoint keeps as well), which parts are in training mode, the source of its class, the
+    user's code (`loaded_code`), and its outputs on one batch.
 
     Args:
         model: left as it is.
@@ -104,6 +109,7 @@ def model_digest(model: "nn.Module", *batch: Any, **named: Any) -> str:
         finally:
             for name, part in model.named_modules():
                 part.training = modes[name]
+    inputs["code"] = loaded_code()  # after the call, which may import more
     return digest(inputs)
 
 
@@ -121,14 +127,32 @@ def _tensors(output: Any) -> Any:
 
 
 def source_digest(made: Callable[..., Any] | ModuleType) -> str:
-    """64 hexadecimal digits of the file in which a user's function, class or module is written.
+    """64 hexadecimal digits of the file in which a user's function, class or module is written, and
+    of the rest of the user's code (`loaded_code`).
 
     Raises UserError where there is no such file: what is built in or made elsewhere.
     """
     source = _source(made)
     if source is None:
         raise UserError(f"{made!r} is written in no file; give a function of a module of yours")
-    return source
+    return digest({"source": source, "code": loaded_code()})
+
+
+def loaded_code() -> dict[str, str]:
+    """The user's code: the sha256 of the file of each loaded module, by its name, that belongs
+    neither to Python, nor to an installed package, nor to this repository's packages.
+    """
+    places = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    places += [*site.getsitepackages(), site.getusersitepackages()]
+    others = {Path(place).resolve() for place in places}
+    others |= {paths.ROOT / package for package in PACKAGES}
+    code = {}
+    for name, module in list(sys.modules.items()):
+        source = getattr(module, "__dict__", {}).get("__file__")
+        file = Path(source).resolve() if isinstance(source, str) else None
+        if file and file.is_file() and others.isdisjoint(file.parents):
+            code[name] = sha256(file)
+    return code
 
 
 def _source(made: Any) -> str | None:

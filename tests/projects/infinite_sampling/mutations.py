@@ -362,7 +362,7 @@ MUTATIONS = [
     ),
     Mutation(
         TRAIN,
-        'check_finite(self.parameters.items(), "the trained model")',
+        "check_trained(self.parameters.items())",
         "",
         "a model that has come apart is saved",
         ("command",),

@@ -1,8 +1,10 @@
 """The command: what it writes, what it goes on with, and what it refuses, each in one line."""
 
+import importlib
 import json
 import os
 import signal
+import sys
 
 import numpy as np
 import pandas as pd
@@ -228,6 +230,37 @@ def test_what_a_score_depends_on_is_in_the_key_of_its_pieces(files, tmp_path, mo
     others.append(key(data=tmp_path / "other.npz"))
     others.append(key(query=tmp_path / "other.npz"))
     assert len({plain, *others}) == 1 + len(others)
+
+
+def test_code_that_the_first_task_does_not_show_is_in_the_key(files, tmp_path, monkeypatch):
+    """The user changes a module that the model's module imports."""
+    keys: list[str] = []
+
+    def recorded(out, inputs):
+        keys.append(digest(inputs))
+        raise UserError("far enough")
+
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom own_layers import Clipped\ndef body():\n    return"
+        " nn.Sequential(Clipped(), nn.Flatten(), nn.Linear(4, 2), nn.Tanh())\n"
+    )
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(score, "Pieces", recorded)
+    monkeypatch.setattr(score, "load_weights", lambda *_: None)
+    for most in (1e3, 1e3, 1e6):
+        (tmp_path / "own_layers.py").write_text(
+            "from torch import nn\nclass Clipped(nn.Module):\n    def forward(self, x):\n"
+            f"        return x.clamp(max={most})\n"
+        )
+        sys.modules.pop("own_layers", None)
+        importlib.invalidate_caches()
+        torch.manual_seed(0)
+        given = arguments(
+            files, tmp_path / "a.csv", "--tol", "10", model=f"{tmp_path}/mine.py:body"
+        )
+        assert main(given) == 2
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
 
 
 def test_the_methods_that_are_offered_are_those_there_are():

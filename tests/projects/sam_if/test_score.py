@@ -2,8 +2,10 @@
 line.
 """
 
+import importlib
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -312,6 +314,62 @@ def test_another_model_with_the_same_weights_does_not_go_on_from_it(folder, tmp_
     assert main(arguments(folder, tmp_path / "a.csv", *model)) == 0
     assert main(arguments(folder, tmp_path / "fresh.csv", *model)) == 0
     assert (tmp_path / "a.csv").read_text() == (tmp_path / "fresh.csv").read_text()
+
+
+HELPER = """
+from torch import nn
+
+class Layers(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.clamp(max={most}))
+"""
+
+USING_IT = """
+import safetensors.torch
+from torch import nn
+from own_layers import Layers
+
+def net():
+    model = nn.Sequential(Layers(nn.Flatten(), nn.Linear(5, 3)).double())
+    model[0].load_state_dict(safetensors.torch.load_file({weights!r}))
+    return model
+"""
+
+
+def test_code_that_the_first_samples_do_not_show_is_in_the_key(folder, tmp_path, monkeypatch):
+    """Killed between two chunks; then the user changes a module that the model's module imports, in
+    what it does to the last sample alone.
+    """
+    with np.load(folder / "train.npz") as saved:
+        arrays = {name: np.concatenate([saved[name]] * 3) for name in ("x", "y")}
+    assert len(arrays["x"]) > score.KEYED
+    arrays["x"][-1] *= 50
+    np.savez(tmp_path / "train.npz", **arrays)
+    helper = tmp_path / "own_layers.py"
+    (tmp_path / "mine.py").write_text(USING_IT.format(weights=str(folder / "model.safetensors")))
+    more = ["--model", f"{tmp_path}/mine.py:net", "--data", f"{tmp_path}/train.npz"]
+    more += ["--gradient-tolerance", "100", "--chunk", "5", "--estimator", "if"]
+    original = Estimator.score_samples
+
+    def interrupted(self, carriers, rows=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, carriers, rows)
+
+    def run(name, most):
+        helper.write_text(HELPER.format(most=most))
+        sys.modules.pop("own_layers", None)
+        importlib.invalidate_caches()
+        return main(arguments(folder, tmp_path / name, *more))
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    with monkeypatch.context() as killed:
+        killed.setattr(Estimator, "score_samples", interrupted)
+        assert run("a.csv", most=1e3) == 128 + signal.SIGTERM
+    assert run("a.csv", most=20.0) == 0
+    assert run("fresh.csv", most=20.0) == 0
+    assert run("before.csv", most=1e3) == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "fresh.csv").read_text()
+    assert (tmp_path / "a.csv").read_text() != (tmp_path / "before.csv").read_text()
 
 
 def test_what_a_score_depends_on_is_in_the_key_of_its_pieces(folder, tmp_path, monkeypatch):

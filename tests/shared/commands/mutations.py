@@ -35,6 +35,13 @@ MUTATIONS = [
     # ---- files ----
     Mutation(
         FILES,
+        "    check_trained(tensors.items())\n",
+        "",
+        "a model that has come apart is saved",
+        ("files",),
+    ),
+    Mutation(
+        FILES,
         '    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")\n    temporary.unlink(',
         "    temporary = path\n    temporary.unlink(",
         "atomic write: without a rename",
@@ -189,6 +196,27 @@ MUTATIONS = [
         'inputs["outputs"] = _tensors(model(*batch, **named))',
         "_tensors(model(*batch, **named))",
         "key: forgets the model's outputs",
+        ("key",),
+    ),
+    Mutation(
+        KEY,
+        'inputs["code"] = loaded_code()',
+        "pass",
+        "key: forgets the user's code that the outputs on the batch do not show",
+        ("key",),
+    ),
+    Mutation(
+        KEY,
+        'return digest({"source": source, "code": loaded_code()})',
+        "return source",
+        "key: forgets what a user's function imports",
+        ("key",),
+    ),
+    Mutation(
+        KEY,
+        "and others.isdisjoint(file.parents)",
+        "",
+        "key: takes torch and this repository for the user's code",
         ("key",),
     ),
     Mutation(

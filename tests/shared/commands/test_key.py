@@ -1,14 +1,16 @@
 """The key changes with everything that the result depends on, and with nothing else."""
 
 import copy
+import importlib
+import sys
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from shared.commands.inputs import user_module
-from shared.commands.key import digest, model_digest, source_digest
+from shared.commands.inputs import user_model, user_module
+from shared.commands.key import digest, loaded_code, model_digest, source_digest
 from shared.commands.recipe import Recipe
 from shared.errors import UserError
 
@@ -178,3 +180,56 @@ def test_the_source_of_a_users_module_counts(tmp_path):
     assert len(keys) == 2
     with pytest.raises(UserError, match="written in no file"):
         source_digest(len)
+
+
+HELPER = """
+from torch import nn
+
+class Clipped(nn.Module):
+    def forward(self, x):
+        return x.clamp(max={most})
+"""
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Writes a helper of a user's module, and forgets it as another process would."""
+
+    def write(most):
+        (tmp_path / "layers").mkdir(exist_ok=True)  # without __init__.py
+        (tmp_path / "layers" / "clipped.py").write_text(HELPER.format(most=most))
+        for name in ("layers", "layers.clipped", "user_mine"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return write
+
+
+def test_all_modules_that_a_users_model_is_made_of_count(tmp_path, written):
+    """Also where the outputs on the batch do not show the change, and the class is torch's own."""
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom layers.clipped import Clipped\n"
+        "def net(): return nn.Sequential(nn.Identity(), Clipped())\n"
+    )
+    keys = []
+    for most in (1e3, 1e3, 1e6):
+        written(most)
+        keys.append(model_digest(user_model(f"{tmp_path}/mine.py:net"), BATCH))
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
+
+
+def test_what_a_users_function_imports_counts(tmp_path, written):
+    (tmp_path / "mine.py").write_text("import layers.clipped\ndef reward(): return 1\n")
+    keys = []
+    for most in (1e3, 1e3, 1e6):
+        written(most)
+        keys.append(source_digest(user_module(f"{tmp_path}/mine.py:reward", "--reward")))
+    assert keys[0] == keys[1]
+    assert keys[0] != keys[2]
+
+
+def test_installed_packages_and_our_own_are_not_the_users_code():
+    packages = {name.partition(".")[0] for name in loaded_code()}
+    assert packages.isdisjoint({"torch", "numpy", "json", "pytest", "shared", "projects"})
