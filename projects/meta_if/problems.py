@@ -149,7 +149,7 @@ class Anil:
         samples, size = one_more.shape
         outer_SFG = one_more.unsqueeze(2) * one_more.unsqueeze(1)
         # one product of matrices, [classes classes, samples] by [samples, size size]
-        found = (w.view(-1, 1, 1) * bend_SCC).view(samples, -1).T @ outer_SFG.view(samples, -1)
+        found = (w.view(-1, 1, 1) * bend_SCC).reshape(samples, -1).T @ outer_SFG.view(samples, -1)
         found = found.view(self.ways, self.ways, size, size).transpose(1, 2)
         found = found.reshape(self.theta_size, self.theta_size)
         return found + self.penalty_weight * torch.eye(
