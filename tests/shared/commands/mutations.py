@@ -207,7 +207,7 @@ MUTATIONS = [
     ),
     Mutation(
         KEY,
-        'return digest({"source": source, "code": loaded_code()})',
+        'return digest({"source": source, "code": sorted(set(loaded_code().values()))})',
         "return source",
         "key: forgets what a user's function imports",
         ("key",),
