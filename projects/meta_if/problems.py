@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad_and_value, hessian, vmap
+from torch.func import grad, hessian, vmap
+from torch.nn.functional import one_hot
 
 from shared.errors import UserError
 from shared.influence.objective import class_curvature, class_losses
@@ -34,6 +35,8 @@ from shared.influence.products import Data
 
 # outputs [samples, ...], y [samples, ...] -> [samples]
 SampleLosses = Callable[[Tensor, Tensor], Tensor]
+Field = Callable[[Tensor], Tensor]
+Derivatives = Callable[[Tensor], tuple[Tensor, Tensor]]
 DENSE_INNER = 2500  # the inner Hessian of a task is a matrix of this size at most
 
 
@@ -135,21 +138,18 @@ class Anil:
         y: Tensor,
         w: Tensor,
     ) -> Tensor:
-        """The inner Hessian [p, p]. The head is linear in theta, so it is the sum over samples of a
-        Kronecker product.
+        """The inner Hessian [p, p] of any losses; `_closed_form` has that of `class_losses`.
+        The head is linear in theta, so it is the sum over samples of a Kronecker product.
         """
         one_more = torch.cat([prepared, torch.ones_like(prepared[:, :1])], 1)
         z = self.finish(theta, prepared)
-        if losses is class_losses:  # every inner solve goes through here, so in closed form
-            bend_SCC = class_curvature(z)
-        else:
-            bend_SCC = vmap(
-                hessian(lambda one, label: losses(one.unsqueeze(0), label.unsqueeze(0)).squeeze(0))
-            )(z, y)
+        bend_SCC = vmap(
+            hessian(lambda one, label: losses(one.unsqueeze(0), label.unsqueeze(0)).squeeze(0))
+        )(z, y)
         samples, size = one_more.shape
         outer_SFG = one_more.unsqueeze(2) * one_more.unsqueeze(1)
         # one product of matrices, [classes classes, samples] by [samples, size size]
-        found = (w.view(-1, 1, 1) * bend_SCC).view(samples, -1).T @ outer_SFG.view(samples, -1)
+        found = (w.view(-1, 1, 1) * bend_SCC).reshape(samples, -1).T @ outer_SFG.view(samples, -1)
         found = found.view(self.ways, self.ways, size, size).transpose(1, 2)
         found = found.reshape(self.theta_size, self.theta_size)
         return found + self.penalty_weight * torch.eye(
@@ -404,16 +404,13 @@ class MetaProblem:
         data = (vmap(lambda one: self.inner.prepare(lam, one))(x), y, w)
         theta = self.inner.start(lam).expand(count, -1).clone() if start is None else start.clone()
 
-        def loss(one: Tensor, task: Data) -> Tensor:
-            return self.prepared_loss(lam, one, task)
-
-        def bend_of(one: Tensor, task: Data) -> Tensor:
-            return self.inner.curvature(self.sample_losses, lam, one, *task)
-
-        both, bends = vmap(grad_and_value(loss)), vmap(bend_of)
-        slope, value = both(theta, data)
+        if isinstance(self.inner, Anil) and self.sample_losses is class_losses:
+            both, bends = _closed_form(self.inner, *data)
+        else:
+            both, bends = self._derivatives(lam, data)
+        slope, value = both(theta)
         for step in range(iterations + 1):
-            bend = bends(theta, data)
+            bend = bends(theta)
             sizes = slope.norm(dim=1)
             if not sizes.isfinite().all():
                 bad = rows.start + int((~sizes.isfinite()).nonzero()[0])
@@ -444,7 +441,7 @@ class MetaProblem:
             slack = 1e-12 * value.abs().clamp(min=1)
             for _ in range(31):
                 there = theta - scale.unsqueeze(1) * move
-                slope, after = both(there, data)
+                slope, after = both(there)
                 worse = ~(after <= value + slack)
                 if not worse.any():
                     break
@@ -456,3 +453,52 @@ class MetaProblem:
             f" {float(sizes.max()):.2g} after {iterations} Newton steps, not {self.inner_tol:g};"
             " raise its penalty, or use float64"
         )
+
+    def _derivatives(self, lam: Tensor, data: Data) -> tuple[Derivatives, Field]:
+        """theta [n, p] -> the tasks' (gradients [n, p], L_I [n]), and -> their inner Hessians
+        [n, p, p], by autodiff.
+        """
+
+        def total(thetas: Tensor) -> tuple[Tensor, Tensor]:
+            found = vmap(lambda one, task: self.prepared_loss(lam, one, task))(thetas, data)
+            return found.sum(), found
+
+        def bends(thetas: Tensor) -> Tensor:
+            return vmap(
+                lambda one, task: self.inner.curvature(self.sample_losses, lam, one, *task)
+            )(thetas, data)
+
+        # no task depends on another's parameters: the gradient of the sum is all tasks' gradients
+        return grad(total, has_aux=True), bends
+
+
+def _closed_form(inner: Anil, features: Tensor, y: Tensor, w: Tensor) -> tuple[Derivatives, Field]:
+    """`MetaProblem._derivatives` of a linear head with `class_losses`, without autodiff: it is what
+    every evaluation of the outer objective spends its time on.
+
+    Args:
+        features: [n, s, d]; y, w: [n, s].
+    """
+    n, samples, d = features.shape
+    ways, mu = inner.ways, inner.penalty_weight
+    x_NSF = torch.cat([features, torch.ones_like(features[..., :1])], 2)
+    outer_NSG = (x_NSF.unsqueeze(3) * x_NSF.unsqueeze(2)).flatten(2)
+    right_NSC = one_hot(y, ways).to(features)
+
+    def logits(theta: Tensor) -> Tensor:
+        return x_NSF @ theta.view(n, ways, d + 1).transpose(1, 2)
+
+    def both(theta: Tensor) -> tuple[Tensor, Tensor]:
+        z_NSC = logits(theta)
+        value = (w * class_losses(z_NSC, y)).sum(1) + mu / 2 * theta.square().sum(1)
+        wrong_NSC = w.unsqueeze(2) * (z_NSC.softmax(2) - right_NSC)
+        return (wrong_NSC.transpose(1, 2) @ x_NSF).flatten(1) + mu * theta, value
+
+    def bends(theta: Tensor) -> Tensor:
+        # the head is linear in theta: a sum over samples of Kronecker products
+        bend_NSK = (w.view(n, samples, 1, 1) * class_curvature(logits(theta))).flatten(2)
+        found = (bend_NSK.transpose(1, 2) @ outer_NSG).view(n, ways, ways, d + 1, d + 1)
+        found = found.transpose(2, 3).reshape(n, inner.theta_size, inner.theta_size)
+        return found + mu * torch.eye(inner.theta_size, dtype=theta.dtype, device=theta.device)
+
+    return both, bends

@@ -60,15 +60,19 @@ def composed_losses(
     if isinstance(problem.inner, MamlUnrolled):
         return vmap(unrolled)(data)
 
-    def implicit(th: Tensor, chol: Tensor, task: Data) -> Tensor:
-        prepared = (problem.inner.prepare(lam, task[0]), *task[1:3])
-        for _ in range(order):
-            th = th - torch.cholesky_solve(
-                grad(problem.prepared_loss, argnums=1)(lam, th, prepared).unsqueeze(1), chol
-            ).squeeze(1)
-        return problem.outer_loss(lam, th, task)
+    x, y, w, *_ = data
+    prepared = vmap(lambda one: problem.inner.prepare(lam, one))(x)
 
-    return vmap(implicit)(theta, factor, data)
+    def total(thetas: Tensor) -> Tensor:
+        return vmap(lambda th, task: problem.prepared_loss(lam, th, task))(
+            thetas, (prepared, y, w)
+        ).sum()
+
+    for _ in range(order):
+        # no task depends on another's parameters: the gradient of the sum is all tasks' gradients
+        slope = grad(total)(theta)
+        theta = theta - torch.cholesky_solve(slope.unsqueeze(2), factor).squeeze(2)
+    return vmap(lambda th, task: problem.outer_loss(lam, th, task))(theta, data)
 
 
 class Composed:

@@ -99,17 +99,19 @@ class Setting:
         return Composed(self.problem).hessian(self.fitted.lam)
 
     @cached_property
-    def matrices(self) -> dict[str, Tensor]:
-        """The curvature of each method as a matrix, formed once for many right-hand sides."""
-        eye = torch.eye(self.fitted.lam.numel()).to(self.fitted.lam)
-        return {
-            name: self.state.product(eye, method.curvature)
-            for name, method in estimators.METHODS.items()
-        }
+    def _matrices(self) -> dict[str, Tensor]:
+        return {}
+
+    def matrix(self, method: str) -> Tensor:
+        """The curvature of a method as a matrix, formed once for many right-hand sides."""
+        if method not in self._matrices:
+            eye = torch.eye(self.fitted.lam.numel()).to(self.fitted.lam)
+            self._matrices[method] = self.state.product(eye, estimators.METHODS[method].curvature)
+        return self._matrices[method]
 
     def solver(self, method: str):
         """A solver for the method that uses its matrix."""
-        return lambda _operator, b: dense(self.matrices[method], b)
+        return lambda _operator, b: dense(self.matrix(method), b)
 
     def retrain(self, **weights: Tensor) -> Tensor:
         """lam* of the problem with other weights, from the full solution: with the Hessian there

@@ -53,7 +53,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 row["cosine"] = float(np.mean(cosine(effects, changes)))
                 row["relative_error"] = float(np.mean(relative_error(effects, changes)))
                 row["smallest_eigenvalue_scale"] = float(
-                    np.linalg.eigvalsh(setting.matrices[method].numpy(force=True))[0]
+                    np.linalg.eigvalsh(setting.matrix(method).numpy(force=True))[0]
                 )
             else:
                 scores = baselines.scores(method, state, setting.tests, setting.fitted, seed=seed)

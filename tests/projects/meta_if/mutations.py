@@ -147,9 +147,21 @@ MUTATIONS = [
     ),
     Mutation(
         PROBLEMS,
-        "        return found + self.penalty_weight * torch.eye(",
-        "        return found + 0.5 * self.penalty_weight * torch.eye(",
+        "return found + mu * torch.eye(",
+        "return found + 0.5 * mu * torch.eye(",
         "the inner Hessian has half its penalty",
+    ),
+    Mutation(
+        PROBLEMS,
+        "bend_NSK = (w.view(n, samples, 1, 1) * class_curvature(logits(theta))).flatten(2)",
+        "bend_NSK = (class_curvature(logits(theta)) / samples).flatten(2)",
+        "the inner Hessian ignores training weights",
+    ),
+    Mutation(
+        PROBLEMS,
+        "return (wrong_NSC.transpose(1, 2) @ x_NSF).flatten(1) + mu * theta, value",
+        "return (wrong_NSC.transpose(1, 2) @ x_NSF).flatten(1) + 2 * mu * theta, value",
+        "the inner gradient has twice its penalty",
     ),
     Mutation(
         PROBLEMS,
@@ -209,8 +221,8 @@ MUTATIONS = [
     ),
     Mutation(
         CLAIMS,
-        "return mean.value > 0.9 and mean.low > 0.8 and gain.low > 0",
-        "return mean.value > 0.9 and mean.low > 0.8",
+        "return mean_interval(part - random[part.index]).low > 0",
+        "return True",
         "a random order need not be beaten",
         ("claims",),
     ),

@@ -2,6 +2,7 @@
 re-solved bilevel problem.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from projects.meta_if.problems import Anil, Imaml, MetaProblem, Tasks
 from projects.meta_if.total import Implicit, Unrolled, at
 from projects.meta_if.training import Composed, fit, polish, retrain
 from shared.errors import UserError
+from shared.influence.objective import class_losses
 from shared.influence.params import Parameters
 from shared.influence.solvers import cg, dense, matrix_of, neumann
 from shared.vision.backbones import conv4, initialised, mlp
@@ -84,8 +86,6 @@ def test_at_the_optimum_the_total_gradient_vanishes_and_the_direct_one_does_not(
 
 
 def test_chunks_of_tasks_change_nothing(anil):
-    from dataclasses import replace
-
     whole, parts = at(anil.problem, anil.lam), at(replace(anil.problem, chunk=2), anil.lam)
     s = moved(torch.zeros_like(anil.lam), 1)
     v = torch.stack([s, anil.lam], 1)
@@ -540,11 +540,20 @@ def test_inner_problems_are_solved_to_their_minimum(anil, helpers):
     assert found.residual <= 1e-12
     for k in range(5):
         task = tuple(part[k] for part in anil.problem.data)
-        bend = jacrev(
-            grad(lambda th, task=task: anil.problem.inner_loss(moved(anil.lam), th, task))
-        )(found.theta[k])
+        slope = grad(lambda th, task=task: anil.problem.inner_loss(moved(anil.lam), th, task))
+        assert slope(found.theta[k]).norm() < 1e-11
+        bend = jacrev(slope)(found.theta[k])
         assert (found.factor[k] @ found.factor[k].T - bend).abs().max() < 1e-12
         assert (bend - helpers.mu * eye(bend[0])).diagonal().min() > 0
+
+
+def test_closed_forms_of_the_inner_problem_are_what_autodiff_gives(anil):
+    problem = random_weights(anil.problem)
+    lam = moved(anil.lam)
+    plain = replace(problem, sample_losses=lambda z, y: class_losses(z, y))
+    found, wanted = problem.adapt(lam), plain.adapt(lam)
+    assert relative(found.theta, wanted.theta) < 1e-10
+    assert relative(found.factor, wanted.factor) < 1e-10
 
 
 def test_retraining_finds_the_same_minimum_with_or_without_the_hessian(anil):
