@@ -28,6 +28,24 @@ Batch = dict[str, Tensor]
 Example = tuple[list[int], list[int]]  # tokens before the loss begins, tokens with a loss
 
 
+def tokenizer_digest(tokenizer: Any) -> str:
+    """64 hexadecimal digits of all that decides which tokens a text becomes: vocabulary, merges,
+    normalisation, special tokens and chat template.
+    """
+    rules = {}
+    if getattr(tokenizer, "is_fast", False):
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        for setting in ("truncation", "padding"):  # those of the last call
+            rules.pop(setting, None)
+    content = [
+        rules,
+        sorted(tokenizer.get_vocab().items()),
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        tokenizer.chat_template,
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 class Corpus:
     """Rows of at most `length` tokens.
 
@@ -64,10 +82,12 @@ class Corpus:
 
         Raises UserError, with the number of the line, for a line that is none of these.
         """
-        vocabulary = hashlib.sha256(
-            json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]).encode()
-        ).hexdigest()
-        about = {"data": sha256(file), "tokenizer": vocabulary, "length": length, "pack": pack}
+        about = {
+            "data": sha256(file),
+            "tokenizer": tokenizer_digest(tokenizer),
+            "length": length,
+            "pack": pack,
+        }
         try:
             if json.loads((folder / "about.json").read_text()) == about:
                 return cls(folder)

@@ -106,11 +106,15 @@ def atomic_save(
         metadata: text that is kept with them.
 
     Raises:
-        UserError: no space is left.
+        UserError: one of them holds NaN or infinity, which is what training that has failed
+            leaves; or no space is left. `path` is then as it was.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from shared.models.guard import check_trained
+
+    check_trained(tensors.items())
     with replacing(path) as temporary:
         mode = temporary.stat().st_mode
         try:

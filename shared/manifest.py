@@ -29,7 +29,8 @@ class Experiment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     title: str = Field(min_length=1)
-    timed: bool = False  # measures time, so it runs alone
+    timed: bool = False  # measures time, so it runs alone, or at least
+    beside: bool = False  # beside one-thread jobs that measure none: its ratios do not move by them
     gpu: bool = False  # needs a GPU
     data: list[str] = []  # names in data/catalogue.yaml
     uses: list[str] = []  # experiments of this paper whose rows and tensors it takes
@@ -76,6 +77,7 @@ class Manifest(BaseModel):
     title: str
     arxiv: str | None = None
     note: str = ""
+    takes_longer: str = ""  # why scale cpu takes more than the core-minutes that a paper has
     experiments: dict[str, Experiment] = Field(min_length=1)
     tables: dict[str, list[str]] = {}
     figures: dict[str, list[str]] = {}

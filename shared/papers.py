@@ -33,6 +33,8 @@ HEADINGS = {
 WITH_DEFAULTS = {"seed", "device"}  # all else that an experiment runs with stands in a scale file
 LEAST_MUTATIONS = 3
 NEEDED_SCALES = ("smoke", "cpu")
+CORE_MINUTES = 6.0  # of all experiments of a paper at scale cpu
+MOST_CORE_MINUTES = 8.0  # where the manifest gives a reason
 
 
 def lacking(paper: str) -> list[str]:
@@ -130,10 +132,20 @@ def _main_page(paper: str) -> Iterator[str]:
 
 def _reference(paper: str) -> Iterator[str]:
     scale = "cpu"
+    core_seconds = 0.0
     for name in manifest.scale_config(paper, scale):
         file = rows.rows_path(paths.REFERENCE, scale, paper, name)
-        if not rows.are_whole(file):
+        if rows.are_whole(file):
+            core_seconds += rows.read_rows(file).provenance.get("core_seconds", 0)
+        else:
             yield f"results/reference: no rows of {name}, or broken ones: repro keep {paper}"
+    reason = manifest.manifest(paper).takes_longer
+    most = MOST_CORE_MINUTES if reason else CORE_MINUTES
+    if core_seconds > 60 * most:
+        yield (
+            f"results/reference: {core_seconds / 60:.1f} core-minutes at scale {scale}; at most"
+            f" {most:g}" + ("" if reason else ", or say why in paper.yaml: takes_longer")
+        )
     if not (paths.REFERENCE / scale / paper / "claims.json").is_file():
         yield f"results/reference: no claims.json: repro keep {paper}"
 

@@ -12,10 +12,10 @@ SCALES = ("smoke", "cpu", "gpu", "paper")
 
 
 def results_dir() -> Path:
-    """`results/`, or the folder that the environment variable REPRO_RESULTS names."""
-    return Path(os.environ.get("REPRO_RESULTS", ROOT / "results"))
+    """`results/`, or the folder that REPRO_RESULTS of the environment names; empty is not set."""
+    return Path(os.environ.get("REPRO_RESULTS") or ROOT / "results")
 
 
 def cache_dir() -> Path:
-    """`data/cache/`, or the folder that the environment variable REPRO_CACHE names."""
-    return Path(os.environ.get("REPRO_CACHE", ROOT / "data" / "cache"))
+    """`data/cache/`, or the folder that REPRO_CACHE of the environment names; empty is not set."""
+    return Path(os.environ.get("REPRO_CACHE") or ROOT / "data" / "cache")

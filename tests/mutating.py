@@ -3,9 +3,14 @@
 with a list in `tests/shared/<package>/mutations.py`.
 
 Each mutation is put into a copy of the repository's files, where the tests named with it run until
-the first one fails. Exit status 1 when one survives, or when the text it replaces is not there.
+the first one fails. Exit status 1 when one survives, is undecided, or when the text it replaces is
+not there. Tests that do not end in time decide nothing: a hang may be the machine's.
+
+    python tests/mutating.py                # every list
+    python tests/mutating.py zo2 influence  # these lists
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -17,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT_SECONDS = 240
+TIMEOUT = "timeout"  # what `run` returns then
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,8 @@ def _margin(text: str) -> str:
 def run(
     mutation: Mutation | None, tests: Sequence[str], paper: str, under: str = "projects"
 ) -> str:
-    """Run the paper's tests on a copy with the fault; returns the first failure, or "" when they
-    pass.
+    """Run the paper's tests on a copy with the mutation; returns the first failure, "" when they
+    pass, or `TIMEOUT`.
     """
     folder = f"tests/{under}/{paper}"
     with tempfile.TemporaryDirectory(prefix="mutation-") as temporary:
@@ -107,11 +114,11 @@ def run(
                 env=environment,
                 capture_output=True,
                 text=True,
-                timeout=240,
+                timeout=TIMEOUT_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return "timeout"
+            return TIMEOUT
         if done.returncode == 0:
             return ""
         assert done.returncode == 1, (
@@ -145,6 +152,8 @@ def main(
         if broken(mutation):
             return "TEXT NOT FOUND"
         failure = run(mutation, mutation.tests, paper, under)
+        if failure == TIMEOUT:
+            return f"UNDECIDED: no answer within {TIMEOUT_SECONDS} s"
         return f"killed by {failure.split(' - ')[0]}" if failure else "SURVIVED"
 
     killed = 0
@@ -157,3 +166,41 @@ def main(
             sys.stdout.flush()
     sys.stdout.write(f"{killed} of {len(chosen)} mutations killed\n")
     return 0 if killed == len(chosen) else 1
+
+
+def lists() -> list[Path]:
+    """The folders that hold a `mutations.py`."""
+    return sorted(
+        file.parent
+        for under in ("projects", "shared")
+        for file in (ROOT / "tests" / under).glob("*/mutations.py")
+    )
+
+
+def load(folder: Path) -> list[Mutation]:
+    """The mutations of one folder. All lists have the same file name, so each is loaded from its
+    place.
+    """
+    specification = importlib.util.spec_from_file_location(
+        f"mutations_of_{folder.name}", folder / "mutations.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return list(module.MUTATIONS)
+
+
+def main_of_all(wanted: Sequence[str]) -> int:
+    """Run the lists of these folders, or all; the worst exit status of them."""
+    status = 0
+    for folder in lists():
+        if not wanted or folder.name in wanted:
+            sys.stdout.write(f"{folder.name}\n")
+            status = max(status, main(load(folder), folder.name, (), folder.parent.name))
+    return status
+
+
+if __name__ == "__main__":
+    sys.modules["mutating"] = sys.modules["__main__"]  # the lists' own `Mutation` is this one
+    sys.exit(main_of_all(sys.argv[1:]))

@@ -1,34 +1,12 @@
 """The mutations of every paper, and of packages of shared/, still apply to its files.
 
-`python tests/projects/<paper>/mutations.py` runs them, as does `python
-tests/shared/<package>/mutations.py`.
+`python tests/mutating.py` runs them all.
 """
-
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 
 import mutating
 import pytest
 
-FOLDERS = sorted(
-    file.parent
-    for where in ("projects", "shared")
-    for file in (mutating.ROOT / "tests" / where).glob("*/mutations.py")
-)
-
-
-def _load(folder: Path) -> ModuleType:
-    """The lists have one name, so each is loaded from its place."""
-    specification = importlib.util.spec_from_file_location(
-        f"mutations_of_{folder.name}", folder / "mutations.py"
-    )
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-ALL = [(folder, m) for folder in FOLDERS for m in _load(folder).MUTATIONS]
+ALL = [(folder, m) for folder in mutating.lists() for m in mutating.load(folder)]
 
 
 @pytest.mark.parametrize(
@@ -38,3 +16,23 @@ def test_every_mutation_still_applies(folder, mutation):
     assert not mutating.broken(mutation)
     assert mutation.old != mutation.new
     assert all((folder / f"test_{name}.py").is_file() for name in mutation.tests)
+
+
+def test_tests_that_do_not_end_decide_nothing(monkeypatch, capsys):
+    """Neither killed nor survived, and the list is not all right."""
+    folder, mutation = ALL[0]
+
+    def hangs(mutation, *arguments):
+        return mutating.TIMEOUT if mutation else ""
+
+    monkeypatch.setattr(mutating, "run", hangs)
+    assert mutating.main([mutation], folder.name, (), folder.parent.name) == 1
+    told = capsys.readouterr().out
+    assert "UNDECIDED" in told
+    assert told.endswith("0 of 1 mutations killed\n")
+
+
+def test_a_run_that_takes_too_long_is_a_timeout(monkeypatch):
+    monkeypatch.setattr(mutating, "TIMEOUT_SECONDS", 0.01)
+    folder, mutation = ALL[0]
+    assert mutating.run(None, mutation.tests, folder.name, folder.parent.name) == mutating.TIMEOUT

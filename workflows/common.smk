@@ -48,12 +48,21 @@ def result(*parts):
     return str(RESULTS.joinpath(SCALE, *parts))
 
 
-def alone(wanted):
-    """Threads that keep other jobs off this machine; on a cluster, where no total is given, just those wanted."""
+def on_this_machine():
+    """Whether jobs share the cores of this machine: a cluster, which has a machine for each, gives no total."""
     try:
-        return max(workflow.cores, wanted)
+        return workflow.cores is not None
     except WorkflowError:
-        return wanted
+        return False
+
+
+def alone(wanted):
+    """Threads that keep other jobs off this machine; on a cluster just those wanted."""
+    return max(workflow.cores, wanted) if on_this_machine() else wanted
+
+
+if on_this_machine():
+    workflow.register_resource("timing", 1)  # two experiments that measure time never run together
 
 
 def rows_of(paper, experiments):

@@ -31,9 +31,10 @@ for paper, known in PAPERS.items():
                 entry=json.dumps(entry, sort_keys=True, default=str),
                 threads=needs.threads,
                 processes=needs.processes,
-            # A timed experiment, or one that has the GPU, runs alone.
-            threads: alone(needs.threads * needs.processes) if needs.timed or needs.gpu else needs.threads * needs.processes
+            # One that has the GPU, or measures time and is not known to be unmoved by a job on another core, runs alone.
+            threads: alone(needs.threads * needs.processes) if needs.gpu or needs.timed and not needs.beside else needs.threads * needs.processes
             resources:
+                timing=int(needs.timed),
                 mem_mb=math.ceil(1000 * needs.memory_gb),
                 runtime=math.ceil(10 + 3 * needs.minutes),
                 gpu=needs.processes if needs.gpu else 0,

@@ -68,6 +68,11 @@ def make_task(config: dict[str, Any]) -> Classification:
     return found
 
 
+def noise_seed(seed: int, step: int) -> int:
+    """The seed of a step's direction in a training of that seed: no two have the same."""
+    return seed * 1_000_000 + step
+
+
 def global_batches(
     task: Classification, config: dict[str, Any], batch_size: int
 ) -> list[list[dict[str, Any]]]:

@@ -96,7 +96,7 @@ def lanes(lanes: pd.DataFrame) -> Figure:
 
 def accuracy(accuracy: pd.DataFrame) -> Figure:
     """Training losses by mode, one over the other, the first ones widest."""
-    steps = accuracy[accuracy["kind"] == "step"]
+    steps = accuracy[(accuracy["kind"] == "step") & (accuracy["seed"] == accuracy["seed"].iloc[0])]
     figure, axes = plt.subplots()
     modes = list(dict.fromkeys(steps["mode"]))
     for place, mode in enumerate(modes):

@@ -39,6 +39,7 @@ from projects.zo2.runs import (
     newest,
     save_model,
     show,
+    warn_of_drift,
 )
 from projects.zo2.steplog import StepLog, read_log, replay
 from shared.commands.folder import locked
@@ -90,7 +91,9 @@ class _Inputs:
         self.model, self.stored = empty_model(self.folder, recipe, str(options.model))
         check_length(self.model, recipe.sequence_length)
         self.tokenizer = load_tokenizer(self.folder)
-        self.header = header_of(recipe, str(options.model), self.folder, options.data)
+        self.header = header_of(
+            recipe, str(options.model), self.folder, options.data, self.tokenizer
+        )
 
 
 @dataclass
@@ -115,6 +118,7 @@ class _Run:
         if weights.saved_steps(out / recipe.weights_file) == options.steps:
             self._say(f"{out} has been trained for {options.steps} steps already")
             return 0
+        warn_of_drift(recipe, self._say)
         engine = self._engine()
         stack.callback(engine.close)
         ddp = DistZO2(engine, self.sharing.transfer, self.sharing.check_every)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from projects.ecif import labels
 from projects.ecif.influence import Contrastive
-from projects.ecif.loss import batch_losses, pair_losses
+from projects.ecif.loss import pair_losses
+from projects.ecif.towers import linear_layers
 from shared.influence import baselines
 from shared.influence.baselines import Metric
 from shared.influence.ekfac import EKFAC
-from shared.influence.params import Parameters
 from shared.influence.products import Data, chunks, per_sample_dots
 from shared.influence.solvers import Info, Solved, spectral_radius
 from shared.seeding import step_seed
@@ -94,15 +94,15 @@ def if_ekfac(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
     pointwise, pairs = Pointwise(problem), problem.pairs
     # the objective is a mean over batches, EK-FAC's moment one over pairs
     per_batch = pairs.n / pairs.batches
-    layers, whole = _linear_layers(problem, w)
+    layers, rows = linear_layers(problem.towers.parameters)
 
     def losses(part: Tensor, data: Data) -> Tensor:
-        return pointwise.own_losses(whole(part), data)
+        return pointwise.own_losses(w.detach().index_copy(0, rows, part), data)
 
     ekfac = EKFAC.fit(
-        layers, w[whole.rows], losses, pointwise.expanded(), chunk=256, l2=problem.delta / pairs.n
+        layers, w[rows], losses, pointwise.expanded(), chunk=256, l2=problem.delta / pairs.n
     )
-    return baselines.influence(pointwise, w, metric, whole.solver(ekfac, 1 / per_batch))
+    return baselines.influence(pointwise, w, metric, _ekfac_solver(ekfac, rows, 1 / per_batch))
 
 
 def if_ekfac_by_rows(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
@@ -110,49 +110,29 @@ def if_ekfac_by_rows(problem: Contrastive, w: Tensor, metric: Metric) -> Tensor:
     passes through a text's or a picture's own forward pass, whosever loss it belongs to. That is
     what tools for sums over samples make of a batch's loss.
     """
-    layers, whole = _linear_layers(problem, w)
-
-    def losses(part: Tensor, data: Data) -> Tensor:
-        return batch_losses(problem.towers.logits(whole(part), data[:-1]), data[-1])
-
+    layers, rows = linear_layers(problem.towers.parameters)
     pairs = problem.pairs
     ekfac = EKFAC.fit(
-        layers, w[whole.rows], losses, pairs.data, chunk=1, l2=problem.delta / pairs.batches
+        layers,
+        w[rows],
+        problem.losses_of_layers(w, rows),
+        pairs.data,
+        chunk=1,
+        l2=problem.delta / pairs.batches,
     )
-    return baselines.influence(Pointwise(problem), w, metric, whole.solver(ekfac, 1.0))
+    return baselines.influence(Pointwise(problem), w, metric, _ekfac_solver(ekfac, rows, 1.0))
 
 
-@dataclass(frozen=True, eq=False)
-class _Within:
-    """Some entries of w among all of them, which stay."""
+def _ekfac_solver(ekfac: EKFAC, rows: Tensor, scale: float) -> baselines.Solve:
+    """b -> EK-FAC's inverse of scale * b at `rows` of it, 0 at the other entries."""
 
-    w: Tensor
-    rows: Tensor
+    def solve(b: Tensor) -> Solved:
+        x, info = ekfac.solve(scale * b[rows])
+        return torch.zeros_like(b).index_copy(0, rows, x), Info(
+            "ekfac", info.relative_residual, 1, 1
+        )
 
-    def __call__(self, part: Tensor) -> Tensor:
-        return self.w.detach().index_copy(0, self.rows, part)
-
-    def solver(self, ekfac: EKFAC, scale: float) -> baselines.Solve:
-        """b -> EK-FAC's inverse of scale * b, 0 at the other entries."""
-
-        def solve(b: Tensor) -> Solved:
-            x, info = ekfac.solve(scale * b[self.rows])
-            return torch.zeros_like(b).index_copy(0, self.rows, x), Info(
-                "ekfac", info.relative_residual, 1, 1
-            )
-
-        return solve
-
-
-def _linear_layers(problem: Contrastive, w: Tensor) -> tuple[Parameters, _Within]:
-    """The trained parameters without the temperature, and where they lie in w."""
-    whole = problem.towers.parameters
-    names = [name for name in whole.names if not name.endswith(("log_tau", "logit_scale"))]
-    layers = Parameters.of(whole.model, names, whole.dtype)
-    rows = torch.cat(
-        [torch.arange(whole.slices[name].start, whole.slices[name].stop) for name in layers.names]
-    )
-    return layers, _Within(w, rows.to(w.device))
+    return solve
 
 
 def trak(problem: Contrastive, w: Tensor, metric: Metric, *, dimension: int, seed: int) -> Tensor:

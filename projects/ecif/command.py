@@ -20,6 +20,10 @@ class Scoring(Recipe):
     seed: int = Field(0, ge=0)
     """of the partition into batches, heads, projections"""
 
+    partitions: Annotated[int, Metavar("K")] = Field(1, ge=1)
+    """partitions into batches to average over; the file then has the scores' standard deviation
+    over them as spread"""
+
     delta: float | None = Field(None, gt=0)
     """weight of the pull to theta_0 beside the sum of losses (a sixth of the pairs)"""
 
@@ -40,7 +44,7 @@ class Scoring(Recipe):
     """of the pair's role"""
 
     solver: Literal["cg", "ggn", "dense", "logra"] = "cg"
-    """Hessian by CG; Gauss-Newton; whole; projected"""
+    """Hessian by CG; Gauss-Newton; Hessian as a matrix; Hessian, projected"""
 
     damping: float = Field(0.0, ge=0)
     """added to the curvature"""
@@ -48,8 +52,11 @@ class Scoring(Recipe):
     rank: Annotated[int, Metavar("R")] = Field(16, ge=1)
     """directions a side of a layer with --solver logra"""
 
-    tol: float = Field(1e-6, gt=0)
-    """relative residual of the solver at most"""
+    basis: Literal["leading", "random"] = "leading"
+    """these directions: of the layers' largest second moments, or random"""
+
+    tol: float = Field(1e-3, gt=0)
+    """relative residual of the solver at most (three digits, which ranks do not feel)"""
 
     dtype: Literal["float32", "float64"] = "float32"
     """of a CLIP model; heads are float64"""
@@ -136,10 +143,12 @@ def parser() -> Parser:
         help=".csv or .parquet: index, score, rank (1: most harmful)",
     )
     group = added.add_argument_group("the training problem")
-    add_options(group, Scoring, "batch", "seed", "delta", "size", "fit")
+    add_options(group, Scoring, "batch", "seed", "partitions", "delta", "size", "fit")
     add_options(group, Work, "gradient_tol")
     group = added.add_argument_group("scores")
-    add_options(group, Scoring, "score", "mode", "parts", "solver", "damping", "rank", "tol")
+    add_options(
+        group, Scoring, "score", "mode", "parts", "solver", "damping", "rank", "basis", "tol"
+    )
     group = added.add_argument_group("computation")
     add_options(group, Scoring, "dtype")
     add_options(group, Work, "chunk", "device", "threads")

@@ -12,7 +12,7 @@ from projects.ecif.labels import (
     HESSIAN,
     IDENTITY,
     KINDS,
-    LOGRA_PREFIX,
+    LOGRA,
     NO_REMOVAL,
     RETRAIN,
     VARIANTS,
@@ -24,9 +24,9 @@ from shared.rows import read_array
 
 def curves(removal: pd.DataFrame) -> Figure:
     """Figure 1: test accuracy and test loss after retraining without more and more pairs, on the
-    data set with most seeds.
+    data set of which most shares were removed.
     """
-    name = removal.groupby("dataset", sort=False)["seed"].nunique().idxmax()
+    name = removal.groupby("dataset", sort=False)["share"].nunique().idxmax()
     rows = removal[(removal["dataset"] == name) & removal["method"].isin([RETRAIN, NO_REMOVAL])]
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.9))
     for axes, column, scale in ((left, "test_accuracy", 100), (right, "test_loss", 1)):
@@ -117,12 +117,13 @@ def ablation(ablation: pd.DataFrame) -> Figure:
         title="Parts, against retraining",
     )
     pairs = rows[(rows["variant"] == "exact") & (rows["kind"] == "pair")]
-    projected = (
-        pairs[pairs["curvature"].str.startswith(LOGRA_PREFIX)]
-        .groupby("dimension")["parameter_error"]
-        .mean()
-    )
-    right.plot(projected.index, projected, marker="o", color=PALETTE["blue"], label=LOGRA_PREFIX)
+    for label, colour in zip(LOGRA.values(), ("blue", "sky"), strict=True):
+        projected = (
+            pairs[pairs["curvature"].str.startswith(label)]
+            .groupby("dimension")["parameter_error"]
+            .mean()
+        )
+        right.plot(projected.index, projected, marker="o", color=PALETTE[colour], label=label)
     for name, colour in (
         (HESSIAN, "black"),
         (GAUSS_NEWTON, "green"),

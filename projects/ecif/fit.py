@@ -5,13 +5,16 @@ derivative of.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from projects.ecif.influence import Contrastive
+from projects.ecif.towers import linear_layers
 from shared.errors import UserError
 from shared.influence.baselines import Solve
+from shared.influence.ekfac import layer_moments
 from shared.influence.retrain import Root, minimise
 from shared.influence.scoring import check_converged
 from shared.influence.solvers import (
@@ -25,6 +28,7 @@ from shared.influence.solvers import (
 )
 
 GRADIENT_TOLERANCE = 1e-8
+Basis = Literal["leading", "random"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +96,17 @@ def solver(
     rank: int = 16,
     seed: int = 0,
     tol: float = 1e-6,
+    basis: Basis = "leading",
 ) -> Solve:
     """How H^-1 b is found, with H that of the problem at w.
 
     Args:
         name: "cg" (Hessian, residual checked), "ggn" (Gauss-Newton matrix, which has no negative
             eigenvalue, by CG), "dense" (Hessian, checked for being positive definite), or "logra"
-            (Gauss-Newton matrix within `rank` directions a side of every layer: an approximation,
-            whose residual is not checked).
+            (Hessian within `rank` directions a side of every layer, checked for being positive
+            definite there: an approximation, whose residual is not checked).
         damping: added to the diagonal.
+        basis: which directions "logra" takes, see `projection`.
 
     Raises:
         UserError: an unknown name; and when it is used, what the solvers refuse.
@@ -115,9 +121,28 @@ def solver(
         require_positive(matrix.matmul, w, damping)
         return partial(dense, matrix, damping=damping, tol=tol)
     if name == "logra":
-        basis = logra_basis(problem.towers.parameters, rank, seed, w)
-        return partial(galerkin, objective.ggn(w), basis=basis, damping=damping)
+        columns = projection(problem, w, rank, seed, basis)
+        return partial(galerkin, objective.hessian(w), basis=columns, damping=damping)
     raise UserError(f"the solver is one of cg, ggn, dense, logra, not '{name}'")
+
+
+def projection(problem: Contrastive, w: Tensor, rank: int, seed: int, basis: Basis) -> Tensor:
+    """What LoGra projects gradients to, [p, d] with orthonormal columns: of every linear layer
+    `rank` directions of its inputs times `rank` of its outputs, and the temperature.
+
+    Args:
+        basis: "leading" (the eigenvectors of the second moments of the layer's inputs and of the
+            gradients of its outputs with the largest eigenvalues, over the training batches), or
+            "random" (drawn from `seed`).
+    """
+    whole, moments = problem.towers.parameters, None
+    if basis == "leading":
+        layers, rows = linear_layers(whole)
+        of_layers = layer_moments(
+            layers, w[rows], problem.losses_of_layers(w, rows), problem.pairs.data, problem.chunk
+        )
+        moments = {f"{name}.weight": both for name, both in of_layers.items()}
+    return logra_basis(whole, rank, seed, w, moments)
 
 
 def check_trained(problem: Contrastive, w: Tensor, tol: float) -> float:

@@ -13,7 +13,7 @@ A sample of `shared.influence` is here a whole batch; scores of its pairs come f
 pass along s = H^-1 grad metric.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,6 +74,17 @@ class Contrastive:
         return Contrastive(
             self.towers, self.pairs.without(removed), self.delta, self.centre, self.chunk
         )
+
+    def losses_of_layers(self, w: Tensor, rows: Tensor) -> Callable[[Tensor, Data], Tensor]:
+        """(the entries `rows` of the parameters, some batches) -> the batches' losses, [b], with
+        all else as in w.
+        """
+
+        def losses(part: Tensor, data: Data) -> Tensor:
+            whole = w.detach().index_copy(0, rows, part)
+            return batch_losses(self.towers.logits(whole, data[:-1]), data[-1])
+
+        return losses
 
     def mean_loss(self, w: Tensor) -> Tensor:
         """The mean over pairs of the contrastive loss, without the regulariser: what a validation

@@ -54,7 +54,8 @@ VARIANTS = {
 HESSIAN = "Hessian"
 GAUSS_NEWTON = "Gauss-Newton"
 IDENTITY = "identity"
-LOGRA_PREFIX = "LoGra"
+# by the basis that `projects.ecif.fit.projection` takes
+LOGRA = {"leading": "LoGra, leading", "random": "LoGra, random"}
 
 # rankings of `trace`
 RELATIVE_INFLUENCE = "relative influence"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.errors import UserError
@@ -29,9 +30,25 @@ class Pairs:
     order: Tensor
 
     @classmethod
-    def of(cls, inputs: Sequence[Tensor], batch: int, seed: int | None = 0) -> "Pairs":
+    def of(
+        cls,
+        inputs: Sequence[Tensor],
+        batch: int,
+        seed: int | None = 0,
+        apart: Sequence[object] | None = None,
+    ) -> "Pairs":
         """Put pairs into batches, in a random order that only `seed` and n decide, or in their own
         (None). The last batch may be short.
+
+        Args:
+            inputs: tensors [n, ...], what the towers take.
+            batch: places of a batch.
+            apart: a label of each pair, as its caption. Pairs of one label come into different
+                batches, as far as there are batches: they would be false negatives of one another.
+                Batches are then of equal size, but for one pair.
+
+        Raises:
+            UserError: tensors of different lengths, no pairs, or a batch without places.
         """
         sizes = {len(part) for part in inputs}
         if len(sizes) != 1:
@@ -50,11 +67,22 @@ class Pairs:
             if seed is None
             else np.random.default_rng(step_seed(seed, "batches", n)).permutation(n)
         )
-        filled = torch.from_numpy(np.resize(shuffled, places)).to(inputs[0].device)
-        order = torch.empty(n, dtype=torch.long, device=filled.device)
-        order[filled[:n]] = torch.arange(n, device=filled.device)
-        present = (torch.arange(places, device=filled.device) < n).view(-1, batch)
-        return cls(tuple(part[filled].unflatten(0, (-1, batch)) for part in inputs), present, order)
+        where = np.arange(n)
+        if apart is not None:
+            # label after label is dealt to the batches in turn
+            shuffled = shuffled[_by_label([apart[i] for i in shuffled])]
+            where = where % (places // batch) * batch + where // (places // batch)
+        filled, there = np.resize(shuffled, places), np.zeros(places, dtype=bool)
+        filled[where], there[where] = shuffled, True
+        order = np.empty(n, dtype=np.int64)
+        order[shuffled] = where
+        device = inputs[0].device
+        places_of = torch.from_numpy(filled).to(device)
+        return cls(
+            tuple(part[places_of].unflatten(0, (-1, batch)) for part in inputs),
+            torch.from_numpy(there).view(-1, batch).to(device),
+            torch.from_numpy(order).to(device),
+        )
 
     @property
     def n(self) -> int:
@@ -97,3 +125,9 @@ class Pairs:
         for key in zip(batch_of, captions, strict=True):
             seen[key] = seen.get(key, 0) + 1
         return sum(count for count in seen.values() if count > 1) / self.n
+
+
+def _by_label(labels: Sequence[object]) -> NDArray[np.int64]:
+    """Positions of equal labels after one another, in the order of each label's first position."""
+    first = {label: place for place, label in reversed(list(enumerate(labels)))}
+    return np.argsort([first[label] for label in labels], kind="stable")

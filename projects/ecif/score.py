@@ -4,7 +4,9 @@ one pair.
 
 import argparse
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from shared.influence.scoring import (
     score_in_chunks,
     write_scores,
 )
+from shared.seeding import step_seed
 from shared.vision.reading import read_image, to_picture
 
 ARRAYS = {
@@ -84,66 +87,119 @@ def score(options: argparse.Namespace) -> int:
         else Clip(model, select=("*lora_*",), dtype=getattr(torch, recipe.dtype))
     )
     start = towers.parameters.flat()
-    centre = start if heads else torch.zeros_like(start)
-    pairs = Pairs.of(tensors, recipe.batch, recipe.seed)
-    if data.captions and (share := pairs.repeated_share(data.captions)) > 0:
-        console.print(
-            f"{share:.1%} of the pairs share their caption with another of their batch, which the"
-            " loss takes for a negative"
-        )
-    delta = recipe.delta or pairs.n / 6
-    problem = Contrastive(towers, pairs, delta, centre, work.chunk)
     trained_here = heads or recipe.fit
-    w = fit(problem, start, tol=work.gradient_tol, hessian=False).w if trained_here else start
-    norm = check_trained(problem, w, work.gradient_tol)
-    console.print(
-        f"{pairs.n} pairs in {pairs.batches} batches, {w.numel()} parameters, gradient's norm"
-        f" {norm:.1e}"
-    )
+    if recipe.partitions > 1 and not trained_here:
+        raise UserError(
+            "the adapters are at a minimum of one partition into batches: add --fit, or leave"
+            " --partitions"
+        )
+    runs = []
+    for number in range(recipe.partitions):
+        seed = step_seed(recipe.seed, "partition", number) if number else recipe.seed
+        pairs = Pairs.of(tensors, recipe.batch, seed)
+        check_company(pairs)
+        centre = start if heads else torch.zeros_like(start)
+        problem = Contrastive(towers, pairs, recipe.delta or pairs.n / 6, centre, work.chunk)
+        w = fit(problem, start, tol=work.gradient_tol, hessian=False).w if trained_here else start
+        norm = check_trained(problem, w, work.gradient_tol)
+        runs.append(Partition(problem, w, query_metric(problem, queries, recipe.batch), recipe))
+        console.print(
+            f"{pairs.n} pairs in {pairs.batches} batches, {w.numel()} parameters, gradient's norm"
+            f" {norm:.1e}"
+        )
+        if data.captions and (share := pairs.repeated_share(data.captions)) > 0:
+            console.print(
+                f"{share:.1%} of the pairs share their caption with another of their batch, which"
+                " the loss takes for a negative"
+            )
     inputs = {
         "recipe": recipe,
         "model": _digest(model, tensors),
-        "w": w,
+        "w": torch.stack([one.w for one in runs]),
         "data": tensors,
         "queries": queries,
     }
-    solve = solver(problem, w, recipe.solver, recipe.damping, recipe.rank, recipe.seed, recipe.tol)
-    metric = query_metric(problem, queries, recipe.batch)
-
-    def direction() -> Tensor:
-        s, info = solve(metric_gradient(metric, w))
-        console.print(
-            f"{info.solver}: residual {info.relative_residual:.1e}, {info.products} products"
-            " with the curvature"
-        )
-        return s
-
+    batches = runs[0].problem.pairs.batches
     with Pieces(options.out, inputs) as pieces:
         if recipe.score == "influence":
-            s = torch.from_numpy(pieces.array("direction", direction)).to(w)
+            for number, one in enumerate(runs):
+                one.take(pieces.array(f"direction-{number}", partial(one.direction, console)))
 
-            def places(batches: slice) -> Tensor:
-                return problem.scores_along(w, s, recipe.mode, recipe.parts, batches)
+        def places(rows: slice) -> Tensor:
+            """Scores of the places of some batches, counted over all partitions."""
+            found = []
+            for number, one in enumerate(runs):
+                low, high = (
+                    min(max(end - number * batches, 0), batches) for end in (rows.start, rows.stop)
+                )
+                if low < high:
+                    found.append(one.scores(slice(low, high)))
+            return torch.cat(found)
 
-        else:
-
-            def places(batches: slice) -> Tensor:
-                return _by_gradients(problem, w, metric, solve, recipe, batches)
-
-        by_place = score_in_chunks(places, pairs.batches, BATCHES, pieces, console)
-    scores = pairs.by_pair(torch.from_numpy(by_place).to(device)).cpu().numpy()
-    columns = {
+        by_place = score_in_chunks(places, len(runs) * batches, BATCHES, pieces, console)
+    of_runs = torch.from_numpy(by_place).to(device).split(batches)
+    scores = torch.stack(
+        [one.problem.pairs.by_pair(part) for one, part in zip(runs, of_runs, strict=True)]
+    )
+    columns: dict[str, Sequence[object]] = {
         name: value
         for name, value in (("id", data.ids), ("caption", data.captions))
         if value is not None
     }
-    write_scores(options.out, scores, columns)
+    if len(runs) > 1:
+        columns["spread"] = scores.std(0).tolist()
+    write_scores(options.out, scores.mean(0).cpu().numpy(), columns)
     console.print(
         f"{options.out}: rank 1 is the most harmful pair"
         if recipe.score != "span"
         else f"{options.out}: a high score traces back"
     )
     return 0
+
+
+@dataclass(eq=False)
+class Partition:
+    """One partition into batches, trained, and how its pairs are scored."""
+
+    problem: Contrastive
+    w: Tensor
+    metric: Metric
+    recipe: Scoring
+    s: Tensor | None = None
+
+    @cached_property
+    def solve(self) -> Solve:
+        recipe = self.recipe
+        return solver(
+            self.problem,
+            self.w,
+            recipe.solver,
+            recipe.damping,
+            recipe.rank,
+            recipe.seed,
+            recipe.tol,
+            recipe.basis,
+        )
+
+    def direction(self, console: Console) -> Tensor:
+        """H^-1 grad metric, [p]."""
+        s, info = self.solve(metric_gradient(self.metric, self.w))
+        console.print(
+            f"{info.solver}: residual {info.relative_residual:.1e}, {info.products} products"
+            " with the curvature"
+        )
+        return s
+
+    def take(self, s: np.ndarray) -> None:
+        """Score along a direction that is at hand."""
+        self.s = torch.from_numpy(s).to(self.w)
+
+    def scores(self, batches: slice) -> Tensor:
+        """Of the places of some batches, [b, B]."""
+        recipe = self.recipe
+        if self.s is not None:
+            return self.problem.scores_along(self.w, self.s, recipe.mode, recipe.parts, batches)
+        return _by_gradients(self.problem, self.w, self.metric, self.solve, recipe, batches)
 
 
 def _by_gradients(
@@ -175,6 +231,20 @@ def _digest(model: Any, tensors: tuple[Tensor, ...]) -> str:
         return model_digest(model, *(part.float() for part in first))
     named = dict(zip(("input_ids", "attention_mask", "pixel_values"), first, strict=True))
     return model_digest(model, **named)
+
+
+def check_company(pairs: Pairs) -> None:
+    """UserError where a pair is alone in its batch: it has no negatives, so that its loss is 0
+    whatever the model, and its score too.
+    """
+    alone = int((pairs.present.sum(-1) == 1).sum())
+    if alone:
+        size = pairs.present.shape[1]
+        raise UserError(
+            f"{pairs.n} pairs in batches of {size} leave {alone} of them alone in a batch, without"
+            " negatives and with a loss of 0 whatever the model is; "
+            + ("give more pairs" if pairs.n == 1 else "choose another --batch")
+        )
 
 
 def query_metric(problem: Contrastive, queries: tuple[Tensor, ...], batch: int) -> Metric:

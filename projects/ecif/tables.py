@@ -50,6 +50,28 @@ def spread(value: Mean, percent: bool = True, digits: int = 1) -> str:
     )
 
 
+def distances(edits: pd.DataFrame, unedited: pd.DataFrame) -> pd.DataFrame:
+    """How far the accuracy of ECIF's edit is from that of retraining, and that of the model without
+    an edit, which is what an edit must beat: a row for every removal of a seed, with the signed
+    differences `edited` and `unedited`.
+    """
+    keys = [key for key in ("dataset", "seed", "kind", "share", "draw") if key in edits]
+    indexed = edits.set_index(keys)
+    retrained = indexed.loc[indexed["method"] == RETRAIN, "test_accuracy"]
+    edited = indexed.loc[indexed["method"] == ECIF, "test_accuracy"] - retrained
+    before = unedited.set_index(["dataset", "seed"])["test_accuracy"]
+    found = pd.DataFrame({"edited": edited, "retrained": retrained}).reset_index()
+    at = pd.MultiIndex.from_frame(found[["dataset", "seed"]])
+    found["unedited"] = before.loc[at].to_numpy() - found["retrained"].to_numpy()
+    return found
+
+
+def fine_tuned(clip: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the CLIP as it was fine-tuned on all pairs, with clean captions."""
+    fits = clip[(clip["part"] == "fit") & (clip["shuffled_share"] == 0)]
+    return fits[fits["method"] == FINE_TUNED]
+
+
 INTERVAL = (
     "± is half of a 95 % interval (Student's t) over seeds, which draw the split, the heads, the"
     " batches and what is removed at random."
@@ -74,6 +96,7 @@ def removal(removal: pd.DataFrame) -> Table:
                 "retrain": spread(mean(by[RETRAIN].groupby("seed")["test_accuracy"].mean())),
                 "ecif": spread(mean(by[ECIF].groupby("seed")["test_accuracy"].mean())),
                 "gap": spread(paired(rows, "test_accuracy", ECIF, RETRAIN)),
+                "null": spread(mean(distances(rows, full).groupby("seed")["unedited"].mean())),
                 **{
                     key: spread(
                         mean(by[method].groupby("seed")["parameter_error"].mean()),
@@ -110,6 +133,7 @@ def removal(removal: pd.DataFrame) -> Table:
             "retrain": "retrained",
             "ecif": ECIF,
             "gap": "ECIF - retrained",
+            "null": "all pairs - retrained",
             "error": "error, ECIF",
             "paper_error": "error, linear",
             "positive_error": "error, positive only",
@@ -118,6 +142,10 @@ def removal(removal: pd.DataFrame) -> Table:
         paper=paper_numbers("ecif", "removal"),
         notes=[
             INTERVAL,
+            (
+                "All pairs - retrained: the model without an edit, which an edit must beat; its"
+                " error of the parameters is 1."
+            ),
             f"Every fit and retraining ended at a gradient of norm {worst:.1e} or less.",
             (
                 f"Pairs whose caption another of their batch has, too: {repeated}. The loss takes"
@@ -209,6 +237,9 @@ def clip_removal(clip: pd.DataFrame) -> Table:
                     )
                 },
                 "gap": spread(paired(rows, "test_accuracy", ECIF, RETRAIN)),
+                "null": spread(
+                    mean(distances(rows, fine_tuned(clip)).groupby("seed")["unedited"].mean())
+                ),
                 "retrain_seconds": seconds[RETRAIN].median(),
                 "ecif_seconds": seconds[ECIF].median(),
                 "speed": f"{over.value:.2f}x",
@@ -234,6 +265,7 @@ def clip_removal(clip: pd.DataFrame) -> Table:
             "linear": "ECIF, linear",
             "positive": POSITIVE_ONLY,
             "gap": "ECIF - retrained",
+            "null": "all pairs - retrained",
             "retrain_seconds": "time, retrained",
             "ecif_seconds": "time, ECIF",
             "speed": "retrained over ECIF",
@@ -447,8 +479,8 @@ def trace(trace: pd.DataFrame) -> Table:
     lines = [
         {
             "ranking": ranking,
-            "same": spread(mean(rows["same_share"])),
-            "got": spread(mean(rows["got_share"])),
+            "same": spread(mean(rows.groupby("seed")["same_share"].mean())),
+            "got": spread(mean(rows.groupby("seed")["got_share"].mean())),
             "queries": len(rows),
         }
         for ranking, rows in trace.groupby("ranking", sort=False)
@@ -468,7 +500,7 @@ def trace(trace: pd.DataFrame) -> Table:
             "queries": "queries",
         },
         notes=[
-            "± is half of a 95 % interval (Student's t) over queries. There is no truth for a"
+            "± is half of a 95 % interval (Student's t) over seeds. There is no truth for a"
             " trace; cosine is of the pictures' embeddings."
         ],
     )
@@ -497,6 +529,7 @@ def costs(cost: pd.DataFrame) -> pd.DataFrame:
                 "low_ratio": over.low,
                 "high_ratio": over.high,
                 "score_error": counted["score_error"],
+                "rank_correlation": counted["rank_correlation"],
                 **{name: int(counted[name]) for name in names},
             }
         )
@@ -523,6 +556,7 @@ def cost(cost: pd.DataFrame) -> Table:
             "time_ratio": Column("over ECIF", "{:.2f}x"),
             "interval": "interval",
             "score_error": Column("relative error of the scores", "{:.1e}"),
+            "rank_correlation": Column("ranks with the Hessian's", "{:.3f}"),
             "gradients": "gradients",
             "curvature_products": "curvature products",
             "forward_mode": "forward-mode passes",
@@ -533,7 +567,10 @@ def cost(cost: pd.DataFrame) -> Table:
                 "Medians over rounds in which every variant ran once in turn; process time of one"
                 " thread. The interval holds the true median with a probability of at least 95 %."
             ),
-            "Error: against the scores of the whole matrix, of the method's own kind.",
+            (
+                "Error: against the scores of the whole matrix, of the method's own kind. Ranks:"
+                " Spearman's correlation with the scores by the whole Hessian."
+            ),
             (
                 "Retraining's gradients are not counted: it shares no code with the estimators."
                 " TracIn's checkpoints are free here."

@@ -32,6 +32,16 @@ class Towers(Protocol):
         ...
 
 
+def linear_layers(whole: Parameters) -> tuple[Parameters, Tensor]:
+    """The trained parameters without the temperature, and where they lie in w, [rows]."""
+    names = [name for name in whole.names if not name.endswith(("log_tau", "logit_scale"))]
+    layers = Parameters.of(whole.model, names, whole.dtype)
+    rows = torch.cat(
+        [torch.arange(whole.slices[name].start, whole.slices[name].stop) for name in layers.names]
+    )
+    return layers, rows.to(next(whole.model.parameters()).device)
+
+
 class Heads(nn.Module):
     """A linear head per modality and log tau: features [..., t] and [..., v] to embeddings [...,
     d].
@@ -112,15 +122,19 @@ class Clip:
         is of unit length.
         """
         ids, mask, pixels = inputs
+        # equal captions go through the text tower once
+        captions, which = (
+            torch.stack([ids, mask.to(ids)], -1).flatten(0, -3).unique(dim=0, return_inverse=True)
+        )
         options = {
-            "input_ids": ids.flatten(0, -2),
-            "attention_mask": mask.flatten(0, -2),
+            "input_ids": captions[..., 0],
+            "attention_mask": captions[..., 1],
             "pixel_values": self.normalise(pixels.flatten(0, -4), w.dtype),
         }
         out = self.parameters.call(w, **options)
         size = out.text_embeds.shape[-1]
         return (
-            out.text_embeds.view(*ids.shape[:-1], size),
+            out.text_embeds[which].view(*ids.shape[:-1], size),
             out.image_embeds.view(*pixels.shape[:-3], size),
             -self._logit_scale(w),
         )

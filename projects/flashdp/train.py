@@ -57,7 +57,6 @@ from shared.files import (
 )
 from shared.meters import peak_rss_bytes
 from shared.models import (
-    check_finite,
     check_length,
     copy_configuration,
     empty_causal_lm,
@@ -307,7 +306,6 @@ class _Run:
         """The model and what is promised of it appear in the folder; `privacy.json`, the last of
         it, says that it is whole.
         """
-        check_finite(self.tuning.trainable, "the trained model")
         self.log.sync()
         report = self._report()
         model = self.dp.unwrap()

@@ -94,18 +94,20 @@ class SlotCache(_Rows):
         self._all = torch.arange(slots, device=shapes[0][0].device)
 
     def select(self, writes: Tensor, width: int, rows: Tensor | None = None) -> None:
-        """The next forward is about `rows` (all); their new tokens go to `writes` [rows, new]; they
-        see `width` token slots.
+        """The next forward is about `rows` (the first ones); their new tokens go to `writes` [rows,
+        new]; they see `width` token slots.
         """
         self.rows, self.writes, self.width = rows, writes, width
 
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        rows = (self._all if self.rows is None else self.rows)[:, None]
+        count = len(self.writes)
+        rows = (self._all[:count] if self.rows is None else self.rows)[:, None]
         found = []
         for storage, new in zip(self.storage[layer], (keys, values), strict=True):
-            storage[rows, :, self.writes] = new.transpose(1, 2)
+            # under autocast values may be narrower than the prompt's, which a cache has widened
+            storage[rows, :, self.writes] = new.transpose(1, 2).to(storage.dtype)
             seen = storage[:, :, : self.width]
-            found.append(seen if self.rows is None else seen[self.rows])
+            found.append(seen[:count] if self.rows is None else seen[self.rows])
         return found[0], found[1]
 
     def load(self, slot: int, prompt: Prefix) -> None:
@@ -113,6 +115,12 @@ class SlotCache(_Rows):
         for pair, given in zip(self.storage, prompt, strict=True):
             for storage, tensor in zip(pair, given, strict=True):
                 storage[slot, :, : tensor.shape[2]] = tensor[0]
+
+    def copy(self, source: int, target: int) -> None:
+        """Copy all of a slot into another."""
+        for pair in self.storage:
+            for storage in pair:
+                storage[target] = storage[source]
 
     def nbytes(self) -> int:
         return sum(tensor.untyped_storage().nbytes() for pair in self.storage for tensor in pair)
@@ -144,7 +152,8 @@ class PagedCache(_Rows):
     def exchange(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         found = []
         for storage, new in zip(self.storage[layer], (keys, values), strict=True):
-            storage[:, self.writes.flatten()] = new.transpose(0, 1).flatten(1, 2)
+            flat = new.transpose(0, 1).flatten(1, 2)
+            storage[:, self.writes.flatten()] = flat.to(storage.dtype)
             gathered = storage[:, self.reads.flatten()].unflatten(1, self.reads.shape)
             found.append(gathered.transpose(0, 1))
         return found[0], found[1]

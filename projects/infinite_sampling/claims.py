@@ -3,8 +3,9 @@
 import pandas as pd
 
 from projects.infinite_sampling import labels
-from projects.infinite_sampling.tables import ablation_steps, speeds, trained
+from projects.infinite_sampling.tables import speeds, trained
 from shared.claims import Verdict, claim
+from shared.statistics import mean_interval
 from shared.tables import human_bytes, paper_numbers
 
 _HEADLINE = paper_numbers("infinite_sampling", "headline").set_index("quantity")["value"]
@@ -103,8 +104,8 @@ def group_size(memory: pd.DataFrame) -> Verdict:
     claim="The full framework takes far fewer decoding steps than micro groups.",
     source="evolution figure",
     bound=(
-        "mean steps with predicted lengths at most 0.75 of micro groups', over at least 8 prompts;"
-        " live steps equal to the replay's"
+        "mean steps with predicted lengths at most 0.75 of micro groups', over at least 8 prompts,"
+        " and below the order of arrival's without any prediction; live steps equal to the replay's"
     ),
     paper=f"-{_STEPS:.0%} (3250 to 1770)",
     needs="rows of infinite_sampling/schedule",
@@ -113,17 +114,19 @@ def steps(schedule: pd.DataFrame) -> Verdict:
     rollouts = schedule[schedule["kind"] == "rollout"]
     found = rollouts.pivot_table(index="prompt", columns="schedule", values="steps")
     micro, framework = found[labels.MICRO].mean(), found[labels.FRAMEWORK].mean()
-    share = framework / micro
+    share, arrival = framework / micro, found[labels.FIFO].mean()
     replayed = rollouts[rollouts["replayed"].notna()]
     differ = int((replayed["steps"] != replayed["replayed"]).sum())
     measured = (
-        f"{micro:.1f} to {framework:.1f} steps ({share - 1:+.0%}) over {len(found)} prompts;"
+        f"{micro:.1f} to {framework:.1f} steps ({share - 1:+.0%}) over {len(found)} prompts, order"
+        f" of arrival {arrival:.1f};"
         f" {len(replayed) - differ} of {len(replayed)} live rollouts take the"
         " steps of their replay"
     )
     if share >= 1 or differ:
         return Verdict("fails", measured)
-    return Verdict("holds" if share <= 0.75 and len(found) >= 8 else "partly", measured)
+    far = share <= 0.75 and framework < arrival
+    return Verdict("holds" if far and len(found) >= 8 else "partly", measured)
 
 
 @claim(
@@ -134,7 +137,8 @@ def steps(schedule: pd.DataFrame) -> Verdict:
     source="scheduler ablation (near-oracle, in a reviewer's words)",
     bound=(
         "steps of the plan with known lengths at most 1.06 of the lower bound, and with predicted"
-        " ones at most 1.1 of that plan's; means over prompts"
+        " ones at most 1.1 of that plan's, means over prompts; and closer to that plan than the"
+        " order of arrival is, which knows nothing, in the 95 % interval over at least 5 prompts"
     ),
     paper="near-oracle",
     needs="rows of infinite_sampling/schedule",
@@ -147,12 +151,14 @@ def near_oracle(schedule: pd.DataFrame) -> Verdict:
         (found[labels.ORACLE] / bound).mean(),
         (found[labels.FRAMEWORK] / found[labels.ORACLE]).mean(),
     )
+    gained = mean_interval((found[labels.FIFO] - found[labels.FRAMEWORK]) / found[labels.ORACLE])
     measured = (
         f"known lengths {oracle:.3f} of the lower bound, predicted ones {predicted:.3f} of known"
-        f" ones, over {len(found)} prompts"
+        f" ones, over {len(found)} prompts; order of arrival {gained.value:.3f}"
+        f" ({gained.low:.3f} to {gained.high:.3f}) further off"
     )
     if oracle <= 1.06 and predicted <= 1.1:
-        return Verdict("holds", measured)
+        return Verdict("holds" if gained.low > 0 and len(found) >= 5 else "partly", measured)
     return Verdict("partly" if oracle <= 1.06 or predicted <= 1.1 else "fails", measured)
 
 
@@ -162,7 +168,7 @@ def near_oracle(schedule: pd.DataFrame) -> Verdict:
     source="abstract",
     bound=(
         "at least 1.25x micro groups' tokens per second, predictions, plans and re-ingestions in"
-        " the time"
+        " the time, all of the interval over at least 6 rounds"
     ),
     paper=f"over {_FASTER - 1:.0%}",
     needs="rows of infinite_sampling/schedule",
@@ -173,16 +179,10 @@ def throughput(schedule: pd.DataFrame) -> Verdict:
         f"{found['speed_ratio']:.2f}x ({found['low_ratio']:.2f} to {found['high_ratio']:.2f}),"
         f" {schedule['model'].iloc[0]}"
     )
-    return Verdict(
-        (
-            "holds"
-            if found["speed_ratio"] >= 1.25
-            else "partly"
-            if found["speed_ratio"] > 1
-            else "fails"
-        ),
-        measured,
-    )
+    rounds = schedule[schedule["kind"] == "time"]["repeat"].nunique()
+    if found["low_ratio"] >= 1.25 and rounds >= 6:
+        return Verdict("holds", measured)
+    return Verdict("partly" if found["speed_ratio"] > 1 else "fails", measured)
 
 
 @claim(
@@ -190,8 +190,9 @@ def throughput(schedule: pd.DataFrame) -> Verdict:
     claim="So it does on a pretrained model.",
     source="abstract; on SmolLM2-135M, where the paper has larger models",
     bound=(
-        "at least 1.25x micro groups' tokens per second for the prompts that are decoded live, and"
-        " at most 1 / 1.25 of their steps in the mean over all"
+        "at least 1.25x micro groups' tokens per second for at least 5 prompts that are decoded"
+        " live, and at most 1 / 1.25 of their steps in the mean over all; partly, with fewer"
+        " prompts"
     ),
     needs="rows of infinite_sampling/pretrained",
 )
@@ -200,20 +201,21 @@ def pretrained(pretrained: pd.DataFrame) -> Verdict:
     rollouts = pretrained[
         (pretrained["kind"] == "rollout") & (pretrained["schedule"] == labels.MICRO)
     ]
-    cut = int(rollouts["truncated"].sum())
+    cut, live = int(rollouts["truncated"].sum()), int(rollouts["live"].sum())
+    rounds = pretrained[pretrained["kind"] == "time"]["repeat"].nunique()
     ratio, steps = (
         found.loc[labels.FRAMEWORK, "speed_ratio"],
         found.loc[labels.FRAMEWORK, "micro_ratio"],
     )
     known, arrival = found.loc[labels.ORACLE, "micro_ratio"], found.loc[labels.FIFO, "micro_ratio"]
     measured = (
-        f"{ratio:.2f}x, FIFO {found.loc[labels.FIFO, 'speed_ratio']:.2f}x; steps over"
-        f" {len(rollouts)} prompts {steps:.2f} of micro groups', FIFO {arrival:.2f}, known lengths"
-        f" {known:.2f};"
+        f"{ratio:.2f}x, FIFO {found.loc[labels.FIFO, 'speed_ratio']:.2f}x with {live} prompts live"
+        f" in {rounds} rounds; steps over {len(rollouts)} prompts {steps:.2f} of micro groups',"
+        f" FIFO {arrival:.2f}, known lengths {known:.2f};"
         f" {cut} of {int(rollouts['group'].sum())} completions reach the limit;"
         f" {pretrained['model'].iloc[0]}"
     )
-    if ratio >= 1.25 and steps <= 1 / 1.25:
+    if ratio >= 1.25 and steps <= 1 / 1.25 and live >= 5:
         return Verdict("holds", measured)
     return Verdict("partly" if ratio > 1 or steps < 1 else "fails", measured)
 
@@ -256,13 +258,17 @@ def peers(schedule: pd.DataFrame) -> Verdict:
     source="abstract (full-length completions)",
     bound=(
         "every schedule gives the full group's completions, token for token, in float64 and in"
-        " float32 with fixed shapes, and a forward without a cache draws them again"
+        " float32 with fixed shapes, and a forward without a cache draws them again; another seed"
+        " gives less than half of them"
     ),
     paper="no truncation",
     needs="rows of infinite_sampling/exactness",
 )
 def exact(exactness: pd.DataFrame) -> Verdict:
     rows = exactness[exactness["kind"] == "completions"].copy()
+    other = rows[rows["schedule"] == labels.OTHER_SEED]
+    chance = other["same"].sum() / other["completions"].sum() if len(other) else 1.0
+    rows = rows[rows["schedule"] != labels.OTHER_SEED]
     rows["fixed_shape"] = rows["fixed_shape"].astype(bool)
     hard = rows[(rows["dtype"] == "float64") | rows["fixed_shape"]]
     drawn = rows[(rows["dtype"] == "float64") & ~rows["fixed_shape"]]
@@ -272,20 +278,24 @@ def exact(exactness: pd.DataFrame) -> Verdict:
     measured = (
         f"{same} of {total} identical over {len(hard)} schedules and formats, {redrawn} of"
         f" {int(drawn['completions'].sum())} drawn again; in plain float32"
-        f" {int(soft['same'].sum())} of {int(soft['completions'].sum())}"
+        f" {int(soft['same'].sum())} of {int(soft['completions'].sum())}; with another seed"
+        f" {chance:.0%} are"
     )
     if drawn.empty or not hard["fixed_shape"].any():
         return Verdict("not tested here", "no rows in float64, or none with fixed shapes")
-    return Verdict(
-        "holds" if same == total and redrawn == drawn["completions"].sum() else "fails", measured
-    )
+    if same < total or redrawn < drawn["completions"].sum():
+        return Verdict("fails", measured)
+    return Verdict("holds" if chance < 0.5 else "partly", measured)
 
 
 @claim(
     id="infinite_sampling.gradient",
     claim="The gradient of micro batches is that of the whole group.",
     source="our addition: what equal training rests on",
-    bound="relative difference at most 1e-12 in float64, for each way to average tokens",
+    bound=(
+        "relative difference at most 1e-12 in float64, for each way to average tokens, where"
+        " advantages within micro batches make one of at least 1e-2"
+    ),
     needs="rows of infinite_sampling/exactness",
 )
 def gradient(exactness: pd.DataFrame) -> Verdict:
@@ -295,12 +305,15 @@ def gradient(exactness: pd.DataFrame) -> Verdict:
         "relative_difference_ratio"
     ].max()
     averages = rows["loss_type"].nunique()
-    measured = f"{worst:.1e} over {averages} ways to average tokens" + (
-        f", {single:.1e} in float32" if single == single else ""
+    own = exactness[exactness["kind"] == "own advantages"]["relative_difference_ratio"].min()
+    measured = (
+        f"{worst:.1e} over {averages} ways to average tokens"
+        + (f", {single:.1e} in float32" if single == single else "")
+        + f"; with advantages of the micro batch alone {own:.1e}"
     )
     if worst != worst or worst > 1e-12:
         return Verdict("fails", measured)
-    return Verdict("holds" if averages == 3 else "partly", measured)
+    return Verdict("holds" if averages == 3 and own >= 1e-2 else "partly", measured)
 
 
 @claim(
@@ -351,20 +364,26 @@ def plan_time(schedule: pd.DataFrame) -> Verdict:
         " cannot be told apart within a group."
     ),
     source="figure 7; the predictor is conditioned on the first k tokens",
-    bound="Kendall's tau within groups is 0 with k = 0 and above 0.5 for some k of 1 to 4",
+    bound=(
+        "Kendall's tau within groups is 0 with k = 0 and above 0.5 for some k of 1 to 4, where the"
+        " error of the total is below that of the mean length, which predicts nothing"
+    ),
     needs="rows of infinite_sampling/prediction",
 )
 def prediction(prediction: pd.DataFrame) -> Verdict:
     rows = prediction[prediction["predictor"] == "transformer"].set_index("prefix")
+    nothing = prediction[prediction["predictor"] == "constant"].set_index("prefix")
     none, few = rows.loc[0], rows[(rows.index >= 1) & (rows.index <= 4)]
     best = few["group_tau_ratio"].idxmax()
     measured = (
         f"tau within groups {none['group_tau_ratio']:.2f} with k = 0 (pooled"
         f" {none['pooled_tau_ratio']:.2f}), {few['group_tau_ratio'].max():.2f} with k = {best};"
         f" error of the total {none['total_error_tokens']:.1f} to"
-        f" {few.loc[best, 'total_error_tokens']:.1f} tokens"
+        f" {few.loc[best, 'total_error_tokens']:.1f} tokens, of the mean length"
+        f" {nothing.loc[best, 'total_error_tokens']:.1f}"
     )
-    if few["group_tau_ratio"].max() <= 0.5:
+    better = few.loc[best, "total_error_tokens"] < nothing.loc[best, "total_error_tokens"]
+    if few["group_tau_ratio"].max() <= 0.5 or not better:
         return Verdict("fails", measured)
     return Verdict("holds" if abs(none["group_tau_ratio"]) < 1e-9 else "partly", measured)
 
@@ -374,23 +393,33 @@ def prediction(prediction: pd.DataFrame) -> Verdict:
     claim="Refilling slots shortest first is the right run-time rule.",
     source="method (SJF refill)",
     bound=(
-        "with predicted lengths: shortest first takes no more steps than the order of arrival, and"
-        " within a plan no more than longest first"
+        "with predicted lengths, no other rule takes fewer steps: not the order of arrival nor"
+        " longest first, nor longest first within a plan; fails where one does in the 95 % interval"
+        " over at least 5 prompts, partly where an interval does not tell"
     ),
     needs="rows of infinite_sampling/ablation",
 )
 def shortest_first(ablation: pd.DataFrame) -> Verdict:
-    found = ablation_steps(ablation)
-    best = found[[name.startswith("k = ") and name != "k = 0" for name in found.index]].mean()
+    steps = ablation[ablation["kind"] == "steps"]
+    steps = steps[steps["lengths"].str.startswith("k = ") & (steps["lengths"] != "k = 0")]
+    share = (steps["steps"] / steps["lower_bound"]).groupby([steps["prompt"], steps["refill"]])
+    found = share.mean().unstack()
+    beyond, told = [], []
+    for shortest, other, name in (
+        ("sjf_global", "fifo", "arrival"),
+        ("sjf_global", "lpt_global", "longest first"),
+        ("plan_sjf", "plan_lpt", "longest first within a plan"),
+    ):
+        more = mean_interval(found[shortest] - found[other])
+        beyond.append(more)
+        told.append(f"{name} {more.value:+.3f} ({more.low:+.3f} to {more.high:+.3f})")
     measured = (
-        f"of the lower bound, mean over k: arrival {best['fifo']:.3f}, shortest first"
-        f" {best['sjf_global']:.3f}, longest first {best['lpt_global']:.3f}; within a plan shortest"
-        f" first {best['plan_sjf']:.3f}, longest first {best['plan_lpt']:.3f}"
+        f"steps beyond those of other rules, in lower bounds, over {len(found)} prompts, mean over"
+        f" k: {'; '.join(told)}"
     )
-    globally, planned = best["sjf_global"] <= best["fifo"], best["plan_sjf"] <= best["plan_lpt"]
-    return Verdict(
-        "holds" if globally and planned else "partly" if globally or planned else "fails", measured
-    )
+    if len(found) >= 5 and any(more.low > 0 for more in beyond):
+        return Verdict("fails", measured)
+    return Verdict("holds" if all(more.high <= 0 for more in beyond) else "partly", measured)
 
 
 @claim(
@@ -399,12 +428,14 @@ def shortest_first(ablation: pd.DataFrame) -> Verdict:
     source="title (stable training); the paper shows no reward curve, as reviewers noted",
     bound=(
         "in float64 every step has the full group's rewards with micro groups and with the"
-        " framework, and the reward on the training pool rises"
+        " framework, and the reward on the training pool rises; TRL's own completions do not have"
+        " them"
     ),
     needs="rows of infinite_sampling/training",
 )
 def training(training: pd.DataFrame) -> Verdict:
-    steps = training[(training["kind"] == "step") & ~training["mode"].str.startswith(labels.TRL)]
+    own = training[training["kind"] == "step"]
+    steps = own[~own["mode"].str.startswith(labels.TRL)]
     single, steps = steps[steps["dtype"] == "float32"], steps[steps["dtype"] == "float64"]
     others, single = steps[steps["mode"] != labels.FULL], single[single["mode"] != labels.FULL]
     same = int(others["same_rewards"].astype(bool).sum())
@@ -424,9 +455,13 @@ def training(training: pd.DataFrame) -> Verdict:
         measured += (
             f"; in float32 {int(single['same_rewards'].astype(bool).sum())} of {len(single)} steps"
         )
+    chance = own[own["mode"] == labels.TRL]["same_rewards"].astype(bool)
+    if len(chance):
+        measured += f", with completions of TRL's own {int(chance.sum())} of {len(chance)}"
     if same < len(others) or not len(others):
         return Verdict("fails", measured)
-    return Verdict("holds" if pool.iloc[-1] > pool.iloc[0] else "partly", measured)
+    told_apart = not len(chance) or not chance.all()
+    return Verdict("holds" if told_apart and pool.iloc[-1] > pool.iloc[0] else "partly", measured)
 
 
 @claim(
@@ -435,7 +470,7 @@ def training(training: pd.DataFrame) -> Verdict:
     source="our addition: reviewers asked what happens as the policy changes",
     bound=(
         "in the second half of training its mean error is below that of a predictor fitted at the"
-        " first step alone"
+        " first step alone, in each of at least 5 seeds; partly, with fewer seeds"
     ),
     needs="rows of infinite_sampling/training",
 )
@@ -448,11 +483,14 @@ def drift(training: pd.DataFrame) -> Verdict:
     late = rows[rows["step"] >= rows["step"].max() / 2]
     online, frozen = late["online_error_tokens"].mean(), late["frozen_error_tokens"].mean()
     lengths = rows.sort_values("step")["length_tokens"]
+    seeds = rows["seed"].nunique() if "seed" in rows else 1
     measured = (
         f"error {online:.2f} tokens online, {frozen:.2f} fitted once; mean length"
-        f" {lengths.iloc[0]:.1f} to {lengths.iloc[-1]:.1f} tokens"
+        f" {lengths.iloc[0]:.1f} to {lengths.iloc[-1]:.1f} tokens; seeds: {seeds}"
     )
-    return Verdict("holds" if online < frozen else "fails", measured)
+    if online >= frozen:
+        return Verdict("fails", measured)
+    return Verdict("holds" if seeds >= 5 else "partly", measured)
 
 
 @claim(

@@ -90,7 +90,9 @@ def _common(parser: argparse.ArgumentParser, recipe: type[Recipe], *more: str) -
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="where what comes of it goes"
     )
-    add_options(parser, recipe, "group", "max_new_tokens", "temperature", "stop", "seed")
+    add_options(
+        parser, recipe, "group", "max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed"
+    )
     group = parser.add_argument_group("schedule (changes speed and memory, and no completion)")
     add_options(group, recipe, *Recipe.FREE, "fixed_shape", *more)
     group = parser.add_argument_group("computation")

@@ -9,7 +9,10 @@ that is free:
 | `full` | one per job | never: the whole group at once |
 | `micro` | `slots` | when all rows are done: the paper's micro sampling groups |
 | `continuous` | `slots` | at once: the paper's continuous sampling, with fixed slots |
-| `dynamic` | what fits `budget_tokens` of cache | with free pages; else the youngest row waits |
+| `dynamic`, the default | what fits `budget_tokens` | with free pages; else the youngest waits |
+
+Rows of fixed slots for which no job waits any more are not computed, and prompts that are wanted at
+the same time are read in one forward.
 
 With `prefix` > 0 all jobs first generate that many tokens in rounds, then a predictor says what
 remains of each, and the rest is decoded by a plan: the paper's full framework. A job that was put
@@ -31,6 +34,7 @@ from collections.abc import Callable, Mapping, Sequence
 from projects.infinite_sampling.rollout import Completion, Rollout, Schedule, Stats
 from projects.infinite_sampling.run import Run
 from projects.infinite_sampling.sampler import Sampler
+from projects.infinite_sampling.selfcheck import check_rows
 from shared.errors import UserError
 
 
@@ -58,7 +62,9 @@ class Engine(Sampler):
             weights.
 
         Raises:
-            UserError: an empty prompt, one too long for the model, a budget too small for a row.
+            UserError: an empty prompt, one too long for the model, a model that gives other logits
+                in rows of cache than in a plain forward or any that are not finite, a budget too
+                small for a row.
         """
         pairs = (
             [(p, i) for p in range(len(prompts)) for i in range(group)]
@@ -77,4 +83,13 @@ class Engine(Sampler):
                     f"prompt {number + 1} has {len(tokens)} tokens; with {self.max_new_tokens} new"
                     f" ones that is more than the model's context of {self.context}"
                 )
+        self.check([prompts[prompt] for prompt, _ in pairs])
         return Run(self, prompts, pairs, schedule, on_completion, on_step, limits or {}).go()
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Try whether the model may be decoded in rows of cache, for prompts that are to come.
+        Rollouts do it for their own, where they have shorter or longer ones.
+
+        Raises UserError, which names the model, where it may not.
+        """
+        check_rows(self, prompts)

@@ -20,7 +20,9 @@ class FixedRows:
         self.cache = SlotCache(shapes, self.count, self.tokens)
         self.live: dict[int, Job] = {}
         self._returned: list[int] = []  # rows whose jobs had been put aside
-        # the prompt whose keys and values lie in each slot
+        self._place = list(range(self.count))  # where in the cache each row lies
+        self._batch = self.count  # rows of a forward
+        # the prompt whose keys and values lie at each place
         self._holds: list[int | None] = [None] * self.count
 
     def learn(self, prompt: Prompt) -> None:
@@ -34,10 +36,12 @@ class FixedRows:
 
     def admit(self, row: int, job: Job, totals: dict[int, int]) -> bool:
         prompt = self.run.prompts[job.prompt]
-        if self._holds[row] != job.prompt:
+        place = self._place[row]
+        if self._holds[place] != job.prompt:
             assert prompt.prefix is not None
-            self.cache.load(row, prompt.prefix)
-            self._holds[row] = job.prompt
+            self.cache.load(place, prompt.prefix)
+            self._holds[place] = job.prompt
+        self._batch = self.count
         if len(job.tokens) > 1 and not self.engine.fixed_shape:
             self._returned.append(row)
         job.since = self.run.stats.steps
@@ -48,7 +52,25 @@ class FixedRows:
         return []
 
     def places(self, rows: list[int]) -> list[int]:
-        return rows
+        return [self._place[row] for row in rows]
+
+    def room(self) -> int:
+        return self.count - len(self.live)
+
+    def drop_empty(self) -> None:
+        """Move live rows to the front, so that forwards are of no others until a job comes."""
+        if self.engine.fixed_shape or len(self.live) == self._batch:
+            return
+        self._batch = len(self.live)
+        taken = set(self.places(list(self.live)))
+        gaps = [place for place in range(len(self.live)) if place not in taken]
+        for row in self.live:
+            if (last := self._place[row]) >= len(self.live):
+                first = gaps.pop()
+                self.cache.copy(last, first)
+                self._holds[first] = self._holds[last]
+                other = self._place.index(first)
+                self._place[row], self._place[other] = first, last
 
     def release(self, row: int) -> None:
         del self.live[row]
@@ -62,14 +84,16 @@ class FixedRows:
             self.cache.select(
                 positions.masked_fill(pad, self.tokens - 1),
                 width,
-                torch.tensor(self._returned, device=device),
+                torch.tensor(self.places(self._returned), device=device),
             )
             self.engine.forward(ids, positions, self.cache, width)
             self._returned = []
-        tokens, writes, places = [0] * self.count, [self.tokens - 1] * self.count, [0] * self.count
+        rows = self._batch
+        tokens, writes, places = [0] * rows, [self.tokens - 1] * rows, [0] * rows
         for row, job in self.live.items():
-            tokens[row] = job.tokens[job.fed]
-            writes[row] = places[row] = len(self.run.prompts[job.prompt].tokens) + job.fed
+            place = self._place[row]
+            tokens[place] = job.tokens[job.fed]
+            writes[place] = places[place] = len(self.run.prompts[job.prompt].tokens) + job.fed
         width = self._width(max(places))
         self.cache.select(torch.tensor(writes, device=device)[:, None], width)
         return self.engine.forward(

@@ -10,6 +10,7 @@ FRAMEWORK = "framework (predicted)"
 FRAMEWORK_LPT = "framework, LPT refill (predicted)"
 ORACLE = "plan (oracle)"
 DYNAMIC = "dynamic slots"
+DYNAMIC_LPT = "dynamic slots, LPT (predicted)"
 SCHEDULES = (
     FULL,
     MICRO,
@@ -21,12 +22,15 @@ SCHEDULES = (
     FRAMEWORK_LPT,
     ORACLE,
     DYNAMIC,
+    DYNAMIC_LPT,
 )
 
 GENERATE_FULL = "generate, full group"
 GENERATE_CHUNKS = "generate, chunks"
 GENERATE_BATCH = "generate_batch"
 PEERS = (GENERATE_FULL, GENERATE_CHUNKS, GENERATE_BATCH)
+
+OTHER_SEED = "full group, another seed"  # what completions have in common by chance
 
 # decode modes of the memory table, beside full group and micro groups
 FIXED_SLOTS = "continuous, fixed slots"

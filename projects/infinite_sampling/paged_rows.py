@@ -124,6 +124,12 @@ class PagedRows:
                     lost.append(job)
         return lost
 
+    def room(self) -> int:
+        return len(self.cache.free) // self._pages(self.run.longest)
+
+    def drop_empty(self) -> None:
+        """There are none."""
+
     def places(self, rows: list[int]) -> list[int]:
         return [self._batch[row] for row in rows]
 

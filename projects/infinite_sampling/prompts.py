@@ -110,11 +110,12 @@ def load(folder: Path, dtype: str, device: torch.device) -> tuple[Any, Any]:
 
 def schedule_of(recipe: Recipe, vocabulary: int, model: Any) -> tuple[Schedule, Online | None]:
     """The schedule of a recipe, and the predictor that it learns with."""
-    refill = recipe.refill or ("lpt_global" if recipe.mode == "dynamic" else "plan_sjf")
+    mode = recipe.rows_mode
+    refill = recipe.refill or ("lpt_global" if mode == "dynamic" else "plan_sjf")
     online: Online | None = None
     predictor: Predictor | None = None
     prefix = 0
-    if recipe.mode in ("continuous", "dynamic") and recipe.predictor != "none":
+    if mode in ("continuous", "dynamic") and recipe.predictor != "none":
         prefix = recipe.prefix
         online = Online(PREDICTORS[recipe.predictor](vocabulary), prefix, model=model)
         predictor = online
@@ -122,7 +123,7 @@ def schedule_of(recipe: Recipe, vocabulary: int, model: Any) -> tuple[Schedule, 
         refill = "fifo"
     return (
         Schedule(
-            recipe.mode,
+            mode,
             recipe.slots,
             refill,
             prefix,
@@ -142,6 +143,8 @@ def engine_of(recipe: Recipe, model: Any, tokenizer: Any, seed: int) -> Engine:
         end_tokens(model, tokenizer),
         recipe.max_new_tokens,
         temperature=recipe.temperature,
+        top_k=recipe.top_k,
+        top_p=recipe.top_p,
         seed=seed,
         stop=recipe.stop,
         tokenizer=tokenizer,

@@ -20,8 +20,14 @@ class Recipe(recipe.Recipe):
     max_new_tokens: int = Field(256, ge=1)
     """tokens of a completion at most"""
 
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
     """0 takes the likeliest token"""
+
+    top_k: Annotated[int, Metavar("N")] = Field(0, ge=0)
+    """draw from the N likeliest tokens alone (0: from all)"""
+
+    top_p: Annotated[float, Metavar("P")] = Field(1.0, gt=0, le=1)
+    """draw from the fewest tokens that together have probability P"""
 
     stop: Annotated[list[str], Metavar("TEXT")] = Field(default_factory=list)
     """a string that ends a completion; may be given several times"""
@@ -32,19 +38,20 @@ class Recipe(recipe.Recipe):
     slots: Annotated[int, Metavar("M")] = Field(8, ge=1)
     """rows of the cache, at most --group"""
 
-    mode: Literal["full", "micro", "continuous", "dynamic"] = "continuous"
-    """how completions take rows"""
+    mode: Literal["full", "micro", "continuous", "dynamic"] | None = None
+    """how completions take rows (dynamic; with --fixed-shape continuous)"""
 
     refill: (
         Literal["fifo", "sjf_global", "lpt_global", "plan_static", "plan_sjf", "plan_lpt"] | None
     ) = None
-    """which completion a freed row takes (plan_sjf, the paper's; lpt_global in mode dynamic)"""
+    """which completion a freed row takes, with a predictor (lpt_global; in mode continuous
+    plan_sjf, the paper's)"""
 
-    predictor: Literal["none", "constant", "transformer", "ridge"] = "transformer"
-    """of lengths"""
+    predictor: Literal["none", "constant", "transformer", "ridge"] = "none"
+    """of lengths, by which a free row chooses; without one it takes the next in order"""
 
-    prefix: Annotated[int, Metavar("K")] = Field(16, ge=0)
-    """tokens of each completion that the predictor sees"""
+    prefix: Annotated[int, Metavar("K")] = Field(1, ge=0)
+    """tokens of each completion that the predictor sees; those beyond the first are fed twice"""
 
     eps: float = Field(0.1, gt=0)
     """of the plan"""
@@ -52,7 +59,7 @@ class Recipe(recipe.Recipe):
     budget_tokens: int | None = Field(None, ge=1)
     """of mode dynamic: tokens of cache (as many as --slots rows have)"""
 
-    page: int = Field(16, ge=1)
+    page: int = Field(8, ge=1)
     """of mode dynamic: tokens in a page"""
 
     fixed_shape: bool = False
@@ -78,17 +85,29 @@ class Recipe(recipe.Recipe):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
-        if self.slots > self.group and self.mode != "dynamic":
+        if self.slots > self.group and self.rows_mode != "dynamic":
             raise ValueError(
                 f"--slots {self.slots} is more than --group {self.group}; a group fits in as many"
                 " rows as it has completions"
             )
         planned = self.refill is not None and self.refill.startswith("plan_")
-        if self.mode == "dynamic" and self.predictor != "none" and planned:
+        if self.rows_mode == "dynamic" and planned:
             raise ValueError(
-                "--mode dynamic has no planned queues: use --refill fifo, sjf_global or lpt_global"
+                "--mode dynamic has no planned queues: use --refill fifo, sjf_global or"
+                " lpt_global, or --mode continuous"
             )
+        if self.refill not in (None, "fifo") and self.predictor == "none":
+            raise ValueError(
+                f"--refill {self.refill} goes by predicted lengths: name a --predictor"
+            )
+        if self.mode == "dynamic" and self.fixed_shape:
+            raise ValueError("--fixed-shape needs fixed slots: use --mode continuous")
         return self
+
+    @property
+    def rows_mode(self) -> Literal["full", "micro", "continuous", "dynamic"]:
+        """`mode`, or what it is where nothing is said."""
+        return self.mode or ("continuous" if self.fixed_shape else "dynamic")
 
     @classmethod
     def resolved(cls, options: argparse.Namespace, **values: Any) -> Self:

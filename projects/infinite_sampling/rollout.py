@@ -29,14 +29,14 @@ class Schedule:
         page: of `dynamic`, tokens in a page.
     """
 
-    mode: Mode = "continuous"
+    mode: Mode = "dynamic"
     slots: int = 8
     refill: Refill = "fifo"
     prefix: int = 0
     predictor: "Predictor | None" = None
     eps: float = 0.1
     budget_tokens: int | None = None
-    page: int = 16
+    page: int = 8
 
     def __post_init__(self) -> None:
         if self.slots < 1 or self.page < 1 or self.prefix < 0:
@@ -69,7 +69,7 @@ class Stats:
     Attributes:
         steps: forwards of all rows, one token each; `prefix_steps` of them before the plan.
         busy: rows with a job, summed over steps; `rows`: rows, summed over steps.
-        prefills: forwards of a prompt. reingests: forwards of tokens of jobs that had been put
+        prefills: forwards of prompts. reingests: forwards of tokens of jobs that had been put
             aside, `reingested_tokens` in all.
         preemptions: jobs that lost their row for want of a page.
         cache_bytes: the cache that was allocated; prompt_bytes: the most that prompts' keys and

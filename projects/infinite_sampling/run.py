@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from projects.infinite_sampling.rollout import Completion, Prefixes, Rollout, Sc
 from projects.infinite_sampling.sampler import Sampler, prefix_features
 from projects.infinite_sampling.scheduler import Queue
 from projects.infinite_sampling.streams import draw, stream
+from shared.errors import UserError
 
 
 class Run:
@@ -47,12 +49,13 @@ class Run:
             limit = min(limits.get((prompt, index), engine.max_new_tokens), engine.max_new_tokens)
             self.jobs.append(Job(number, prompt, index, uniforms, limit))
             self.prompts[prompt].jobs += 1
+        self.unread = {prompt for prompt, _ in pairs}  # prompts, by number
         self.stats = Stats()
         self.longest = (
             max(len(self.prompts[prompt].tokens) for prompt, _ in pairs) + engine.max_new_tokens
         )
         self.slots = len(pairs) if schedule.mode == "full" else min(schedule.slots, len(pairs))
-        self.hidden: Tensor | None = None
+        self.states: Tensor | None = None
         self.rows: FixedRows | PagedRows | None = None
 
     @torch.no_grad()
@@ -69,7 +72,9 @@ class Run:
                 predicted = [0.0] * len(jobs)
             if schedule.predictor is not None and jobs:
                 start = time.process_time()
-                predicted = list(map(float, schedule.predictor.predict(self._prefixes(jobs))))
+                predicted = _usable(
+                    schedule.predictor.predict(self._prefixes(jobs)), self.engine.max_new_tokens
+                )
                 self.stats.predict_seconds = time.process_time() - start
             start = time.process_time()
             # Of tokens that remain, the first of all takes no step.
@@ -105,6 +110,7 @@ class Run:
         remaining: dict[int, int] | None = None,
     ) -> None:
         """Decode jobs until each has ended or has `limit` tokens."""
+        self._read_ahead(queue, jobs, self.slots)
         rows = self._storage()
         # dynamic rows only: jobs that lost their row, and at most one that found none
         aside: deque[Job] = deque()
@@ -113,6 +119,7 @@ class Run:
         }
         while queue.waiting or aside or rows.live:
             if not (barrier and rows.live):
+                self._read_ahead(queue, jobs, rows.room())
                 for row in rows.vacant():
                     full = False
                     while (
@@ -135,6 +142,8 @@ class Run:
                     self.stats.preemptions += 1
                     self._span(job)
                     aside.appendleft(job)
+                if not queue.waiting:
+                    rows.drop_empty()
                 self._step(rows, limit)
 
     def _next(self, queue: Queue, jobs: list[Job], row: int) -> Job | None:
@@ -172,7 +181,7 @@ class Run:
             self._append(
                 [job for _, job in sampled],
                 logits[at],
-                None if self.hidden is None else self.hidden[at],
+                None if self.states is None else self.states[at, -1],
             )
         for row, job in sampled:
             if self._settled(job, limit):
@@ -189,7 +198,15 @@ class Run:
             dtype=torch.float64,
             device=engine.device,
         )
-        tokens, logprobs = draw(logits, uniforms, engine.temperature)
+        tokens, logprobs = draw(logits, uniforms, engine.temperature, engine.top_k, engine.top_p)
+        if not logprobs.isfinite().all():
+            place = int((~logprobs.isfinite()).int().argmax())
+            raise UserError(
+                f"{type(engine.model).__name__} gives logits that are not finite, for token"
+                f" {len(jobs[place].tokens) + 1} of completion {jobs[place].index} of prompt"
+                f" {jobs[place].prompt + 1}; its weights are broken, or {engine.model.dtype} is too"
+                " narrow for them"
+            )
         for place, (job, token, logprob) in enumerate(
             zip(jobs, tokens.tolist(), logprobs.tolist(), strict=True)
         ):
@@ -222,15 +239,34 @@ class Run:
     # ---- prompts ----
 
     def _read(self, number: int) -> Prompt:
-        """A prompt whose keys and values are there: one forward for the whole group."""
-        prompt = self.prompts[number]
-        if prompt.logits is None:
-            prompt.logits, prompt.prefix = self.engine.prefill(prompt.tokens)
-            prompt.hidden = self.hidden
+        """A prompt whose keys and values are there: read once for the whole group."""
+        if number in self.unread:
+            self._read_all([number])
+        return self.prompts[number]
+
+    def _read_ahead(self, queue: Queue, jobs: list[Job], rows: int) -> None:
+        """Read the prompts of the jobs that as many free rows would take, and no more: they take
+        memory until their groups are done.
+        """
+        if self.unread and rows:
+            ahead = dict.fromkeys(jobs[number].prompt for number in queue.ahead(rows))
+            self._read_all([number for number in ahead if number in self.unread])
+
+    def _read_all(self, unread: list[int]) -> None:
+        """Read prompts that have not been, several in a forward."""
+        self.unread.difference_update(unread)
+        while unread:
+            count = self.engine.together([self.prompts[n].tokens for n in unread])
+            part, unread = [self.prompts[n] for n in unread[:count]], unread[count:]
+            logits, prefixes, at = self.engine.prefill([prompt.tokens for prompt in part])
+            for row, prompt in enumerate(part):
+                prompt.logits, prompt.prefix = logits[row : row + 1], prefixes[row]
+                if self.states is not None:
+                    prompt.hidden = self.states[row : row + 1, at[row]]
             self.stats.prefills += 1
-            if self.rows is not None:
-                self.rows.learn(prompt)
-        return prompt
+            for prompt in part:
+                if self.rows is not None:
+                    self.rows.learn(prompt)
 
     def known(self, jobs: list[Job]) -> tuple[Tensor, Tensor, Tensor]:
         """What jobs that had been put aside must be fed before they can go on, all of them in one
@@ -279,15 +315,15 @@ class Run:
 
     @contextmanager
     def _hidden_states(self) -> Iterator[None]:
-        """Inside, `self.hidden` is the last hidden state of each row of the last forward, where a
-        predictor wants it.
+        """Inside, `self.states` [rows, tokens, hidden size] are those from which the last forward
+        made logits, where a predictor wants them.
         """
         if self.schedule.predictor is None or not self.schedule.predictor.needs_hidden:
             yield
             return
 
         def look(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            self.hidden = inputs[0][:, -1]
+            self.states = inputs[0]
 
         hook = self.engine.model.get_output_embeddings().register_forward_pre_hook(look)
         try:
@@ -316,3 +352,17 @@ class Run:
             [(job.prompt, job.index) for job in jobs],
             hidden,
         )
+
+
+def _usable(predicted: Sequence[float], most: int) -> list[float]:
+    """Predictions of what remains, in tokens, between 0 and `most`; NaN counts as the mean of the
+    others. A wrong prediction costs steps, whatever it is.
+    """
+    values = np.asarray(predicted, dtype=np.float64)
+    known = values[~np.isnan(values)]
+    clipped: list[float] = np.clip(
+        np.where(np.isnan(values), known.clip(0, most).mean() if len(known) else 1.0, values),
+        0,
+        most,
+    ).tolist()
+    return clipped

@@ -46,6 +46,7 @@ def sample(options: argparse.Namespace) -> int:
         check_room(recipe, prompts, model)
         schedule, online = schedule_of(recipe, len(tokenizer), model)
         engine = engine_of(recipe, model, tokenizer, recipe.seed)
+        engine.check(prompts.tokens)
         known = about(recipe, folder, model, tokenizer, prompts)
         begin(options.out / "run.json", known, begun(path))
         _Sampling(recipe, path, prompts, engine, schedule, online, tokenizer).go()

@@ -3,6 +3,7 @@ and when it ends.
 """
 
 import inspect
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -16,17 +17,20 @@ from shared.errors import UserError
 
 # tokens decoded beyond the longest stop string's bytes, for what a tokenizer strips
 _STOP_MARGIN = 8
+_PREFILL_TOKENS = 4096  # of prompts that one forward reads, padding counted
 
 
 class Sampler:
     """A model and how completions are drawn from it.
 
     Args:
-        model: a decoder of transformers with sdpa or eager attention that looks at all earlier
-            tokens, in eval mode.
+        model: a decoder of transformers, in eval mode, that fills a key-value cache. Whether its
+            rows may stand at different positions is tried before a rollout (`selfcheck`).
         eos: tokens that end a completion.
         max_new_tokens: tokens of a completion at most.
         temperature: of the softmax; 0 takes the likeliest token.
+        top_k: draw from this many of the likeliest tokens; 0: from all.
+        top_p: draw from the fewest tokens that together have this probability.
         seed: of the streams of random numbers.
         stop: strings that end a completion once its text holds one; they need `tokenizer`.
         fixed_shape: see `engine`.
@@ -42,6 +46,8 @@ class Sampler:
         max_new_tokens: int,
         *,
         temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
         tokenizer: Any = None,
@@ -49,19 +55,27 @@ class Sampler:
     ) -> None:
         if max_new_tokens < 1:
             raise UserError("a completion needs at least 1 new token")
+        if not 0 <= temperature < math.inf:
+            raise UserError(f"a temperature of {temperature}; it must be 0 or above, and finite")
+        if top_k < 0 or not 0 < top_p <= 1:
+            raise UserError(
+                f"top_k {top_k} and top_p {top_p}: the first must be 0 (all tokens) or above, the"
+                " second above 0 and at most 1"
+            )
         if stop and tokenizer is None:
             raise ValueError("stop strings need a tokenizer")
         if "" in stop:
             raise UserError("an empty stop string would end every completion at once")
         _check_model(model)
         self.model, self.eos, self.max_new_tokens = model, frozenset(eos), max_new_tokens
-        self.temperature, self.seed, self.fixed_shape = temperature, seed, fixed_shape
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.seed, self.fixed_shape = seed, fixed_shape
         self.stop, self.tokenizer = tuple(stop), tokenizer
         self.device = next(model.parameters()).device
         self.context = getattr(model.config, "max_position_embeddings", None)
         # which adds its mask, where sdpa takes true and false
         self.additive = model.config._attn_implementation == "eager"
-        self._keep = {"logits_to_keep": 1} if can_keep(model) else {}
+        self.keep = {"logits_to_keep": 1} if can_keep(model) else {}
         self._stop_window = (
             max((len(text.encode()) for text in self.stop), default=0) + _STOP_MARGIN
         )
@@ -82,29 +96,63 @@ class Sampler:
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            **self._keep,
+            **self.keep,
         )
         return output.logits[:, -1]
 
-    def prefill(self, tokens: Sequence[int]) -> tuple[Tensor, Prefix]:
-        """Logits [1, vocabulary] after a prompt, and its keys and values."""
+    def together(self, prompts: Sequence[Sequence[int]]) -> int:
+        """How many of the prompts, from the first on, one forward reads."""
+        if self.fixed_shape or not self.keep:  # logits of whole prompts would be large
+            return 1
+        longest = 0
+        for count, tokens in enumerate(prompts):
+            longest = max(longest, len(tokens))
+            if count and longest * (count + 1) > _PREFILL_TOKENS:
+                return count
+        return len(prompts)
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[Prefix], list[int]]:
+        """Read prompts in one forward, padded on the right, where no token of a causal model sees
+        the padding.
+
+        Returns:
+            logits [prompts, vocabulary] after each; the keys and values of each; where the last
+            state of each stands among the states that logits were made from.
+        """
         cache = DynamicCache()
-        ids = torch.tensor([list(tokens)], device=self.device)
+        last = [len(tokens) - 1 for tokens in prompts]
+        ids = torch.zeros(len(prompts), max(last) + 1, dtype=torch.int64)
+        for row, tokens in enumerate(prompts):
+            ids[row, : len(tokens)] = torch.tensor(list(tokens))
+        kept = sorted(set(last)) if self.keep else list(range(ids.shape[1]))
+        keep = {"logits_to_keep": torch.tensor(kept, device=self.device)} if self.keep else {}
         try:
             logits = self.model(
-                input_ids=ids, past_key_values=cache, use_cache=True, **self._keep
-            ).logits[:, -1]
-            prefix = [(layer.keys, layer.values) for layer in cache.layers]
-            if len(prefix) != self.model.config.get_text_config().num_hidden_layers or prefix[0][
-                0
-            ].shape[2] != len(tokens):
+                input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, **keep
+            ).logits
+            whole = [(layer.keys, layer.values) for layer in cache.layers]
+            layers = self.model.config.get_text_config().num_hidden_layers
+            if len(whole) != layers or whole[0][0].shape[2] != ids.shape[1]:
                 raise AttributeError
         except (TypeError, AttributeError):
             raise UserError(
                 f"{type(self.model).__name__} fills no key-value cache; rows cannot be decoded one"
                 " token at a time"
             ) from None
-        return logits, prefix
+        at = [kept.index(place) for place in last]
+        if len(prompts) == 1:
+            return logits[:, -1], [whole], at
+        prefixes = [  # copies, so that each is freed on its own
+            [
+                (
+                    keys[row : row + 1, :, : place + 1].clone(),
+                    values[row : row + 1, :, : place + 1].clone(),
+                )
+                for keys, values in whole
+            ]
+            for row, place in enumerate(last)
+        ]
+        return logits[range(len(prompts)), at], prefixes, at
 
     def ended(self, tokens: list[int], limit: int) -> Finish | None:
         """Why a completion ends here, if it does."""
@@ -126,28 +174,14 @@ def can_keep(model: Any) -> bool:
 
 
 def _check_model(model: Any) -> None:
-    """Refuse what rows at different positions would get wrong. Whether there is a cache at all
-    shows in the first forward.
-    """
-    config, name = model.config, type(model).__name__
-    text = config.get_text_config()
-    if getattr(config, "is_encoder_decoder", False):
+    """Refuse what is no decoder to sample from; whether it can be driven shows in `selfcheck`."""
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
         raise UserError(f"{name} is an encoder and a decoder; rollouts need a decoder alone")
     if model.training:
         raise UserError(
             f"{name} is in training mode, whose dropout would change completions; call model.eval()"
             " first"
-        )
-    kinds = set(getattr(text, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(text, "sliding_window", None)):
-        raise UserError(
-            f"{name} has layers that do not look at all earlier tokens (a sliding window?), which"
-            " rows of this cache do"
-        )
-    if config._attn_implementation not in ("sdpa", "eager"):
-        raise UserError(
-            f"attention '{config._attn_implementation}' takes no mask of rows at different"
-            " positions; load the model with sdpa"
         )
 
 

@@ -11,6 +11,7 @@ A job's *duration* is its length in tokens less one: the first token is drawn fr
 logits and takes no step.
 """
 
+import copy
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -238,6 +239,12 @@ class Queue:
             )
             self._queues = [order]
         self.waiting = len(self.predicted)
+
+    def ahead(self, count: int) -> list[int]:
+        """The jobs that `count` free slots would take now; none is taken."""
+        twin = copy.copy(self)
+        twin._queues = [list(queue) for queue in self._queues]
+        return [job for slot in range(count) if (job := twin.take(slot)) is not None]
 
     def take(self, slot: int) -> int | None:
         """The job for a slot that is free, or None."""

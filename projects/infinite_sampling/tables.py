@@ -136,7 +136,9 @@ def throughput(schedule: pd.DataFrame, pretrained: pd.DataFrame) -> Table:
         notes=[
             RATES,
             (
-                "Every schedule of the policy was decoded live, and took the steps of its replay."
+                "Every schedule of the policy was decoded live, and those with fixed slots took the"
+                " steps of their replay. Dynamic slots, more rows in the same memory, are the"
+                " default of the library and of the command."
                 " Of the other model, those with a rate were for the first prompt; the rest is"
                 " replayed from measured lengths."
             ),
@@ -245,11 +247,17 @@ def exactness(exactness: pd.DataFrame) -> Table:
         f" difference {rows['relative_difference_ratio'].max():.1e}"
         for (dtype, loss, micro), rows in gradients.groupby(["dtype", "loss_type", "micro_batch"])
     ]
+    notes += [
+        f"With advantages over micro batches of {row['micro_batch']:g} alone, {row['dtype']}:"
+        f" relative difference {row['relative_difference_ratio']:.1e}"
+        for _, row in exactness[exactness["kind"] == "own advantages"].iterrows()
+    ]
     return Table(
         title="Completions by schedule",
         caption=(
             "Against those of the full group (fixed shapes: of micro groups), token by token; and"
-            " drawn again by a forward without a cache."
+            " drawn again by a forward without a cache. Another seed: what they have in common by"
+            " chance."
         ),
         frame=found,
         columns={

@@ -2,7 +2,7 @@
 
     from trl import GRPOConfig, GRPOTrainer
     trainer = GRPOTrainer(model, reward_funcs=..., args=GRPOConfig(...), train_dataset=...,
-    rollout_func=rollout(Schedule("continuous", 8)))
+    rollout_func=rollout(Schedule(slots=8)))
 
 TRL decodes a generation batch at once, so that its keys and values grow with `num_generations`;
 here they follow the schedule's slots. TRL 1.16 hands over the prompts of a generation batch, each
@@ -26,9 +26,7 @@ from projects.infinite_sampling.rollout import Schedule
 from shared.errors import UserError
 from shared.seeding import step_seed
 
-_PLAIN = {  # what the engine draws from: the whole distribution
-    "top_p": (1.0, None),
-    "top_k": (0, None),
+_PLAIN = {  # what the engine does not do otherwise
     "min_p": (0.0, None),
     "repetition_penalty": (1.0, None),
     "generation_kwargs": ({}, None),
@@ -48,10 +46,11 @@ def rollout(
     Returns:
         A function of prompts (all texts, or all lists of messages) and the trainer, whose weights
         must be whole in each process (one device or data-parallel ones). It tokenizes as the
-        trainer does, takes limit, temperature, end tokens and seed from it, and gives `prompt_ids`,
-        `completion_ids` and `logprobs` (of the tempered distribution), a list for each prompt
-        handed over. UserError for what the trainer is set to and this cannot do: draws from part of
-        the distribution, tools, images.
+        trainer does, takes limit, temperature, `top_k`, `top_p`, end tokens and seed from it, and
+        gives `prompt_ids`, `completion_ids` and `logprobs` (of the tempered distribution, before
+        tokens are left out), a list for each prompt handed over. UserError for what the trainer is
+        set to and this cannot do (`min_p`, penalties, tools, images), and for a model that gives
+        other logits in rows of cache than in a plain forward, under the trainer's autocast.
     """
     calls: Counter[tuple[int, bool]] = Counter()
 
@@ -82,6 +81,8 @@ def rollout(
                     trainer.eos_token_ids,
                     trainer.max_completion_length,
                     temperature=trainer.temperature,
+                    top_k=trainer.args.top_k or 0,
+                    top_p=1.0 if trainer.args.top_p is None else trainer.args.top_p,
                     seed=seed,
                 )
                 made = engine.run(list(numbers), jobs, schedule).completions
@@ -137,8 +138,8 @@ def _check(trainer: Any) -> None:
     for name, values in _PLAIN.items():
         if getattr(trainer.args, name) not in values:
             raise UserError(
-                f"{name}={getattr(trainer.args, name)} is not drawn by this rollout, which samples"
-                " from the whole distribution"
+                f"{name}={getattr(trainer.args, name)} is not drawn by this rollout, which knows"
+                " temperature, top_k and top_p"
             )
     if trainer.tools:
         raise UserError(

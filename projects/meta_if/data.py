@@ -32,6 +32,7 @@ Source = Literal[
     "omniglot",
     "folder",
 ]
+SEEDED = ("synthetic", "random_images")  # sources that are drawn themselves
 SKETCHES = 80  # classes of Quick, Draw!, by name: three quarters for meta-training
 PER_CLASS = 400  # images of a class that are used at most
 PARTS = ("train", "test")  # of meta-training and of meta-test
@@ -166,3 +167,22 @@ def spoil_tasks(tasks: Tasks, fraction: float, seed: int) -> tuple[Tasks, Tensor
             y[k] = y[k, torch.from_numpy(order)]
         mask[k] = True
     return Tasks(tasks.x_train, y_train, tasks.x_val, y_val), mask
+
+
+def show_labels(tasks: Tasks, shown: Tensor, seed: int) -> Tasks:
+    """Add to each sample of the tasks that `shown` [n] marks a pattern that says its label, the
+    same in all of them, with the norm of an average sample.
+
+    Labels that were permuted can then be learned, by what no other task can use: a shortcut.
+    """
+    shape = tasks.x_train.shape[2:]
+    ways = int(tasks.y_train.max()) + 1
+    draw = np.random.default_rng(step_seed(seed, "patterns"))
+    patterns = torch.from_numpy(draw.normal(size=(ways, *shape))).to(tasks.x_train)
+    flat = patterns.flatten(1)
+    size = tasks.x_train.flatten(2).norm(dim=2).mean()
+    patterns = (flat / flat.norm(dim=1, keepdim=True) * size).view_as(patterns)
+    x_train, x_val = tasks.x_train.clone(), tasks.x_val.clone()
+    x_train[shown] += patterns[tasks.y_train[shown]]
+    x_val[shown] += patterns[tasks.y_val[shown]]
+    return Tasks(x_train, tasks.y_train, x_val, tasks.y_val)

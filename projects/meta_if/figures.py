@@ -1,5 +1,7 @@
 """meta-IF's figures: rows in, matplotlib `Figure` out."""
 
+from itertools import product
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -17,28 +19,35 @@ LOOKS = {
 
 
 def harmful(harmful: pd.DataFrame) -> Figure:
-    """Share of the spoiled tasks found against the share inspected, one panel for each share that
-    is spoiled.
+    """Share of the spoiled tasks found against the share inspected, a row of panels for each way of
+    spoiling and a panel for each share that is spoiled.
     """
     shares = sorted(harmful["spoiled_share"].unique())
+    settings = list(dict.fromkeys(harmful["setting"]))
     figure, panels = plt.subplots(
-        1, len(shares), figsize=(3.2 * len(shares) + 0.6, 4.0), sharey=True, squeeze=False
+        len(settings),
+        len(shares),
+        figsize=(3.2 * len(shares) + 0.6, 2.9 * len(settings) + 1.1),
+        sharey=True,
+        squeeze=False,
     )
-    for axes, share in zip(panels[0], shares, strict=True):
+    for axes, (setting, share) in zip(panels.flat, product(settings, shares), strict=True):
         axes.plot([0, 100], [0, 100], color="#cccccc", linewidth=1, zorder=0)
         for method, look in LOOKS.items():
-            curve = mean_curve(harmful, share, method)
+            curve = mean_curve(harmful, setting, share, method)
             if len(curve):
                 axes.plot(
                     100 * curve.index,
                     100 * curve,
-                    label=method if share == shares[0] else None,
+                    label=method if axes is panels[0][0] else None,
                     **look,
                 )
-        axes.set(
-            xlabel="tasks inspected, %", title=f"{share:.0%} spoiled", xlim=(0, 100), ylim=(0, 102)
-        )
-    panels[0][0].set_ylabel("spoiled tasks found, %")
+        axes.set(title=f"{share:.0%}: {setting}", xlim=(0, 100), ylim=(0, 102))
+        axes.title.set_fontsize("small")
+    for axes in panels[-1]:
+        axes.set_xlabel("tasks inspected, %")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("spoiled tasks found, %")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -69,9 +78,26 @@ def loo(loo: pd.DataFrame) -> Figure:
 
 def depth(depth: pd.DataFrame) -> Figure:
     """Error of the series against its depth, for the exact matrix and with Gamma; dashed, what each
-    matrix gives when solved.
+    matrix gives when solved. Beside it the depth that is needed against the smallest eigenvalue.
     """
-    figure, axes = plt.subplots()
+    figure, (axes, needed) = plt.subplots(1, 2, figsize=(9.6, 4.6))
+    conditioning = depth[depth["kind"] == "conditioning"]
+    for method in (labels.TASK_IF, labels.GAMMA):
+        rows = conditioning[conditioning["method"] == method].dropna(subset=["depth_needed"])
+        needed.plot(
+            rows["smallest_eigenvalue_scale"],
+            rows["depth_needed"].clip(lower=1),
+            "o",
+            color=LOOKS[method]["color"],
+        )
+    needed.set(
+        xscale="log",
+        yscale="log",
+        xlabel="smallest eigenvalue",
+        ylabel="depth needed",
+        title="Depth and conditioning",
+    )
+    depth = depth[depth["kind"] == "error"]
     series = depth[depth["solver"] == labels.NEUMANN]
     solved = depth[depth["solver"] == labels.DENSE].set_index("method")["relative_error"]
     for method in (labels.TASK_IF, labels.GAMMA):

@@ -14,6 +14,8 @@ GRADIENT_DOT = "gradient dot"
 LOSS_VALUE = "loss value"
 GRADIENT_NORM = "gradient norm"
 RANDOM = "random"
+INSTANCE_IF = "instance-IF"
+NO_EDIT = "no edit"  # the model as it is: what every edit must beat
 
 # what tasks are scored by (`estimators.METHODS` has their parts)
 METHODS = (TASK_IF, GAMMA, FOUR_TERMS, GAUSS_NEWTON, DIRECT_HESSIAN, DIRECT_IF)
@@ -24,6 +26,10 @@ BASELINES = (EKFAC, TRAK, TRACIN, GRADIENT_DOT, LOSS_VALUE, GRADIENT_NORM, RANDO
 ALL_TASKS = "all tasks"
 WITHOUT_SPOILED = "without the spoiled tasks"
 FROM_SCRATCH = "Retrain"
+
+# how tasks are spoiled
+PERMUTED = "permuted labels"
+SHORTCUT = "permuted labels, shown in the images"
 
 # what `cost` times
 SCORE_ALL = "score all tasks"

@@ -21,11 +21,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, hessian, vmap
+from torch.func import grad_and_value, hessian, vmap
 
 from shared.errors import UserError
 from shared.influence.objective import class_curvature, class_losses
-from shared.influence.params import Parameters, refuse_wrong_third_derivatives
+from shared.influence.params import (
+    Parameters,
+    refuse_unseen_modes,
+    refuse_wrong_third_derivatives,
+)
 from shared.influence.products import Data
 
 # outputs [samples, ...], y [samples, ...] -> [samples]
@@ -79,8 +83,11 @@ class Anil:
         penalty_weight: float = 0.01,
         dtype: torch.dtype | None = None,
     ) -> "Anil":
-        """With the sizes found from an example [samples, ...]. UserError for a body whose third
-        derivatives torch gets wrong.
+        """With the sizes found from an example [samples, ...].
+
+        Raises:
+            UserError: torch gets the third derivatives of the body wrong; the body draws at random,
+                mixes samples, or does not give a vector of features a sample.
         """
         refuse_wrong_third_derivatives(body)
         parameters = Parameters.of(body.eval(), dtype=dtype)
@@ -97,6 +104,7 @@ class Anil:
                 "the body must give one vector of features a sample, not outputs of shape"
                 f" {tuple(found.shape[1:])}"
             )
+        refuse_unseen_modes(parameters, example.to(parameters.dtype))
         return cls(parameters, found.shape[1], ways, penalty_weight)
 
     @property
@@ -402,10 +410,10 @@ class MetaProblem:
         def bend_of(one: Tensor, task: Data) -> Tensor:
             return self.inner.curvature(self.sample_losses, lam, one, *task)
 
-        losses, slopes, bends = vmap(loss), vmap(grad(loss)), vmap(bend_of)
-        value = losses(theta, data)
+        both, bends = vmap(grad_and_value(loss)), vmap(bend_of)
+        slope, value = both(theta, data)
         for step in range(iterations + 1):
-            slope, bend = slopes(theta, data), bends(theta, data)
+            bend = bends(theta, data)
             sizes = slope.norm(dim=1)
             if not sizes.isfinite().all():
                 bad = rows.start + int((~sizes.isfinite()).nonzero()[0])
@@ -436,7 +444,7 @@ class MetaProblem:
             slack = 1e-12 * value.abs().clamp(min=1)
             for _ in range(31):
                 there = theta - scale.unsqueeze(1) * move
-                after = losses(there, data)
+                slope, after = both(there, data)
                 worse = ~(after <= value + slack)
                 if not worse.any():
                     break

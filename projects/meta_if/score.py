@@ -34,6 +34,7 @@ from shared.commands.progress import Progress
 from shared.errors import UserError
 from shared.files import atomic_save
 from shared.influence import scoring
+from shared.influence.params import refuse_unseen_modes
 from shared.influence.solvers import cg, require_positive
 from shared.models import check_finite
 from shared.vision.backbones import backbone, initialised
@@ -127,6 +128,7 @@ def make_problem(
         inner = Imaml.of(model, settings.penalty, torch.float64)
         with torch.no_grad(), user_code(what):
             outputs = inner.model.call(inner.model.flat(), example)
+            refuse_unseen_modes(inner.model, example)
         if outputs.shape != (len(example), settings.ways):
             raise UserError(
                 f"the network must give {settings.ways} logits a sample, not outputs of shape"

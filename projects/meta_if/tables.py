@@ -26,22 +26,52 @@ def interval(values: Sequence[float], form: str = "{:.2f}") -> str:
     return f"{form.format(mean.value)} ({form.format(mean.low)} to {form.format(mean.high)})"
 
 
+CLOSENESS = {
+    "edit_accuracy": Column("accuracy, edited", ACCURACY),
+    "retrain_accuracy": Column("accuracy, retrained", ACCURACY),
+    "apart": Column("apart", ACCURACY),
+    "same_answers_share": Column("same answers", ACCURACY),
+    "edit_relative_error": Column("error of the edit", ACCURACY),
+}
+CLOSENESS_NOTE = (
+    "'Apart' is the mean distance of the two accuracies, 'same answers' the share of the test"
+    " samples that both models put into the same class, 'error' the edit's distance from the"
+    f" retrained meta-parameters over that of the trained ones. '{labels.NO_EDIT}' leaves the model"
+    " as it is: what an edit must beat."
+)
+
+
+def apart(rows: pd.DataFrame) -> pd.Series:
+    """The distance of the accuracies after an edit and after retraining; NaN without an edit."""
+    return (rows["edit_accuracy"] - rows["retrain_accuracy"]).abs()
+
+
 def tasks(tasks: pd.DataFrame) -> Table:
+    seconds_of = {
+        name: Column(f"to {name.removesuffix('_seconds')}, s", SECONDS)
+        for name in ("rank_seconds", "edit_seconds", "retrain_seconds")
+    }
     columns = {
         "data": "data",
         "stands_for": "in place of",
         "method": "method",
+        "seed": "seeds",
         "detection_auc": Column("spoiled tasks found (AUROC)", ACCURACY),
-        "edit_accuracy": Column("accuracy, edited", ACCURACY),
-        "retrain_accuracy": Column("accuracy, retrained", ACCURACY),
-        "edit_cosine": Column("cosine of edit and retraining", ACCURACY),
-        "rank_seconds": Column("to rank, s", SECONDS),
-        "edit_seconds": Column("to edit, s", SECONDS),
-        "retrain_seconds": Column("to retrain, s", SECONDS),
+        **CLOSENESS,
+        **seconds_of,
     }
-    frame = tasks.rename(columns={"source": "data"})
-    frame = frame.reindex(
-        columns=[*frame.columns, *(name for name in columns if name not in frame)]
+    frame = tasks.rename(columns={"source": "data"}).assign(apart=apart(tasks))
+    frame = (
+        frame.groupby(["data", "stands_for", "method"], sort=False)
+        .agg(
+            {
+                name: "nunique" if name == "seed" else "median" if name in seconds_of else "mean"
+                for name in columns
+                if name in frame and frame[name].dtype.kind in "fi"
+            }
+        )
+        .reset_index()
+        .reindex(columns=list(columns))
     )
     share = (
         100 * tasks["removed_tasks"].iloc[0] / tasks.attrs["config"]["tasks"]
@@ -53,17 +83,20 @@ def tasks(tasks: pd.DataFrame) -> Table:
         caption=(
             f"{share:.0f} % of the tasks have spoiled labels; as many that a method finds most"
             " harmful for the test loss are removed, by adding the predicted change to the"
-            " meta-parameters (edited), and by retraining."
+            " meta-parameters (edited), and by retraining. Means over"
+            " the seeds; medians of seconds."
         ),
         frame=frame,
         columns=columns,
         paper=paper_numbers("meta_if", "tasks"),
         notes=[
             STAND_IN,
+            CLOSENESS_NOTE
+            + f" It is compared with the retraining without the tasks that {labels.TASK_IF} finds.",
             (
                 "'Retrain' trains from the start without the tasks that task-IF finds; 'retrained'"
-                " elsewhere starts from the full solution with the Hessian there, which is not"
-                " charged. Seconds are of the processor."
+                " elsewhere starts from the full solution. Seconds are of the processor; ranking"
+                " includes solving the inner problems anew."
             ),
             (
                 "TRAK, TracIn and the loss give an order and no change of the parameters. All"
@@ -79,25 +112,22 @@ def tasks(tasks: pd.DataFrame) -> Table:
 
 def instances(instances: pd.DataFrame) -> Table:
     lines = []
-    for (source, stands_for, level), rows in instances.groupby(
-        ["source", "stands_for", "level"], sort=False
-    ):
+    means = [*CLOSENESS, "score_seconds", "edit_seconds", "retrain_seconds"]
+    for (source, stands_for, level, method), rows in instances.assign(
+        apart=apart(instances)
+    ).groupby(["source", "stands_for", "level", "method"], sort=False):
+        predicts = not rows["loo_correlation"].isna().all()
         lines.append(
             {
                 "data": source,
                 "stands_for": stands_for,
                 "level": level,
-                "seeds": len(rows),
-                "correlation": interval(rows["loo_correlation"]),
-                "cosine": interval(rows["loo_cosine"], "{:.3f}"),
-                **{
-                    name: rows[name].mean()
-                    for name in ("accuracy", "edit_accuracy", "retrain_accuracy", "edit_cosine")
-                },
-                **{
-                    name: rows[name].mean()
-                    for name in ("score_seconds", "edit_seconds", "retrain_seconds")
-                },
+                "method": method,
+                "correlation": interval(rows["loo_correlation"]) if predicts else None,
+                "cosine": (
+                    interval(rows["loo_cosine"], "{:.3f}") if method == labels.INSTANCE_IF else None
+                ),
+                **{name: rows[name].mean() for name in means},
             }
         )
     return Table(
@@ -105,26 +135,27 @@ def instances(instances: pd.DataFrame) -> Table:
         caption=(
             "Single training and validation samples left out (correlation of the meta-test loss's"
             " change, cosine of the meta-parameters' change), and the tenth of all samples with the"
-            " lowest scores removed at once."
+            f" lowest scores removed at once. Means over {instances['seed'].nunique()} seeds."
         ),
         frame=pd.DataFrame(lines),
         columns={
             "data": "data",
             "stands_for": "in place of",
             "level": "samples",
-            "seeds": "seeds",
+            "method": "method",
             "correlation": "correlation",
             "cosine": "cosine",
-            "accuracy": Column("accuracy, all samples", ACCURACY),
-            "edit_accuracy": Column("accuracy, edited", ACCURACY),
-            "retrain_accuracy": Column("accuracy, retrained", ACCURACY),
-            "edit_cosine": Column("cosine of edit and retraining", ACCURACY),
+            **CLOSENESS,
             "score_seconds": Column("to score all, s", SECONDS),
             "edit_seconds": Column("to edit, s", SECONDS),
             "retrain_seconds": Column("to retrain, s", SECONDS),
         },
         paper=paper_numbers("meta_if", "instances"),
-        notes=[STAND_IN, "Intervals: 95 %, Student's, over seeds (so they may pass 1)."],
+        notes=[
+            STAND_IN,
+            CLOSENESS_NOTE,
+            "Intervals: 95 %, Student's, over seeds (so they may pass 1).",
+        ],
     )
 
 
@@ -179,49 +210,92 @@ def loo(loo: pd.DataFrame) -> Table:
 def harmful(harmful: pd.DataFrame) -> Table:
     rows = harmful[harmful["kind"] == "summary"]
     lines = []
-    for (share, method), cell in rows.groupby(["spoiled_share", "method"], sort=False):
-        curve = mean_curve(harmful, share, method)
+    for (setting, share, method), cell in rows.groupby(
+        ["setting", "spoiled_share", "method"], sort=False
+    ):
+        curve = mean_curve(harmful, setting, share, method)
         lines.append(
             {
+                "setting": setting,
                 "spoiled_share": share,
                 "method": method,
-                "detection_auc": cell["detection_auc"].mean(),
+                "detection_auc": interval(cell["detection_auc"], ACCURACY),
                 "found_at_40": float(np.interp(0.4, curve.index, curve)),
-                "before_accuracy": cell["before_accuracy"].mean(),
+                "before_accuracy": cell.loc[cell["seed"] == 0, "before_accuracy"].mean(),
                 "accuracy": cell["accuracy"].mean(),
             }
         )
     return Table(
         title="Finding harmful tasks",
         caption=(
-            "Tasks whose labels were permuted within the task. Accuracy: retrained without the"
-            " spoiled tasks found in the first quarter."
+            "Tasks whose labels were permuted within the task, which nothing can learn; and such"
+            " tasks whose images show the permuted labels by patterns, so that they are easy to"
+            f" learn and of no use to others. {rows['seed'].nunique()} seeds. Accuracy: with all"
+            " tasks, and in the first seed retrained without the spoiled tasks found in the first"
+            " quarter."
         ),
         frame=pd.DataFrame(lines),
         columns={
+            "setting": "how",
             "spoiled_share": Column("spoiled", "{:.0%}"),
             "method": "method",
-            "detection_auc": Column("AUROC", ACCURACY),
+            "detection_auc": "AUROC",
             "found_at_40": Column("found after 40 % inspected", "{:.0%}"),
             "before_accuracy": Column("accuracy before", ACCURACY),
             "accuracy": Column("accuracy after", ACCURACY),
         },
         notes=[
+            "With permuted labels alone the loss is perfect by construction: what cannot be learned"
+            " keeps a high loss.",
+            "Intervals: 95 %, Student's, over seeds (so they may pass 1).",
             "The paper's figure could be read only approximately: at 80 % spoiled about all found"
             " after 40 % inspected (which is impossible: 40 % of the tasks hold at most half of"
-            " 80 %), so none of it stands here."
+            " 80 %), so none of it stands here.",
         ],
     )
 
 
-def mean_curve(harmful: pd.DataFrame, share: float, method: str) -> pd.Series:
+def mean_curve(harmful: pd.DataFrame, setting: str, share: float, method: str) -> pd.Series:
     """Share of the spoiled tasks found, by share inspected, mean over seeds."""
     rows = harmful[
         (harmful["kind"] == "curve")
+        & (harmful["setting"] == setting)
         & (harmful["spoiled_share"] == share)
         & (harmful["method"] == method)
     ]
     return rows.groupby("inspected_share")["found_share"].mean()
+
+
+def conditioning(depth: pd.DataFrame) -> Table:
+    rows = depth[depth["kind"] == "conditioning"]
+    wanted = depth.attrs.get("config", {}).get("wanted_error", 0.1)
+    frame = rows.assign(
+        condition=rows["largest_eigenvalue_scale"] / rows["smallest_eigenvalue_scale"]
+    ).sort_values(["method", "smallest_eigenvalue_scale"], ascending=[True, False])
+    return Table(
+        title="Depth of the series against the smallest eigenvalue",
+        caption=(
+            "Each line a meta-training. Error: of the series against what its matrix gives when"
+            f" solved; needed: the depth at which that is {wanted:g}."
+        ),
+        frame=frame,
+        columns={
+            "method": "matrix",
+            "l2_scale": Column("l2", "{:g}"),
+            "seed": "seed",
+            "smallest_eigenvalue_scale": Column("smallest eigenvalue", "{:.4f}"),
+            "largest_eigenvalue_scale": Column("largest", "{:.3f}"),
+            "condition": Column("condition", "{:.0f}"),
+            "depth": "depth",
+            "solved_relative_error": Column("error", "{:.2g}"),
+            "depth_needed": "needed",
+        },
+        notes=[
+            "The error falls with (1 - smallest / scale) to the power of the depth, where the scale"
+            " is at least the largest eigenvalue: the depth that is needed is in proportion to the"
+            " condition number."
+        ],
+    )
 
 
 def depth(depth: pd.DataFrame) -> Table:
@@ -232,7 +306,7 @@ def depth(depth: pd.DataFrame) -> Table:
             " differences of the re-solved problem (infinitesimal), and against leaving the task"
             " out."
         ),
-        frame=depth,
+        frame=depth[depth["kind"] == "error"],
         columns={
             "method": "matrix",
             "solver": "solver",
@@ -245,7 +319,10 @@ def depth(depth: pd.DataFrame) -> Table:
             "products": "products",
             "solve_seconds": Column("s", "{:.2f}"),
         },
-        notes=["Seconds are of the processor, once, for all tasks of the check."],
+        notes=[
+            "Seconds are of the processor, once, for all tasks of the check.",
+            f"'{labels.NO_EDIT}' predicts that nothing changes: what a prediction must beat.",
+        ],
     )
 
 

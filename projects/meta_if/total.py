@@ -29,7 +29,7 @@ from torch.func import grad, jacrev, jvp, vjp, vmap
 
 from projects.meta_if.problems import Adapted, MamlUnrolled, MetaProblem
 from shared.errors import UserError
-from shared.influence.products import Data, along, note
+from shared.influence.products import Data, Function, along, note
 from shared.influence.retrain import check_removed
 
 CURVATURES = ("exact", "four terms", "gamma", "gauss-newton", "direct")
@@ -85,6 +85,7 @@ class Implicit(_State):
 
         self.outer_slope = problem.by_chunks(slopes)  # d_theta L_O [n, p]
         self.adjoint = self._solve(self.outer_slope, slice(None))
+        self._products: dict[str, Function] = {}
 
     # ---- pieces; each takes the tasks `rows`, and theta [rows, p] ----
 
@@ -297,38 +298,44 @@ class Implicit(_State):
             raise UserError(
                 f"there is no curvature '{curvature}'; there are {', '.join(CURVATURES)}"
             )
-        note("curvature_products", 1 if v.dim() == 1 else v.shape[1])
-        work = {
+        columns = 1 if v.dim() == 1 else v.shape[1]
+        note("curvature_products", columns)
+        total = self.problem.l2 * v
+        for rows in self.problem.chunks():
+            work, before = self._product(curvature, rows), self.inner_solves
+
+            def one(direction: Tensor, work=work, before=before) -> Tensor:
+                self.inner_solves = before  # a vmapped group of directions runs this once
+                return work(direction)
+
+            total = total + along(one, v)
+            self.inner_solves = before + (self.inner_solves - before) * columns
+        return total + self.gamma() * v if curvature == "gamma" else total
+
+    def _product(self, curvature: str, rows: slice) -> Function:
+        """v -> the share of the tasks `rows` in the product, [q] -> [q].
+
+        Its graphs are made once and backward passes through them are a product. They are kept for
+        the next call where the tasks are one chunk; of several, one chunk's exist at a time.
+        """
+        if curvature in self._products:
+            return self._products[curvature]
+        made = {
             "exact": self._exact,
             "gauss-newton": self._gauss_newton,
             "direct": self._direct,
-        }.get(curvature, self._four_terms)
-        before = self.inner_solves
+        }.get(curvature, self._four_terms)(rows)
+        if len(self.problem.chunks()) == 1:
+            self._products[curvature] = made
+        return made
 
-        def one(direction: Tensor) -> Tensor:
-            self.inner_solves = before  # a vmapped group of directions runs this once
-            return sum(
-                (work(direction, rows) for rows in self.problem.chunks()),
-                start=self.problem.l2 * direction,
-            )
+    def _exact(self, rows: slice) -> Function:
+        return self._followed(self._bends(self._lagrangian, rows), rows)
 
-        found = along(one, v)
-        self.inner_solves = before + (self.inner_solves - before) * (
-            1 if v.dim() == 1 else v.shape[1]
-        )
-        return found + self.gamma() * v if curvature == "gamma" else found
+    def _four_terms(self, rows: slice) -> Function:
+        return self._followed(self._bends(self._outer, rows), rows)
 
-    def _exact(self, v: Tensor, rows: slice) -> Tensor:
-        slopes = grad(self._weighted(self._lagrangian, rows), argnums=(0, 1))
-        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v, rows)))[1]
-        return in_lam - self._pull(self._solve(in_theta, rows), rows)
-
-    def _four_terms(self, v: Tensor, rows: slice) -> Tensor:
-        slopes = grad(self._weighted(self._outer, rows), argnums=(0, 1))
-        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v, rows)))[1]
-        return in_lam - self._pull(self._solve(in_theta, rows), rows)
-
-    def _gauss_newton(self, v: Tensor, rows: slice) -> Tensor:
+    def _gauss_newton(self, rows: slice) -> Function:
         problem, theta, weights = self.problem, self.theta[rows], self.problem.task_weights[rows]
         *_, x, y, w = problem.part(rows)
 
@@ -338,13 +345,40 @@ class Implicit(_State):
         def loss(z: Tensor) -> Tensor:
             return (weights.unsqueeze(1) * w * vmap(problem.sample_losses)(z, y)).sum()
 
-        z, moved = jvp(outputs, (self.lam, theta), (v, self._follow(v, rows)))
-        in_lam, in_theta = vjp(outputs, self.lam, theta)[1](jvp(grad(loss), (z,), (moved,))[1])
-        return in_lam - self._pull(self._solve(in_theta, rows), rows)
+        z, pull, *_ = vjp(outputs, self.lam, theta)
+        # linear in its argument, so that its transpose is the Jacobian
+        _, push, *_ = vjp(pull, torch.zeros_like(z))
+        _, bend, *_ = vjp(grad(loss), z)
+        return self._followed(lambda moved: pull(bend(push(moved)[0])[0]), rows)
 
-    def _direct(self, v: Tensor, rows: slice) -> Tensor:
+    def _bends(
+        self, of: Callable[[Tensor, Tensor, slice], Tensor], rows: slice
+    ) -> Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+        """(v, u) -> the Hessian of the weighted sum of `of` in (lam, theta) times it."""
+        slopes = grad(self._weighted(of, rows), argnums=(0, 1))
+        # a Hessian is its own transpose: a backward pass through the gradient is a product
+        _, bend, *_ = vjp(slopes, self.lam, self.theta[rows])
+        return bend
+
+    def _followed(
+        self, bend: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]], rows: slice
+    ) -> Function:
+        """v -> [I, J]^T M [I, J] v for M as its product `bend` with pairs (of lam, of theta)."""
+        theta = self.theta[rows]
+        _, pull, *_ = vjp(lambda lam: self._inner_slope(lam, theta, rows), self.lam)  # b -> C^T b
+        _, push, *_ = vjp(lambda b: pull(b)[0], torch.zeros_like(theta))  # v -> C v
+
+        def product(v: Tensor) -> Tensor:
+            in_lam, in_theta = bend((v, -self._solve(push(v)[0], rows)))
+            return in_lam - pull(self._solve(in_theta, rows))[0]
+
+        return product
+
+    def _direct(self, rows: slice) -> Function:
+        theta = self.theta[rows]
         slope = grad(self._weighted(self._outer, rows))
-        return jvp(lambda lam: slope(lam, self.theta[rows]), (self.lam,), (v,))[1]
+        _, bend, *_ = vjp(lambda lam: slope(lam, theta), self.lam)
+        return lambda v: bend(v)[0]
 
 
 class Unrolled(_State):

@@ -1,10 +1,10 @@
 """Meta-training, and retraining without some data: plain autodiff of the composed objective, no
 formula of `total`.
 
-At the solution theta of an inner problem, two steps theta <- theta - A d_theta L_I(lam, theta) with
-the constant A = H_in^-1 are a function of lam whose value, first and second derivatives are those
-of theta(lam): the first step's error is of second order in the change of lam, and each further step
-multiplies it by another order. So autodiff of the composed objective is exact up to its Hessian.
+At the solution theta of an inner problem, steps theta <- theta - A d_theta L_I(lam, theta) with the
+constant A = H_in^-1 are a function of lam near theta(lam): the first step's error is of second
+order in the change of lam, and each further step multiplies it by another order. So autodiff of the
+composed objective is exact: with one step for its gradient, with two for its Hessian.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp, vmap
+from torch.func import grad, grad_and_value, vjp, vmap
 
 from projects.meta_if.problems import Adapted, MamlUnrolled, MetaProblem
 from shared.errors import UserError
@@ -36,12 +36,19 @@ class Fitted:
 
 
 def composed_losses(
-    problem: MetaProblem, lam: Tensor, theta: Tensor, factor: Tensor | None, data: Data
+    problem: MetaProblem,
+    lam: Tensor,
+    theta: Tensor,
+    factor: Tensor | None,
+    data: Data,
+    order: int = 2,
 ) -> Tensor:
     """L_O(lam, theta(lam)) of tasks, [n], as a function of lam near where theta [n, p] and factor
     [n, p, p] solve the inner problems.
 
-    For unrolled steps theta and factor are not used.
+    Args:
+        theta, factor: not used for unrolled steps, which are differentiated as they are.
+        order: derivatives up to this one are right.
     """
 
     def unrolled(task: Data) -> Tensor:
@@ -55,7 +62,7 @@ def composed_losses(
 
     def implicit(th: Tensor, chol: Tensor, task: Data) -> Tensor:
         prepared = (problem.inner.prepare(lam, task[0]), *task[1:3])
-        for _ in range(2):
+        for _ in range(order):
             th = th - torch.cholesky_solve(
                 grad(problem.prepared_loss, argnums=1)(lam, th, prepared).unsqueeze(1), chol
             ).squeeze(1)
@@ -86,8 +93,8 @@ class Composed:
             self._last = (lam.detach().clone(), self.problem.adapt(lam.detach(), start))
         return self._last[1]
 
-    def near(self, lam: Tensor) -> Callable[[Tensor], Tensor]:
-        """The objective as a function that is right up to second derivatives at lam."""
+    def near(self, lam: Tensor, order: int = 2) -> Callable[[Tensor], Tensor]:
+        """The objective as a function that is right up to the derivatives of this order at lam."""
         found = self.solved(lam)
 
         def objective(other: Tensor) -> Tensor:
@@ -96,23 +103,30 @@ class Composed:
                 th, chol = (
                     (None, None) if found is None else (found.theta[rows], found.factor[rows])
                 )
-                losses = composed_losses(self.problem, other, th, chol, self.problem.part(rows))
+                losses = composed_losses(
+                    self.problem, other, th, chol, self.problem.part(rows), order
+                )
                 total = total + (self.problem.task_weights[rows] * losses).sum()
             return total
 
         return objective
 
     def value(self, lam: Tensor) -> Tensor:
-        """The objective at lam."""
-        return self.near(lam)(lam)
+        """The objective at lam; may be differentiated once, with the inner residual's accuracy."""
+        return self.near(lam, order=1)(lam)
+
+    def gradient_and_value(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """As autodiff of `value`, and faster: the inner problems are solved outside of it."""
+        return grad_and_value(self.near(lam, order=1))(lam)
 
     def gradient(self, lam: Tensor) -> Tensor:
         """Its total gradient at lam, [q]."""
         self.evaluations += 1
+        # one step would do, were the inner problems solved exactly; a second squares their residual
         return grad(self.near(lam))(lam)
 
-    def hessian(self, lam: Tensor, chunk: int = 64) -> Tensor:
-        """Its total Hessian at lam, [q, q]."""
+    def hessian(self, lam: Tensor, chunk: int = 16) -> Tensor:
+        """Its total Hessian at lam, [q, q]; `chunk` columns at once (more are slower on a CPU)."""
         # it is symmetric: a backward through the gradient's graph, made once, is a column
         _, pull, *_ = vjp(grad(self.near(lam)), lam)
         eye = torch.eye(lam.numel(), dtype=lam.dtype, device=lam.device)
@@ -158,7 +172,12 @@ def fit(
             )
     dense = lam.numel() <= DENSE_OUTER
     rough = minimise(
-        composed.value, lam, tol=1e-3 if dense else tol, iterations=iterations, polish=False
+        composed.value,
+        lam,
+        tol=1e-3 if dense else tol,
+        iterations=iterations,
+        polish=False,
+        both=composed.gradient_and_value,
     )
     root = polish(composed, rough.w, tol=tol) if dense else rough
     held = steps * rate / max(1, len(kept))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from projects.zo2.engine import ZO2, Step
 from projects.zo2.mezo import Loss, model_loss
@@ -20,7 +20,7 @@ class _ThreePasses(Walk):
 
     scale: float | None = None
 
-    def shifted(self, seed: int, scale: float, forward: Callable[[], float]) -> float:
+    def shifted(self, seed: int, scale: float, forward: Callable[[], Tensor]) -> Tensor:
         """`forward()` with every unit moved by `scale` eps z of `seed` for good."""
         self.perturbation.probe_noise.seed(seed)
         self.scale, self.mode, self.visited = scale, "forward", []
@@ -66,10 +66,8 @@ class NaiveOffload(ZO2):
         assert isinstance(walk, _ThreePasses)
         seed = step_seed(self.options.seed, self.steps) if seed is None else seed
         lr = self.options.rate(self.steps) if lr is None else lr
-        plus, minus = (
-            walk.shifted(seed, scale, lambda: self._loss(batch)) for scale in (1.0, -2.0)
-        )
-        g = (plus - minus) / (2 * self.options.eps)
+        losses = [walk.shifted(seed, scale, lambda: self._loss(batch)) for scale in (1.0, -2.0)]
+        plus, g = self._projected_gradient(*(loss.item() for loss in losses), losses[0])
         walk.order = [walk.root, *walk.visited]
         noise.probe_noise.seed(seed)
         noise.update_noise.seed(seed)

@@ -192,9 +192,10 @@ def _fields(block: nn.Module) -> list[Field]:
 def _activations(config: Any, work: Workload, itemsize: int) -> tuple[int, int]:
     """Bytes of activations and of logits.
 
-    Every forward of a step waits between the blocks with its hidden state; one at a time is inside
-    a block. All hold their logits at the end. Norms and softmax compute in four bytes whatever the
-    dtype.
+    Every forward of a step waits between the blocks with its embeddings, what went into the last
+    block and what came out of it, and the sines and cosines of its positions; one at a time is
+    inside a block. All hold their logits at the end. Norms and softmax compute in four bytes
+    whatever the dtype.
     """
     forwards, rows = 2 * work.accumulate, work.batch_size * work.length
     text = config.get_text_config()
@@ -203,7 +204,9 @@ def _activations(config: Any, work: Workload, itemsize: int) -> tuple[int, int]:
         max(getattr(text, name, None) or 0 for name in ("intermediate_size", "ffn_dim", "n_inner"))
         or 4 * hidden
     )
-    waiting = forwards * rows * hidden * itemsize * 2
+    heads = getattr(text, "num_attention_heads", None) or 1
+    rotary = getattr(text, "head_dim", None) or hidden // heads
+    waiting = forwards * (3 * rows * hidden + 2 * work.length * rotary) * itemsize
     inside = rows * (8 * hidden + 4 * inner) * 4
     fused = getattr(text, "_attn_implementation", "eager") != "eager"
     scores = 0 if fused else 2 * text.num_attention_heads * rows * work.length * 4

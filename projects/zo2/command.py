@@ -43,8 +43,9 @@ class Recipe(Base):
     weight_decay: float = Field(0.0, ge=0)
     """decoupled"""
 
-    probe: Literal["inplace", "fresh"] = "inplace"
-    """inplace: bitwise MeZO; fresh: without its drift"""
+    probe: Literal["inplace", "fresh"] | None = None
+    """inplace: bitwise MeZO (that of float32); fresh: without its drift, which in bfloat16 is many
+    times the update (that of bfloat16)"""
 
     seed: int = Field(0, ge=0)
     """of noise and order"""
@@ -87,6 +88,8 @@ class Recipe(Base):
             values["lr"] = 1e-4 if lora else 1e-6
         if lora and options.lora_alpha is None:
             values["lora_alpha"] = 2 * options.lora_rank
+        if options.probe is None:
+            values["probe"] = "inplace" if options.dtype == "float32" else "fresh"
         if options.storage_dtype == options.dtype:
             values["storage_dtype"] = None
         if options.eval_data is None:

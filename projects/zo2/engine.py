@@ -36,7 +36,7 @@ from projects.zo2.placement import Placement
 from projects.zo2.storage import DiskStore, RamStore, SafetensorsReader, safetensors_writer
 from projects.zo2.walk import Walk
 from shared.errors import UserError
-from shared.models import check_finite
+from shared.models import check_trained
 from shared.seeding import step_seed
 
 
@@ -122,14 +122,17 @@ class ZO2:
             raise UserError("a step needs at least one micro-batch")
         seed = step_seed(self.options.seed, self.steps) if seed is None else seed
         lr = self.options.rate(self.steps) if lr is None else lr
+        if not math.isfinite(lr):
+            raise UserError(f"the learning rate of step {self.steps} is {lr}; it must be a number")
         self.model.eval()
         sides = self.forwards.sides
         plus_count = len(micro_batches) if "plus" in sides else 0
         losses = self._walk.step(
             seed, [partial(self._loss, part) for _ in sides for part in micro_batches], plus_count
         )
-        plus, minus = self.forwards.agree(losses[:plus_count], losses[plus_count:])
-        g = (plus - minus) / (2 * self.options.eps)
+        values = [loss.item() for loss in losses]
+        agreed = self.forwards.agree(values[:plus_count], values[plus_count:])
+        plus, g = self._projected_gradient(*agreed, losses[0])
         self._perturbation.pending = Pending(seed, g, lr) if math.isfinite(g) else None
         result = Step(self.steps, plus, g, lr, seed)
         self.steps += 1
@@ -187,10 +190,17 @@ class ZO2:
 
     def evaluate(self, batch: Any) -> float:
         """The loss on `batch` at the current weights."""
-        return self.forward(lambda model: self._loss(batch))
+        return self.forward(lambda model: self._loss(batch).item())
 
-    def _loss(self, batch: Any) -> float:
-        return self.options.loss(self.model, batch).item()
+    def _loss(self, batch: Any) -> Tensor:
+        return self.options.loss(self.model, batch).detach().clone()
+
+    def _projected_gradient(self, plus: float, minus: float, like: Tensor) -> tuple[float, float]:
+        """The loss at theta + eps z and (plus - minus) / (2 eps), both rounded as MeZO's are: in
+        the dtype, and on the device, of `like`, a loss.
+        """
+        losses = torch.tensor([plus, minus], dtype=like.dtype, device=like.device)
+        return losses[0].item(), ((losses[0] - losses[1]) / (2 * self.options.eps)).item()
 
     # ---- what it is and has done -----------------------------------------------------------------
 
@@ -266,7 +276,7 @@ class ZO2:
     def finite_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """As `tensors`. Raises UserError at the first one that holds NaN or infinity."""
         for name, tensor in self.tensors():
-            check_finite([(name, tensor)], "the trained model")
+            check_trained([(name, tensor)])
             yield name, tensor
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -129,7 +129,7 @@ def lanes(schedule: pd.DataFrame) -> Figure:
 
 def loss_curves(accuracy: pd.DataFrame) -> Figure:
     """Training losses; MeZO and ZO2 lie on one another."""
-    steps = accuracy[accuracy["kind"] == "step"]
+    steps = accuracy[(accuracy["kind"] == "step") & (accuracy["seed"] == accuracy["seed"].iloc[0])]
     figure, axes = plt.subplots()
     for method, (colour, look) in CURVES.items():
         rows = steps[steps["method"] == method].sort_values("step")

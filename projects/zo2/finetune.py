@@ -45,6 +45,7 @@ from projects.zo2.runs import (
     newest,
     save_model,
     show,
+    warn_of_drift,
 )
 from projects.zo2.steplog import StepLog, read_log, replay
 from shared.commands.folder import locked
@@ -107,18 +108,20 @@ class _Run:
         model, stored = empty_model(self.folder, recipe, str(options.model))
         check_length(model, recipe.sequence_length)
         tokenizer = load_tokenizer(self.folder)
-        header = header_of(recipe, str(options.model), self.folder, options.data)
+        header = header_of(recipe, str(options.model), self.folder, options.data, tokenizer)
         check_goes_on(read_log(out / LOG), header, recipe, options.steps, out)
         if weights.saved_steps(out / recipe.weights_file) == options.steps:
             self._tidy()
             self._say(f"{out} has been trained for {options.steps} steps already")
             return 0
 
+        warn_of_drift(recipe, self._say)
         length = recipe.sequence_length
         corpus = Corpus.build(options.data, tokenizer, length, out / "data")
         held_out = None
         if options.eval_data:
             held_out = Corpus.build(options.eval_data, tokenizer, length, out / "eval-data")
+        assert recipe.probe is not None
         work = budget.Workload(
             recipe.batch_size,
             recipe.accumulate,

@@ -2,7 +2,15 @@
 the last bit.
 
 Every parameter is in memory, z is drawn anew four times a step, and nothing is clever. It shares no
-code with the engine.
+code with the engine. Each expression is that of the authors' trainer, so that every rounding is:
+
+- perturbation: `theta + scale * z * eps`, with scale 1, -2 and 1;
+- projected gradient: `((loss_plus - loss_minus) / (2 * eps)).item()`, in the dtype of the losses;
+- update: `theta - lr * (g * z + weight_decay * theta)`, and `theta - lr * (g * z)` for parameters
+  that do not decay.
+
+Ours are: a loss that is not finite leaves no update (there it makes every weight NaN), and a step
+may average micro-batches.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,8 +21,8 @@ from torch import Tensor, nn
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
-# parts of the names of parameters that weight decay leaves alone
-NO_DECAY = ("bias", "layer_norm", "layernorm", "ln")
+# parts of the names of parameters that weight decay leaves alone, as published
+NO_DECAY = ("bias", "layer_norm", "layernorm")
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -77,11 +85,11 @@ class MeZO:
         self.model.eval()
         micro_batches = batch if isinstance(batch, list) else [batch]
         self.perturb(seed, +1)
-        plus = sum(self.loss(self.model, b).item() for b in micro_batches) / len(micro_batches)
+        plus = self._mean_loss(micro_batches)
         self.perturb(seed, -2)
-        minus = sum(self.loss(self.model, b).item() for b in micro_batches) / len(micro_batches)
+        minus = self._mean_loss(micro_batches)
         self.perturb(seed, +1)
-        g = (plus - minus) / (2 * self.eps)
+        g = ((plus - minus) / (2 * self.eps)).item()
         lr = self.lr(self.steps) if callable(self.lr) else self.lr
         self.steps += 1
         if g - g == 0:  # neither NaN nor infinite
@@ -95,11 +103,17 @@ class MeZO:
                     device=theta.device,
                     dtype=theta.dtype,
                 )
-                if self.weight_decay and not any(part in name for part in self.no_decay):
-                    theta.data = theta.data - lr * (g * z + self.weight_decay * theta.data)
+                if any(part in name for part in self.no_decay):
+                    theta.data = theta.data - lr * (g * z)
                 else:
-                    theta.data = theta.data - lr * g * z
-        return plus, g
+                    theta.data = theta.data - lr * (g * z + self.weight_decay * theta.data)
+        return plus.item(), g
+
+    def _mean_loss(self, micro_batches: list[Any]) -> Tensor:
+        """A scalar in the dtype of the losses; the mean is formed in float64."""
+        losses = [self.loss(self.model, batch) for batch in micro_batches]
+        mean = sum(loss.item() for loss in losses) / len(losses)
+        return torch.tensor(mean, dtype=losses[0].dtype, device=losses[0].device)
 
     def _generators(self, seed: int) -> dict[torch.device, torch.Generator]:
         devices = {theta.device for _, theta in self.parameters}

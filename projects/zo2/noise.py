@@ -7,8 +7,8 @@ walk of ZO2 equal to MeZO to the last bit:
   pauses;
 - every expression keeps MeZO's rounding: noise is `(scale * z) * eps` in the tensor's own dtype
   (scales are +-1 and +-2, exact in binary, so `scale * (z * eps)` is the same except where z * eps
-  is subnormal: in float16), the update is `theta - lr * g * z`, and with weight decay `theta - lr *
-  (g * z + decay * theta)`.
+  is subnormal: in float16), the update is `theta - lr * (g * z + decay * theta)`, or `theta - lr *
+  (g * z)`.
 
 On a CPU z is drawn in cache-sized pieces. The Gaussian stream of torch's CPU generator can be cut
 at multiples of 16 elements when both sides keep at least 16, so the pieces do not change a bit. A
@@ -109,16 +109,15 @@ class Noise:
                 torch.add(_part(source, piece), noise, alpha=alpha, out=_part(target, piece))
 
     def update(self, theta: Tensor, lr: float, g: float, decay: float) -> None:
-        """theta = theta - lr * g * z, or theta - lr * (g * z + decay * theta) when `decay` is not
-        zero.
+        """theta = theta - lr * (g * z + decay * theta); a `decay` of zero costs nothing, and adding
+        its zeros would change no bit of a finite theta.
         """
         for piece in self._pieces(theta):
             z, part = self._z(theta, piece), _part(theta, piece)
-            if decay == 0:
-                z.mul_(lr * g)
-            else:
-                z.mul_(g).add_(torch.mul(part, decay, out=self._like(z))).mul_(lr)
-            part.sub_(z)
+            z.mul_(g)
+            if decay:
+                z.add_(torch.mul(part, decay, out=self._like(z)))
+            part.sub_(z.mul_(lr))
 
     def _pieces(self, *tensors: Tensor) -> Iterator[slice | None]:
         if all(tensor.is_contiguous() for tensor in tensors):

@@ -3,6 +3,7 @@
 It knows nothing of how a choice is carried out.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +73,10 @@ class Options:
     trace: bool = False
 
     def __post_init__(self) -> None:
-        if self.eps <= 0:
-            raise UserError(f"eps must be positive, not {self.eps}")
+        if not 0 < self.eps < math.inf:
+            raise UserError(f"eps must be positive and finite, not {self.eps}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
         if self.slots < 1:
             raise UserError(f"slots must be at least 1, not {self.slots}")
         for name, value, allowed in (

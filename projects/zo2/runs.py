@@ -19,9 +19,9 @@ from projects.zo2.forwards import Forwards
 from projects.zo2.steplog import Records
 from shared.commands.folder import same_run
 from shared.commands.progress import Progress
-from shared.corpus import IGNORED, Batch, Corpus
+from shared.corpus import IGNORED, Batch, Corpus, tokenizer_digest
 from shared.errors import UserError
-from shared.files import sha256
+from shared.files import atomic_files, sha256
 from shared.models import (
     Stored,
     add_lora,
@@ -72,17 +72,21 @@ def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
 # ---- the run and its log -------------------------------------------------------------------------
 
 
-def header_of(recipe: Recipe, model: str, folder: Path, data: Path) -> dict[str, Any]:
+def header_of(
+    recipe: Recipe, model: str, folder: Path, data: Path, tokenizer: Any
+) -> dict[str, Any]:
     """The header of a log: everything that the trained weights depend on.
 
     Args:
         model: what the user calls it.
         folder: where it is.
         data: the file with the text.
+        tokenizer: the model's.
     """
     return {
         "name": model,
         "model": fingerprint(folder),
+        "tokenizer": tokenizer_digest(tokenizer),
         "data": sha256(data),
         "settings": recipe.record(),
     }
@@ -99,6 +103,10 @@ def check_goes_on(
     began = {**known.header, **known.header.get("settings", {})}
     now = {"model": header["model"], "data": header["data"], **recipe.decisive()}
     same_run(began, now, out)
+    if began.get("tokenizer") != header["tokenizer"]:
+        raise UserError(
+            f"{out} holds a run with another tokenizer in the folder of --model; name another --out"
+        )
     if len(known.steps) > steps:
         raise UserError(f"{out} has made {len(known.steps)} steps already; --steps may only grow")
 
@@ -147,6 +155,15 @@ def show(progress: Progress, step: Step, tokens: int) -> None:
     if step.skipped:
         progress.line(f"step {step.number}: the loss is not finite; the step is skipped")
     progress.step(step.number + 1, tokens, None if step.skipped else step.loss)
+
+
+def warn_of_drift(recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Say where rounding changes the weights by more than training does."""
+    if recipe.dtype != "float32" and recipe.probe == "inplace":
+        say(
+            f"{recipe.dtype} with --probe inplace: perturbing and restoring rounds the weights by"
+            " more than training moves them; --probe fresh does not"
+        )
 
 
 # ---- the model -----------------------------------------------------------------------------------
@@ -200,6 +217,7 @@ def build_engine(
             weights.write_working_file(model, source, working, dtype_of(recipe.storage_dtype))
     else:
         weights.fill(model, source)
+    assert recipe.probe is not None
     engine = ZO2(
         model,
         forwards=forwards,
@@ -220,7 +238,8 @@ def build_engine(
 
 
 def save_model(engine: ZO2, recipe: Recipe, folder: Path, out: Path) -> None:
-    """Write a model folder that transformers loads, or one that PEFT loads; the weights last.
+    """Write a model folder that transformers loads, or one that PEFT loads: whole, or not at
+    all.
 
     Args:
         folder: of the base model.
@@ -228,8 +247,9 @@ def save_model(engine: ZO2, recipe: Recipe, folder: Path, out: Path) -> None:
     Raises UserError when a weight is not finite, or no space is left.
     """
     lora = recipe.lora_rank is not None
-    if lora:
-        save_lora_configuration(engine.model, out)
-    else:
-        copy_configuration(folder, out, getattr(torch, recipe.dtype))
-    weights.save_weights(engine, out / recipe.weights_file, engine.steps, lora)
+    with atomic_files(out, last=recipe.weights_file) as partial:
+        weights.save_weights(engine, partial / recipe.weights_file, engine.steps, lora)
+        if lora:
+            save_lora_configuration(engine.model, partial)
+        else:
+            copy_configuration(folder, partial, getattr(torch, recipe.dtype))

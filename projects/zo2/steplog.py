@@ -20,7 +20,7 @@ from shared.errors import UserError
 if TYPE_CHECKING:
     from projects.zo2.engine import ZO2, Step
 
-SCHEMA = 2
+SCHEMA = 3  # of 2, a replay would round its updates otherwise
 
 
 @dataclass

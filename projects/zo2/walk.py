@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from projects.zo2.changes import UNUSABLE, Changes
 from projects.zo2.lanes import Span
@@ -54,7 +55,7 @@ class Walk:
 
     # ---- whole walks -----------------------------------------------------------------------------
 
-    def step(self, seed: int, forwards: Sequence[Callable[[], float]], plus: int) -> list[float]:
+    def step(self, seed: int, forwards: Sequence[Callable[[], Tensor]], plus: int) -> list[Tensor]:
         """Run the forwards side by side, the first `plus` of them at theta + eps z and the others
         at theta - eps z; returns their losses, with all weights at theta.
 
@@ -63,8 +64,8 @@ class Walk:
         """
         self._plus, self._streams = plus, len(forwards)
 
-        def shown(forward: Callable[[], float]) -> Callable[[], float]:
-            def run() -> float:
+        def shown(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+            def run() -> Tensor:
                 self.show_twins()
                 return forward()
 

@@ -135,7 +135,8 @@ def source_digest(made: Callable[..., Any] | ModuleType) -> str:
     source = _source(made)
     if source is None:
         raise UserError(f"{made!r} is written in no file; give a function of a module of yours")
-    return digest({"source": source, "code": loaded_code()})
+    # by content: a file has one name as FILE.py:function and another as package.module:function
+    return digest({"source": source, "code": sorted(set(loaded_code().values()))})
 
 
 def loaded_code() -> dict[str, str]:

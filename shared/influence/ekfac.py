@@ -88,22 +88,11 @@ class EKFAC:
             UserError: a selected parameter is not of a Linear or an ungrouped Conv2d with zero
                 padding, or of one that is used twice.
         """
-        layers = _layers(parameters)
-        recorded = Recorder(parameters, layers, losses)
-        note("per_sample_gradients", 2)
-        moments: dict[str, tuple[Tensor, Tensor]] = {}
-        for piece in chunks(data, chunk):
-            for name, (a_NTI, g_NTO) in recorded(w, piece).items():
-                a, g = a_NTI.flatten(0, 1), g_NTO.flatten(0, 1)
-                now = (a.T @ a, g.T @ g)
-                moments[name] = (
-                    (moments[name][0] + now[0], moments[name][1] + now[1])
-                    if name in moments
-                    else now
-                )
+        recorded = Recorder(parameters, _layers(parameters), losses)
+        note("per_sample_gradients")
         bases = {
             name: (torch.linalg.eigh(a)[1], torch.linalg.eigh(s)[1])
-            for name, (a, s) in moments.items()
+            for name, (a, s) in layer_moments(parameters, w, losses, data, chunk).items()
         }
         lambdas = {
             name: w.new_zeros(u_s.shape[0], u_a.shape[0]) for name, (u_a, u_s) in bases.items()
@@ -157,6 +146,28 @@ class EKFAC:
         for block in self.blocks:
             block.write(block.rotate_back(block.rotate(block.read(columns)) * factor(block)), out)
         return out.view_as(v)
+
+
+def layer_moments(
+    parameters: Parameters, w: Tensor, losses: Losses, data: Data, chunk: int | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of every layer the second moments A = sum a a^T [I, I] of its inputs (with a 1 for a bias)
+    and S = sum g g^T [O, O] of the gradients of its outputs, by the layer's name.
+
+    Raises:
+        UserError: as `EKFAC.fit`.
+    """
+    recorded = Recorder(parameters, _layers(parameters), losses)
+    note("per_sample_gradients")
+    moments: dict[str, tuple[Tensor, Tensor]] = {}
+    for piece in chunks(data, chunk):
+        for name, (a_NTI, g_NTO) in recorded(w, piece).items():
+            a, g = a_NTI.flatten(0, 1), g_NTO.flatten(0, 1)
+            now = (a.T @ a, g.T @ g)
+            moments[name] = (
+                (moments[name][0] + now[0], moments[name][1] + now[1]) if name in moments else now
+            )
+    return moments
 
 
 def draw_labels(logits: Tensor, seed: torch.Generator) -> Tensor:

@@ -150,6 +150,31 @@ def refuse_train_mode(model: nn.Module) -> None:
             raise UserError(f"{what} drops at random: call model.eval()")
 
 
+def refuse_unseen_modes(parameters: Parameters, x: Tensor) -> None:
+    """Raise UserError where outputs on x [samples, ...] differ from call to call, or with the
+    samples beside.
+
+    That is what functional dropout and functional batch norm do where they are told to train: no
+    module has a mode that `refuse_train_mode` could see. Two samples or more are needed.
+    """
+    w, half = parameters.flat(), max(1, x.shape[0] // 2)
+    with torch.no_grad():
+        whole, again, part = (parameters.call(w, rows) for rows in (x, x, x[:half]))
+    if not whole.isfinite().all():
+        return  # what computes with them says so
+    slack = torch.finfo(whole.dtype).eps ** 0.5 * float(whole.abs().max())
+    if not float((whole - again).abs().max()) <= slack:
+        raise UserError(
+            "the model's outputs on the same samples differ from call to call: it draws at random,"
+            " as functional dropout does; give it training=self.training"
+        )
+    if not float((whole[:half] - part).abs().max()) <= slack:
+        raise UserError(
+            "the model's output of a sample depends on the samples beside it, as with functional"
+            " batch norm in training mode; give it training=self.training, or use GroupNorm"
+        )
+
+
 def refuse_wrong_third_derivatives(model: nn.Module) -> None:
     """Raise UserError for a module of whose kernel torch computes third derivatives wrongly without
     a word; for who takes a derivative of a Hessian product.

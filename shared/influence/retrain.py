@@ -178,6 +178,7 @@ def minimise(
     iterations: int = 1000,
     polish: bool = True,
     like: Tensor | None = None,
+    both: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Root:
     """A minimum of the scalar f: L-BFGS (SciPy's), then Newton's method on the gradient unless
     `polish` is off.
@@ -186,6 +187,7 @@ def minimise(
         like: a positive definite matrix [p, p] that is like the Hessian at the minimum, as that of
             the training with all samples is when some are left out. Steps are then taken in its
             coordinates, which saves most of them; it decides the way, not where it ends.
+        both: w -> (gradient, value) of f, where there is a faster way than autodiff of f.
 
     Raises:
         UserError: the gradient's norm did not fall to `tol`, f is not finite at the start, `like`
@@ -197,7 +199,8 @@ def minimise(
             f"the objective is {start:g} where training starts; look at the data and the starting"
             " point"
         )
-    slope, both = grad(f), grad_and_value(f)
+    both = both or grad_and_value(f)
+    slope = grad(f)
     factor = None
     if like is not None:
         factor, info = torch.linalg.cholesky_ex(like)
@@ -234,7 +237,7 @@ def minimise(
     first = w0.detach().double().cpu().numpy() if factor is None else np.zeros(w0.numel())
     found = minimize(value_and_slope, first, jac=True, method="L-BFGS-B", options=options)
     w, steps = at(found.x), int(found.nfev)
-    value = slope(w)
+    value, _ = both(w)
     # Newton's steps by CG: rounding of f does not stop them
     while factor is not None and float(value.norm()) > tol:
         there = w + _preconditioned(slope, w, -value, factor)

@@ -13,12 +13,12 @@ is wanted, whose residual is then for the caller to report.
 | `gmres` `lsmr` | not symmetric |
 | `neumann` `lissa` | a series; converges where the spectral radius of I - A / scale is below 1 |
 | `woodbury` | damping I + G^T G / n with few rows in G |
-| `galerkin` | A within a subspace: random (`random_basis`) or per layer (`logra_basis`) |
+| `galerkin` | symmetric A within a subspace: random (`random_basis`) or per layer (`logra_basis`) |
 | `identity` | A = I: the gradient dot product |
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -515,14 +515,25 @@ def galerkin(
     operator: Operator, b: Tensor, basis: Tensor, *, damping: float = 0.0, tol: float | None = None
 ) -> Solved:
     """Q (Q^T (A + damping I) Q)^-1 Q^T b within the span of the orthonormal columns Q [p, d]; exact
-    where that holds the solution.
+    where that holds the solution. A is symmetric.
 
     The residual in Info is that of the whole system, which is not small for a b that sticks out of
     the subspace.
+
+    Raises:
+        UserError: A + damping I is not positive definite in the subspace, or a residual above
+            `tol`.
     """
     product = _Counted(operator, damping)
     inner = basis.T @ product(basis)
-    x = basis @ dense(inner, basis.T @ b)[0]
+    factor, info = torch.linalg.cholesky_ex((inner + inner.T) / 2)
+    if int(info):
+        raise UserError(
+            "the matrix is not positive definite in the subspace: add damping, or use the"
+            " Gauss-Newton matrix"
+        )
+    columns = b if b.dim() == 2 else b.unsqueeze(1)
+    x = (basis @ torch.cholesky_solve(basis.T @ columns, factor)).view_as(b)
     return _checked("galerkin", product, x, b, 1, tol, "take a larger basis")
 
 
@@ -539,21 +550,46 @@ def random_basis(size: int, dimension: int, seed: int, like: Tensor) -> Tensor:
     return torch.linalg.qr(normal)[0].to(like)
 
 
-def logra_basis(parameters: Parameters, rank: int, seed: int, like: Tensor) -> Tensor:
-    """A random subspace per parameter, Q_out (x) Q_in for a weight [out, in...]: at most rank^2
-    columns each (Choe et al. 2024, LoGra).
+def logra_basis(
+    parameters: Parameters,
+    rank: int,
+    seed: int,
+    like: Tensor,
+    moments: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """A subspace per parameter, Q_out (x) Q_in for a weight [out, in...]: at most rank^2 columns
+    each (Choe et al. 2024, LoGra, which has both kinds).
 
     Projecting a gradient S^T A on it is projecting the activations A and the back-propagated S by
-    `rank` directions each. A bias or another vector gets up to `rank` columns of its own. Returns
-    [p, d] with orthonormal columns.
+    `rank` directions each. A bias or another vector gets up to `rank` columns of its own.
+
+    Args:
+        seed: of the random subspaces.
+        moments: of some weights, by their names, the second moments of inputs [in, in] and of
+            the outputs' gradients [out, out] (`ekfac.layer_moments`): these get the moments'
+            leading eigenvectors, and nothing of them is random.
+
+    Returns:
+        [p, d] with orthonormal columns, in the dtype and on the device of `like`.
     """
     blocks = []
-    for number, shape in enumerate(parameters.shapes):
+    for number, (name, shape) in enumerate(zip(parameters.names, parameters.shapes, strict=True)):
         rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape.numel())
-        left = random_basis(rows, min(rank, rows), step_seed(seed, "logra", number, 0), like)
-        right = random_basis(columns, min(rank, columns), step_seed(seed, "logra", number, 1), like)
+        if moments is not None and name in moments:
+            inputs, outputs = moments[name]
+            left, right = (_leading(one, rank).to(like) for one in (outputs, inputs))
+        else:
+            left, right = (
+                random_basis(size, min(rank, size), step_seed(seed, "logra", number, side), like)
+                for side, size in enumerate((rows, columns))
+            )
         blocks.append(torch.kron(left, right))
     return torch.block_diag(*blocks)
+
+
+def _leading(moment: Tensor, rank: int) -> Tensor:
+    """Eigenvectors of the `rank` largest eigenvalues of a symmetric matrix [s, s]: [s, rank]."""
+    return torch.linalg.eigh(moment)[1][:, -rank:]
 
 
 def identity(b: Tensor) -> Solved:

@@ -1,5 +1,5 @@
 from .folders import copy_configuration, fingerprint, weight_files
-from .guard import check_finite, is_finite
+from .guard import check_finite, check_trained, is_finite
 from .language import (
     empty_causal_lm,
     load_causal_lm,
@@ -24,6 +24,7 @@ __all__ = [
     "causal_lm_config",
     "check_finite",
     "check_length",
+    "check_trained",
     "copy_configuration",
     "empty_causal_lm",
     "empty_causal_lm_of",

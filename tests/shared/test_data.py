@@ -711,6 +711,26 @@ def test_catalogue_is_valid_and_names_no_host() -> None:
         ), file
 
 
+@pytest.mark.parametrize("name", sorted(catalogue.catalogue()))
+def test_what_was_fetched_is_what_the_catalogue_says(name: str) -> None:
+    """Tests of absent data skip; so a digest that changed in the catalogue must not make it look
+    absent.
+    """
+    folder = cache.cache_dir() / name
+    record = cache.read_stamp(folder)
+    if record is None:
+        pytest.skip(f"{name} was not fetched")
+    fields = catalogue.entry(name)
+    cache.check(name, fields, record["files"])
+    archives = {
+        archive.file: archive.sha256
+        for provider in fields.providers
+        for archive in getattr(provider, "archives", [])
+    }
+    for file, digest in record["archives"].items():
+        assert archives[file] == digest
+
+
 def test_list_shows_what_is_in_the_cache(lab: Lab) -> None:
     data.fetch("tiny")
     out, _ = lab.process("", "list").communicate()

@@ -1,6 +1,7 @@
 """`repro check`: each thing that a paper can lack is a line of its own."""
 
 import importlib
+import json
 import shutil
 import sys
 
@@ -9,6 +10,9 @@ import pytest
 import projects
 from shared import cli, papers, paths, reference, skeleton
 from shared.experiment import run_experiment
+
+REASON = "takes_longer: a reason\n"
+CORE_MINUTES = [(5.9, "", True), (6.1, "", False), (7.9, REASON, True), (8.1, REASON, False)]
 
 
 def move_to(root, monkeypatch):
@@ -122,6 +126,18 @@ def test_what_is_off_is_said_in_one_line(whole, file, old, new, said):
     (whole / file).write_text(text.replace(old, new))
     forget()
     assert [line for line in papers.lacking("pi") if said in line]
+
+
+@pytest.mark.parametrize(("minutes", "reason", "allowed"), CORE_MINUTES)
+def test_a_paper_that_takes_too_long_is_said(whole, minutes, reason, allowed):
+    file = whole / "reference" / "cpu" / "pi" / "rows" / "error.json"
+    content = json.loads(file.read_bytes())
+    content["provenance"]["core_seconds"] = 60 * minutes
+    file.write_text(json.dumps(content))
+    manifest = whole / "projects" / "pi" / "paper.yaml"
+    manifest.write_text(manifest.read_text() + reason)
+    said = papers.lacking("pi")
+    assert said == [] if allowed else f"{minutes:.1f} core-minutes" in said[0]
 
 
 def test_a_helper_with_a_name_of_its_own_is_said(whole):

@@ -268,6 +268,52 @@ def test_timed_and_gpu_experiments_take_every_core(toy_repo):
     }
 
 
+TIMES = """
+import time
+
+from shared import experiment
+
+
+class Config(experiment.Config):
+    pass
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    began = time.monotonic()
+    time.sleep(1)
+    run.row(began_seconds=began, ended_seconds=time.monotonic())
+"""
+
+
+def test_timed_experiments_that_allow_it_run_beside_others_but_never_beside_each_other(toy_repo):
+    paper = toy_repo.root / "projects" / "toy"
+    manifest, scale = paper / "paper.yaml", paper / "scales" / "smoke.yaml"
+    shorter = "  {name}: {{title: T, {how}minutes: 0.1, memory_gb: 0.1}}\n"
+    manifest.write_text(
+        "name: toy\ndisplay: Toy\ntitle: T\nexperiments:\n"
+        + "".join(shorter.format(name=name, how="timed: true, beside: true, ") for name in "ab")
+        + shorter.format(name="other", how="")
+    )
+    scale.write_text("a: {}\nb: {}\nother: {}\n")
+    for name in ("a", "b", "other"):
+        (paper / "experiments" / f"{name}.py").write_text(TIMES)
+    smoke = ("--config", "scale=smoke")
+    assert resources(toy_repo, "--cores", "7", *smoke)["toy_a"][0] == 1
+    run = toy_repo.snakemake("--cores", "3", "toy_a", "toy_b", "toy_other", *smoke)
+    assert run.returncode == 0, run.stderr
+    spans = {}
+    for name in ("a", "b", "other"):
+        file = toy_repo.root / "results" / "smoke" / "toy" / "rows" / f"{name}.json"
+        (row,) = json.loads(file.read_bytes())["rows"]
+        spans[name] = (row["began_seconds"], row["ended_seconds"])
+
+    def together(one, other):
+        return spans[one][0] < spans[other][1] and spans[other][0] < spans[one][1]
+
+    assert not together("a", "b")
+    assert together("a", "other") or together("b", "other")
+
+
 def test_a_gpu_experiment_asks_for_one(toy_repo):
     assert resources(toy_repo, "--cores", "7", "--config", "scale=gpu")["toy_card"] == (
         7,

@@ -2,7 +2,8 @@
 share it out in each mode.
 
 All walk the same global batches, cut into the same micro-batches in order. The claim is that they
-are one, so the weights' digests stand in the table. Nothing is tuned on the test split.
+are one, so the weights' digests stand in the table. That what they all are has learnt something is
+seen over several seeds of ZO2 against the model as it was. Nothing is tuned on the test split.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from projects.distzo2.data import global_batches, make_task
+from projects.distzo2.data import global_batches, make_task, noise_seed
 from projects.distzo2.experiments.common import TrainConfig, by_world, check_device, launch
 from projects.distzo2.experiments.training import on_rank
 from projects.distzo2.labels import MEZO, START
@@ -28,12 +29,15 @@ class Config(TrainConfig):
     """what the ranks are compared with: the model as it was, and training in one process"""
     batch_size: int = Field(ge=1)
     """examples of a step's global batch"""
+    seeds: list[int] = Field(min_length=1)
+    """of batches and noise; all modes have the first, ZO2 the others as well"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     torch.set_num_threads(1)
     check_device("accuracy", config.device, 1)
-    values = config.model_dump()
+    first = config.seeds[0]
+    values = {**config.model_dump(), "seed": first}
     task = make_task(values)
     batches = global_batches(task, values, config.batch_size)
     common: dict[str, Any] = {"lr": config.lr, "eps": config.eps, "loss": task.loss}
@@ -44,11 +48,13 @@ def run(config: Config, run: experiment.Run) -> None:
         losses: list[float],
         scores: list[tuple[float, float]],
         digests: list[str],
+        seed: int = first,
     ) -> None:
         for number, loss in enumerate(losses):
             run.row(
                 mode=mode,
                 kind="step",
+                seed=seed,
                 ranks=ranks,
                 step=number,
                 train_loss=loss if math.isfinite(loss) else None,
@@ -58,6 +64,7 @@ def run(config: Config, run: experiment.Run) -> None:
             run.row(
                 mode=mode,
                 kind="end",
+                seed=seed,
                 ranks=ranks,
                 step=len(losses),
                 test_accuracy=accuracy,
@@ -75,13 +82,18 @@ def run(config: Config, run: experiment.Run) -> None:
             [unordered_digest(model.named_parameters())],
         )
     order: list[str] = []
-    if ZO2_LABEL in config.alone:
+    for seed in config.seeds if ZO2_LABEL in config.alone else ():
         model = task.model()
         named = {name for name, _ in model.named_parameters()}
         engine = ZO2(model, storage="ram", device=config.device, **common)
+        own = (
+            batches
+            if seed == first
+            else global_batches(task, {**values, "seed": seed}, config.batch_size)
+        )
         losses = [
-            engine.step(batch, seed=number).loss
-            for number, batch in enumerate(run.progress(batches, ZO2_LABEL))
+            engine.step(batch, seed=noise_seed(seed, number)).loss
+            for number, batch in enumerate(run.progress(own, f"{ZO2_LABEL}, seed {seed}"))
         ]
         scores = engine.forward(lambda model: task.evaluate(model, config.test_rows))
         emit(
@@ -94,6 +106,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     (name, tensor) for name, tensor in engine.tensors() if name in named
                 )
             ],
+            seed,
         )
         order = engine.parameter_order()
         engine.close()
@@ -104,7 +117,8 @@ def run(config: Config, run: experiment.Run) -> None:
             model, parameters=[(name, parameters[name]) for name in order or parameters], **common
         )
         losses = [
-            mezo.step(batch, number)[0] for number, batch in enumerate(run.progress(batches, MEZO))
+            mezo.step(batch, noise_seed(first, number))[0]
+            for number, batch in enumerate(run.progress(batches, MEZO))
         ]
         emit(
             MEZO,

@@ -1,5 +1,5 @@
-"""What the experiments share: fields of their configurations, and `launch`, which starts ranks with
-torchrun and brings home what they measured.
+"""What the experiments share: fields of their configurations, and `launch`, which starts ranks and
+brings home what they measured.
 
 A rank runs the function `on_rank(config, folder)` of the experiment's own module (`worker.py`).
 """
@@ -129,18 +129,9 @@ def launch(name: str, world: int, config: Mapping[str, Any]) -> list[Rows]:
     with tempfile.TemporaryDirectory(
         prefix="distzo2-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None
     ) as folder:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(world),
-        ]
-        command += ["-m", worker.__name__, name, json.dumps(config), folder]
+        command = [sys.executable, "-m", worker.__name__, name, str(world)]
+        command += [json.dumps(config), folder]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):  # of a torchrun around this one
-            environment.pop(variable, None)
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -152,11 +143,7 @@ def launch(name: str, world: int, config: Mapping[str, Any]) -> list[Rows]:
         )
         files = [Path(folder) / f"{rank}.json" for rank in range(world)]
         if done.returncode or not all(file.exists() for file in files):
-            said = [
-                line
-                for line in done.stderr.splitlines()
-                if "Error" in line and "ChildFailed" not in line
-            ]
+            said = [line for line in done.stderr.splitlines() if "Error" in line]
             raise UserError(
                 f"distzo2/{name} on {world} ranks failed:"
                 f" {said[-1] if said else done.stderr[-200:]}"

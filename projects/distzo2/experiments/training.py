@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from projects.distzo2 import DistZO2, Ranks, device_mesh
-from projects.distzo2.data import global_batches, make_task
+from projects.distzo2.data import global_batches, make_task, noise_seed
 from projects.distzo2.experiments.common import Rows
 from projects.distzo2.labels import MODES
 from projects.zo2 import ZO2
@@ -36,7 +36,10 @@ def on_rank(config: dict[str, Any], folder: Path) -> Rows:
                 device=config["device"],
             )
             ddp = DistZO2(engine, transfer)
-            losses = [ddp.step(batch, seed=number).loss for number, batch in enumerate(batches)]
+            losses = [
+                ddp.step(batch, seed=noise_seed(config["seed"], number)).loss
+                for number, batch in enumerate(batches)
+            ]
             scores = (
                 engine.forward(lambda model: task.evaluate(model, config["test_rows"]))
                 if ranks.rank == 0

@@ -13,10 +13,11 @@ from pydantic import PositiveFloat, PositiveInt
 from projects.ecif import labels
 from projects.ecif.data import Name
 from projects.ecif.experiments.common import ProblemConfig, build
+from projects.ecif.fit import projection
 from shared import experiment
 from shared.influence.baselines import metric_gradient
 from shared.influence.evaluate import cosine, relative_error, spearman
-from shared.influence.solvers import cg, galerkin, identity, logra_basis
+from shared.influence.solvers import cg, galerkin, identity
 from shared.seeding import step_seed
 
 
@@ -32,7 +33,7 @@ class Config(ProblemConfig):
     group_shares: list[float]
     """Shares of the pairs left out together, at the problem's own `delta`."""
     ranks: list[PositiveInt]
-    """Directions a side of every layer that LoGra projects to."""
+    """Directions a side of every layer that LoGra projects to, leading and random ones."""
     deltas: list[PositiveFloat]
     """Other weights of the regulariser, with single pairs left out."""
     delta_seeds: PositiveInt
@@ -75,12 +76,14 @@ def run(config: Config, run: experiment.Run) -> None:
                 labels.GAUSS_NEWTON: (0, partial(cg, problem.objective().ggn(w))),
                 labels.IDENTITY: (0, lambda b: identity(b / 1.0)),
             }
-            for rank in config.ranks:
-                basis = logra_basis(problem.towers.parameters, rank, seed, w)
-                curvatures[f"{labels.LOGRA_PREFIX} {rank}"] = (
-                    basis.shape[1],
-                    partial(galerkin, hessian.matmul, basis=basis),
-                )
+            for basis, label in labels.LOGRA.items():
+                for rank in config.ranks:
+                    # what `solver(..., "logra")` solves, with the Hessian that is at hand
+                    columns = projection(problem, w, rank, seed, basis)
+                    curvatures[f"{label} {rank}"] = (
+                        columns.shape[1],
+                        partial(galerkin, hessian.matmul, basis=columns),
+                    )
         g, before = metric_gradient(metric, w), float(metric(w))
         reference = problem.scores(w, metric, case.fitted.solve)
         for curvature, (dimension, solve) in curvatures.items():

@@ -63,6 +63,8 @@ class Config(experiment.Config):
     """Pictures that the accuracy is of; null: all there are."""
     batch: PositiveInt
     """Pairs of a batch."""
+    apart: bool
+    """Whether pairs of one caption, false negatives of one another, come into different batches."""
     epochs: PositiveInt
     """Passes over the training pairs."""
     rate: PositiveFloat
@@ -169,7 +171,9 @@ def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_sh
 
     def problem(part: LabelledImages, classes_of: Tensor, delta: float) -> Contrastive:
         inputs = [one.to(device) for one in (ids[classes_of], mask[classes_of], part.pixels)]
-        return Contrastive(towers, Pairs.of(inputs, config.batch, seed), delta, start, config.chunk)
+        apart = classes_of.tolist() if config.apart else None
+        pairs = Pairs.of(inputs, config.batch, seed, apart)
+        return Contrastive(towers, pairs, delta, start, config.chunk)
 
     own_labels = pictures.train.labels
     corrupted = torch.zeros(len(own_labels), dtype=torch.bool)
@@ -184,7 +188,7 @@ def build(config: Config, base: Base, pictures: Pictures, seed: int, shuffled_sh
         start,
         train(training, start, config, seed),
         problem(pictures.validation, pictures.validation.labels, 0.0),
-        lambda at: class_accuracy(towers, at, classes, pictures.test, config.batch),
+        lambda at: class_accuracy(towers, at, classes, pictures.test, max(config.batch, 128)),
         corrupted,
         training.pairs.repeated_share([pictures.classes[label] for label in own_labels.tolist()]),
         seed,

@@ -17,6 +17,7 @@ from projects.ecif.data import Name
 from projects.ecif.experiments.common import ProblemConfig, build
 from projects.ecif.fit import fit, solver
 from shared import experiment
+from shared.influence.evaluate import spearman
 from shared.influence.products import count_passes
 from shared.influence.solvers import dense, matrix_of
 from shared.meters import interleave
@@ -90,11 +91,11 @@ def run(config: Config, run: experiment.Run) -> None:
         for method, call in variants.items():
             with count_passes() as passes:
                 found = call()
-            error = (
-                {"score_error": float((found - exact[method]).norm() / exact[method].norm())}
-                if method in exact and task == "score"
-                else {}
-            )
+            error = {}
+            if method in exact and task == "score":
+                away = (found - exact[method]).norm() / exact[method].norm()
+                ranks = spearman(found.cpu(), exact[labels.ECIF].cpu())
+                error = {"score_error": float(away), "rank_correlation": ranks}
             run.row(**common, task=task, method=method, kind="passes", **vars(passes), **error)
     clock = time.process_time if config.device == "cpu" else time.perf_counter
     flat = {

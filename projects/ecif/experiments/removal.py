@@ -26,6 +26,10 @@ class Config(ProblemConfig):
     """Runs of each data set: each draws the split, the batches, the heads and what is removed."""
     shares: list[float] = Field(min_length=1)
     """Shares of the training pairs that are removed."""
+    curve: Name
+    """The data set of the removal curves."""
+    curve_shares: list[float]
+    """Larger shares, which are removed of it besides."""
     draws: PositiveInt
     """Random removals of each share."""
 
@@ -84,7 +88,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 n, generator=generator(step_seed(seed, "random", draw))
             ).tolist()
         for (kind, draw), order in orders.items():
-            for share in config.shares:
+            for share in [*config.shares, *(config.curve_shares if name == config.curve else [])]:
                 removed = order[: math.ceil(share * n)]
                 root = case.fitted.without(removed)
                 where = {"kind": kind, "share": share, "draw": draw}

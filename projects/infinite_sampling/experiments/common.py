@@ -137,9 +137,7 @@ class Recorder:
         return found
 
 
-def schedules(
-    slots: int, prefix: int, learnt: Any, oracle: Any, page: int = 16
-) -> dict[str, Schedule]:
+def schedules(slots: int, prefix: int, learnt: Any, oracle: Any) -> dict[str, Schedule]:
     """By the names of the tables. `learnt` and `oracle` predict."""
     return {
         labels.FULL: Schedule("full"),
@@ -151,7 +149,8 @@ def schedules(
         labels.FRAMEWORK: Schedule("continuous", slots, "plan_sjf", prefix, learnt),
         labels.FRAMEWORK_LPT: Schedule("continuous", slots, "plan_lpt", prefix, learnt),
         labels.ORACLE: Schedule("continuous", slots, "plan_sjf", 0, oracle),
-        labels.DYNAMIC: Schedule("dynamic", slots, page=page),
+        labels.DYNAMIC: Schedule("dynamic", slots),
+        labels.DYNAMIC_LPT: Schedule("dynamic", slots, "lpt_global", prefix, learnt),
     }
 
 

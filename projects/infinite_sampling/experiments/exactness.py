@@ -59,10 +59,15 @@ def run(config: Config, run: experiment.Run) -> None:
             }
         first = labels.MICRO if fixed else labels.FULL
         reference: list[Any] = []
+        schedules[labels.OTHER_SEED] = schedules[first]
+        others = one.engine(config.seed + 1, fixed_shape=fixed)
+        redrawn: dict[tuple[int, int, tuple[int, ...]], bool] = {}
         for name in [first, *(n for n in schedules if n != first)]:
-            rollout = engine.run(one.prompts, jobs, schedules[name])
+            source = others if name == labels.OTHER_SEED else engine
+            rollout = source.run(one.prompts, jobs, schedules[name])
             reference = reference or rollout.completions
-            truth.update({(c.prompt, c.index): len(c.tokens) for c in rollout.completions})
+            if source is engine:
+                truth.update({(c.prompt, c.index): len(c.tokens) for c in rollout.completions})
             same = [
                 a.tokens == b.tokens for a, b in zip(rollout.completions, reference, strict=True)
             ]
@@ -78,7 +83,9 @@ def run(config: Config, run: experiment.Run) -> None:
                 schedule=name,
                 completions=len(jobs),
                 same=sum(same),
-                redrawn=_redrawn(one, rollout.completions, config.seed) if not fixed else None,
+                redrawn=_redrawn(one, rollout.completions, source.seed, redrawn)
+                if not fixed and source is engine
+                else None,
                 logprob_difference_ratio=max(apart, default=None),
                 preemptions=rollout.stats.preemptions,
                 reingests=rollout.stats.reingests,
@@ -88,17 +95,27 @@ def run(config: Config, run: experiment.Run) -> None:
 
 
 @torch.no_grad()
-def _redrawn(one: common.Subject, completions: Any, seed: int) -> int:
-    """How many completions a forward without a cache draws again."""
-    same = 0
+def _redrawn(
+    one: common.Subject,
+    completions: Any,
+    seed: int,
+    known: dict[tuple[int, int, tuple[int, ...]], bool],
+) -> int:
+    """How many completions a forward without a cache draws again.
+
+    Args:
+        known: answers for completions that were asked for before; grows.
+    """
     for c in completions:
+        if (key := (c.prompt, c.index, tuple(c.tokens))) in known:
+            continue
         prompt = one.prompts[c.prompt]
         logits = one.model(
             input_ids=torch.tensor([prompt + c.tokens[:-1]]), use_cache=False
         ).logits[0, len(prompt) - 1 :]
         numbers = torch.from_numpy(stream(seed, prompt, c.index, len(c.tokens)))
-        same += draw(logits, numbers, 1.0)[0].tolist() == c.tokens
-    return same
+        known[key] = draw(logits, numbers, 1.0)[0].tolist() == c.tokens
+    return sum(known[c.prompt, c.index, tuple(c.tokens)] for c in completions)
 
 
 def _gradients(
@@ -110,7 +127,7 @@ def _gradients(
     )
     gains = advantages(rewards).flatten()
 
-    def gradient(micro: int, loss_type: Any) -> torch.Tensor:
+    def gradient(micro: int, loss_type: Any, gains: torch.Tensor = gains) -> torch.Tensor:
         one.model.zero_grad()
         backward(
             one.model, one.prompts, completions, gains, 56, micro_batch=micro, loss_type=loss_type
@@ -131,4 +148,16 @@ def _gradients(
                 if whole.any()
                 else None,
             )
+    # what a trainer would do that knows a micro batch and not the group
+    local = torch.cat([advantages(part[None])[0] for part in rewards.flatten().split(config.slots)])
+    whole, found = (gradient(len(completions), "grpo", g) for g in (gains, local))
+    run.row(
+        kind="own advantages",
+        dtype=dtype,
+        loss_type="grpo",
+        micro_batch=config.slots,
+        relative_difference_ratio=float((found - whole).norm() / whole.norm())
+        if whole.any()
+        else None,
+    )
     one.model.zero_grad()

@@ -103,6 +103,7 @@ def _measure(
 ) -> None:
     engine = one.engine(config.seed)
     jobs = [(0, index) for index in range(group)]
+    engine.check(one.prompts)  # before the meter: it is made once for a model
     made, peak, _, counter = common.Meter(config.device).peaks(
         lambda: engine.run(one.prompts, jobs, schedule, limits=one.forced)
     )

@@ -137,7 +137,7 @@ def run(config: Config, run: experiment.Run) -> None:
                 predict_seconds=stats.predict_seconds,
                 rollout_seconds=stats.seconds,
             )
-            if prompt == 0 and name != labels.DYNAMIC:
+            if prompt == 0 and schedules[name].mode != "dynamic":
                 for row, job, start, end in stats.spans:
                     run.row(
                         kind="span",

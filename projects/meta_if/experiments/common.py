@@ -5,7 +5,7 @@ tasks.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,16 @@ from torch import Tensor
 from torch.func import vmap
 
 from projects.meta_if import estimators
-from projects.meta_if.data import Source, pools, principal_components, sample_tasks, spoil_tasks
+from projects.meta_if.data import (
+    SEEDED,
+    Pool,
+    Source,
+    pools,
+    principal_components,
+    sample_tasks,
+    show_labels,
+    spoil_tasks,
+)
 from projects.meta_if.problems import Anil, MetaProblem, Tasks
 from projects.meta_if.total import Implicit
 from projects.meta_if.training import Composed, Fitted, fit, polish
@@ -24,6 +33,8 @@ from shared.errors import UserError
 from shared.influence.solvers import Operator, Solved, cg, dense
 from shared.seeding import step_seed
 from shared.vision.backbones import backbone
+
+SMALL = 500  # meta-parameters, up to which `robust` forms the matrix
 
 
 class Config(experiment.Config):
@@ -101,13 +112,13 @@ class Setting:
         return lambda _operator, b: dense(self.matrices[method], b)
 
     def retrain(self, **weights: Tensor) -> Tensor:
-        """lam* of the problem with other weights, from the full solution."""
-        return polish(
-            Composed(self.problem.with_weights(**weights)),
-            self.fitted.lam,
-            tol=self.tol,
-            matrix=self.hessian,
-        ).w
+        """lam* of the problem with other weights, from the full solution: with the Hessian there
+        where one task or sample is gone, and where more are by L-BFGS first, for it is far away.
+        """
+        changed = self.problem.with_weights(**weights)
+        if sum(int((weight == 0).sum()) for weight in weights.values()) > 1:
+            return fit(changed, self.fitted.lam, steps=0, tol=self.tol).lam
+        return polish(Composed(changed), self.fitted.lam, tol=self.tol, matrix=self.hessian).w
 
     @property
     def tol(self) -> float:
@@ -124,12 +135,31 @@ class Setting:
         """The mean loss of the test tasks."""
         return estimators.meta_test_loss(self.tests, lam)
 
+    def answers(self, lam: Tensor) -> Tensor:
+        """The classes that are given to the test tasks' samples after adaptation, [n, t]."""
+        found = self.tests.adapt(lam)
+        x = self.tests.tasks.x_val
+        outputs = vmap(lambda theta, one: self.tests.outputs(lam, theta, one))(found.theta, x)
+        return outputs.argmax(-1)
+
     def accuracy(self, lam: Tensor) -> float:
         """The share of right answers on the test tasks after adaptation."""
-        found = self.tests.adapt(lam)
-        t = self.tests.tasks
-        outputs = vmap(lambda theta, x: self.tests.outputs(lam, theta, x))(found.theta, t.x_val)
-        return float((outputs.argmax(-1) == t.y_val).double().mean())
+        return float((self.answers(lam) == self.tests.tasks.y_val).double().mean())
+
+    def compare(self, edited: Tensor, retrained: Tensor) -> dict[str, float]:
+        """How near the meta-parameters after an edit are to those after retraining: columns of a
+        row. No edit is `edited` = the trained ones, and has a relative error of 1.
+        """
+        found, wanted = self.answers(edited), self.answers(retrained)
+        y = self.tests.tasks.y_val
+        return {
+            "edit_accuracy": float((found == y).double().mean()),
+            "retrain_accuracy": float((wanted == y).double().mean()),
+            "same_answers_share": float((found == wanted).double().mean()),
+            "edit_relative_error": float(
+                (edited - retrained).norm() / (self.fitted.lam - retrained).norm()
+            ),
+        }
 
 
 def _to(tasks: Tasks, config: Config) -> Tasks:
@@ -138,11 +168,15 @@ def _to(tasks: Tasks, config: Config) -> Tasks:
     return Tasks(x_train.to(dtype), y_train, x_val.to(dtype), y_val)
 
 
+@lru_cache(maxsize=2)  # the seeds of a source share it
+def _pools(source: Source, seed: int, folder: str | None, components: int) -> tuple[Pool, Pool]:
+    train, test = pools(source, seed, folder)
+    return principal_components(train, test, components) if components else (train, test)
+
+
 def drawn(config: Config, source: Source, seed: int) -> tuple[Tasks, Tasks]:
     """Meta-training and meta-test tasks of a source."""
-    train, test = pools(source, seed, config.folder)
-    if config.components:
-        train, test = principal_components(train, test, config.components)
+    train, test = _pools(source, seed if source in SEEDED else 0, config.folder, config.components)
     draw = partial(sample_tasks, ways=config.ways, shots=config.shots)
     return (
         _to(
@@ -157,10 +191,16 @@ def drawn(config: Config, source: Source, seed: int) -> tuple[Tasks, Tasks]:
     )
 
 
-def prepare(config: Config, source: Source, seed: int, spoiled: float = 0.0) -> Setting:
-    """Draw, spoil a fraction of the tasks, and meta-train."""
+def prepare(
+    config: Config, source: Source, seed: int, spoiled: float = 0.0, shortcut: bool = False
+) -> Setting:
+    """Draw, spoil a fraction of the tasks, with a `shortcut` to their labels or without, and
+    meta-train.
+    """
     train, test = drawn(config, source, seed)
     train, mask = spoil_tasks(train, spoiled, seed)
+    if shortcut:
+        train = show_labels(train, mask, seed)
     body = backbone(config.body, train.x_train.shape[2:], seed=step_seed(seed, "body") % 2**31)
     body = body.to(config.device, getattr(torch, config.dtype))
     inner = Anil.of(body, train.x_train[0], config.ways, config.head_penalty)
@@ -173,7 +213,11 @@ def prepare(config: Config, source: Source, seed: int, spoiled: float = 0.0) -> 
 
 
 def robust(operator: Operator, b: Tensor, tol: float = 1e-4) -> Solved:
-    """Conjugate gradients, and LU of the whole matrix where that is not positive definite."""
+    """LU of the whole matrix where that is small, since products with many directions at once cost
+    little; else conjugate gradients, and LU again where the matrix is not positive definite.
+    """
+    if b.shape[0] <= SMALL:
+        return dense(operator, b)
     try:
         return cg(operator, b, tol=tol)
     except UserError:

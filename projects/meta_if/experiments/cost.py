@@ -12,7 +12,7 @@ from projects.meta_if.experiments import common
 from projects.meta_if.total import at
 from projects.meta_if.training import Composed, polish
 from shared import experiment
-from shared.influence.retrain import minimise
+from shared.influence.retrain import Root, minimise
 from shared.influence.solvers import cg
 from shared.meters import interleave
 
@@ -62,15 +62,23 @@ def run(config: Config, run: experiment.Run) -> None:
         gradient = estimators.metric_gradient(setting.tests, lam)
         estimators.task_scores(fresh, estimators.adjoint(fresh, gradient, solver=solver)[0])
 
+    def by_lbfgs() -> Root:
+        composed = Composed(changed)
+        return minimise(
+            composed.value,
+            lam,
+            tol=config.retrain_tol,
+            polish=False,
+            both=composed.gradient_and_value,
+        )
+
     variants = {
         labels.SCORE_ALL: score,
         labels.EDIT_ONE: lambda: estimators.task_removal(at(problem, lam), [0], solver=solver),
         labels.RETRAIN_WITH_HESSIAN: lambda: polish(
             Composed(changed), lam, tol=config.retrain_tol, matrix=setting.hessian
         ),
-        labels.RETRAIN_BY_LBFGS: lambda: minimise(
-            Composed(changed).value, lam, tol=config.retrain_tol, polish=False
-        ),
+        labels.RETRAIN_BY_LBFGS: by_lbfgs,
     }
     timings = interleave(
         variants,

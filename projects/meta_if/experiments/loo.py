@@ -37,6 +37,10 @@ def run(config: Config, run: experiment.Run) -> None:
         true = [setting.loss(one) - before for one in trained]
         changes = np.stack([(one - lam).numpy(force=True) for one in trained])
         slope = estimators.metric_gradient(setting.tests, lam)
+        accuracies = {
+            "start_accuracy": setting.accuracy(setting.start),
+            "accuracy": setting.accuracy(lam),
+        }
         for method in config.methods:
             row: dict[str, object] = {}
             # by its matrix, for the four terms are not positive definite and have no CG
@@ -61,7 +65,6 @@ def run(config: Config, run: experiment.Run) -> None:
                 loss_rank_correlation=spearman(predicted, true),
                 left_out_tasks=len(left_out),
                 gradient_norm=setting.fitted.gradient_norm,
-                start_accuracy=setting.accuracy(setting.start),
-                accuracy=setting.accuracy(lam),
+                **accuracies,
                 **row,
             )

@@ -1,10 +1,11 @@
 """Table "throughput": tokens per second of MeZO, of ZO2 with all blocks on the device, and of ZO2
 from each storage tier.
 
-SmolLM2-135M on real text at the cpu scale; OPT shapes with random weights on a GPU. One step of
-each variant in turns.
+Ten blocks of SmolLM2-135M on real text at the cpu scale; OPT shapes with random weights on GPUs.
+One step of each variant in turns.
 """
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -43,6 +44,9 @@ class Config(experiment.Config):
     """recorded rounds, in each of which every variant makes a step (6 make an interval)"""
     dtype: Dtype
     """of the weights"""
+    blocks: int | None = Field(ge=1)
+    """of a pretrained model only the first so many, each of which costs what any other does; null:
+    all"""
     device: Device = "cpu"
     """where to compute"""
 
@@ -50,16 +54,23 @@ class Config(experiment.Config):
 def run(config: Config, run: experiment.Run) -> None:
     common.check_device(config.device, "zo2/throughput")
     for name in config.models:
+        model, batch = load(name, config)
         with common.scratch() as folder:
-            steppers = {}
-            for variant in config.variants:
-                kind, options = VARIANTS[variant]
-                model, batch = load(name, config)
-                steppers[variant] = common.make(kind, model, batch, options, folder, config.device)
+            steppers = {
+                variant: common.make(
+                    VARIANTS[variant][0],
+                    copy.deepcopy(model),
+                    batch,
+                    VARIANTS[variant][1],
+                    folder,
+                    config.device,
+                )
+                for variant in config.variants
+            }
             for variant, rounds in common.measure(run, steppers, config.repeats, name).items():
                 for record in rounds:
                     run.row(
-                        model=name,
+                        model=f"{name}, {config.blocks} blocks" if config.blocks else name,
                         variant=variant,
                         tokens=config.batch_size * config.tokens,
                         dtype=config.dtype,
@@ -83,6 +94,9 @@ def load(name: str, config: Config) -> tuple[Any, dict[str, torch.Tensor]]:
     from shared.models import load_causal_lm
 
     model, tokenizer = load_causal_lm(name, dtype)
+    if config.blocks:
+        del model.model.layers[config.blocks :]
+        model.config.num_hidden_layers = len(model.model.layers)
     return model, text_tokens(
         tokenizer, list(wiki100().values()), config.batch_size, config.tokens, 1
     )[0]

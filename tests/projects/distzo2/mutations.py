@@ -318,10 +318,10 @@ MUTATIONS = [
         CLAIMED,
     ),
     Mutation(
-        CLAIMS,
-        'mezo["test_accuracy"] > start["test_accuracy"] and',
-        'mezo["test_accuracy"] >= start["test_accuracy"] and',
-        "no progress is progress",
+        "projects/zo2/tables.py",
+        "if not close or (seeds >= 5 and gained.low <= 0):",
+        "if not close:",
+        "models that have learnt nothing are as good as MeZO's",
         CLAIMED,
     ),
     Mutation(
@@ -336,8 +336,8 @@ MUTATIONS = [
     ),
     Mutation(
         TRAINING,
-        "            losses = [ddp.step(batch, seed=number).loss",
-        "            losses = [ddp.step(batch).loss",
+        'ddp.step(batch, seed=noise_seed(config["seed"], number)).loss',
+        "ddp.step(batch).loss",
         "ranks draw other noise than MeZO",
         RUN,
     ),

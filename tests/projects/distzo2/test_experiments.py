@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from projects.distzo2 import meshes
-from projects.distzo2.data import Digits, global_batches
+from projects.distzo2.data import Digits, global_batches, noise_seed
 from projects.distzo2.experiments import (
     accuracy,
     common,
@@ -127,6 +127,11 @@ def test_plans_cover_the_sizes_and_say_what_bounds_them():
         assert math.isclose(sum(parts), 1)
 
 
+def test_a_rank_that_fails_ends_the_others_and_is_one_line():
+    with pytest.raises(UserError, match=r"^distzo2/lanes on 2 ranks failed: KeyError: 'modes'$"):
+        common.launch("lanes", 2, {"device": "cpu", "link_megabytes_per_second": 1})
+
+
 def test_a_cost_run_needs_enough_sizes():
     with pytest.raises(UserError, match="cases"):
         configured("cost", cases=[])
@@ -185,7 +190,8 @@ def test_a_rank_trains_as_mezo_does(monkeypatch, tmp_path):
     model = task.model()
     mezo = MeZO(model, lr=1e-2, eps=1e-3, loss=task.loss)
     losses = [
-        mezo.step(batch, number)[0] for number, batch in enumerate(global_batches(task, values, 8))
+        mezo.step(batch, noise_seed(3, number))[0]
+        for number, batch in enumerate(global_batches(task, values, 8))
     ]
     assert found["losses"] == losses
     assert found["scores"] == task.evaluate(model, 16)
@@ -239,18 +245,26 @@ def test_every_mode_is_mezo_on_real_data():
             batch_size=32,
             test_rows=60,
             lr=3e-3,
+            seeds=[0, 1],
         ),
         run,
     )
-    ends = {row["mode"]: row for row in run.rows if row["kind"] == "end"}
+    ends = {row["mode"]: row for row in run.rows if row["kind"] == "end" and row["seed"] == 0}
     assert set(ends) == {"start", "ZO2", "MeZO", "PertP", "DDP"}
     for mode in ("ZO2", "PertP", "DDP"):
         assert ends[mode] | {"mode": "", "ranks": 1} == ends["MeZO"] | {"mode": "", "ranks": 1}
         losses = {
-            m: [row["train_loss"] for row in run.rows if row["mode"] == m and row["kind"] == "step"]
+            m: [
+                row["train_loss"]
+                for row in run.rows
+                if row["mode"] == m and row["kind"] == "step" and row["seed"] == 0
+            ]
             for m in (mode, "MeZO")
         }
         assert losses[mode] == losses["MeZO"]
         assert len(losses[mode]) == 25
     assert ends["start"]["weights_sha256"] != ends["MeZO"]["weights_sha256"]
     assert ends["MeZO"]["test_loss"] < ends["start"]["test_loss"]
+    (other,) = (row for row in run.rows if row["kind"] == "end" and row["seed"] == 1)
+    assert other["mode"] == "ZO2"
+    assert other["weights_sha256"] != ends["ZO2"]["weights_sha256"]

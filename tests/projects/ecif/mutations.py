@@ -110,9 +110,74 @@ MUTATIONS = [
     ),
     Mutation(
         PAIRS,
-        "present = (torch.arange(places, device=filled.device) < n)",
-        "present = (torch.arange(places, device=filled.device) < n + 1)",
+        "filled[where], there[where] = shuffled, True",
+        "filled[where], there[:] = shuffled, True",
         "a place that repeats a pair counts as one",
+    ),
+    Mutation(
+        PAIRS,
+        'np.random.default_rng(step_seed(seed, "batches", n))',
+        'np.random.default_rng(step_seed(0, "batches", n))',
+        "the partition ignores the seed",
+    ),
+    Mutation(
+        PAIRS,
+        "shuffled = shuffled[_by_label([apart[i] for i in shuffled])]",
+        "shuffled = shuffled[_by_label(apart)]",
+        "labels of other pairs are kept apart",
+    ),
+    Mutation(
+        SCORE,
+        "pairs = Pairs.of(tensors, recipe.batch, seed)",
+        "pairs = Pairs.of(tensors, recipe.batch)",
+        "the command's partition ignores the seed",
+        ("refusals",),
+    ),
+    Mutation(
+        SCORE,
+        "return lambda w: pair_losses(problem.towers.logits(w, among), present)[0]",
+        "return lambda w: pair_losses(problem.towers.logits(w, among), present).mean()",
+        "a single query is scored by the mean of its batch",
+        ("refusals",),
+    ),
+    Mutation(
+        SCORE,
+        "        check_company(pairs)\n",
+        "",
+        "a pair without negatives is ranked",
+        ("refusals",),
+    ),
+    Mutation(
+        SCORE,
+        "write_scores(options.out, scores.mean(0).cpu().numpy(), columns)",
+        "write_scores(options.out, scores[0].cpu().numpy(), columns)",
+        "the first partition's scores are written for all",
+        ("refusals",),
+    ),
+    Mutation(
+        FIT,
+        'moments = {f"{name}.weight": both for name, both in of_layers.items()}',
+        "moments = {name: both for name, both in of_layers.items()}",
+        "the leading directions of a layer are not found under its weight's name",
+        ("refusals",),
+    ),
+    Mutation(
+        FIT,
+        "partial(galerkin, objective.hessian(w), basis=columns, damping=damping)",
+        "partial(galerkin, objective.ggn(w), basis=columns, damping=damping)",
+        "LoGra projects another matrix than the Hessian",
+        ("refusals",),
+    ),
+    Mutation(
+        CLAIMS,
+        """    if gain.low <= 0:
+        return Verdict("fails", measured)
+    return Verdict(
+        "holds" if inside""",
+        """    return Verdict(
+        "holds" if inside""",
+        "an edit is close to retraining though no edit is as close",
+        ("claims",),
     ),
     Mutation(
         TOWERS,
@@ -130,8 +195,8 @@ MUTATIONS = [
     ),
     Mutation(
         SCORE,
-        "    norm = check_trained(problem, w, work.gradient_tol)\n",
-        "    norm = 0.0\n",
+        "        norm = check_trained(problem, w, work.gradient_tol)\n",
+        "        norm = 0.0\n",
         "an untrained model is scored",
         ("refusals",),
     ),

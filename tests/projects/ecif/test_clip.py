@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from projects.ecif import Clip, Contrastive, Pairs
+from projects.ecif import Clip, Contrastive, Pairs, score
 from projects.ecif.command import main
 from projects.ecif.finetune import base_model
 from projects.ecif.fit import fit
@@ -136,19 +136,22 @@ def folders(tmp_path_factory, save_tokenizer):
     return root
 
 
-@pytest.mark.parametrize("query", ["clean", "one"])
-def test_the_command_on_a_clip_folder(folders, query):
+@pytest.mark.parametrize(
+    ("query", "solver"), [("clean", []), ("one", ["--solver", "logra", "--rank", "4"])]
+)
+def test_the_command_on_a_clip_folder(folders, query, solver):
     out = folders / f"{query}.scores.csv"
     options = [
         "--fit",
         "--dtype",
         "float64",
         "--batch",
-        "4",
+        "3",
         "--delta",
         "500",
         "--gradient-tol",
         "1e-7",
+        *solver,
     ]
     arguments = [
         "--model",
@@ -164,6 +167,26 @@ def test_the_command_on_a_clip_folder(folders, query):
     assert found["caption"].tolist() == [f"{'abcdefghi'[n]}x{n}" for n in range(9)]
     assert sorted(found["rank"]) == list(range(1, 10))
     assert found["score"].abs().max() > 0
+
+
+def test_equal_captions_go_through_the_text_tower_once(folders):
+    """And have the embeddings that they have one by one."""
+    model, tokenizer, _ = score.load_clip(folders / "clip", folders / "lora")
+    towers = Clip(model, dtype=torch.float64)
+    tokens = tokenizer(["ab", "cd", "ab", "ab"], padding=True, return_tensors="pt")
+    pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    inputs = (tokens["input_ids"], tokens["attention_mask"], pixels)
+    w, seen = towers.parameters.flat(), []
+    hook = model.base_model.model.text_model.register_forward_hook(
+        lambda _, __, out: seen.append(out.last_hidden_state.shape[0])
+    )
+    texts, images, _ = towers.embed(w, tuple(part.view(2, 2, *part.shape[1:]) for part in inputs))
+    hook.remove()
+    assert seen == [2]
+    for number in range(4):
+        alone = towers.embed(w, tuple(part[number : number + 1] for part in inputs))
+        assert torch.allclose(texts.flatten(0, 1)[number], alone[0][0], atol=1e-12)
+        assert torch.allclose(images.flatten(0, 1)[number], alone[1][0], atol=1e-12)
 
 
 def test_adapters_that_are_not_at_a_minimum_are_refused(folders, capsys):

@@ -338,6 +338,46 @@ def test_order_within_a_batch_does_not_matter_and_the_partition_does():
     assert not torch.allclose(plain, mixed, atol=1e-3)
 
 
+def test_the_partition_is_the_seeds():
+    """Two seeds, two partitions and two sets of scores; one seed, one."""
+    texts, images = normal(12, 5), normal(12, 7, seed=1)
+    problem = make()
+    v = normal(problem.centre.numel(), seed=2)
+
+    def scored(seed):
+        pairs = Pairs.of((texts, images), 4, seed)
+        assert sorted(pairs.order.tolist()) == list(range(12))
+        company = {
+            frozenset((pairs.order // 4 == b).nonzero().flatten().tolist()) for b in range(3)
+        }
+        found = Contrastive(problem.towers, pairs, 1.0).scores_along(problem.centre, v)
+        return company, pairs.by_pair(found)
+
+    (first, scores), (again, same), (other, others) = scored(0), scored(0), scored(1)
+    assert first == again
+    assert torch.equal(scores, same)
+    assert first != other
+    assert not torch.allclose(scores, others, atol=1e-3)
+
+
+@pytest.mark.parametrize(("n", "batch", "kinds"), [(12, 4, 4), (11, 4, 5), (23, 5, 6), (9, 9, 3)])
+def test_pairs_of_one_caption_are_kept_apart(n, batch, kinds):
+    draw = np.random.default_rng(n)
+    captions = [f"{draw.integers(kinds)}" for _ in range(n)]
+    inputs = (torch.arange(n), normal(n, 7))
+    pairs = Pairs.of(inputs, batch, 0, captions)
+    assert pairs.by_pair(pairs.inputs[0]).tolist() == list(range(n))
+    assert sorted(pairs.inputs[0][pairs.present].tolist()) == list(range(n))
+    sizes = pairs.present.sum(1)
+    assert int(sizes.max() - sizes.min()) <= 1
+    assert int(sizes.max()) <= batch
+    # a batch has a caption again only where there are more of it than batches
+    for number in range(pairs.batches):
+        of = [captions[i] for i in pairs.inputs[0][number][pairs.present[number]].tolist()]
+        assert all(of.count(one) <= -(-captions.count(one) // pairs.batches) for one in of)
+    assert not torch.equal(pairs.order, Pairs.of(inputs, batch, 1, captions).order)
+
+
 def test_self_influence_is_the_quadratic_form(trained):
     problem, w = trained
     inverse = torch.linalg.inv(hessian(problem.objective(), w))

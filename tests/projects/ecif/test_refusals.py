@@ -2,6 +2,7 @@
 stopped.
 """
 
+import math
 import os
 import signal
 
@@ -13,11 +14,12 @@ from ecif_problems import make, normal
 
 from projects.ecif import Contrastive, Heads, Pairs, TwoTower, score
 from projects.ecif.command import main
-from projects.ecif.fit import Fit, check_trained, fit, solver
-from projects.ecif.loss import check_mode
+from projects.ecif.fit import Fit, check_trained, fit, projection, solver
+from projects.ecif.loss import batch_losses, check_mode, logits
 from shared.commands.key import digest
 from shared.errors import UserError
 from shared.influence.baselines import metric_gradient
+from shared.seeding import step_seed
 
 SIZES = ["--model", "heads", "--batch", "4", "--size", "3", "--delta", "6"]
 
@@ -59,14 +61,15 @@ def refused(capsys, status) -> str:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("out", ["scores.csv", "scores.parquet"])
-def test_the_command_scores_as_the_library_does(files, out):
-    assert run(files, "--gradient-tol", "1e-9", "--solver", "dense", out=out) == 0
+@pytest.mark.parametrize(("out", "seed"), [("scores.csv", 0), ("scores.parquet", 3)])
+def test_the_command_scores_as_the_library_does(files, out, seed):
+    options = ("--gradient-tol", "1e-9", "--solver", "dense", "--seed", str(seed))
+    assert run(files, *options, out=out) == 0
     found = pd.read_csv(files / out) if out.endswith("csv") else pd.read_parquet(files / out)
-    towers = TwoTower(Heads(5, 7, 3))
+    towers = TwoTower(Heads(5, 7, 3, seed))
     problem = Contrastive(
         towers,
-        Pairs.of((normal(11, 5, seed=1), normal(11, 7, seed=2)), 4),
+        Pairs.of((normal(11, 5, seed=1), normal(11, 7, seed=2)), 4, seed),
         6.0,
         towers.parameters.flat(),
     )
@@ -112,6 +115,59 @@ def test_a_single_query_is_taken_among_training_pairs(files):
     assert pd.read_csv(files / "scores.csv")["score"].abs().max() > 1e-4
 
 
+def test_a_single_query_is_scored_for_its_own_loss(trained):
+    """Its row and column of softmax among the first training pairs, written as loops, and nothing
+    of theirs.
+    """
+    problem, w = trained
+    query = (normal(1, 5, seed=8), normal(1, 7, seed=9))
+    metric = score.query_metric(problem, query, 4)
+    among = tuple(
+        torch.cat([own, of[0]]) for own, of in zip(query, problem.pairs.inputs, strict=True)
+    )
+    s = problem.towers.logits(w, among).tolist()
+    row, column = (
+        sum(math.exp(value - s[0][0]) for value in values)
+        for values in (s[0], [line[0] for line in s])
+    )
+    assert float(metric(w)) == pytest.approx(math.log(row) + math.log(column), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ("1", "11 pairs in batches of 1 leave 11 of them alone in a batch"),
+        ("5", "11 pairs in batches of 5 leave 1 of them alone in a batch"),
+    ],
+)
+def test_a_pair_without_negatives_is_not_ranked(files, capsys, batch, message):
+    assert message in refused(capsys, run(files, "--batch", batch))
+    assert "choose another --batch" in refused(capsys, run(files, "--batch", batch))
+    assert "give more pairs" in refused(capsys, run(files, data="one"))
+    assert not (files / "scores.csv").exists()
+
+
+def test_partitions_are_averaged_with_their_spread(files, monkeypatch):
+    """Of the library's scores, partition by partition; chunks may cross from one to the next."""
+    monkeypatch.setattr(score, "BATCHES", 2)
+    options = ("--gradient-tol", "1e-9", "--solver", "dense", "--partitions", "3")
+    assert run(files, *options) == 0
+    found = pd.read_csv(files / "scores.csv")
+    inputs = (normal(11, 5, seed=1), normal(11, 7, seed=2))
+    towers, each = TwoTower(Heads(5, 7, 3)), []
+    for seed in (0, step_seed(0, "partition", 1), step_seed(0, "partition", 2)):
+        pairs = Pairs.of(inputs, 4, seed)
+        problem = Contrastive(towers, pairs, 6.0, towers.parameters.flat())
+        w = fit(problem).w
+        metric = score.query_metric(problem, (normal(9, 5, seed=8), normal(9, 7, seed=9)), 4)
+        each.append(problem.scores(w, metric, solver(problem, w, "dense")).numpy())
+    assert found["score"].tolist() == pytest.approx(np.mean(each, 0).tolist(), rel=1e-5, abs=1e-8)
+    assert found["spread"].tolist() == pytest.approx(
+        np.std(each, 0, ddof=1).tolist(), rel=1e-5, abs=1e-8
+    )
+    assert found["rank"].tolist() == (found["score"].rank().astype(int)).tolist()
+
+
 def test_the_command_goes_on_where_it_was_stopped(files, monkeypatch, capsys):
     assert run(files) == 0
     whole = pd.read_csv(files / "scores.csv")
@@ -154,8 +210,9 @@ def test_what_a_score_depends_on_is_in_the_key_of_its_pieces(files, monkeypatch)
     os.utime(files / "train.npz", (0, 0))
     assert plain == key()  # content counts, and not when it was written
     deciding = {
-        "mode": "paper", "parts": "positive", "solver": "dense", "damping": "1", "tol": "1e-3",
-        "score": "self", "seed": "1", "batch": "5", "delta": "7", "size": "2",
+        "mode": "paper", "parts": "positive", "solver": "dense", "damping": "1", "tol": "1e-5",
+        "score": "self", "seed": "1", "partitions": "2", "batch": "6", "delta": "7",
+        "size": "2", "basis": "random",
     }  # fmt: skip
     others = [key(f"--{option}", value) for option, value in deciding.items()]
     others.append(key(query="one"))
@@ -255,7 +312,7 @@ def test_an_indefinite_hessian_needs_damping(trained):
         solver(problem, w, "dense")
     with pytest.raises(UserError, match="negative curvature"):
         solver(problem, w, "cg")(metric_gradient(problem.mean_loss, w))
-    for name, damping in (("dense", 50.0), ("cg", 50.0), ("ggn", 0.0), ("logra", 0.0)):
+    for name, damping in (("dense", 50.0), ("cg", 50.0), ("ggn", 0.0), ("logra", 50.0)):
         assert (
             solver(problem, w, name, damping, rank=2)(metric_gradient(problem.mean_loss, w))[0]
             .isfinite()
@@ -265,15 +322,51 @@ def test_an_indefinite_hessian_needs_damping(trained):
         solver(problem, w, "lu")
 
 
-def test_the_solvers_agree_on_the_gauss_newton_matrix_where_they_must(trained):
+def test_the_solvers_agree_where_they_must(trained):
     problem, w = trained
     b = normal(w.numel(), seed=3)
-    ggn = solver(problem, w, "ggn", tol=1e-10)(b)[0]
-    whole = solver(problem, w, "logra", rank=7)(b)[0]  # as many directions as there are
-    assert torch.allclose(ggn, whole, atol=1e-8)
-    assert torch.allclose(
-        solver(problem, w, "cg", tol=1e-10)(b)[0], solver(problem, w, "dense")(b)[0], atol=1e-8
-    )
+    wanted = solver(problem, w, "dense")(b)[0]
+    assert torch.allclose(solver(problem, w, "cg", tol=1e-10)(b)[0], wanted, atol=1e-8)
+    for basis in ("leading", "random"):
+        # as many directions as there are
+        whole = solver(problem, w, "logra", rank=7, basis=basis)(b)[0]
+        assert torch.allclose(whole, wanted, atol=1e-8)
+
+
+def test_leading_directions_are_those_of_the_layers_inputs_and_slopes(trained):
+    """Of the heads, whose inputs are the features and whose slopes are the loss's in the
+    embeddings, by autograd on the embeddings themselves.
+    """
+    problem, w = trained
+    found = projection(problem, w, 2, 0, "leading")
+    assert found.shape == (3 * 5 + 3 * 7 + 1, 2 * 2 + 2 * 2 + 1)
+    assert torch.allclose(found.T @ found, torch.eye(9, dtype=torch.float64), atol=1e-12)
+    inputs, present = problem.pairs.inputs, problem.pairs.present
+    texts, images, log_tau = (one.detach() for one in problem.towers.embed(w, inputs))
+    embedded = [texts.requires_grad_(), images.requires_grad_()]
+    loss = batch_losses(logits(*embedded, log_tau, problem.towers.epsilon), present).sum()
+    slopes = torch.autograd.grad(loss, embedded)
+    where = problem.towers.parameters.slices
+    for name, features, slope in (
+        ("text.weight", inputs[0], slopes[0]),
+        ("image.weight", inputs[1], slopes[1]),
+    ):
+        sides = [
+            np.linalg.svd(rows.flatten(0, -2).numpy().T, full_matrices=False)[0][:, :2]
+            for rows in (slope, features)
+        ]
+        span = np.kron(*sides)  # [out * in, 4]
+        own = found[where[name]]
+        own = own[:, own.abs().sum(0) > 0].numpy()
+        assert own.shape[1] == 4
+        assert np.allclose(span @ span.T, own @ own.T, atol=1e-8)
+
+
+def test_a_projection_is_refused_where_the_hessian_is_indefinite():
+    problem = make(delta=0.01)
+    b = metric_gradient(problem.mean_loss, problem.centre)
+    with pytest.raises(UserError, match="not positive definite in the subspace: add damping"):
+        solver(problem, problem.centre, "logra", rank=7)(b)
 
 
 @pytest.mark.parametrize(

@@ -489,13 +489,6 @@ MUTATIONS = [
     # ---- the command ----
     Mutation(
         TRAIN,
-        'check_finite(self.tuning.trainable, "the trained model")',
-        "",
-        "a model that has come apart is saved",
-        ("train",),
-    ),
-    Mutation(
-        TRAIN,
         '_same_settings(known, Recipe.resolved(options, known["records"]), out)',
         "",
         "a run goes on with other settings, and spends more than it says",

@@ -31,6 +31,8 @@ from mutating import Mutation, main
     PROMPTS,
     TRL,
     BASELINES,
+    SELFCHECK,
+    RECIPE,
 ) = (
     f"projects/infinite_sampling/{name}.py"
     for name in (
@@ -50,6 +52,8 @@ from mutating import Mutation, main
         "prompts",
         "trl_rollout",
         "baselines",
+        "selfcheck",
+        "recipe",
     )
 )
 
@@ -72,14 +76,14 @@ MUTATIONS = [
     # ---- cache ----
     Mutation(
         FIXED_ROWS,
-        "[0] * self.count, [self.tokens - 1] * self.count, [0] * self.count",
-        "[0] * self.count, [0] * self.count, [0] * self.count",
+        "[0] * rows, [self.tokens - 1] * rows, [0] * rows",
+        "[0] * rows, [0] * rows, [0] * rows",
         "idle rows of the cache write over the prompt",
     ),
     Mutation(
         FIXED_ROWS,
-        "if self._holds[row] != job.prompt:",
-        "if self._holds[row] is None:",
+        "if self._holds[place] != job.prompt:",
+        "if self._holds[place] is None:",
         "a slot of the cache keeps another prompt",
     ),
     Mutation(
@@ -99,6 +103,127 @@ MUTATIONS = [
         "writes if pad is None else writes.masked_fill(pad, self.cache.scratch)",
         "writes",
         "padding of a forward writes over the prompt's page of the cache",
+    ),
+    Mutation(
+        FIXED_ROWS,
+        "self.cache.copy(last, first)",
+        "pass",
+        "a row that moves to the front leaves its cache behind",
+    ),
+    Mutation(
+        FIXED_ROWS,
+        "self._holds[first] = self._holds[last]",
+        "pass",
+        "a slot of the cache that was copied is taken for what it held before",
+    ),
+    Mutation(
+        RUN,
+        "if not queue.waiting:\n                    rows.drop_empty()",
+        "",
+        "rows for which no job waits are computed",
+    ),
+    Mutation(
+        RUN,
+        "self.states[row : row + 1, at[row]]",
+        "self.states[row : row + 1, 0]",
+        "the hidden state of a prompt that was read beside others is another token's",
+        ("predictor",),
+    ),
+    Mutation(
+        SAMPLER,
+        "return logits[range(len(prompts)), at],",
+        "return logits[:, -1],",
+        "a prompt that was read beside others goes on from padding",
+    ),
+    Mutation(
+        RUN,
+        "prompt.prefix, prompt.logits, prompt.hidden = None, None, None",
+        "pass",
+        "prompts whose groups are done stay in memory",
+    ),
+    Mutation(
+        PAGED_ROWS,
+        "youngest = next(reversed(self._rows))",
+        "youngest = next(iter(self._rows))",
+        "the oldest row is put aside",
+    ),
+    # ---- what a model must be ----
+    Mutation(
+        SELFCHECK,
+        "if not apart <= tolerance:",
+        "if apart > 1e9:",
+        "a model with local attention is driven",
+        ("selfcheck",),
+    ),
+    Mutation(
+        SELFCHECK,
+        "sizes[0], sizes[-1] + sampler.max_new_tokens - 1",
+        "sizes[0], sizes[0] + 2",
+        "rows are tried that are shorter than the run's",
+        ("selfcheck",),
+    ),
+    Mutation(
+        SELFCHECK,
+        "if before[0] <= least and most <= before[1]:",
+        "if before[1]:",
+        "longer rows than were tried are driven",
+        ("selfcheck",),
+    ),
+    Mutation(
+        SELFCHECK,
+        "known[mode] = min(",
+        "mode = None; known[mode] = min(",
+        "a model is tried anew in each rollout",
+        ("selfcheck",),
+    ),
+    Mutation(
+        CACHE,
+        "new.transpose(1, 2).to(storage.dtype)",
+        "new.transpose(1, 2)",
+        "autocast ends a rollout",
+        ("selfcheck",),
+    ),
+    Mutation(
+        RUN,
+        "if not logprobs.isfinite().all():",
+        "if False:",
+        "tokens are drawn from logits that are not finite",
+        ("selfcheck",),
+    ),
+    Mutation(
+        RUN,
+        "np.where(np.isnan(values), known",
+        "np.where(np.isinf(values), known",
+        "a prediction that is NaN ends a rollout",
+        ("selfcheck",),
+    ),
+    Mutation(
+        SAMPLER,
+        "if not 0 <= temperature < math.inf:",
+        "if False:",
+        "a negative temperature is sampled at",
+        ("selfcheck",),
+    ),
+    Mutation(
+        STREAMS,
+        "before = ordered.cumsum(-1) - ordered",
+        "before = ordered.cumsum(-1)",
+        "the token that crosses top_p is not drawn",
+        ("selfcheck",),
+    ),
+    Mutation(
+        STREAMS,
+        "chances < last",
+        "chances <= last",
+        "the last of top_k tokens is not drawn",
+        ("selfcheck",),
+    ),
+    Mutation(
+        STREAMS,
+        "top_p * ordered.sum(-1, keepdim=True)",
+        "top_p",
+        "top_p is of all tokens and not of those that top_k leaves",
+        ("selfcheck",),
     ),
     # ---- the loop ----
     Mutation(
@@ -287,7 +412,20 @@ MUTATIONS = [
         "the predictor learns from TRL's evaluations",
         ("trl",),
     ),
-    Mutation(TRL, '"top_k": (0, None),', "", "TRL's top_k is passed over in silence", ("trl",)),
+    Mutation(
+        TRL,
+        "top_k=trainer.args.top_k or 0",
+        "top_k=0",
+        "TRL's top_k is passed over in silence",
+        ("trl",),
+    ),
+    Mutation(
+        TRL,
+        "trainer.accelerator.process_index",
+        "0",
+        "ranks of TRL share their random numbers",
+        ("trl",),
+    ),
     Mutation(
         BASELINES,
         "gradient_accumulation_steps=completions // micro_batch",
@@ -341,6 +479,62 @@ MUTATIONS = [
     # ---- commands ----
     Mutation(
         TRAIN,
+        "frozen = copy.deepcopy(model) if",
+        "frozen = model if",
+        "the divergence is that of the model from itself",
+        ("command",),
+    ),
+    Mutation(
+        GRPO,
+        "with model.disable_adapter() if frozen is None else nullcontext():",
+        "with nullcontext():",
+        "the divergence is that of the adapters from themselves",
+        ("command",),
+    ),
+    Mutation(
+        TRAIN,
+        "torch.nn.utils.clip_grad_norm_(self.masters.values(), recipe.max_grad_norm)",
+        "torch.nn.utils.clip_grad_norm_(self.masters.values(), 1e9)",
+        "the gradient is never clipped",
+        ("command",),
+    ),
+    Mutation(
+        TRAIN,
+        'scale=recipe.loss != "dr_grpo"',
+        "scale=True",
+        "dr_grpo is scaled by the deviation",
+        ("command",),
+    ),
+    Mutation(
+        TRAIN,
+        "old=old if update else None",
+        "old=None",
+        "ratios are 1 in every update on a rollout",
+        ("command",),
+    ),
+    Mutation(
+        RECIPE,
+        '"budget_tokens", "page"',
+        '"budget_tokens", "page", "stop"',
+        "a run goes on with another --stop",
+        ("command",),
+    ),
+    Mutation(
+        TRAIN,
+        "torch.nn.Parameter(p.detach().float()) if p.dtype == torch.bfloat16 else p",
+        "p",
+        "small steps are lost in bfloat16",
+        ("command",),
+    ),
+    Mutation(
+        TRAIN,
+        'source, "held": bound',
+        'source, "held": ""',
+        "a run goes on with another argument bound to its reward function",
+        ("command",),
+    ),
+    Mutation(
+        TRAIN,
         'apart = max(line["mismatch"] for line in log.lines)',
         "apart = 0.0",
         "training does not say how far sampling is from it",
@@ -355,14 +549,14 @@ MUTATIONS = [
     ),
     Mutation(
         TRAIN,
-        '"source": source_digest(written)',
-        '"source": ""',
+        "source = source_digest(written)",
+        'source = ""',
         "a run goes on with a reward function that was changed",
         ("command",),
     ),
     Mutation(
         TRAIN,
-        'check_finite(self.parameters.items(), "the trained model")',
+        "check_trained(self.parameters.items())",
         "",
         "a model that has come apart is saved",
         ("command",),

@@ -67,12 +67,16 @@ def schedule(
     plan: float = 0.001,
     prompts: int = 8,
     cut: int = 0,
+    live: int = 8,
+    rounds: int = 6,
+    arrival: float = 70,
+    slow: float = 0.0,
     name: str = "schedule",
 ) -> dict:
     rows = []
     steps = {
         "micro groups": 100,
-        "continuous, FIFO": 70,
+        "continuous, FIFO": arrival,
         "framework (predicted)": framework,
         "plan (oracle)": oracle,
     }
@@ -97,6 +101,7 @@ def schedule(
                     "predict_seconds": 0.01,
                     "rollout_seconds": 1.0,
                     "truncated": cut,
+                    "live": prompt < live,
                 }
             )
     rates = {
@@ -106,7 +111,8 @@ def schedule(
         "generate, chunks": peer,
         "generate_batch": 0.5,
     }
-    for repeat in range(6):
+    for repeat in range(rounds):
+        rates["framework (predicted)"] = speed if repeat else speed - slow
         rows += [
             {
                 **common,
@@ -121,7 +127,12 @@ def schedule(
 
 
 def exactness(
-    same: int = 10, redrawn: int = 10, difference: float = 1e-15, losses=("grpo", "dapo", "dr_grpo")
+    same: int = 10,
+    redrawn: int = 10,
+    difference: float = 1e-15,
+    losses=("grpo", "dapo", "dr_grpo"),
+    chance: int = 1,
+    own: float = 0.3,
 ) -> dict:
     rows = []
     for dtype, fixed in (("float64", False), ("float32", True), ("float32", False)):
@@ -139,6 +150,8 @@ def exactness(
                 "redrawn": None if fixed else redrawn,
             }
         )
+        rows.append({**row, "schedule": "full group, another seed", "same": chance})
+    rows.append({"kind": "own advantages", "dtype": "float64", "relative_difference_ratio": own})
     rows += [
         {
             "kind": "gradient",
@@ -161,17 +174,26 @@ def theorems(violations: int = 0, instances: int = 20_000) -> dict:
     }
 
 
-def prediction(none: float = 0.0, few: float = 0.9) -> dict:
-    row = {"predictor": "transformer", "pooled_tau_ratio": 0.3, "total_error_tokens": 5.0}
+def prediction(none: float = 0.0, few: float = 0.9, nothing: float = 8.0) -> dict:
     return {
         "prediction": [
-            {**row, "prefix": k, "group_tau_ratio": tau}
+            {
+                "predictor": predictor,
+                "pooled_tau_ratio": 0.3,
+                "total_error_tokens": error,
+                "prefix": k,
+                "group_tau_ratio": tau,
+            }
             for k, tau in ((0, none), (1, few), (8, 0.9))
+            for predictor, error in (("transformer", 5.0), ("constant", nothing))
         ]
     }
 
 
-def ablation(fifo=1.2, sjf=1.1, plan_sjf=1.05, plan_lpt=1.06, lpt=1.1) -> dict:
+def ablation(
+    fifo=1.2, sjf=1.1, plan_sjf=1.05, plan_lpt=1.06, lpt=1.1, prompts=6, apart=0.0
+) -> dict:
+    """With `apart`, shortest first differs from prompt to prompt."""
     steps = {
         "fifo": fifo,
         "sjf_global": sjf,
@@ -185,12 +207,13 @@ def ablation(fifo=1.2, sjf=1.1, plan_sjf=1.05, plan_lpt=1.06, lpt=1.1) -> dict:
                 "kind": "steps",
                 "lengths": known,
                 "refill": refill,
-                "prompt": 0,
-                "steps": 100 * value,
+                "prompt": prompt,
+                "steps": 100 * (value + (apart * (-1) ** prompt if "sjf" in refill else 0)),
                 "lower_bound": 100,
             }
             for known in ("none", "k = 0", "k = 4", "oracle")
             for refill, value in steps.items()
+            for prompt in range(prompts)
         ]
     }
 
@@ -204,6 +227,8 @@ def training(
     peak: float = 20.0,
     framework: float = 0.9,
     full: float = 0.7,
+    seeds: int = 5,
+    chance: bool = False,
 ) -> dict:
     rows = []
     seconds = {"full group": full, "framework": framework, "TRL": 1.0, "TRL, this rollout": 1.1}
@@ -214,17 +239,17 @@ def training(
             equal = {
                 "full group": True,
                 "framework": same,
-                "TRL": False,
+                "TRL": chance,
                 "TRL, this rollout": hooked,
             }[mode]
             times = {"rollout_seconds": 1.0, "step_seconds": 10 * seconds[mode]}
-            for step in range(4):
+            for step in range(10):
                 row = {
                     "kind": "step",
                     "dtype": dtype,
                     "mode": mode,
                     "step": step,
-                    "same_rewards": equal or step < 3,
+                    "same_rewards": equal or step < 9,
                     **times,
                 }
                 row |= {
@@ -233,7 +258,8 @@ def training(
                     "steps": None,
                     "mismatch_ratio": None,
                 }
-                rows.append({**row, "frozen_error_tokens": frozen, "online_error_tokens": online})
+                row |= {"frozen_error_tokens": frozen, "online_error_tokens": online}
+                rows.append({**row, "seed": step % seeds})
             for kind in ("pool", "held out"):
                 for step, score in ((0, 0.3), (4, last)):
                     row = {
@@ -308,20 +334,34 @@ def test_every_claim_can_fail_and_can_hold():
         ("group_size", memory(full=1.5), "partly"),
         ("steps", schedule(framework=80), "partly"),
         ("steps", schedule(prompts=3), "partly"),
+        ("steps", schedule(arrival=60), "partly"),
         ("steps", schedule(wrong=1), "fails"),
         ("near_oracle", schedule(framework=80), "partly"),
+        ("near_oracle", schedule(framework=55, arrival=55), "partly"),
+        ("near_oracle", schedule(framework=55, prompts=4), "partly"),
         ("throughput", schedule(speed=1.1), "partly"),
+        ("throughput", schedule(slow=0.3), "partly"),
+        ("throughput", schedule(rounds=5), "partly"),
         ("pretrained", schedule(framework=90, name="pretrained"), "partly"),
         ("pretrained", schedule(speed=1.1, name="pretrained"), "partly"),
+        ("pretrained", schedule(live=1, name="pretrained"), "partly"),
         ("peers", schedule(speed=0.7), "partly"),
         ("exact", exactness(redrawn=9), "fails"),
+        ("exact", exactness(chance=10), "partly"),
+        ("gradient", exactness(own=1e-9), "partly"),
         ("gradient", exactness(losses=("grpo",)), "partly"),
         ("gradient", exactness(difference=float("nan")), "fails"),
         ("theorems", theorems(instances=100), "partly"),
         ("plan_time", schedule(plan=0.03), "partly"),
         ("prediction", prediction(none=0.1), "partly"),
-        ("shortest_first", ablation(plan_sjf=1.2), "partly"),
+        ("prediction", prediction(nothing=4.0), "fails"),
+        ("shortest_first", ablation(plan_sjf=1.2), "fails"),
+        ("shortest_first", ablation(lpt=1.0), "fails"),
+        ("shortest_first", ablation(plan_sjf=1.1, apart=0.2), "partly"),
+        ("shortest_first", ablation(sjf=1.3, prompts=3), "partly"),
         ("training", training(last=0.2), "partly"),
+        ("training", training(chance=True), "partly"),
+        ("drift", training(seeds=1), "partly"),
         ("trl_rollout", training(hooked=False), "partly"),
         ("trl_rollout", training(peak=80.0), "partly"),
         ("trl_time", training(framework=1.4), "partly"),
@@ -354,7 +394,7 @@ def test_what_a_verdict_says_is_what_was_measured():
         == "1.50x (1.50 to 1.50), m"
     )
     assert claims.steps(pd.DataFrame(schedule()["schedule"])).measured.startswith(
-        "100.0 to 60.0 steps (-40%) over 8 prompts; 32 of 32"
+        "100.0 to 60.0 steps (-40%) over 8 prompts, order of arrival 70.0; 32 of 32"
     )
     assert (
         "16 of 20 identical" in claims.exact(pd.DataFrame(exactness(same=8)["exactness"])).measured

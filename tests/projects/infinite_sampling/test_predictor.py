@@ -162,11 +162,11 @@ def test_what_the_engine_captures_is_what_the_ridge_was_fitted_on(llama):
             seen.update(dict(zip(prefixes.jobs, prefixes.hidden, strict=True)))
             return np.ones(len(prefixes.jobs))
 
-    for prefix in (0, 1, 3):
+    for prefix, slots in ((0, 4), (1, 4), (3, 4), (0, 16), (1, 16)):  # 16: prompts read together
         seen.clear()
         made = (
             Engine(llama, [0], 12, seed=7)
-            .run(PROMPTS, 6, Schedule("continuous", 4, "plan_sjf", prefix, Look()))
+            .run(PROMPTS, 6, Schedule("continuous", slots, "plan_sjf", prefix, Look()))
             .completions
         )
         wanted = examples(PROMPTS, made, prefix, llama, batch=5)
@@ -200,7 +200,12 @@ def test_features_are_had_a_few_rows_at_a_time_and_without_the_logits_of_a_promp
         ), name
         assert all(rows <= 8 and places <= len(PROMPTS) for rows, places, _ in shapes)
         shapes.clear()
-        Engine(model.eval(), [0], 3).run(PROMPTS, 2, Schedule("micro", 1))
+        engine = Engine(model.eval(), [0], 3)
+        engine.check(PROMPTS)
+        # of prompts of two lengths, read at once; a model is asked once
+        assert max((places for _, places, _ in shapes), default=0) <= 2
+        shapes.clear()
+        engine.run(PROMPTS, 2, Schedule("micro", 1))
         assert {places for _, places, _ in shapes} == {1}
         hook.remove()
     monkeypatch.setattr(predictor, "can_keep", lambda model: False)

@@ -359,9 +359,74 @@ def test_without_trl_the_peer_says_what_to_install(monkeypatch):
         TrlSteps(None, None, ["a"], length, **options, phase=nullcontext)
 
 
-@pytest.mark.parametrize(
-    "setting", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"repetition_penalty": 1.1}]
-)
+@pytest.mark.parametrize("bf16", [True, None])
+def test_it_works_under_the_trainers_autocast(trl_trainer, bf16):
+    """Which is TRL's default, and stands around the model's own forward."""
+    trainer = trl_trainer(
+        ["ab", "cd"], length, rollout(Schedule("continuous", 3)), max_steps=2, bf16=bf16
+    )
+    assert trainer.accelerator.mixed_precision == "bf16"
+    trainer.train()
+    assert len(trainer.seen) == 2
+    for inputs in trainer.seen:
+        mask = inputs["completion_mask"].bool()
+        drawn, trained = (inputs[k][mask] for k in ("sampling_per_token_logps", "trained"))
+        assert torch.allclose(drawn, trained, atol=1e-2)
+
+
+def test_a_model_that_would_be_driven_wrongly_is_refused(trl_trainer, monkeypatch):
+    trainer = trl_trainer(["ab"], length, rollout(Schedule("continuous", 3)))
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def near(query, key, value, attn_mask=None, **options):
+        """Looks at the last four tokens alone, whatever the mask, as a local layer would."""
+        here = torch.arange(key.shape[2] - query.shape[2], key.shape[2])[:, None]
+        seen = (here >= torch.arange(key.shape[2])) & (here - torch.arange(key.shape[2]) < 4)
+        options.pop("is_causal", None)
+        return attend(query, key, value, attn_mask=seen, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", near)
+    with pytest.raises(UserError, match=r"LlamaForCausalLM.*different positions"):
+        trainer.train()
+
+
+def test_processes_draw_other_completions(trl_trainer):
+    trainer = trl_trainer(["ab"], length)
+
+    class Ranked:
+        def __init__(self, rank):
+            self.process_index, self.unwrap_model = rank, trainer.accelerator.unwrap_model
+
+    class Handed:
+        def __init__(self, rank):
+            self.accelerator = Ranked(rank)
+
+        def __getattr__(self, name):
+            return getattr(trainer, name)
+
+    made = [
+        rollout(Schedule("continuous", 3))(["ab"] * GROUP, Handed(rank))["completion_ids"]
+        for rank in (0, 1, 0)
+    ]
+    assert made[0] == made[2] != made[1]
+
+
+def test_part_of_the_distribution_is_drawn_from_as_the_trainer_is_told(trl_trainer):
+    function, calls = recorded(rollout(Schedule("continuous", 3)))
+    trainer = trl_trainer(["ab"], length, function, top_k=5, top_p=0.9, temperature=0.8)
+    start = plain(trainer)
+    trainer.train()
+    tokens = [trainer.processing_class("ab")["input_ids"]]
+    engine = Engine(start, [0], LIMIT, temperature=0.8, top_k=5, top_p=0.9, seed=rollout_seed(3, 0))
+    wanted = engine.run(tokens, GROUP, Schedule("full")).completions
+    whole = Engine(start, [0], LIMIT, temperature=0.8, seed=rollout_seed(3, 0))
+    assert calls[0][1]["completion_ids"] == [c.tokens for c in wanted]
+    assert [c.tokens for c in wanted] != [
+        c.tokens for c in whole.run(tokens, GROUP, Schedule("full")).completions
+    ]
+
+
+@pytest.mark.parametrize("setting", [{"min_p": 0.1}, {"repetition_penalty": 1.1}])
 def test_draws_from_a_part_of_the_distribution_are_refused(trl_trainer, setting):
     trainer = trl_trainer(["ab"], length, rollout(Schedule("continuous", 3)), **setting)
     with pytest.raises(UserError, match=f"{next(iter(setting))}="):

@@ -13,9 +13,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from mutating import Mutation, main
 
-TOTAL, PROBLEMS, ESTIMATORS, TRAINING, EPISODES, BASELINES, SCORE = (
+TOTAL, PROBLEMS, ESTIMATORS, TRAINING, EPISODES, BASELINES, SCORE, CLAIMS = (
     f"projects/meta_if/{name}.py"
-    for name in ("total", "problems", "estimators", "training", "data", "baselines", "score")
+    for name in (
+        "total",
+        "problems",
+        "estimators",
+        "training",
+        "data",
+        "baselines",
+        "score",
+        "claims",
+    )
 )
 
 MUTATIONS = [
@@ -27,24 +36,45 @@ MUTATIONS = [
     ),
     Mutation(
         TOTAL,
-        "        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v,"
-        " rows)))[1]\n        return in_lam - self._pull(self._solve(in_theta, rows), rows)\n\n   "
-        " def _four_terms",
-        "        in_lam, in_theta = jvp(slopes, (self.lam, self.theta[rows]), (v, self._follow(v,"
-        " rows)))[1]\n        return in_lam\n\n    def _four_terms",
-        "the exact product forgets the second inner solve",
+        "            return in_lam - pull(self._solve(in_theta, rows))[0]\n",
+        "            return in_lam\n",
+        "the products forget the second inner solve",
     ),
     Mutation(
         TOTAL,
-        "        slopes = grad(self._weighted(self._lagrangian, rows), argnums=(0, 1))\n",
-        "        slopes = grad(self._weighted(self._outer, rows), argnums=(0, 1))\n",
+        "return self._followed(self._bends(self._lagrangian, rows), rows)",
+        "return self._followed(self._bends(self._outer, rows), rows)",
         "the third derivatives are left out of the exact product",
+    ),
+    Mutation(
+        TOTAL,
+        "in_lam, in_theta = bend((v, -self._solve(push(v)[0], rows)))",
+        "in_lam, in_theta = bend((v, self._solve(push(v)[0], rows)))",
+        "the task parameters move the wrong way in products",
     ),
     Mutation(
         TOTAL,
         "        return -self._solve(jvp(lambda lam: self._inner_slope",
         "        return self._solve(jvp(lambda lam: self._inner_slope",
         "the task parameters move the wrong way",
+    ),
+    Mutation(
+        TOTAL,
+        "        if curvature in self._products:\n            return self._products[curvature]\n",
+        "        if self._products:\n            return next(iter(self._products.values()))\n",
+        "the graph of one curvature is taken for another's",
+    ),
+    Mutation(
+        TOTAL,
+        "        if len(self.problem.chunks()) == 1:\n",
+        "        if True:\n",
+        "the graph of one chunk of tasks is taken for another's",
+    ),
+    Mutation(
+        TOTAL,
+        "return (weights.unsqueeze(1) * w * vmap(problem.sample_losses)(z, y)).sum()",
+        "return (weights.unsqueeze(1) / w.shape[1] * vmap(problem.sample_losses)(z, y)).sum()",
+        "Gauss-Newton ignores validation weights",
     ),
     Mutation(
         TOTAL,
@@ -104,6 +134,18 @@ MUTATIONS = [
         "the metric's gradient is the direct one",
     ),
     Mutation(
+        ESTIMATORS,
+        "    return at(tests.with_weights(l2=0.0), lam).gradient()\n",
+        "    return at(tests, lam).gradient()\n",
+        "the metric's gradient has the test tasks' regulariser in it",
+    ),
+    Mutation(
+        ESTIMATORS,
+        "return float(Composed(tests.with_weights(l2=0.0)).value(lam))",
+        "return float(Composed(tests).value(lam))",
+        "the metric has the test tasks' regulariser in it",
+    ),
+    Mutation(
         PROBLEMS,
         "        return found + self.penalty_weight * torch.eye(",
         "        return found + 0.5 * self.penalty_weight * torch.eye(",
@@ -118,7 +160,7 @@ MUTATIONS = [
     ),
     Mutation(
         TRAINING,
-        "        for _ in range(2):\n",
+        "        for _ in range(order):\n",
         "        for _ in range(1):\n",
         "the composed objective is right to first order alone",
     ),
@@ -129,6 +171,48 @@ MUTATIONS = [
         "order = np.arange(y.shape[1])",
         "spoiled tasks keep their labels",
         ("experiments",),
+    ),
+    Mutation(
+        EPISODES,
+        "x_val[shown] += patterns[tasks.y_val[shown]]",
+        "x_val[shown] += patterns[tasks.y_val[shown] - 1]",
+        "validation images show other labels than training images",
+        ("experiments",),
+    ),
+    Mutation(
+        EPISODES,
+        "x_train[shown] += patterns[tasks.y_train[shown]]",
+        "x_train += patterns[tasks.y_train]",
+        "all tasks show their labels",
+        ("experiments",),
+    ),
+    Mutation(
+        CLAIMS,
+        "if all(near) and all(better):",
+        "if all(near):",
+        "what is no nearer than no edit counts as near",
+        ("claims",),
+    ),
+    Mutation(
+        CLAIMS,
+        "if wide[own].mean() <= NEAR and whole.low > 0",
+        "if wide[own].mean() <= NEAR",
+        "over all data sets no edit need not be beaten",
+        ("claims",),
+    ),
+    Mutation(
+        CLAIMS,
+        "for other in (labels.ALL_TASKS, labels.RANDOM)",
+        "for other in (labels.ALL_TASKS,)",
+        "a removal need not help more than that of random tasks",
+        ("claims",),
+    ),
+    Mutation(
+        CLAIMS,
+        "return mean.value > 0.9 and mean.low > 0.8 and gain.low > 0",
+        "return mean.value > 0.9 and mean.low > 0.8",
+        "a random order need not be beaten",
+        ("claims",),
     ),
     Mutation(
         BASELINES,

@@ -278,6 +278,15 @@ def test_a_body_of_the_users_own_module(files, tmp_path, monkeypatch):
     assert (tmp_path / "own.csv").read_text() == (tmp_path / "named.csv").read_text()
 
 
+def test_a_module_of_the_users_own_that_is_made_already(files, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nbody = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Tanh())\n"
+    )
+    assert main(arguments(files, tmp_path / "own.csv", model=f"{tmp_path}/mine.py:body")) == 0
+    assert main(arguments(files, tmp_path / "named.csv")) == 0
+    assert (tmp_path / "own.csv").read_text() == (tmp_path / "named.csv").read_text()
+
+
 def test_imaml_by_the_command(files, tmp_path):
     weights = tmp_path / "whole.safetensors"
     given = [
@@ -442,6 +451,26 @@ def test_options_are_refused_before_any_work(files, tmp_path, refused):
     save_file(load_file(files / "meta.safetensors"), tmp_path / "bare.safetensors")
     bare = refused(arguments(files, tmp_path / "s.csv", weights=tmp_path / "bare.safetensors"))
     assert "--inner --ways --penalty --l2" in bare
+
+
+@pytest.mark.parametrize("inner", ["anil", "imaml"])
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("dropout(x, 0.5)", "differ from call to call"),
+        ("batch_norm(x, None, None, training=True)", "depends on the samples beside it"),
+    ],
+)
+def test_functional_layers_in_training_mode(files, tmp_path, refused, inner, function, said):
+    outputs = 2 if inner == "anil" else 3
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom torch.nn import functional\n\nclass Body(nn.Linear):\n"
+        f"    def forward(self, x):\n        x = super().forward(x)\n        return functional."
+        f"{function}\n\ndef body():\n    return Body(4, {outputs})\n"
+    )
+    given = ["fit", "--model", f"{tmp_path}/mine.py:body", "--inner", inner, "--penalty", "20"]
+    files_of = ["--data", str(files / "tasks.npz"), "--out", str(tmp_path / "m.safetensors")]
+    assert said in refused([*given, *files_of])
 
 
 def test_a_norm_whose_third_derivatives_are_wrong(files, tmp_path, refused, monkeypatch):

@@ -8,13 +8,21 @@ import torch
 from torch.func import grad
 
 from projects.meta_if import baselines, estimators
-from projects.meta_if.data import Pool, pools, principal_components, sample_tasks, spoil_tasks
+from projects.meta_if.data import (
+    Pool,
+    pools,
+    principal_components,
+    sample_tasks,
+    show_labels,
+    spoil_tasks,
+)
+from projects.meta_if.experiments.depth import series_errors
 from projects.meta_if.problems import MetaProblem
 from projects.meta_if.total import at
 from projects.meta_if.training import Composed, fit
 from shared.errors import UserError
 from shared.influence.evaluate import auroc
-from shared.influence.solvers import cg
+from shared.influence.solvers import cg, neumann
 
 
 def pool() -> Pool:
@@ -63,6 +71,28 @@ def test_spoiled_labels_say_nothing_and_the_others_stay():
             )
     with pytest.raises(UserError, match="between 0 and 1"):
         spoil_tasks(tasks, 1.2, 0)
+
+
+def test_shown_labels_can_be_read_from_the_images_of_marked_tasks_alone():
+    tasks = sample_tasks(pool(), 6, ways=3, shots=4, queries=4, seed=1)
+    spoiled, mask = spoil_tasks(tasks, 0.5, seed=2)
+    shown = show_labels(spoiled, mask, seed=3)
+    assert torch.equal(shown.y_train, spoiled.y_train)
+    assert torch.equal(shown.y_val, spoiled.y_val)
+    patterns = set()
+    for after, before, y in (
+        (shown.x_train, spoiled.x_train, spoiled.y_train),
+        (shown.x_val, spoiled.x_val, spoiled.y_val),
+    ):
+        added = after - before
+        assert (added[~mask] == 0).all()
+        for way in range(3):
+            of_label = added[mask][y[mask] == way]
+            assert torch.allclose(of_label, of_label[0].expand_as(of_label))
+            patterns.add(tuple(of_label[0].round(decimals=6).tolist()))
+            size = spoiled.x_train.norm(dim=2).mean()
+            assert float(of_label[0].norm()) == pytest.approx(float(size))
+    assert len(patterns) == 3  # a label has the same one in training and validation, and its own
 
 
 def test_components_are_those_of_the_training_pool_alone():
@@ -191,3 +221,19 @@ def test_direct_if_of_imaml_is_refused_since_it_is_zero(imaml):
     )
     with pytest.raises(UserError, match="direct-IF is 0"):
         estimators.task_removal(state, [0], "direct-IF", partial(cg, damping=1.0))
+
+
+def test_the_errors_of_the_series_are_those_of_the_solver_by_depth():
+    draw = torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=draw, dtype=torch.float64)
+    matrix = root @ root.T + 0.5 * torch.eye(6, dtype=torch.float64)
+    b = torch.randn(6, 2, generator=draw, dtype=torch.float64)
+    found = series_errors(matrix, b, wanted=0.01, most=10_000)
+    assert found[-1] <= 0.01 < found[-2]
+    solution = torch.linalg.solve(matrix, b)
+    scale = 1.05 * float(torch.linalg.eigvalsh(matrix)[-1])
+    for depth in (0, 3, len(found) - 1):
+        x, _ = neumann(matrix.matmul, b, scale=scale, depth=depth, tol=None)
+        error = (x - solution).norm(dim=0) / solution.norm(dim=0)
+        assert found[depth] == pytest.approx(float(error.mean()))
+    assert len(series_errors(matrix, b, wanted=1e-9, most=5)) == 6

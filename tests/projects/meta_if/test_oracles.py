@@ -44,7 +44,11 @@ def test_the_total_gradient_is_that_of_the_solved_inner_problems(anil, away, hel
     at_lam = lam.clone().requires_grad_()
     (oracle,) = torch.autograd.grad(helpers.naive_anil(anil.problem, at_lam), at_lam)
     assert (Implicit(anil.problem, lam).gradient() - oracle).norm() < 1e-10
-    assert (Composed(anil.problem).gradient(lam) - oracle).norm() < 1e-10
+    composed = Composed(anil.problem)
+    assert (composed.gradient(lam) - oracle).norm() < 1e-10
+    gradient, value = composed.gradient_and_value(lam)
+    assert (gradient - oracle).norm() < 1e-10
+    assert float(value) == pytest.approx(float(helpers.naive_anil(anil.problem, lam)), rel=1e-12)
 
 
 @pytest.mark.parametrize("away", [0.0, 0.3])
@@ -60,12 +64,7 @@ def test_the_total_hessian_is_that_of_the_solved_inner_problems(anil, away, help
 
 
 def test_weights_of_tasks_and_samples_are_in_all_derivatives(anil, helpers):
-    draw = torch.Generator().manual_seed(5)
-    w = {
-        name: torch.rand(shape, generator=draw, dtype=torch.float64)
-        for name, shape in (("weights", 5), ("train_weights", (5, 6)), ("val_weights", (5, 7)))
-    }
-    problem = anil.problem.with_weights(**w)
+    problem = random_weights(anil.problem)
     oracle = torch.autograd.functional.hessian(
         lambda one: helpers.naive_anil(problem, one), anil.lam
     )
@@ -97,9 +96,29 @@ def test_chunks_of_tasks_change_nothing(anil):
     assert relative(parts.task_dots(s), whole.task_dots(s)) < 1e-12
 
 
-def test_approximate_curvatures_are_what_they_are_called(anil, helpers):
+def random_weights(problem, seed=5):
+    """The problem with weights of tasks and of both kinds of samples between 0 and 1."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {
+        "train_weights": problem.tasks.y_train.shape,
+        "val_weights": problem.tasks.y_val.shape,
+    }
+    return problem.with_weights(
+        **{
+            name: torch.rand(shape, generator=draw, dtype=torch.float64)
+            for name, shape in {"weights": (problem.n,), **shapes}.items()
+        }
+    )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_approximate_curvatures_are_what_they_are_called(anil, helpers, weighted):
     """Each from dense blocks of second derivatives, by jacobians of one task after the other."""
     problem, lam = anil.problem, moved(anil.lam, by=0.1)
+    shares = torch.full((problem.n,), 1 / problem.n, dtype=torch.float64)
+    if weighted:
+        problem = random_weights(problem)
+        shares = problem.weights / problem.n
     state = at(problem, lam)
     four, direct, gn, gamma = (
         torch.zeros(lam.numel(), lam.numel(), dtype=lam.dtype) for _ in range(4)
@@ -111,19 +130,22 @@ def test_approximate_curvatures_are_what_they_are_called(anil, helpers):
         (ll, lt), (tl, tt) = jacrev(grad(problem.outer_loss, argnums=(0, 1)), argnums=(0, 1))(
             lam, theta, task
         )
-        four += (ll + lt @ follow + follow.T @ tl + follow.T @ tt @ follow) / problem.n
-        direct += ll / problem.n
+        share = shares[k]
+        four += share * (ll + lt @ follow + follow.T @ tl + follow.T @ tt @ follow)
+        direct += share * ll
         gamma += (
-            grad(problem.outer_loss, argnums=1)(lam, theta, task).abs().sum() * eye(lam) / problem.n
+            share * grad(problem.outer_loss, argnums=1)(lam, theta, task).abs().sum() * eye(lam)
         )
-        x, y, w = task[3:]
+        x, y, _ = task[3:]
+        given = problem.val_weights
+        w = (torch.ones(len(y), dtype=lam.dtype) if given is None else given[k]) / len(y)
         z_lam, z_theta = jacrev(problem.outputs, argnums=(0, 1))(lam, theta, x)
         z = (z_lam + z_theta @ follow).reshape(-1, lam.numel())
         p = problem.outputs(lam, theta, x).softmax(1)
         bend = torch.block_diag(
             *[w[i] * (torch.diag(p[i]) - torch.outer(p[i], p[i])) for i in range(len(y))]
         )
-        gn += z.T @ bend @ z / problem.n
+        gn += share * z.T @ bend @ z
     for name, matrix in (
         ("four terms", four),
         ("direct", direct),
@@ -133,6 +155,8 @@ def test_approximate_curvatures_are_what_they_are_called(anil, helpers):
         assert (
             state.product(eye(lam), name) - matrix - helpers.l2 * eye(lam)
         ).abs().max() < 1e-10, name
+    if weighted:
+        return
     # H' is not small
     assert relative(state.product(eye(lam), "four terms"), state.product(eye(lam))) > 0.05
 
@@ -257,6 +281,17 @@ def test_instance_ifs_are_derivatives_of_the_solved_bilevel_problem(kind, reques
         )
     for column, z in enumerate((1, 6)):
         assert relative(val[:, column], difference(solved, val_weights=mask((n, 7), 3, z))) < 1e-5
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.5])
+def test_the_metric_is_the_mean_loss_of_test_tasks_whatever_their_regulariser(anil, helpers, l2):
+    tests = MetaProblem(anil.problem.inner, helpers.make_tasks(3, 9), l2=l2, inner_tol=1e-12)
+    lam = anil.lam.clone().requires_grad_()
+    loss = helpers.naive_anil(tests, lam) - helpers.l2 / 2 * (lam**2).sum()
+    (oracle,) = torch.autograd.grad(loss, lam)
+    assert (estimators.metric_gradient(tests, anil.lam) - oracle).norm() < 1e-10
+    found = estimators.meta_test_loss(tests, anil.lam)
+    assert found == pytest.approx(float(loss.detach()), rel=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["anil", "imaml", "unrolled"])
@@ -462,6 +497,17 @@ def test_the_scaled_neumann_series_tends_to_the_solution(anil):
     assert neumann(state.product, b, depth=5, tol=None)[1].relative_residual > 1e-3
     with pytest.raises(UserError, match="residual"):
         neumann(matrix.matmul, b, depth=5)
+
+
+def test_products_do_not_depend_on_those_before(anil):
+    """Graphs are kept between products: of other curvatures, of one direction and of many."""
+    v = moved(torch.zeros_like(anil.lam), 2)
+    many = torch.stack([v, anil.lam, v - anil.lam], 1)
+    state = at(anil.problem, anil.lam)
+    for curvature in ("exact", "four terms", "gamma", "gauss-newton", "direct", "exact"):
+        for direction in (v, many, v):
+            alone = at(anil.problem, anil.lam).product(direction, curvature)
+            assert relative(state.product(direction, curvature), alone) < 1e-12
 
 
 def test_a_product_costs_two_inner_solves_a_task_and_direction(anil):

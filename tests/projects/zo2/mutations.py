@@ -26,8 +26,44 @@ STREAMS = "projects/zo2/streams.py"
 MEZO = "projects/zo2/mezo.py"
 RUNS = "projects/zo2/runs.py"
 STEPLOG = "projects/zo2/steplog.py"
+BUDGET = "projects/zo2/budget.py"
 
 MUTATIONS = [
+    Mutation(
+        "projects/zo2/tables.py",
+        'return "holds" if same and seeds >= 5 else "partly"',
+        'return "holds" if same else "partly"',
+        "one seed shows that a model has learnt",
+        ("claims",),
+    ),
+    Mutation(
+        "projects/zo2/command.py",
+        '"inplace" if options.dtype == "float32" else "fresh"',
+        '"inplace"',
+        "in bfloat16 the weights drift by default",
+        ("finetune",),
+    ),
+    Mutation(
+        STEPLOG,
+        "        self._log.write(line)\n",
+        "        self._log.write(line, sync=False)\n",
+        "the log's lines are not on the disk when the run goes on",
+        ("steplog",),
+    ),
+    Mutation(
+        BUDGET,
+        "return waiting + inside + scores,",
+        "return inside + scores,",
+        "a plan forgets the activations that wait between the blocks",
+        ("finetune",),
+    ),
+    Mutation(
+        LANES,
+        "upcoming = (block + step) % self.blocks",
+        "upcoming = min(block + step, self.blocks - 1)",
+        "the first block is not uploaded ahead of the next step",
+        ("lanes",),
+    ),
     Mutation(
         CHANGES,
         "            signal.signal(signal.SIGINT, lambda number, frame:"
@@ -250,7 +286,39 @@ MUTATIONS = [
         ("noise", "oracles"),
     ),
     Mutation(
-        NOISE, "z.mul_(lr * g)", "z.mul_(g).mul_(lr)", "the update is rounded once more than MeZO's"
+        NOISE,
+        "            z.mul_(g)\n            if decay:",
+        "            z.mul_(g * lr)\n            lr = 1.0\n            if decay:",
+        "the update is rounded once less than published",
+        ("published",),
+    ),
+    Mutation(
+        ENGINE,
+        "return losses[0].item(), ((losses[0] - losses[1]) / (2 * self.options.eps)).item()",
+        "return losses[0].item(), (plus - minus) / (2 * self.options.eps)",
+        "the projected gradient is rounded in float64",
+        ("published",),
+    ),
+    Mutation(
+        MEZO,
+        'NO_DECAY = ("bias", "layer_norm", "layernorm")',
+        'NO_DECAY = ("bias", "layer_norm", "layernorm", "ln")',
+        "parameters do not decay that do in the published trainer",
+        ("published",),
+    ),
+    Mutation(
+        RUNS,
+        'if began.get("tokenizer") != header["tokenizer"]:',
+        "if False:",
+        "a run goes on with another tokenizer",
+        ("finetune",),
+    ),
+    Mutation(
+        ENGINE,
+        "if not math.isfinite(lr):",
+        "if False:",
+        "a learning rate that is no number reaches the weights",
+        ("published",),
     ),
     Mutation(
         WALK,
@@ -432,7 +500,7 @@ MUTATIONS = [
     ),
     Mutation(
         ENGINE,
-        'check_finite([(name, tensor)], "the trained model")',
+        "check_trained([(name, tensor)])",
         "pass",
         "weights that are not finite are saved",
         ("finetune",),

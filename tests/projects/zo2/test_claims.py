@@ -23,9 +23,10 @@ def equality(bits: int = 0, steps: int = 32, losses: int = 0) -> dict:
     return {"equality": [{**row, "differing_gradients": 0, "differing_bits": bits}, fault]}
 
 
-def accuracy(digest: str = "aa", loss: float = 0.5) -> dict:
+def accuracy(digest: str = "aa", loss: float = 0.5, start: float = 0.6, seeds: int = 5) -> dict:
     row = {
         "kind": "end",
+        "seed": 0,
         "step": 40,
         "test_accuracy": 0.7,
         "test_loss": 0.5,
@@ -33,9 +34,13 @@ def accuracy(digest: str = "aa", loss: float = 0.5) -> dict:
     }
     return {
         "accuracy": [
-            {**row, "method": "zero-shot", "test_loss": 0.6},
-            {**row, "method": "MeZO"},
+            {**row, "method": "zero-shot", "test_loss": start},
             {**row, "method": "ZO2", "weights_sha256": digest, "test_loss": loss},
+            *(
+                {**row, "method": "ZO2", "seed": seed, "test_loss": loss + seed / 1000}
+                for seed in range(1, seeds)
+            ),
+            {**row, "method": "MeZO"},
         ]
     }
 
@@ -250,6 +255,10 @@ def test_every_claim_can_hold_and_can_fail():
         (claims.bitwise, equality(losses=1), "fails"),
         (claims.bitwise, equality(steps=8), "partly"),
         (claims.accuracy, accuracy(digest="bb"), "partly"),
+        (claims.accuracy, accuracy(seeds=4), "partly"),
+        # two models that have learnt nothing are equal too
+        (claims.accuracy, accuracy(start=0.5), "fails"),
+        (claims.accuracy, {"accuracy": accuracy()["accuracy"][1:]}, "not tested here"),
         (claims.flat_memory, memory(mezo=(100, 100, 100)), "fails"),
         (claims.flat_memory, memory((100,), (150,), (4,)), "not tested here"),
         (claims.saving, memory(mezo=(110, 150, 400)), "partly"),

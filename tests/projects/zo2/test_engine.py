@@ -64,7 +64,7 @@ def _updated(before, engine):
         theta = before[name]
         z = torch.normal(0.0, 1.0, theta.shape, generator=generator)
         if any(part in name for part in engine.options.no_decay):
-            state[name] = theta - pending.lr * pending.g * z
+            state[name] = theta - pending.lr * (pending.g * z)
         else:
             state[name] = theta - pending.lr * (pending.g * z + 0.1 * theta)
     return state

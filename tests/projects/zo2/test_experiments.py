@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from projects.zo2.data import Classification, random_tokens, text_tokens
-from projects.zo2.experiments import accuracy, limit, lowbit, memory, peers, schedule
+from projects.zo2.experiments import accuracy, drift, limit, lowbit, memory, peers, schedule
 from shared.data import path
 from shared.errors import UserError
 from shared.experiment import Config, Run, load
@@ -52,7 +52,10 @@ def test_accuracy_shows_that_mezo_and_zo2_are_one_and_what_a_flush_is_for(monkey
     monkeypatch.setattr(accuracy, "classification", Parity)
     run = Run(quiet=True)
     accuracy.run(configured("accuracy", steps=4, batch_size=8, test_rows=10, lr=1e-2), run)
-    ends = {row["method"]: row for row in run.rows if row["kind"] == "end"}
+    trained = [row for row in run.rows if row["kind"] == "end" and row["method"] == "ZO2"]
+    assert [row["seed"] for row in trained] == [0, 1, 2, 3, 4]
+    assert len({row["weights_sha256"] for row in trained}) == 5
+    ends = {row["method"]: row for row in run.rows if row["kind"] == "end" and row["seed"] == 0}
     assert set(ends) == {"zero-shot", "ZO2, not flushed", "ZO2", "MeZO", "AdamW (first order)"}
     assert ends["ZO2"] | {"method": ""} == ends["MeZO"] | {"method": ""}
     assert (
@@ -65,7 +68,11 @@ def test_accuracy_shows_that_mezo_and_zo2_are_one_and_what_a_flush_is_for(monkey
         == 4
     )
     losses = {
-        m: [row["train_loss"] for row in run.rows if row["kind"] == "step" and row["method"] == m]
+        m: [
+            row["train_loss"]
+            for row in run.rows
+            if row["kind"] == "step" and row["method"] == m and row["seed"] == 0
+        ]
         for m in ("ZO2", "MeZO")
     }
     assert losses["ZO2"] == losses["MeZO"]
@@ -86,8 +93,25 @@ def test_a_loss_that_is_not_finite_is_a_gap_and_not_the_end(monkeypatch):
 
     monkeypatch.setattr(accuracy, "classification", Lost)
     run = Run(quiet=True)
-    accuracy.run(configured("accuracy", steps=2, batch_size=4, methods=["zero-shot", "ZO2"]), run)
+    methods = ["zero-shot", "ZO2"]
+    accuracy.run(configured("accuracy", steps=2, batch_size=4, methods=methods, seeds=[0]), run)
     assert [row["train_loss"] for row in run.rows if row["kind"] == "step"] == [None, None]
+
+
+def test_drift_is_told_from_the_update(monkeypatch):
+    monkeypatch.setattr(drift, "FineFood", Parity)
+    run = Run(quiet=True)
+    drift.run(configured("drift", batch_size=8), run)
+    rows = {(row["dtype"], row["probe"]): row for row in run.rows}
+    for dtype in ("float32", "float16", "bfloat16"):
+        fresh, inplace = rows[dtype, "fresh"], rows[dtype, "inplace"]
+        assert fresh["drifted_share"] == fresh["drift_ratio"] == 0
+        assert inplace["drifted_share"] > 0
+        assert fresh["update_norm"] == inplace["update_norm"]
+    assert rows["float32", "fresh"]["update_cosine"] > 0.999
+    assert (
+        rows["bfloat16", "inplace"]["drift_ratio"] > 10 > rows["float32", "inplace"]["drift_ratio"]
+    )
 
 
 def test_lowbit_counts_what_survives(monkeypatch):

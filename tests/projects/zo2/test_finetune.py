@@ -2,9 +2,11 @@
 user's.
 """
 
+import copy
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,12 +27,13 @@ from transformers import (
     OPTConfig,
 )
 
-from projects.zo2 import MeZO, budget, weights
+from projects.zo2 import ZO2, MeZO, budget, weights
 from projects.zo2.budget import format_size, parse_size
 from projects.zo2.command import main
-from projects.zo2.runs import mean_loss
+from projects.zo2.runs import LOG, mean_loss
 from projects.zo2.steplog import StepLog, read_log
 from projects.zo2.storage import SafetensorsReader, SafetensorsWriter
+from shared import meters
 from shared.commands.folder import locked
 from shared.corpus import IGNORED, Corpus
 from shared.errors import UserError
@@ -276,6 +280,26 @@ def crash(monkeypatch: pytest.MonkeyPatch, given: list[str], after: int) -> None
             main(given)
 
 
+def test_in_bfloat16_the_weights_change_by_updates_alone_unless_asked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a learning rate of zero there is nothing but the probe that can change them."""
+    still = ["--dtype", "bfloat16", "--lr", "0", "--steps", "3"]
+    base = AutoModelForCausalLM.from_pretrained(folder / "llama", dtype=torch.bfloat16)
+    tuned = {}
+    for probe in ([], ["--probe", "fresh"], ["--probe", "inplace"]):
+        out = tmp_path / "-".join(["out", *probe])
+        tune(folder, out, *still, *probe)
+        tuned[tuple(probe)] = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
+        said = "perturbing and restoring rounds the weights" in capsys.readouterr().out
+        assert said == ("inplace" in probe)
+    for probe, model in tuned.items():
+        same = [
+            torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True)
+        ]
+        assert all(same) != ("inplace" in probe)
+
+
 def test_lora_trains_an_adapter_that_peft_loads(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,15 +495,30 @@ def test_weights_that_are_not_finite_are_never_saved(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With one step there is no loss after it that would tell."""
-    for more in (["--lr", "1e39"], ["--lr", "1e39", "--lora-rank", "2"]):
+    for more in (
+        ["--lr", "1e39"],
+        ["--lr", "1e39", "--lora-rank", "2"],
+        ["--weight-decay", "1e300"],
+        ["--eps", "1e300"],
+    ):
         out = tmp_path / "-".join(more)
-        refused(
-            arguments(folder, out, "--steps", "1", *more),
-            "the trained model: ",
-            capsys,
-        )
-        assert not list(out.glob("*model.safetensors"))
-        assert not list(out.rglob("*.part"))
+        said = "not finite in 1 steps" if "--eps" in more else "the trained model: "
+        refused(arguments(folder, out, "--steps", "1", *more), said, capsys)
+        assert {path.name for path in out.iterdir()} <= {LOG, "data", ".lock"}
+
+
+def test_a_base_model_that_is_not_finite_is_not_trained(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder / "llama", broken)
+    file = broken / "model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values())).view(-1)[0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    given = arguments(folder, tmp_path / "out", model=str(broken))
+    refused(given, "holds NaN or infinity", capsys)
+    assert not list(tmp_path.glob("out/*model.safetensors"))
 
 
 def test_a_run_does_not_end_in_a_loss_that_is_not_finite(
@@ -625,6 +664,35 @@ def test_a_plan_takes_what_the_budget_allows(folder: Path, monkeypatch: pytest.M
     assert plan(None, "none").parts["model"] == fastest.parts["resident weights"] + 4 * block
 
 
+@pytest.mark.parametrize("probe", ["inplace", "fresh"])
+def test_a_plan_counts_the_forwards_that_wait_between_the_blocks(probe: str) -> None:
+    """What more micro-batches take in a step, byte by byte, and what the plan says they do."""
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=512,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=16,
+        )
+    ).eval()
+    taken, planned = [], []
+    for accumulate in (1, 8):
+        work = budget.Workload(4, accumulate, 64, probe, "ram", None, torch.device("cpu"), 1)
+        parts = budget.make_plan(model, work, None).parts
+        planned.append(parts["activations"] + parts["logits"])
+        ids = torch.zeros(4, 64, dtype=torch.int64)
+        with meters.live_bytes() as meter:
+            engine = ZO2(copy.deepcopy(model), probe=probe, loss=mean_loss)
+            with meter.phase("step"):
+                engine.step([{"input_ids": ids, "labels": ids}] * accumulate)
+            engine.close()
+        taken.append(meter.peak_bytes("step"))
+    more = taken[1] - taken[0]
+    assert more > 14 * ids.numel() * 512 * 4 * 0.9  # 14 more hidden states
+    assert more <= planned[1] - planned[0] <= 3 * more
+
+
 def test_sizes() -> None:
     assert [parse_size(text) for text in ("2GB", "1500MB", "1.5GiB", "3 k", "7", ".5G", "2gb")] == [
         2 * 10**9, 15 * 10**8, 3 * 2**29, 3000, 7, 5 * 10**8, 2 * 10**9,
@@ -700,6 +768,15 @@ def test_a_run_goes_on_only_as_it_began(
     ]
     for given, message in different:
         refused(arguments(folder, out, "--steps", "5", *given), message, capsys)
+    renamed = tmp_path / "renamed"  # the same weights, and two tokens that have changed places
+    shutil.copytree(folder / "llama", renamed)
+    file = renamed / "tokenizer.json"
+    vocabulary = (rules := json.loads(file.read_text()))["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(rules))
+    given = arguments(folder, out, "--steps", "5", "--model", str(renamed))
+    refused(given, "another tokenizer", capsys)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
     refused(arguments(folder, tmp_path / "full"), "is not empty", capsys)
@@ -721,8 +798,6 @@ def test_two_runs_cannot_share_a_folder(
 def test_a_model_folder_without_good_weights_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(folder / "llama", broken)
     data = (broken / "model.safetensors").read_bytes()

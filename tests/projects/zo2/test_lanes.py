@@ -91,6 +91,23 @@ def test_the_next_block_is_uploaded_while_one_computes():
     pager.close()
 
 
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_the_first_block_is_uploaded_for_the_next_step_while_the_last_one_computes(blocks):
+    shelf = Shelf(blocks)
+    pager = _pager(shelf)
+    for block in range(blocks):
+        pager.acquire(block)
+        if block < blocks - 1:
+            pager.release(block, write=True)
+    pager.settle()
+    assert [block for what, block in shelf.events if what == "read"] == [*range(blocks), 0]
+    pager.release(blocks - 1, write=True)
+    pager.acquire(0)  # is there
+    assert pager.traffic.uploads[0] == 2
+    pager.release(0, write=False)
+    pager.close()
+
+
 def test_without_overlap_nothing_is_uploaded_ahead():
     shelf = Shelf(4)
     pager = _pager(shelf, overlap=False)

@@ -424,17 +424,13 @@ def _naive_fresh(case, helpers, steps):
                 # the layout is visible in a product's last bit
                 named[name].data = moved.contiguous() if "." in name else moved
             with torch.no_grad():
-                losses.append(case.loss(model, helpers.batch_of(case, t)).item())
-        g = (losses[0] - losses[1]) / (2 * 1e-3)
-        found.append((losses[0], g))
+                losses.append(case.loss(model, helpers.batch_of(case, t)))
+        g = ((losses[0] - losses[1]) / (2 * 1e-3)).item()
+        found.append((losses[0].item(), g))
         for name, value in theta.items():
-            decays = not any(part in name for part in ("bias", "layer_norm", "layernorm", "ln"))
+            decays = not any(part in name for part in ("bias", "layer_norm", "layernorm"))
             step = g * z[name] + 0.1 * value if decays else g * z[name]
-            theta[name] = (
-                value - helpers.falling(t) * step
-                if decays
-                else value - helpers.falling(t) * g * z[name]
-            )
+            theta[name] = value - helpers.falling(t) * step
     return found, theta
 
 

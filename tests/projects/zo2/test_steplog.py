@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -45,6 +46,31 @@ def test_what_was_written_is_read(path: Path) -> None:
     assert len(lines) == 6
     assert json.loads(lines[2])["projected_gradient"] is None
     assert len(lines[-1]) < 150
+
+
+def test_every_line_is_on_the_disk_before_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "steps.jsonl"
+    fsync, durable = os.fsync, [0]
+
+    def seen(handle: int) -> None:
+        fsync(handle)
+        if os.path.samestat(os.fstat(handle), path.stat()):
+            durable[0] = path.stat().st_size
+
+    monkeypatch.setattr(os, "fsync", seen)
+    with StepLog(path, {}) as log:
+        assert durable[0] == path.stat().st_size > 0
+        for write in (
+            lambda: log.step(STEPS[0], ORDER),
+            log.flush,
+            lambda: log.evaluation(2.0),
+            lambda: log.step(STEPS[1], ORDER),
+        ):
+            before = durable[0]
+            write()
+            assert durable[0] == path.stat().st_size > before
 
 
 def test_a_torn_last_line_is_left_out_wherever_it_tore(path: Path) -> None:
@@ -96,7 +122,7 @@ def test_a_log_without_a_step_begins_anew(path: Path) -> None:
     [
         (1, '{"settings": {}}', "line 1: not the header of a step log; the log is damaged"),
         (1, '{"schema":1}', "steps.jsonl is of another version .*name another --out"),
-        (1, '{"schema":3}', "schema 3; this version reads 2"),
+        (1, '{"schema":9}', "schema 9; this version reads 3"),
         (1, "[]", "line 1: not a JSON object"),
         (2, "{", "line 2: not a JSON object"),
         (

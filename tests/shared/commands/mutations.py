@@ -35,6 +35,13 @@ MUTATIONS = [
     # ---- files ----
     Mutation(
         FILES,
+        "    check_trained(tensors.items())\n",
+        "",
+        "a model that has come apart is saved",
+        ("files",),
+    ),
+    Mutation(
+        FILES,
         '    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")\n    temporary.unlink(',
         "    temporary = path\n    temporary.unlink(",
         "atomic write: without a rename",
@@ -200,7 +207,7 @@ MUTATIONS = [
     ),
     Mutation(
         KEY,
-        'return digest({"source": source, "code": loaded_code()})',
+        'return digest({"source": source, "code": sorted(set(loaded_code().values()))})',
         "return source",
         "key: forgets what a user's function imports",
         ("key",),

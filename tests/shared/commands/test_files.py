@@ -116,6 +116,20 @@ def test_json_is_strict(tmp_path):
         files.read_json(file)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_not_written_and_the_old_file_stays(tmp_path, dtype, wrong):
+    file = tmp_path / "w.safetensors"
+    whole = {"a": torch.ones(2).to(dtype), "n": torch.tensor(3)}
+    files.atomic_save(whole, file)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=r"^the trained model: 'b' holds NaN or infinity") as caught:
+        files.atomic_save({**whole, "b": torch.tensor([0.0, wrong]).to(dtype)}, file)
+    assert "\n" not in str(caught.value)
+    assert file.read_bytes() == before
+    assert names(tmp_path) == ["w.safetensors"]
+
+
 def test_tensors_keep_their_names_bits_and_metadata(tmp_path):
     file = tmp_path / "w.safetensors"
     tensors = {"a.b": torch.randn(3, 4).T, "n": torch.tensor(3)}

@@ -32,6 +32,20 @@ PARAMS, PRODUCTS, OBJECTIVE, SOLVERS, EKFAC, BASELINES, RETRAIN, EVALUATE, NOISE
 MUTATIONS = [
     Mutation(
         PARAMS,
+        "if not float((whole - again).abs().max()) <= slack:",
+        "if not float((whole - again).abs().max()) >= 0:",
+        "functional dropout passes",
+        ("params",),
+    ),
+    Mutation(
+        PARAMS,
+        "if not float((whole[:half] - part).abs().max()) <= slack:",
+        "if not float((whole[:half] - part).abs().max()) >= 0:",
+        "functional batch norm in training mode passes",
+        ("params",),
+    ),
+    Mutation(
+        PARAMS,
         "if id(other) not in first:",
         "if name not in chosen:",
         "the other name of a tied parameter is fixed",

@@ -5,9 +5,14 @@ is refused.
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from shared.errors import UserError
-from shared.influence.params import Parameters, refuse_wrong_third_derivatives
+from shared.influence.params import (
+    Parameters,
+    refuse_unseen_modes,
+    refuse_wrong_third_derivatives,
+)
 from shared.influence.products import hvp
 
 
@@ -191,3 +196,30 @@ def test_a_vector_of_another_length_is_refused():
     parameters = Parameters.of(nn.Linear(3, 2))
     with pytest.raises(UserError, match="a vector of 8 parameters is needed"):
         parameters.unflatten(torch.zeros(7))
+
+
+class Applied(nn.Linear):
+    """A layer with a function of torch.nn.functional behind it."""
+
+    def __init__(self, then) -> None:
+        super().__init__(4, 3)
+        self.then = then
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.then(super().forward(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functional_layers_in_training_mode_are_refused(dtype):
+    x = torch.randn(7, 4, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+    def check(then) -> None:
+        refuse_unseen_modes(Parameters.of(Applied(then).to(dtype).eval()), x)
+
+    with pytest.raises(UserError, match="differ from call to call"):
+        check(lambda y: functional.dropout(y, 0.2, training=True))
+    with pytest.raises(UserError, match="depends on the samples beside it"):
+        check(lambda y: functional.batch_norm(y, None, None, training=True))
+    check(lambda y: functional.dropout(y, 0.2, training=False))
+    check(lambda y: functional.batch_norm(y, y.new_zeros(3), y.new_ones(3), training=False))
+    check(lambda y: functional.group_norm(y, 1).tanh())

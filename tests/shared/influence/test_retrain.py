@@ -109,6 +109,21 @@ def test_a_matrix_like_the_hessian_saves_steps_and_a_wrong_one_does_not_change_w
     assert helped.iterations < plain.iterations / 3
 
 
+def test_a_way_of_its_own_to_the_gradient_is_taken(convex):
+    calls = []
+
+    def both(w):
+        calls.append(1)
+        return torch.func.grad_and_value(convex.objective)(w)
+
+    start = torch.ones_like(convex.w)
+    root = retrain.minimise(convex.objective, start, tol=1e-6, polish=False, both=both)
+    plain = retrain.minimise(convex.objective, start, tol=1e-6, polish=False)
+    assert torch.equal(root.w, plain.w)
+    assert root.residual == plain.residual
+    assert len(calls) > root.iterations
+
+
 def test_minimise_refuses_a_start_that_is_not_finite():
     with pytest.raises(UserError, match="the objective is nan where training starts"):
         retrain.minimise(lambda w: w.sum() * float("nan"), torch.ones(2))

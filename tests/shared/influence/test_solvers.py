@@ -314,6 +314,26 @@ def test_logra_projects_every_layer_by_its_own_two_sides(net, spd):
     )
 
 
+def test_logra_takes_the_leading_directions_of_given_moments(net, spd):
+    """Of a layer with moments; the others' are random."""
+    rows, columns = net.parameters.shapes[0]
+    inputs = torch.diag(torch.arange(1.0, columns + 1, dtype=torch.float64))
+    outputs = torch.diag(torch.arange(rows, 0, -1, dtype=torch.float64))
+    name = net.parameters.names[0]
+    found = solvers.logra_basis(net.parameters, 2, 0, spd, {name: (inputs, outputs)})
+    block = found[net.parameters.slices[name]][:, :4].view(rows, columns, 4)
+    taken = block.abs().sum(2).nonzero().tolist()
+    assert taken == [[row, column] for row in (0, 1) for column in (columns - 2, columns - 1)]
+    plain = solvers.logra_basis(net.parameters, 2, 0, spd)
+    assert torch.equal(found[:, 4:], plain[:, 4:])
+
+
+def test_galerkin_refuses_what_is_indefinite_in_the_subspace(spd):
+    basis = solvers.random_basis(213, 20, 0, spd)
+    with pytest.raises(UserError, match="not positive definite in the subspace"):
+        solvers.galerkin((-spd).matmul, right_hand_side(213), basis)
+
+
 @pytest.mark.parametrize("size", [40, 600])
 def test_an_indefinite_hessian_is_refused_without_enough_damping(size):
     spectrum = torch.linspace(0.5, 3, size, dtype=torch.float64)

@@ -146,7 +146,9 @@ def test_what_is_not_finite_is_found_wherever_it_is(dtype, wrong):
 
 def test_whole_numbers_and_tensors_without_numbers_are_finite():
     largest = torch.tensor([torch.finfo(torch.float32).max])
-    for tensor in (torch.arange(3), torch.empty(0), torch.empty(2, device="meta"), largest):
+    eight = torch.ones(2).to(torch.float8_e4m3fn)
+    whole, none, away = torch.arange(3), torch.empty(0), torch.empty(2, device="meta")
+    for tensor in (whole, none, away, eight, largest):
         assert is_finite(tensor)
 
 
