@@ -100,12 +100,8 @@ class EKFAC:
         for piece in chunks(data, chunk):
             for name, (a_NTI, g_NTO) in recorded(w, piece).items():
                 u_a, u_s = bases[name]
-                g_NTO, a_NTI = g_NTO @ u_s, a_NTI @ u_a
-                if g_NTO.shape[1] == 1:  # the square of an outer product is that of the squares
-                    squares = g_NTO[:, 0].square().T @ a_NTI[:, 0].square()
-                else:
-                    squares = torch.einsum("nto,nti->noi", g_NTO, a_NTI).square().sum(0)
-                lambdas[name] += squares / data[0].shape[0]
+                rotated = torch.einsum("nto,nti->noi", g_NTO @ u_s, a_NTI @ u_a)
+                lambdas[name] += rotated.square().sum(0) / data[0].shape[0]
         where = parameters.slices
         blocks = []
         for name, lambda_OI in lambdas.items():
