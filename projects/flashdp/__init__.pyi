@@ -1,7 +1,7 @@
 from .accounting import PrivacyReport, noise_multiplier
 from .losses import per_sample_loss
 from .private import DPModel, make_private, untie
-from .sampling import FixedSampling, PoissonSampling
+from .sampling import FixedSampling, PoissonSampling, private_loader
 
 __all__ = [
     "DPModel",
@@ -11,5 +11,6 @@ __all__ = [
     "make_private",
     "noise_multiplier",
     "per_sample_loss",
+    "private_loader",
     "untie",
 ]

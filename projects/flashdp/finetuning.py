@@ -34,6 +34,7 @@ class FineTuning:
         corpus: its records are drawn by `sampling`.
         noise_multiplier: σ, calibrated for the recipe.
         key: 32 secret bytes; the batch and the noise of each step follow from them.
+        data: a digest of the corpus.
 
     Attributes:
         untied_parameters: how many parameters untying has added.
@@ -52,6 +53,7 @@ class FineTuning:
         sampling: PoissonSampling,
         noise_multiplier: float,
         key: bytes,
+        data: bytes,
         device: torch.device,
     ):
         self.recipe, self.corpus, self.sampling, self.device = recipe, corpus, sampling, device
@@ -63,7 +65,9 @@ class FineTuning:
             [p for _, p in self.trainable], lr=recipe.lr, weight_decay=recipe.weight_decay
         )
         secret: dict[str, Any] = (
-            {"key": key} if recipe.noise_seed is None else {"noise_seed": recipe.noise_seed}
+            {"key": key, "data": data}
+            if recipe.noise_seed is None
+            else {"noise_seed": recipe.noise_seed}
         )
         self.dp: DPModel = make_private(
             self.model,

@@ -1,6 +1,7 @@
 """The methods that rows, tables, figures and claims name: their names, order and colours."""
 
 NON_PRIVATE = "non-private"
+UNTRAINED = "untrained"
 EXPLICIT = "explicit"  # per-layer clipping with all per-sample gradients of a layer
 OPACUS = "Opacus, per layer"
 OPACUS_FGC = "Opacus, FGC"

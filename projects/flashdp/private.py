@@ -11,6 +11,7 @@ multiplier σ; sensitivity Δ = sqrt(Σ_l C_l²); expected batch size B̄.
 """
 
 import fnmatch
+import hashlib
 import math
 import os
 import weakref
@@ -26,9 +27,15 @@ from projects.flashdp import backends, layers
 from projects.flashdp.accounting import Mechanism, PrivacyReport, epsilon
 from projects.flashdp.clipper import PerLayerClipper
 from projects.flashdp.groups import Group, clip_bounds
-from projects.flashdp.noise import streams
-from projects.flashdp.refusals import check_optimizer, covered, mixes
-from projects.flashdp.sampling import FixedSampling, PoissonSampling
+from projects.flashdp.noise import delta_shortfall, streams
+from projects.flashdp.refusals import (
+    check_optimizer,
+    check_same_parameters,
+    check_unwrapped,
+    covered,
+    mixes,
+)
+from projects.flashdp.sampling import FixedSampling, PoissonSampling, Seen
 from projects.flashdp.scratch import SCRATCH_BUFFER
 from shared.errors import UserError
 
@@ -46,6 +53,7 @@ def make_private(
     backend: str = "auto",
     flattened: Sequence[str] = (),
     key: bytes | None = None,
+    data: bytes | None = None,
     noise_seed: int | None = None,
     process_group: Any = None,
     sensitivity: float | None = None,
@@ -75,6 +83,8 @@ def make_private(
         key: 32 secret bytes. The noise of step t is a function of them and of t, so that a run that
             goes on in another process can take its last steps again as they were. Who has them can
             take the noise away. Left out, they come from the operating system.
+        data: with a key: a digest of the records. The noise is a function of it too, since one key
+            for two data sets would make the same noise for both, and their difference bare.
         noise_seed: for tests, in place of a key.
         process_group: of data-parallel ranks, each with its part of the batch.
         sensitivity: Δ of the whole model, where `model` is one stage of a pipeline: sqrt(Σ C_l²)
@@ -101,10 +111,16 @@ def make_private(
             raise UserError(f"{option} must be one of {', '.join(known)}, not '{given}'")
     if noise_seed is not None and noise_seed < 0:
         raise UserError(f"noise_seed must be at least 0, not {noise_seed}")
+    check_unwrapped(model)
     trained = covered(model)
     check_optimizer(model, optimizer)
     if key is not None and (len(key) != 32 or noise_seed is not None):
         raise UserError("key must be 32 secret bytes, and noise_seed is then left out")
+    if (key is None) != (not data):
+        raise UserError(
+            "a key needs data=, a digest of the records (and only a key does): with other records"
+            " the same noise would come again and could be taken away"
+        )
     bounds = clip_bounds(trained, clip, groups)
     own = math.sqrt(sum(bound**2 for _, bound in bounds.values()))
     if sensitivity is None:
@@ -139,6 +155,8 @@ def make_private(
     key = _agreed(key, model, process_group) + (
         b"" if stage is None else f"stage {stage} ".encode()
     )
+    if data:
+        key += hashlib.shake_256(data).digest(32)
     return DPModel(
         model,
         optimizer,
@@ -188,6 +206,10 @@ class DPModel:
         self._batch_norms = [
             (name, module) for name, module in model.named_modules() if mixes(module)
         ]
+        self._all_named = dict(model.named_parameters(remove_duplicate=False))
+        # Rotary tables and the like are buffers that no save holds, and data does not change them.
+        self._buffers: list[tuple[str, Tensor, int]] = []
+        self._seen = Seen()
         # how often an earlier state was loaded: its noise must not come back with other data
         self._rewound = 0
         self._handles = [
@@ -219,12 +241,22 @@ class DPModel:
         that.
         """
         self._require_poisson()
-        return epsilon(self.history, delta, accountant)
+        spent = epsilon(self.history, delta, accountant)
+        # what the noise's finitely many bits cost
+        numbers = self.steps * sum(p.numel() for _, p in self._named)
+        left = delta - delta_shortfall(2 * numbers, spent)
+        if left == delta or not math.isfinite(spent):
+            return spent
+        return epsilon(self.history, left, accountant) if left > 0 else math.inf
 
     def report(self, delta: float, accountant: str = "rdp") -> PrivacyReport:
         """Everything that a reader needs to judge the guarantee. Raises as `epsilon` does."""
         self._require_poisson()
-        notes = (
+        notes = [
+            f"noise on {kind}: {NOISE_NOTES['cpu' if kind == 'cpu' else 'other']}"
+            for kind in sorted({p.device.type for _, p in self._named})
+        ]
+        notes += (
             [
                 "the seed of the noise was given: the guarantee holds only against those who do not"
                 " know it"
@@ -240,6 +272,7 @@ class DPModel:
             len(self.groups),
             self.sampling,
             notes,
+            self.epsilon(delta, accountant),
         )
 
     def backends(self) -> dict[tuple[str, int, int], str]:
@@ -284,15 +317,28 @@ class DPModel:
     def state_dict(self) -> dict[str, Any]:
         """What the accountant needs to go on; plain numbers, nothing secret."""
         history = [[one.noise_multiplier, one.sample_rate, one.steps] for one in self.history]
-        return {"history": history, "rewound": self._rewound}
+        return {"history": history, "rewound": self._rewound, "seen": self._seen.record()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Going back to an earlier one changes the noise that follows: the old
-        one with other data would tell them.
+        """Go on from a state. Steps that this object has made since stay spent: their releases are
+        not taken back by going back. The noise that follows is another: the old one with other data
+        would tell them.
         """
-        before = self.steps
-        self.history = [Mechanism(*one) for one in state["history"]]
-        self._rewound = max(self._rewound, state.get("rewound", 0)) + (self.steps < before)
+        own, theirs = (
+            _by_kind(self.history),
+            _by_kind([Mechanism(*one) for one in state["history"]]),
+        )
+        back = sum(theirs.values()) < self.steps
+        self.history = [
+            Mechanism(*kind, max(own.get(kind, 0), theirs.get(kind, 0)))
+            for kind in {**theirs, **own}
+        ]
+        self._seen = Seen.of(state.get("seen"))
+        self._rewound = max(self._rewound, state.get("rewound", 0)) + back
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the key: whoever has it can take the noise away."""
+        return {name: value for name, value in self.__dict__.items() if name != "_key"}
 
     def _require_poisson(self) -> None:
         if self.sampling.sample_rate is None:
@@ -300,6 +346,8 @@ class DPModel:
                 "batches of fixed size have no epsilon here: the accountants assume Poisson"
                 " sampling; use PoissonSampling"
             )
+        if self.process_group is None:  # a rank sees its part alone
+            self._seen.check(self.sampling)
 
     # ---- hooks ----
 
@@ -310,6 +358,18 @@ class DPModel:
                 "the model was called without a tensor, so nobody knows how many samples there are;"
                 " give it the batch as tensors"
             )
+        check_unwrapped(model)
+        if kwargs.get("labels") is not None and torch.is_grad_enabled():
+            raise UserError(
+                "labels= makes the model average its loss over the tokens of the whole batch, which"
+                " couples the samples; leave it out and give the logits to per_sample_loss"
+            )
+        persistent = model.state_dict(keep_vars=True)
+        self._buffers = [
+            (name, buffer, buffer._version)
+            for name, buffer in model.named_buffers()
+            if name in persistent
+        ]
         self._flow.enter(batch)
         # a new sum: what was abandoned does not count
         if all(parameter.grad is None for _, parameter in self._named):
@@ -324,6 +384,13 @@ class DPModel:
 
     def _leave(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._flow.leave(_tensors(output))
+        kept = dict(model.named_buffers())
+        for name, buffer, version in self._buffers:
+            if kept.get(name) is not buffer or buffer._version != version:
+                raise UserError(
+                    f"the forward changes the buffer {name}: it would leave with the model, and"
+                    " hold data without noise; switch its statistics off (eval mode)"
+                )
 
     @torch.no_grad()
     def _release(
@@ -337,6 +404,12 @@ class DPModel:
                 "optimizer.step(closure) would compute gradients after the noise; call backward and"
                 " step() apart"
             )
+        if "_key" not in self.__dict__:
+            raise UserError(
+                "this private model came out of a pickle, which leaves its key behind; call"
+                " make_private on the model"
+            )
+        check_same_parameters(self.model, self._all_named)
         clipper = self.clipper
         own = {id(parameter) for _, parameter in self._named}
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
@@ -370,6 +443,9 @@ class DPModel:
             noise[parameter.device].release(
                 parameter.grad.view(-1), clipper.groups[name].noise, expected
             )
+        for stream in noise.values():
+            stream.finish()
+        for _, parameter in self._named:
             clipper.wrote(parameter, released=True)
         self._account()
 
@@ -379,6 +455,10 @@ class DPModel:
             self.dropped += int(
                 (~torch.cat([each for each in norms if each.device == device]).isfinite()).sum()
             )
+        self._seen.add(
+            max((sum(map(len, group.norms)) for group in self.groups), default=0),
+            self.sampling.expected_batch_size,
+        )
         for group in self.groups:
             group.norms.clear()
         self._flow.spent.clear()
@@ -415,6 +495,28 @@ def _others(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
 
 # once: torch runs through its hooks while models come and go
 register_optimizer_step_pre_hook(_others)
+
+
+NOISE_NOTES = {
+    "cpu": (
+        "a normal number of 160 bits from AES-256, added and rounded without error; what those bits"
+        " lack is counted in delta"
+    ),
+    "other": (
+        "torch's Philox generator in float64, rounded with the sum to a grid; neither made against"
+        " an adversary who sees its bits nor proved in floating point: the guarantee is for one who"
+        " does not"
+    ),
+}
+
+
+def _by_kind(history: Sequence[Mechanism]) -> dict[tuple[float, float | None], int]:
+    """How many steps there were of each noise multiplier and rate."""
+    steps: dict[tuple[float, float | None], int] = {}
+    for one in history:
+        kind = (one.noise_multiplier, one.sample_rate)
+        steps[kind] = steps.get(kind, 0) + one.steps
+    return steps
 
 
 class _Leak:

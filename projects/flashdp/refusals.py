@@ -5,6 +5,8 @@ per-sample gradients, and nothing mixes the samples of a batch. What breaks one 
 by name, before the first step.
 """
 
+from collections.abc import Mapping
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -99,6 +101,36 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
             f"{len(missing)} trainable parameters are not in the optimizer, {missing[0]} among"
             " them; freeze them or add them"
         )
+
+
+def check_unwrapped(model: nn.Module) -> None:
+    """UserError for a model in a wrapper that adds gradients up on its own (or one that a wrapper
+    calls): it would not see the clipped sums, and ranks would drift apart without a word.
+    """
+    kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    if isinstance(model, kinds) or nn.parallel.DistributedDataParallel._get_active_ddp_module():
+        raise UserError(
+            "DistributedDataParallel and DataParallel around a private model do not see its"
+            " gradients; take the model out and give make_private the ranks: process_group="
+            "torch.distributed.group.WORLD"
+        )
+
+
+def check_same_parameters(model: nn.Module, known: Mapping[str, nn.Parameter]) -> None:
+    """UserError where a parameter is no longer the one that was made private.
+
+    Args:
+        known: by name, with all names of a parameter that has several.
+    """
+    now = dict(model.named_parameters(remove_duplicate=False))
+    for name in known.keys() | now.keys():
+        if now.get(name) is not known.get(name):
+            other = next((n for n, p in known.items() if n != name and p is now.get(name)), None)
+            what = f"has been tied to {other}" if other else "has been replaced"
+            raise UserError(
+                f"{name} {what} since make_private, which bounded it as a parameter of its own;"
+                " unwrap() the model, change it, and make it private again"
+            )
 
 
 def mixes(module: nn.Module) -> bool:

@@ -2,8 +2,8 @@
 
 Everything in the run's folder may be released once the run has ended, but for `private/`:
 
-- `run.json`, written once when the run begins: its settings, the noise found for them, which model
-  and data;
+- `run.json`, written once when the first step is made: its settings, the noise found for them,
+  which model and data;
 - `key`, 32 secret bytes for their owner alone, gone when the run has ended: the batch and the noise
   of each step follow from them;
 - `checkpoint.safetensors`, replaced as a whole: weights, the optimizer's state, the accountant's
@@ -67,7 +67,12 @@ from shared.models import (
 )
 
 LOST_STEPS = 20  # so many batches in a row without a finite loss end a run
-_EARLY = ("data", "eval-data", "key")  # what a run writes into `private` before it has begun
+_EARLY = (
+    "data",
+    "eval-data",
+    "key",
+    "log.jsonl",
+)  # what a run writes into `private` before it has begun
 
 NOTES = (
     (
@@ -202,7 +207,7 @@ class _Run:
         return key
 
     def _begin(self, key: bytes) -> None:
-        """Make the model private; the run has begun once `run.json` is there."""
+        """Make the model private."""
         recipe = self.recipe
         self.tuning = tuning = FineTuning(
             self.folder,
@@ -211,6 +216,7 @@ class _Run:
             self.sampling,
             self.known["noise_multiplier"],
             key,
+            self.known["tokens"].encode(),
             self.device,
         )
         self.dp = tuning.dp
@@ -225,10 +231,16 @@ class _Run:
             f"training {size / 1e6:.1f} M parameters in {len(groups)} layers, a sample's gradient"
             f" in each clipped to {groups[0].bound:.3g}"
         )
+        self.key = key
+
+    def _bind(self) -> None:
+        """The run has begun: from here on only the same command goes on in its folder. (A command
+        that fails before a first step may be mended and given again.)
+        """
         if "key_digest" not in self.known:
-            if recipe.noise_seed is None:
-                atomic_write(self.private / "key", key, 0o600)
-            self.known["key_digest"] = _digest(key)
+            if self.recipe.noise_seed is None:
+                atomic_write(self.private / "key", self.key, 0o600)
+            self.known["key_digest"] = _digest(self.key)
             atomic_json(self.private / "run.json", self.known)
 
     def _go_on(self) -> Log:
@@ -287,6 +299,7 @@ class _Run:
                 made = tuning.step(stop)
                 if made is None:
                     continue
+                self._bind()
                 self._record(made | spent.now())
                 progress.step(dp.steps, made["tokens"], made["loss"], str(spent))
 

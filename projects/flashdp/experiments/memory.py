@@ -5,6 +5,8 @@ Beside it one cell of a model of 21 million parameters, where the paper's claim 
 non-private training) is checked.
 """
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import nn
@@ -33,38 +35,55 @@ class Config(experiment.Config):
 
 def run(config: Config, run: experiment.Run) -> None:
     common.check_device(config.device, "flashdp/memory")
-    work = [(cell, method) for cell in config.cells for method in config.methods]
-    for (name, batch_size, tokens), method in run.progress(work, "cells"):
+    # A method's batches of one model in turn, with one trainer.
+    models = list(dict.fromkeys(name for name, _, _ in config.cells))
+    work = [(name, method) for name in models for method in config.methods]
+    peaks: dict[tuple[common.Cell, str], dict[str, Any]] = {}
+    parameters: dict[str, int] = {}
+    for name, method in run.progress(work, "models and methods"):
+        cells = [cell for cell in config.cells if cell[0] == name]
         model = (
             pretrained(name)
             if name not in common.DECODERS
-            else common.model_of(name, tokens, config.device, config.seed)
+            else common.model_of(
+                name, max(tokens for _, _, tokens in cells), config.device, config.seed
+            )
         )
         vocabulary = common.DECODERS[name][0] if name in common.DECODERS else 2048
-        ids = common.batch_of(
-            config.text, vocabulary, batch_size, tokens, config.device, config.seed
+        parameters[name] = sum(p.numel() for p in model.parameters())
+        one = trainer(
+            method,
+            model.to(config.device),
+            max(batch_size for _, batch_size, _ in cells),
+            lr=config.lr,
+            seed=config.seed,
         )
-        parameters = sum(p.numel() for p in model.parameters())
-        try:
-            # A trainer of its own for each cell: Opacus keeps tensors from step to step.
-            one = trainer(
-                method, model.to(config.device), batch_size, lr=config.lr, seed=config.seed
+        for number, cell in enumerate(cells):
+            ids = common.batch_of(config.text, vocabulary, *cell[1:], config.device, config.seed)
+            try:
+                if number == 0:
+                    one.step(ids[:1, :8])  # makes the optimizer's state
+                # Opacus keeps gradients, zeroed; freed in the next step they would lower its peak.
+                for parameter in one.model.parameters():
+                    parameter.grad = None
+                peaks[cell, method] = common.peak_bytes(one, ids)
+            except torch.OutOfMemoryError:
+                one.optimizer.zero_grad()
+        del one, model
+    for cell in config.cells:
+        name, batch_size, tokens = cell
+        for method in config.methods:
+            run.row(
+                model=name,
+                batch_size=batch_size,
+                tokens=tokens,
+                device=config.device,
+                method=method,
+                clipping=labels.clipping(method),
+                parameters=parameters[name],
+                out_of_memory=(cell, method) not in peaks,
+                **peaks.get((cell, method), {}),
             )
-            one.step(ids[:1])  # makes the optimizer's state
-            peak = common.peak_bytes(one, ids)
-        except torch.OutOfMemoryError:
-            peak = {}
-        run.row(
-            model=name,
-            batch_size=batch_size,
-            tokens=tokens,
-            device=config.device,
-            method=method,
-            clipping=labels.clipping(method),
-            parameters=parameters,
-            out_of_memory=not peak,
-            **peak,
-        )
 
 
 def pretrained(name: str) -> nn.Module:

@@ -70,6 +70,18 @@ def run(config: Config, run: experiment.Run) -> None:
         )
         for epsilon in {*config.epsilons, config.compared_epsilon}
     }
+    for seed in range(config.seeds):  # what no training at all gives, at an epsilon of 0
+        untrained = trainer_of(labels.NON_PRIVATE, config, data, sampling, 0.0, seed).model
+        run.row(
+            kind="end",
+            method=labels.UNTRAINED,
+            target_epsilon=0.0,
+            seed=seed,
+            step=0,
+            noise_scale=None,
+            spent_epsilon=0.0,
+            held_out_loss=held_out(untrained, data, config),
+        )
     work: list[tuple[str, float, int]] = [
         (labels.NON_PRIVATE, math.inf, seed) for seed in range(config.seeds)
     ]

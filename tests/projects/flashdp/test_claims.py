@@ -76,30 +76,32 @@ def utility(
     spent: float = 2.99,
     steps: int = 100,
     seed: int = 0,
+    untrained: float = 7.0,
+    runs: int = 5,
+    scatter: float = 0.01,
 ) -> dict:
     rows = []
-    for epsilon, loss in zip((1.0, 3.0, 8.0), losses, strict=True):
-        rows.append(
-            {
-                "kind": "end",
-                "method": "FlashDP",
-                "target_epsilon": epsilon,
-                "seed": 0,
-                "step": steps,
-                "held_out_loss": loss,
-            }
-            | {"spent_epsilon": min(epsilon, spent) if epsilon != 3.0 else spent}
-        )
-    rows.append(
-        {
-            "kind": "end",
-            "method": "non-private",
-            "target_epsilon": math.nan,
-            "seed": 0,
-            "step": steps,
-            "held_out_loss": plain,
-        }
-    )
+    ends = [
+        ("untrained", 0.0, untrained, 0.0),
+        *(
+            ("FlashDP", epsilon, loss, min(epsilon, spent) if epsilon != 3.0 else spent)
+            for epsilon, loss in zip((1.0, 3.0, 8.0), losses, strict=True)
+        ),
+        ("non-private", math.nan, plain, math.nan),
+    ]
+    for number, (method, epsilon, loss, used) in enumerate(ends):
+        for run in range(runs):
+            rows.append(
+                {
+                    "kind": "end",
+                    "method": method,
+                    "target_epsilon": epsilon,
+                    "seed": run,
+                    "step": steps,
+                    "held_out_loss": loss + scatter * (-1) ** (run + number),
+                    "spent_epsilon": used,
+                }
+            )
     for step in range(steps):
         row = {"kind": "step", "target_epsilon": 3.0, "step": step}
         rows.append({**row, "method": "FlashDP", "seed": 0, "train_loss": 6.0})
@@ -262,6 +264,9 @@ def verdict(name: str, rows: dict) -> str:
         ("equal", utility(steps=40), "partly"),  # too short for what the claim asks
         ("equal", utility(seed=1), "not tested here"),  # another seed has other noise
         ("utility", utility(losses=(6.0, 6.1, 5.5)), "partly"),
+        ("utility", utility(scatter=0.5), "partly"),  # the scatter of seeds drowns the order
+        ("utility", utility(runs=2), "partly"),  # too few seeds
+        ("utility", utility(untrained=5.9), "fails"),  # training did harm
         ("utility", utility(spent=3.2), "fails"),  # overspending, whatever the losses
         ("throughput", batch_size({"FlashDP": 1.25}), "partly"),
         ("throughput", batch_size(cells=((1, 64), (4, 64))), "not tested here"),

@@ -11,6 +11,7 @@ from torch import nn
 
 from projects.flashdp import FixedSampling, PoissonSampling, noise_multiplier
 from projects.flashdp.accounting import Mechanism, epsilon
+from projects.flashdp.noise import grid
 from projects.flashdp.sampling import micro_batches
 from shared.errors import UserError
 
@@ -149,7 +150,7 @@ def test_no_part_of_a_large_tensor_repeats_another(helpers):
     _, optimizer = helpers.wrap(model, noise_multiplier=1.0, clip=1.0, expected=2)
     noise = noise_of(model, optimizer)["0.weight"].flatten().double()
     assert float(noise.square().mean().sqrt()) == pytest.approx(0.5, rel=0.005)
-    assert len(noise.float().unique()) > 0.9 * len(noise)
+    assert len(noise.float().unique()) > 1000  # of the grid
     for tail in (1, 15, 16, 100):
         assert bool((noise[-tail:] != 0).all())
     for power in range(12, 20):  # pieces of any size that is likely
@@ -229,7 +230,7 @@ def test_every_trainable_tensor_has_its_noise(helpers):
         assert dp.steps == 1
         for (name, p), q in zip(model.named_parameters(), quiet.parameters(), strict=True):
             noise = (p.grad - q.grad).double()
-            assert bool((noise != 0).all()), name
+            assert float((noise != 0).double().mean()) > 0.9, name
             assert float(noise.square().mean().sqrt()) == pytest.approx(0.5, rel=0.5), name
 
 
@@ -260,7 +261,9 @@ def test_the_noise_comes_with_the_clipped_sum_and_not_in_place_of_it(helpers):
     model = wide()
     _, optimizer = helpers.wrap(model, noise_multiplier=0.5, clip=1.0, expected=3)
     noise = noise_of(model, optimizer)
-    assert all(torch.allclose(sums[1][n], sums[0][n] + noise[n], atol=1e-6) for n in noise)
+    # rounded together or apart: a step of the grid
+    step = grid(0.5) / 3
+    assert all(torch.allclose(sums[1][n], sums[0][n] + noise[n], atol=1.01 * step) for n in noise)
 
 
 def test_an_empty_batch_is_a_step_of_pure_noise_and_counted(helpers):
@@ -306,15 +309,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(helpers):
 
 
 def test_noise_is_a_function_of_the_key_and_all_its_bits_count(helpers):
-    def first(key):
+    def first(key, data=b"records"):
         model = wide()
-        dp, optimizer = helpers.wrap(model, noise_multiplier=1.0, noise_seed=None, key=key)
+        secret = {"noise_seed": None, "key": key, "data": data}
+        dp, optimizer = helpers.wrap(model, noise_multiplier=1.0, **secret)
         assert "seed of the noise" not in str(dp.report(1e-5))
         return noise_of(model, optimizer)["0.weight"].flatten()
 
     key = bytes(range(32))
     one = first(key)
     assert torch.equal(one, first(key))
+    # nor do other records get the noise of these: their difference would have none
+    assert not torch.equal(one, first(key, b"other records"))
     for place in (0, 15, 31):
         other = first(key[:place] + bytes([key[place] ^ 1]) + key[place + 1 :])
         assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.015
@@ -367,11 +373,15 @@ def test_going_back_to_an_earlier_state_does_not_bring_back_its_noise(helpers):
     state = dp.state_dict()
     first = noise_of(model, optimizer)
     dp.load_state_dict(state)
+    assert dp.steps == 1  # its release is not taken back
     second = noise_of(model, optimizer)["0.weight"]
+    assert dp.steps == 2
     assert not torch.equal(second, first["0.weight"])
     key = dp._key
     model = wide()
-    later, optimizer = helpers.wrap(model, noise_multiplier=1.0, noise_seed=None, key=key)
+    later, optimizer = helpers.wrap(
+        model, noise_multiplier=1.0, noise_seed=None, key=key, data=b"records"
+    )
     # another process, back at the beginning
     later.load_state_dict({**dp.state_dict(), "history": []})
     third = noise_of(model, optimizer)["0.weight"]
@@ -414,6 +424,34 @@ def test_the_multiplier_for_a_target_keeps_it_and_hardly_more(accountant, target
     found = noise_multiplier(target, 1e-5, 0.01, 1000, accountant)
     assert target - 0.02 <= spent(found, accountant) <= target
     assert spent(found, accountant) == pytest.approx(spent(sigma, accountant), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("target", "steps", "rate", "sigma"),
+    # with the default of dp-accounting at an interval of 1e-6, by hand
+    [(0.1, 1000, 0.01, 9.797), (0.01, 1000, 0.01, 77.13), (0.604, 100_000, 0.001, 2.0)],
+)
+def test_at_a_small_epsilon_or_many_steps_the_multiplier_is_right_too(target, steps, rate, sigma):
+    found = noise_multiplier(target, 1e-5, rate, steps, "pld")
+    assert found == pytest.approx(sigma, rel=5e-4)
+    assert spent(found, "pld", rate=rate, steps=steps) <= target
+
+
+@pytest.mark.parametrize(("accountant", "most"), [("rdp", 12), ("prv", 10.5)])
+def test_a_small_epsilon_is_reached_by_every_accountant(accountant, most):
+    found = noise_multiplier(0.1, 1e-5, 0.01, 1000, accountant)
+    assert 9.79 < found < most
+    assert spent(found, accountant) <= 0.1
+
+
+def test_high_orders_are_those_of_opacus():
+    from opacus.accountants.analysis.rdp import compute_rdp
+
+    from projects.flashdp.accounting import _renyi
+
+    for rate, sigma, order in ((0.01, 1.5, 64), (0.2, 3.0, 100), (1.0, 4.0, 80), (1e-4, 20.0, 300)):
+        wanted = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=[order])
+        assert _renyi(Mechanism(sigma, rate, 1), order) == pytest.approx(float(wanted[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("accountant", ["rdp", "prv", "pld"])
@@ -491,8 +529,10 @@ def test_an_accountant_that_gives_out_does_not_say_zero(monkeypatch):
 def test_a_run_is_accounted_step_by_step(helpers):
     model = wide()
     dp, optimizer = helpers.wrap(model, noise_multiplier=1.1, size=500, expected=5)
-    for _ in range(7):
+    for step in range(7):
         optimizer.zero_grad()
+        batch = dp.sampling.batch(1, step)
+        model(torch.ones(len(batch), WIDE)).sum().backward()
         optimizer.step()
     assert dp.history == [Mechanism(1.1, 0.01, 7)]
     assert dp.epsilon(1e-5) == spent(1.1, steps=7)
@@ -538,7 +578,7 @@ def test_the_report_says_all_that_the_guarantee_rests_on(helpers):
         "drawn on its own",
         "depends on that sample alone",
         "losses, norms",
-        "floating point",
+        "AES-256",
     ):
         assert any(assumption in one for one in report.assumptions)
         assert assumption in text

@@ -82,6 +82,11 @@ def test_sampling_needs_records_and_a_batch_size_within_them(sampling):
         refused(lambda size=size: sampling(10, size), "above 0 and at most")
 
 
+def test_a_key_needs_a_digest_of_the_records(helpers):
+    for options in ({"key": bytes(32)}, {"data": b"records"}):
+        refused(lambda o=options: helpers.wrap(plain(), noise_seed=None, **o), "data=", "digest")
+
+
 @pytest.mark.parametrize(
     "options", [{"key": b"short"}, {"key": bytes(33)}, {"key": bytes(32), "noise_seed": 1}]
 )
@@ -124,7 +129,7 @@ def test_a_target_epsilon_must_be_positive(target):
 
 def test_an_epsilon_out_of_reach_is_refused_with_what_to_change():
     refused(
-        lambda: noise_multiplier(1e-3, 1e-5, 0.01, 1000),
+        lambda: noise_multiplier(1e-6, 1e-12, 1.0, 10**9),
         "cannot be reached",
         "fewer steps, smaller batches or more data",
     )
@@ -738,3 +743,131 @@ def test_a_backward_of_no_samples_adds_nothing(helpers):
     optimizer.step()
     assert all(not p.grad.any() for p in model.parameters())
     assert math.isfinite(float(model[0].weight.norm()))
+
+
+# ---- what would couple samples, or pass the noise by ---------------------------------------------
+
+
+def test_weights_tied_or_replaced_after_make_private_are_refused_at_the_release(helpers):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    _, optimizer = helpers.wrap(model)
+    model[2].weight = model[0].weight
+    refused(optimizer.step, "2.weight has been tied to 0.weight", "unwrap")
+    model = plain()
+    _, optimizer = helpers.wrap(model)
+    next(m for m in model.modules() if isinstance(m, nn.Linear)).weight = nn.Parameter(
+        torch.zeros_like(next(m for m in model.modules() if isinstance(m, nn.Linear)).weight)
+    )
+    refused(optimizer.step, "has been replaced")
+
+
+def test_a_models_own_loss_from_labels_is_refused(helpers):
+    case = helpers.CASES["gpt2"]
+    model = case.make(torch.float32)
+    helpers.wrap(model, **case.options)
+    ids = case.data()
+    refused(lambda: model(input_ids=ids, labels=ids), "couples the samples", "per_sample_loss")
+    with torch.no_grad():
+        model(input_ids=ids, labels=ids)  # an evaluation trains nothing
+
+
+def test_a_data_parallel_wrapper_is_refused_with_the_remedy(tmp_path, helpers):
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(plain())
+        refused(lambda: helpers.wrap(wrapped), "DistributedDataParallel", "process_group=")
+        model = nn.Sequential(nn.Linear(4, 3))
+        helpers.wrap(model)
+        around = nn.parallel.DistributedDataParallel(model)
+        refused(lambda: around(torch.ones(2, 4)), "DistributedDataParallel", "process_group=")
+    finally:
+        dist.destroy_process_group()
+
+
+class Averages(nn.Module):
+    """Keeps a running mean of what goes through."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return self.layer(x - self.mean)
+
+
+def test_a_buffer_that_the_forward_changes_is_refused(helpers):
+    model = Averages()
+    helpers.wrap(model)
+    refused(lambda: model(torch.ones(2, 4)), "buffer mean", "without noise")
+
+
+def test_a_pickle_has_no_key_and_does_not_train(helpers):
+    import pickle
+
+    model = nn.Sequential(nn.Linear(4, 3))
+    key = bytes(range(1, 33))
+    dp, _ = helpers.wrap(model, noise_seed=None, key=key, data=b"records")
+    assert dp._key.startswith(key)
+    kept = dp.__getstate__()
+    assert "_key" not in kept
+    assert key not in pickle.dumps({k: v for k, v in kept.items() if isinstance(v, bytes | str)})
+    del dp._key  # as an unpickled one is
+    refused(dp.optimizer.step, "pickle", "make_private")
+
+
+# ---- batches that are not what was said ----------------------------------------------------------
+
+
+def seen(batches, size=100, expected=4.0):
+    from projects.flashdp.sampling import Seen
+
+    sizes = Seen()
+    for batch in batches:
+        sizes.add(batch, expected)
+    sizes.check(PoissonSampling(size, expected))
+
+
+def test_samples_are_held_against_the_rate():
+    refused(lambda: seen([64]), "64 samples were seen in 1 steps", "private_loader")
+    refused(lambda: seen([4] * 30), "all 30 batches had 4 samples", "private_loader")
+    refused(lambda: seen([0] * 30), "0 samples")
+    seen([100] * 50, expected=100.0)  # at rate 1 all batches are alike
+    sampling = PoissonSampling(100, 4.0)
+    for run in range(20):
+        seen([len(sampling.batch(run, step)) for step in range(200)])
+
+
+def test_no_epsilon_is_claimed_for_batches_of_another_size(helpers):
+    model = nn.Sequential(nn.Linear(4, 3))
+    dp, optimizer = helpers.wrap(model, noise_multiplier=1.0, size=100, expected=4)
+    model(torch.ones(64, 4)).sum().backward()
+    optimizer.step()
+    refused(lambda: dp.epsilon(1e-3), "64 samples", "private_loader")
+    other, _ = helpers.wrap(nn.Sequential(nn.Linear(4, 3)), size=100, expected=4)
+    other.load_state_dict(dp.state_dict())
+    refused(lambda: other.report(1e-3), "64 samples")
+
+
+def test_a_private_loader_draws_poisson_batches_of_any_data_set_or_loader():
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from projects.flashdp import private_loader
+
+    data = TensorDataset(torch.arange(50.0))
+    for source in (data, DataLoader(data, batch_size=10, shuffle=True)):
+        loader = private_loader(source, 0.05, steps=400)
+        batches = list(loader)
+        assert loader.sampling.sample_rate == 0.05
+        assert len(loader) == len(batches) == 400
+        sizes = [0 if batch is None else len(batch[0]) for batch in batches]
+        assert 0 in sizes  # an empty batch is None
+        assert len(set(sizes)) > 4
+        assert abs(sum(sizes) - 1000) < 6 * (400 * 50 * 0.05 * 0.95) ** 0.5
+        assert len({value for b in batches if b is not None for value in b[0].tolist()}) == 50
+    stream = DataLoader(range(5)).dataset.__iter__()
+    refused(lambda: private_loader(stream, 0.1, steps=2), "stream")
+    refused(lambda: private_loader(data, 1.5, steps=2), "rate")

@@ -399,7 +399,8 @@ def test_without_noise_nothing_is_promised(
         "--accountant",
         "pld",
     )
-    assert json.loads((tmp_path / "little" / "privacy.json").read_text())["epsilon"] > 1000
+    # thousands, where e^epsilon times what 160 bits cannot make is above delta
+    assert json.loads((tmp_path / "little" / "privacy.json").read_text())["epsilon"] is None
 
 
 def test_what_the_guarantee_rests_on_is_said(folder: Path, tmp_path: Path) -> None:
@@ -521,7 +522,7 @@ def test_a_kill_at_any_moment_costs_nothing_but_time(
             tuple((str(f.relative_to(photograph)), f.read_bytes()) for f in files), photograph
         )
     begun = [one for one in states.values() if (one / "private" / "run.json").exists()]
-    assert len(begun) > 25
+    assert len(begun) > 20
     kept = begun if not lora else begun[::4]
     tokenizer = train.load_tokenizer(folder / "llama")
     # half of the time of a run as short as these
@@ -693,6 +694,23 @@ def interrupted(
             main(arguments(folder, out, *more))
 
 
+def test_a_command_that_failed_before_its_first_step_may_be_mended_in_the_same_folder(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+
+    def broken(self: FineTuning, stop: object) -> None:
+        raise UserError("this model cannot make a step")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuning, "step", broken)
+        refused(arguments(folder, out, "--steps", "3"), "cannot make a step", capsys)
+    tune(folder, out, "--steps", "2", "--lr", "2e-3")
+
+
 def test_a_run_goes_on_only_as_it_began(
     folder: Path,
     tmp_path: Path,
@@ -855,8 +873,8 @@ OPTIONS = [
     (["--noise-multiplier", "1", "--epsilon", "1"], "not allowed with argument"),
     (["--epsilon", "0"], "--epsilon: '0' is not a number above 0"),
     (
-        ["--epsilon", "0.001", "--steps", "1000"],
-        "epsilon 0.001 at delta 0.002 cannot be reached in 1000 steps",
+        ["--epsilon", "0.001", "--steps", "1000000000000"],
+        "epsilon 0.001 at delta 0.002 cannot be reached in 1000000000000 steps",
     ),
     (["--delta", "0.025"], "below 1/40"),
     (["--delta", "2"], "below 1/40"),
