@@ -36,7 +36,7 @@ class Scoring(Recipe):
     damping: float = Field(0.0, ge=0)
     """added to the matrix that is inverted"""
 
-    solver: Literal["auto", "cg", "gmres", "lsmr", "dense"] = "auto"
+    solver: Literal["auto", "cg", "gcr", "gmres", "lsmr", "dense"] = "auto"
     """what solves with it"""
 
     tolerance: float = Field(1e-6, gt=0)

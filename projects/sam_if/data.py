@@ -105,7 +105,7 @@ def _components(train: LabelledImages, features: int) -> Callable[[LabelledImage
     def flat(data: LabelledImages) -> Tensor:
         return data.pictures().double().flatten(1)
 
-    project = Projection.fit(flat(train), features, sign="sum", gram="features")
+    project = Projection.fit(flat(train), features, sign="sum")
     scale = project(flat(train)).square().mean().sqrt()
     return lambda data: project(flat(data)) / scale
 

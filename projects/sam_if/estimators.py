@@ -29,7 +29,7 @@ from shared.influence.solvers import Solved
 Kind = Literal["if", "sam_if", "sam_hif"]
 Carriers = list[list[tuple[Tensor, Tensor]]]
 KINDS: tuple[Kind, ...] = ("if", "sam_if", "sam_hif")
-Solver = Literal["auto", "cg", "gmres", "lsmr", "dense"]
+Solver = Literal["auto", "cg", "gcr", "gmres", "lsmr", "dense"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,8 @@ class Estimator:
 
     Attributes:
         damping: added to the matrix; for curvature that is not positive.
-        solver: "auto" is cg for the symmetric matrices and gmres for J. Any of them is refused when
-            the true residual is above `tol`.
+        solver: "auto" is cg for the symmetric matrices and gcr for J; both solve for all queries
+            together. Any of them is refused when the true residual is above `tol`.
         tol: relative residual.
         drop_eq9_term: leave out c Ht P grad l_k(w), the last term of the paper's equation 9 as its
             reviews tell of it; cheaper by a forward-mode pass, and far worse than leaving out both
@@ -85,18 +85,20 @@ class Estimator:
     def solve(self, b: Tensor, *, transposed: bool = False) -> Solved:
         """(A + damping I)^-1 b, or that of the transpose, with the true residual."""
         a, a_t = (self.transposed, self.matrix) if transposed else (self.matrix, self.transposed)
-        name = ("cg" if self.symmetric else "gmres") if self.solver == "auto" else self.solver
+        name = ("cg" if self.symmetric else "gcr") if self.solver == "auto" else self.solver
         options = {"damping": self.damping, "tol": self.tol}
         match name:
             case "cg":
                 return solvers.cg(a, b, **options)
+            case "gcr":
+                return solvers.gcr(a, b, **options)
             case "gmres":
                 return solvers.gmres(a, b, **options)
             case "lsmr":
                 return solvers.lsmr(a, b, transpose=a_t, **options)
             case "dense":
                 return solvers.dense(a, b, **options)
-        raise UserError(f"there is no solver '{name}'; there are cg, gmres, lsmr, dense")
+        raise UserError(f"there is no solver '{name}'; there are cg, gcr, gmres, lsmr, dense")
 
     # ---- scores: one solve per query -------------------------------------------------------------
 
@@ -179,10 +181,17 @@ class Estimator:
         """Predicted w_without_all_of_them - w, [p]: to first order effects add. One solve: model
         editing.
         """
-        ids = check_removed(samples, self.at.problem.objective.n)
-        weights = self.at.w.new_zeros(self.at.problem.objective.n)
-        weights[ids] = self.at.problem.objective.removal_weights(self.at.w)[ids]
-        return self.solve(self.right_hand_side(weights))[0]
+        return self.joint_effects([samples])[:, 0]
+
+    def joint_effects(self, sets: Sequence[Sequence[int]]) -> Tensor:
+        """The same for several sets of samples: columns of [p, sets]."""
+        objective, sides = self.at.problem.objective, []
+        for samples in sets:
+            ids = check_removed(samples, objective.n)
+            weights = self.at.w.new_zeros(objective.n)
+            weights[ids] = objective.removal_weights(self.at.w)[ids]
+            sides.append(self.right_hand_side(weights))
+        return self.solve(torch.stack(sides, 1))[0]
 
 
 def estimate(

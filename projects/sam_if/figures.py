@@ -30,8 +30,16 @@ def editing(editing: pd.DataFrame) -> Figure:
         above = {
             labels.SAM_IF: {"zorder": 6, "linewidth": 1.8},
             labels.IF: {"zorder": 7, "linestyle": ":", "linewidth": 1.8},
+            labels.NO_EDIT: {"color": "#999999", "linestyle": "--"},
         }  # or SAM-HIF hides them
-        for method in (labels.SAM_HIF, labels.SAM_GIF, labels.SAM_IF, labels.IF, labels.TRACIN):
+        for method in (
+            labels.SAM_HIF,
+            labels.SAM_GIF,
+            labels.SAM_IF,
+            labels.IF,
+            labels.TRACIN,
+            labels.NO_EDIT,
+        ):
             gap = 100 * (wide[method] - wide[labels.RETRAIN]).groupby("removed_share").mean()
             axes.plot(
                 100 * gap.index,
@@ -39,7 +47,7 @@ def editing(editing: pd.DataFrame) -> Figure:
                 marker="o",
                 markersize=4,
                 label=method if model == models[0] else None,
-                **{**LOOKS[method], **above.get(method, {})},
+                **{**LOOKS.get(method, {}), **above.get(method, {})},
             )
         axes.axhline(0, color=PALETTE["black"], linewidth=1)
         axes.set(title=model.capitalize(), xlabel="removed, % of the samples")
@@ -91,7 +99,9 @@ def agreement(agreement: pd.DataFrame, trajectory: pd.DataFrame) -> Figure:
     for axes, frame, title in zip(panels, (agreement, trajectory), titles, strict=True):
         found = [
             (method, *mean_interval(rows["pearson_correlation"]))
-            for method, rows in frame.groupby("method", sort=False)
+            for method, rows in frame.dropna(subset="pearson_correlation").groupby(
+                "method", sort=False
+            )
         ]
         found.sort(key=lambda one: one[1])
         for place, (method, mean, low, high) in enumerate(found):

@@ -34,7 +34,7 @@ from projects.sam_if.sam import TINY
 from shared.errors import UserError
 from shared.influence import retrain
 from shared.influence.objective import Objective, Operator
-from shared.influence.solvers import spectral_radius
+from shared.influence.solvers import matrix_of, spectral_radius
 from shared.seeding import step_seed
 
 Curvature = Literal["hessian", "ggn"]
@@ -106,11 +106,17 @@ class SAMProblem:
         """The same problem with these sample weights [n], as the retraining wants it."""
         return replace(self, objective=replace(self.objective, weights=weights))
 
-    def at(self, w: Tensor, curvature: Curvature = "hessian") -> "Linearised":
+    def at(
+        self, w: Tensor, curvature: Curvature = "hessian", *, formed: bool = False
+    ) -> "Linearised":
         """Everything about w that the estimators need. UserError where the gradient is 0 and rho is
         not.
+
+        Args:
+            formed: make H and Ht as matrices [p, p], by 2 p products a batch, before the first
+                product with them: for small p and many solves.
         """
-        return Linearised(self, w, curvature)
+        return Linearised(self, w, curvature, formed)
 
 
 def partition(n: int, size: int, seed: int) -> tuple[Tensor, ...]:
@@ -174,16 +180,21 @@ class _Piece:
     c: float
     wt: Tensor
     curvature: Curvature
+    formed: bool
 
     @cached_property
     def here(self) -> Operator:
         """H, or the Gauss-Newton matrix."""
-        return self.part.hessian(self.w) if self.curvature == "hessian" else self.part.ggn(self.w)
+        return self._curved(self.w)
 
     @cached_property
     def there(self) -> Operator:
         """Ht, or the Gauss-Newton matrix at the perturbed point."""
-        return self.part.hessian(self.wt) if self.curvature == "hessian" else self.part.ggn(self.wt)
+        return self._curved(self.wt)
+
+    def _curved(self, w: Tensor) -> Operator:
+        product = self.part.hessian(w) if self.curvature == "hessian" else self.part.ggn(w)
+        return matrix_of(product, w).matmul if self.formed else product
 
     def project(self, v: Tensor) -> Tensor:
         """P v: [p] or [p, k]."""
@@ -192,18 +203,24 @@ class _Piece:
 
 
 class Linearised:
-    """J, its transpose and the right-hand sides at w. Vectors are [p] or columns [p, k]; nothing is
-    formed.
+    """J, its transpose and the right-hand sides at w. Vectors are [p] or columns [p, k].
 
     Attributes:
         curvature: "hessian", or "ggn" for Gauss-Newton matrices in place of H and Ht (for networks
             that are not convex).
+        formed: whether H and Ht are kept as matrices; otherwise nothing is formed.
         residual: F(w), [p].
         plain_gradient: grad L(w) + l2 (w - centre), [p]: what is 0 where training without SAM ends.
     """
 
-    def __init__(self, problem: SAMProblem, w: Tensor, curvature: Curvature = "hessian"):
-        self.problem, self.w, self.curvature = problem, w, curvature
+    def __init__(
+        self,
+        problem: SAMProblem,
+        w: Tensor,
+        curvature: Curvature = "hessian",
+        formed: bool = False,
+    ):
+        self.problem, self.w, self.curvature, self.formed = problem, w, curvature, formed
         pieces, residual = [], problem.pull(w)
         for rows, share, part in problem.parts:
             g = part.gradient(w)
@@ -219,7 +236,7 @@ class Linearised:
                     " direction; score with rho 0"
                 )
             c = problem.rho / (size + TINY)
-            pieces.append(_Piece(rows, share, part, w, g, size, c, w + c * g, curvature))
+            pieces.append(_Piece(rows, share, part, w, g, size, c, w + c * g, curvature, formed))
             residual = residual + share * (part.gradient(w + c * g) if problem.rho else g)
         self.pieces, self.residual = tuple(pieces), residual
         self.plain_gradient = sum((one.share * one.g for one in pieces), start=problem.pull(w))

@@ -25,6 +25,7 @@ ABLATIONS = {NO_TERM_IN_R: "drop_eq9_term", NO_TERM_IN_J: "drop_matrix_term"}
 
 # rows that no method made
 BEFORE = "before"
+NO_EDIT = "no edit"  # the weights as they are, which a claim of closeness must beat
 NONE_REMOVED = "none removed"
 ALL_WRONG_REMOVED = "all wrong ones removed"
 OTHER_SEED = "the run with another seed"

@@ -9,6 +9,7 @@ from projects.sam_if.labels import (
     RETRAIN_BATCHES,
     RETRAIN_WARM,
     SAM_HIF,
+    SAM_HIF_FLOAT32,
 )
 from shared.statistics import Ratio, mean_interval, ratio
 from shared.tables import Column, Table
@@ -20,6 +21,7 @@ SEEDS = (
     "Intervals: Student's, 95 %, over the seeds (which draw the images, the wrong labels and what"
     " is removed)."
 )
+NO_EDIT_ROW = "No edit: the weights as they are, whose error is 1 by its definition."
 TERMS = (
     '"No term in r" leaves out c Ht P grad l_k (the last term of equation 9, which the paper is'
     ' told to drop), "no term in J" leaves out c Ht P H.'
@@ -44,6 +46,12 @@ def _by(frame: pd.DataFrame, keys: list[str], columns: dict[str, int]) -> pd.Dat
     return pd.DataFrame(lines)
 
 
+def _with_largest(frame: pd.DataFrame, keys: list[str], columns: dict[str, int]) -> pd.DataFrame:
+    """`_by` with the largest error against the derivative."""
+    largest = frame.groupby(keys, sort=False)["derivative_error"].max().to_numpy()
+    return _by(frame, keys, columns).assign(derivative_error=largest)
+
+
 def agreement(agreement: pd.DataFrame) -> Table:
     columns = {
         "parameter_error": 4,
@@ -61,11 +69,12 @@ def agreement(agreement: pd.DataFrame) -> Table:
             " parameters' change, and correlation of the change of the mean test loss; LDS over"
             " halves of the data."
         ),
-        frame=_by(agreement, ["dataset", "method"], columns),
+        frame=_with_largest(agreement, ["dataset", "method"], columns),
         columns={
             "dataset": "data",
             "method": "method",
             "parameter_error": "error of the parameters' change",
+            "derivative_error": Column("error, derivative (largest)", _or_dash("{:.1e}")),
             "pearson_correlation": "Pearson",
             "spearman_correlation": "Spearman",
             "lds_correlation": "LDS",
@@ -74,6 +83,7 @@ def agreement(agreement: pd.DataFrame) -> Table:
             UNKNOWN,
             SEEDS,
             TERMS,
+            NO_EDIT_ROW,
             (
                 "The truth is solved to its end and does not depend on a seed of the optimizer: its"
                 " ceiling is 1."
@@ -127,23 +137,27 @@ def trajectory(trajectory: pd.DataFrame) -> Table:
                 " SAM-IF and IF assume; they take damped Gauss-Newton matrices here."
             ),
             (
-                "The run with another seed: how well the true effects of one run predict those of a"
-                " run with another start and other batches."
+                NO_EDIT_ROW
+                + " The run with another seed: how well the true effects of one run predict those"
+                " of a run with another start and other batches."
             ),
         ],
     )
 
 
 def editing(editing: pd.DataFrame, speed: pd.DataFrame) -> Table:
-    frame = editing.copy()
-    retrained = frame[frame["method"] == RETRAIN].set_index(["dataset", "model", "removed_share"])[
-        "test_accuracy"
-    ]
-    keys = list(zip(frame["dataset"], frame["model"], frame["removed_share"], strict=True))
-    frame["accuracy_difference"] = [
-        100 * (one - retrained[key]) if key in retrained.index else float("nan")
-        for one, key in zip(frame["test_accuracy"], keys, strict=True)
-    ]
+    frame = to_retraining(editing)
+    frame["accuracy_gap"] = frame["accuracy_difference"].abs()
+    frame["percent"], frame["same"] = 100 * frame["test_accuracy"], 100 * frame["same_class_share"]
+    cells = frame.groupby(["dataset", "model", "removed_share", "method"], sort=False)
+    shown = cells[["predicted_loss_difference", "true_loss_difference"]].mean().reset_index()
+    for column, digits in (
+        ("percent", 2),
+        ("accuracy_gap", 2),
+        ("same", 2),
+        ("parameter_error", 3),
+    ):
+        shown[column] = [shown_interval(rows[column], digits) for _, rows in cells]
     gains = times_over(speed, RETRAIN_BATCHES, [EDIT_BY_HIF, EDIT_BY_GIF])
     said = ", ".join(
         f"{name} {one.value:.2g}x ({one.low:.2g} to {one.high:.2g})" for name, one in gains.items()
@@ -154,23 +168,18 @@ def editing(editing: pd.DataFrame, speed: pd.DataFrame) -> Table:
         caption=(
             "The paper's table 1 and figure 1 in structure. Random samples are taken out by one"
             " solve (or, SAM-GIF and TracIn, by the gradients of a run), and the model is held"
-            " against the one retrained without them."
+            f" against the one retrained without them; means of {editing['seed'].nunique()} seeds."
         ),
-        frame=frame,
+        frame=shown,
         columns={
             "dataset": "data",
             "model": "model",
             "removed_share": Column("removed", "{:.0%}"),
             "method": "method",
-            "test_accuracy": Column(
-                "test accuracy", lambda value: f"{100 * value:.2f} %" if value == value else "–"
-            ),
-            "accuracy_difference": Column("to Retrain, points", _or_dash("{:+.2f}")),
-            "same_class_share": Column(
-                "same class as Retrain",
-                lambda value: f"{100 * value:.2f} %" if value == value else "–",
-            ),
-            "parameter_error": Column("error of the parameters' change", _or_dash("{:.3f}")),
+            "percent": "test accuracy, %",
+            "accuracy_gap": "from Retrain's, points",
+            "same": "same class as Retrain, %",
+            "parameter_error": "error of the parameters' change",
             "predicted_loss_difference": Column(
                 "predicted change of the loss", _or_dash("{:+.2e}")
             ),
@@ -185,11 +194,25 @@ def editing(editing: pd.DataFrame, speed: pd.DataFrame) -> Table:
                 f" ({ends.low:.2g} to {ends.high:.2g})."
             ),
             (
-                "TRAK predicts the loss and changes no weights. An accuracy of one seed:"
-                " differences of a tenth of a point mean nothing."
+                "No edit: the model as it is, which an edit must be nearer to Retrain than. TRAK"
+                " predicts the loss and changes no weights. From Retrain's: the mean of the"
+                " absolute differences."
             ),
+            SEEDS,
         ],
     )
+
+
+def to_retraining(editing: pd.DataFrame) -> pd.DataFrame:
+    """The rows with `accuracy_difference` in points to the model retrained without the same
+    samples; NaN where nothing was removed.
+    """
+    keys = ["dataset", "model", "seed", "removed_share"]
+    retrained = editing[editing["method"] == RETRAIN].set_index(keys)["test_accuracy"]
+    frame = editing.join(retrained.rename("retrained"), on=keys)
+    return frame.assign(
+        accuracy_difference=100 * (frame["test_accuracy"] - frame["retrained"])
+    ).drop(columns="retrained")
 
 
 def _or_dash(form: str):
@@ -255,10 +278,7 @@ def detection(removal: pd.DataFrame) -> Table:
 
 def radius(radius: pd.DataFrame) -> Table:
     columns = {"parameter_error": 4, "perturbation_ratio": 2}
-    frame = _by(radius, ["rho_scale", "method"], columns)
-    frame["derivative_error"] = (
-        radius.groupby(["rho_scale", "method"], sort=False)["derivative_error"].max().to_numpy()
-    )
+    frame = _with_largest(radius, ["rho_scale", "method"], columns)
     return Table(
         title="Errors against the radius",
         caption=(
@@ -278,9 +298,11 @@ def radius(radius: pd.DataFrame) -> Table:
     )
 
 
-def times_over(speed: pd.DataFrame, slow: str, fast: list[str]) -> dict[str, Ratio]:
-    """The time of `slow` over that of each of `fast`, round by round."""
-    timed = speed[speed["kind"] == "time"]
+def times_over(
+    speed: pd.DataFrame, slow: str, fast: list[str], queries: int = 1
+) -> dict[str, Ratio]:
+    """The time of `slow` over that of each of `fast` for so many queries, round by round."""
+    timed = speed[(speed["kind"] == "time") & (speed["queries"] == queries)]
     seconds = {
         name: rows.sort_values("repeat")["work_seconds"].to_numpy(float)
         for name, rows in timed.groupby("method")
@@ -288,7 +310,52 @@ def times_over(speed: pd.DataFrame, slow: str, fast: list[str]) -> dict[str, Rat
     return {name: ratio(seconds[slow], seconds[name]) for name in fast}
 
 
+def queries(speed: pd.DataFrame) -> Table:
+    solved = list(dict.fromkeys(speed.loc[speed["queries"] > 1, "method"]))
+    lines = []
+    for (count, name), rows in speed[speed["method"].isin(solved)].groupby(
+        ["queries", "method"], sort=False
+    ):
+        over = times_over(speed, str(name), [SAM_HIF_FLOAT32], int(count))[SAM_HIF_FLOAT32]
+        cost = rows[rows["kind"] == "cost"].iloc[0]
+        lines.append(
+            {
+                "queries": count,
+                "method": name,
+                "seconds": rows["work_seconds"].median(),
+                "over": f"{over.value:.2f}x ({over.low:.2f} to {over.high:.2f})",
+                "score_error": cost["score_error"],
+                "products": cost["curvature_products"],
+            }
+        )
+    return Table(
+        title="Scoring for several queries",
+        caption=(
+            "The methods that solve, in float32: each query has scores of its own. Process time on"
+            " one thread, methods in turns."
+        ),
+        frame=pd.DataFrame(lines),
+        columns={
+            "queries": "queries",
+            "method": "method",
+            "seconds": "time",
+            "over": "over SAM-HIF's",
+            "score_error": Column("relative error of the scores, worst query", "{:.1e}"),
+            "products": Column("curvature products", _or_dash("{:.0f}")),
+        },
+        notes=[
+            UNKNOWN,
+            (
+                "SAM-HIF solves for all queries in one space of directions, IF by conjugate"
+                " gradients of all at once; dattri's conjugate gradients stop after the number of"
+                " iterations that is named."
+            ),
+        ],
+    )
+
+
 def speed(speed: pd.DataFrame) -> Table:
+    speed = speed[speed["queries"] == 1]
     timed = speed[(speed["kind"] == "time") & (speed["task"] == "score")]
     costs = speed[speed["kind"] == "cost"].set_index("method")
     n = int(timed["n"].iloc[0])

@@ -23,6 +23,7 @@ reviews; the recursion is derived here.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -56,12 +57,15 @@ class Recipe:
     Attributes:
         problem: its objective must have centre 0; its own batches are not used, as each step has
             its batch and its perturbation.
+        kept: hold the weights of every step once the run has been made, so that what follows it
+            several times makes it once; for small models.
     """
 
     problem: SAMProblem
     w0: Tensor
     steps: tuple[Step, ...]
     momentum: float = 0.0
+    kept: bool = False
 
     @classmethod
     def epochs(
@@ -75,6 +79,7 @@ class Recipe:
         seed: int,
         momentum: float = 0.0,
         cosine: bool = False,
+        kept: bool = False,
     ) -> "Recipe":
         """Shuffled batches drawn once from the seed; the learning rate constant or falling as a
         cosine to 0.
@@ -96,6 +101,7 @@ class Recipe:
             w0,
             tuple(Step(one, rate) for one, rate in zip(rows, rates, strict=True)),
             momentum,
+            kept,
         )
 
     def __post_init__(self) -> None:
@@ -145,19 +151,30 @@ class Recipe:
 
     def states(self) -> Iterator[tuple[Step, Tensor, Tensor]]:
         """The steps of the run with the objective's own weights, each with w and v before it."""
-        w, velocity = self.w0, torch.zeros_like(self.w0)
-        for step in self.steps:
+        places = self._path if self.kept else self._walk(self.weights)
+        for step, (w, velocity) in zip(self.steps, places, strict=False):
             yield step, w, velocity
-            w, velocity = self.advance(step, w, velocity, self.weights[step.rows])
+
+    def _walk(self, m: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """w and v before each step, and at the end, with these weights of the samples."""
+        w, velocity = self.w0, torch.zeros_like(self.w0)
+        yield w, velocity
+        for step in self.steps:
+            w, velocity = self.advance(step, w, velocity, m[step.rows])
+            yield w, velocity
+
+    @cached_property
+    def _path(self) -> list[tuple[Tensor, Tensor]]:
+        return list(self._walk(self.weights))
 
     def train(self, weights: Tensor | None = None) -> Tensor:
         """Where the run ends, w_T [p]: with the objective's own weights, or others [n]. UserError
         when it diverges.
         """
-        m = self.weights if weights is None else weights.to(self.w0)
-        w, velocity = self.w0, torch.zeros_like(self.w0)
-        for step in self.steps:
-            w, velocity = self.advance(step, w, velocity, m[step.rows])
+        if weights is None and self.kept:
+            return self._finite(self._path[-1][0])
+        walk = self._walk(self.weights if weights is None else weights.to(self.w0))
+        ((w, _),) = deque(walk, maxlen=1)
         return self._finite(w)
 
     def retrain(self, weights: Tensor, chunk: int = 64) -> Tensor:
@@ -280,14 +297,20 @@ class Gif:
 
     def removal_effect(self, samples: Sequence[int]) -> Tensor:
         """The sum over the samples, [p], by one gradient a step."""
-        gone = torch.zeros_like(self.recipe.weights)
-        gone[check_removed(samples, self.recipe.problem.objective.n)] = 1
-        total = torch.zeros_like(self.recipe.w0)
+        return self.joint_effects([samples])[:, 0]
+
+    def joint_effects(self, sets: Sequence[Sequence[int]]) -> Tensor:
+        """The sum over each set of samples, columns of [p, sets]; one gradient a step and set."""
+        gone = self.recipe.weights.new_zeros(len(sets), self.recipe.problem.objective.n)
+        for row, samples in enumerate(sets):
+            gone[row, check_removed(samples, self.recipe.problem.objective.n)] = 1
+        total = self.recipe.w0.new_zeros(self.recipe.w0.numel(), len(sets))
         for share, (step, wt, m) in zip(self.carried, self._perturbed(), strict=True):
-            if bool(gone[step.rows].any()):
-                total = total + share * len(step.rows) * self.recipe.gradient(
-                    step, wt, m * gone[step.rows]
-                )
+            for column, own in enumerate(gone[:, step.rows]):
+                if bool(own.any()):
+                    total[:, column] += (
+                        share * len(step.rows) * self.recipe.gradient(step, wt, m * own)
+                    )
         return total
 
     def _perturbed(self) -> Iterable[tuple[Step, Tensor, Tensor]]:

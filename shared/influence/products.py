@@ -75,6 +75,8 @@ def along(product: Function, v: Tensor) -> Tensor:
     """
     if v.dim() == 1:
         return product(v)
+    if v.shape[1] == 1:
+        return product(v[:, 0]).unsqueeze(-1)
     if v.shape[1] == 0:
         return product(v.new_zeros(v.shape[0])).unsqueeze(-1)[..., :0]
     at_once = DIRECTIONS.get(v.device.type, DIRECTIONS_ELSEWHERE)

@@ -9,6 +9,7 @@ is wanted, whose residual is then for the caller to report.
 | --- | --- |
 | `dense` | any A, small p: the oracle |
 | `cg` | symmetric positive definite |
+| `gcr` | not symmetric; several right-hand sides share their products |
 | `gmres` `lsmr` | not symmetric |
 | `neumann` `lissa` | a series; converges where the spectral radius of I - A / scale is below 1 |
 | `woodbury` | damping I + G^T G / n with few rows in G |
@@ -32,6 +33,7 @@ from shared.seeding import generator, step_seed
 
 Operator = Callable[[Tensor], Tensor]
 DENSE_BYTES = 4 << 30  # a matrix beyond this is not made
+SPACE_BYTES = 2 << 30  # directions that `gcr` keeps
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,10 @@ def _checked(
     iterations: int,
     tol: float | None,
     advice: str,
+    residual: float | None = None,
 ) -> Solved:
-    residual = relative_residual(operator, x, b)
+    """x, unless its residual, which is computed here where it is not yet known, is above tol."""
+    residual = relative_residual(operator, x, b) if residual is None else residual
     if not math.isfinite(residual) or (tol is not None and residual > tol):
         wanted = "a finite number" if tol is None else f"{tol:g}"
         raise UserError(
@@ -226,6 +230,91 @@ def cg(
         tol,
         "add damping, allow more iterations, or use float64",
     )
+
+
+def gcr(
+    operator: Operator,
+    b: Tensor,
+    *,
+    damping: float = 0.0,
+    tol: float | None = 1e-6,
+    iterations: int | None = None,
+    preconditioner: Operator | None = None,
+) -> Solved:
+    """Generalised conjugate residuals (Eisenstat, Elman and Schultz 1983) for any A, with one space
+    of directions for all right-hand sides.
+
+    A step adds the residuals of the sides that are not solved yet, and each side takes from the
+    whole space what makes its residual smallest. So k sides need far fewer products than k times
+    those of one, and the products of a step are one batch. Where no residual falls, the space grows
+    by powers of A, as that of GMRES does. Two vectors a direction are kept, up to `SPACE_BYTES`;
+    then the space is made anew.
+
+    Args:
+        iterations: steps at most; by default 10 p.
+        preconditioner: v -> an approximation of A^-1 v, for columns [p, k]; any will do.
+
+    Raises:
+        UserError: the tolerance was not met.
+    """
+    product = _Counted(operator, damping)
+    b_PK = b if b.dim() == 2 else b.unsqueeze(1)
+    scale_K = b_PK.norm(dim=0)
+    scale_K = torch.where(scale_K == 0, torch.ones_like(scale_K), scale_K)
+    x_PK, r_PK = torch.zeros_like(b_PK), b_PK / scale_K  # of sides of length 1
+    v_PM = q_PM = b_PK[:, :0]  # directions, and A times them, which is orthonormal
+    room = max(1, SPACE_BYTES // (2 * max(1, b_PK.shape[0]) * b_PK.element_size()))
+    limit, aim = 10 * b.shape[0] if iterations is None else iterations, 0.9 * (tol or 0.0)
+    step, fell, checked = 0, True, False
+    while True:
+        size_K = r_PK.norm(dim=0)
+        open_K = size_K > aim
+        if checked and not open_K.any():
+            break
+        if step >= limit or not open_K.any():
+            # the residual that is updated may have drifted from the true one
+            r_PK = b_PK / scale_K - product(x_PK)
+            v_PM = q_PM = b_PK[:, :0]
+            fell = checked = True
+            if step >= limit:
+                break
+            continue
+        checked = False
+        step += 1
+        d_PK = r_PK[:, open_K] if fell else q_PM[:, -1:]
+        d_PK = preconditioner(d_PK) if preconditioner and fell else d_PK
+        if q_PM.shape[1] + d_PK.shape[1] > room:
+            v_PM = q_PM = b_PK[:, :0]
+        d_PK, ad_PK = _orthonormal(d_PK, product(d_PK), v_PM, q_PM)
+        if d_PK.shape[1] == 0 and (not fell or q_PM.shape[1] == 0):
+            step = limit  # the space holds all that A makes of it
+            continue
+        share_KK = ad_PK.T @ r_PK
+        x_PK, r_PK = x_PK + d_PK @ share_KK, r_PK - ad_PK @ share_KK
+        fell = bool((r_PK.norm(dim=0) < 0.999 * size_K)[open_K].any())
+        v_PM, q_PM = torch.cat([v_PM, d_PK], 1), torch.cat([q_PM, ad_PK], 1)
+    x = (x_PK * scale_K).view_as(b)
+    residual = float(r_PK.norm(dim=0).max()) if b.numel() else 0.0
+    advice = "add damping, allow more iterations, or use float64"
+    return _checked("gcr", product, x, b, step, tol, advice, residual)
+
+
+def _orthonormal(d_PK: Tensor, ad_PK: Tensor, v_PM: Tensor, q_PM: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions and A times them, changed alike so that the latter are orthonormal, to q as well;
+    those that depend on others are left out.
+    """
+    rounding = torch.finfo(ad_PK.dtype).eps * 10 * max(1, ad_PK.shape[1])
+    before_K = ad_PK.norm(dim=0)
+    scale_K = torch.where(before_K == 0, torch.ones_like(before_K), before_K)
+    d_PK, ad_PK = d_PK / scale_K, ad_PK / scale_K
+    for _ in range(2):  # once leaves what rounding left of the others
+        along_MK = q_PM.T @ ad_PK
+        d_PK, ad_PK = d_PK - v_PM @ along_MK, ad_PK - q_PM @ along_MK
+        values_K, turn_KK = torch.linalg.eigh(ad_PK.T @ ad_PK)
+        kept = values_K > rounding
+        turn_KK = turn_KK[:, kept] / values_K[kept].sqrt()
+        d_PK, ad_PK = d_PK @ turn_KK, ad_PK @ turn_KK
+    return d_PK, ad_PK
 
 
 def gmres(

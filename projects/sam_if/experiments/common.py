@@ -2,14 +2,16 @@
 the names of their rows.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from projects.sam_if import baselines, labels
-from projects.sam_if.data import Case, Dataset, Images, load
+from projects.sam_if.data import Case, Dataset, Images, Solution, load
 from projects.sam_if.estimators import Estimator
 from projects.sam_if.fixed_point import Linearised
 from projects.sam_if.trajectory import Gif, Recipe
@@ -68,7 +70,7 @@ def images_of(
 
 
 def recipe_of(config: RunConfig, case: Case, seed: int) -> Recipe:
-    """The run of SAM with batches from the case's own start; `seed` draws the batches."""
+    """The run of SAM with batches from the case's own start, kept; `seed` draws the batches."""
     return Recipe.epochs(
         case.problem,
         case.parameters.flat(),
@@ -77,6 +79,7 @@ def recipe_of(config: RunConfig, case: Case, seed: int) -> Recipe:
         lr=config.lr,
         seed=seed,
         momentum=config.momentum,
+        kept=True,
     )
 
 
@@ -84,6 +87,21 @@ def removed_samples(n: int, count: int, seed: int, *names: object) -> list[int]:
     """`count` of the n samples, drawn at random; `names` tell one draw of a seed from another."""
     draw = np.random.default_rng(step_seed(seed, *(names or ("removed",))))
     return draw.permutation(n)[:count].tolist()
+
+
+def slopes(solution: Solution, samples: Sequence[int], step: float) -> np.ndarray:
+    """How the solution moves as each sample is taken out, to first order: the central difference of
+    solutions found anew with the sample's weight `step` down and up, [samples, p].
+    """
+    found = []
+    for sample in samples:
+        ends = []
+        for sign in (-1, 1):
+            weights = torch.ones(solution.case.problem.objective.n, dtype=torch.float64)
+            weights[sample] += sign * step
+            ends.append(solution.train(weights).w)
+        found.append((ends[0] - ends[1]) / (2 * step))
+    return torch.stack(found).numpy(force=True)
 
 
 def estimators(at: Linearised, **options: object) -> dict[str, Estimator]:

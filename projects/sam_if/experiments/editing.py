@@ -2,8 +2,9 @@
 
 Random samples are removed. The paper compares with retraining alone; the other methods stand beside
 it here. Softmax regression is at SAM's fixed point; the network is what a run of SAM with batches
-ends in, and retraining is the same run without the samples. TRAK changes no weights: it predicts
-the loss alone. Times are in the rows of `speed`.
+ends in, and retraining is the same run without the samples. "No edit" is the model as it is, to
+which any edit must be preferred. TRAK changes no weights: it predicts the loss alone. Times are in
+the rows of `speed`.
 """
 
 import torch
@@ -19,7 +20,7 @@ from projects.sam_if.experiments.common import (
     recipe_of,
     removed_samples,
 )
-from projects.sam_if.trajectory import Gif
+from projects.sam_if.trajectory import Gif, Recipe
 from shared import experiment
 from shared.influence import evaluate
 from shared.influence.baselines import metric_gradient
@@ -31,6 +32,8 @@ class Config(RunConfig):
 
     datasets: list[Dataset]
     """Image sets; a model of each kind on each."""
+    seeds: PositiveInt
+    """Runs of a set: each draws images, the network's start, batches and removals."""
     hidden: list[PositiveInt | None]
     """Kinds of models: null is softmax regression, a number a tanh network of so many units."""
     shares: list[float] = Field(min_length=1)
@@ -50,50 +53,64 @@ class Config(RunConfig):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    for dataset, hidden in run.progress(
-        [(dataset, hidden) for dataset in config.datasets for hidden in config.hidden], "models"
+    seeds = range(config.seed, config.seed + config.seeds)
+    for dataset, seed in run.progress(
+        [(dataset, seed) for dataset in config.datasets for seed in seeds], "runs"
     ):
         n = config.digits_n if dataset == "digits" else config.n
-        images = images_of(config, dataset, config.seed, n=n, test=config.test)
-        one_model(config, run, dataset, images, hidden)
+        images = images_of(config, dataset, seed, n=n, test=config.test)
+        for hidden in config.hidden:
+            one_model(config, run, dataset, images, hidden, seed)
 
 
 def one_model(
-    config: Config, run: experiment.Run, dataset: Dataset, images: Images, hidden: int | None
+    config: Config,
+    run: experiment.Run,
+    dataset: Dataset,
+    images: Images,
+    hidden: int | None,
+    seed: int,
 ) -> None:
     case = Case.of(
         images,
         l2=config.l2 if hidden is None else config.network_l2,
         rho=config.rho,
         hidden=hidden,
-        seed=config.seed,
+        seed=seed,
     )
     n = case.problem.objective.n
-    recipe = recipe_of(config, case, config.seed)
+    removals = [
+        removed_samples(n, round(share * n), seed, "edit", round(1000 * share))
+        for share in config.shares
+    ]
+    recipe = recipe_of(config, case, seed)
     damping = 0.0
     if hidden is None:
         solution = Solution.of(case, config.tol)
         w, at = solution.w, case.problem.at(solution.w)
-
-        def retrain(removed: list[int]) -> Tensor:
-            return solution.without([removed]).w[0]
+        retrained = solution.without(removals).w
     else:
         w = recipe.train()
         at = case.problem.at(w, "ggn")
         damping = config.damping_share * at.turning() / max(at.pieces[0].c, 1e-12)
+        retrained = recipe.retrain(torch.stack([without(n, removed) for removed in removals]))
 
-        def retrain(removed: list[int]) -> Tensor:
-            return recipe.train(without(n, removed))
-
-    by_solve = estimators(at, damping=damping, tol=1e-6)
-    trak = baselines.trak(case, w, case.test_loss, seed=config.seed)
-    saved, rates = baselines.checkpoints(recipe, 5)
+    effects = {
+        name: one.joint_effects(removals)
+        for name, one in estimators(at, damping=damping, tol=1e-6).items()
+    }
+    effects[labels.SAM_GIF] = Gif(recipe).joint_effects(removals)
+    effects[labels.TRACIN] = along_checkpoints(recipe, removals)
+    effects[labels.NO_EDIT] = w.new_zeros(w.numel(), len(removals))
+    trak = baselines.trak(case, w, case.test_loss, seed=seed)
     slope = metric_gradient(case.test_loss, w)
     loss = float(case.test_loss(w))
     common = {
         "dataset": dataset,
+        "seed": seed,
         "model": "softmax regression" if hidden is None else f"network, {hidden} units",
         "n": n,
+        "damping_scale": damping,
     }
     run.row(
         **common,
@@ -102,36 +119,23 @@ def one_model(
         test_accuracy=case.accuracy(w),
         test_loss=loss,
     )
-    for share in config.shares:
-        removed = removed_samples(n, round(share * n), config.seed, "edit", round(1000 * share))
-        true = retrain(removed)
+    for column, (share, removed, true) in enumerate(
+        zip(config.shares, removals, retrained, strict=True)
+    ):
         true_classes, true_loss = case.predictions(true), float(case.test_loss(true))
-        common |= {
-            "removed_share": share,
-            "damping_scale": damping,
-            "true_loss_difference": true_loss - loss,
-        }
+        shown = {**common, "removed_share": share, "true_loss_difference": true_loss - loss}
         run.row(
-            **common,
+            **shown,
             method=labels.RETRAIN,
             test_accuracy=case.accuracy(true),
             test_loss=true_loss,
             parameter_norm=float((true - w).norm()),
         )
-        effects = {name: one.removal_effect(removed) for name, one in by_solve.items()}
-        effects[labels.SAM_GIF] = Gif(recipe).removal_effect(removed)
-        gone = torch.ones(n, dtype=w.dtype, device=w.device) - without(n, removed).to(w)
-        effects[labels.TRACIN] = sum(
-            (
-                rate * case.problem.weighted(gone).parts[0][2].gradient(point)
-                for point, rate in zip(saved, rates, strict=True)
-            ),
-            start=torch.zeros_like(w),
-        )
-        for name, effect in effects.items():
+        for name, of_sets in effects.items():
+            effect = of_sets[:, column]
             edited = w + effect
             run.row(
-                **common,
+                **shown,
                 method=name,
                 test_accuracy=case.accuracy(edited),
                 test_loss=float(case.test_loss(edited)),
@@ -141,4 +145,21 @@ def one_model(
                 same_class_share=float((case.predictions(edited) == true_classes).double().mean()),
                 predicted_loss_difference=float(slope @ effect),
             )
-        run.row(**common, method=labels.TRAK, predicted_loss_difference=float(trak[removed].sum()))
+        run.row(**shown, method=labels.TRAK, predicted_loss_difference=float(trak[removed].sum()))
+
+
+def along_checkpoints(recipe: Recipe, removals: list[list[int]]) -> Tensor:
+    """TracIn's change of the weights: the gradients of each set at the checkpoints, [p, sets]."""
+    n = recipe.problem.objective.n
+    saved, rates = baselines.checkpoints(recipe, 5)
+    changes = []
+    for removed in removals:
+        gone = torch.ones_like(recipe.weights) - without(n, removed).to(recipe.w0)
+        objective = recipe.problem.weighted(gone).parts[0][2]
+        changes.append(
+            sum(
+                (rate * objective.gradient(w) for w, rate in zip(saved, rates, strict=True)),
+                start=torch.zeros_like(recipe.w0),
+            )
+        )
+    return torch.stack(changes, 1)

@@ -6,7 +6,6 @@ derivative, which is the finite difference of the solution found anew with the s
 little up and down. The first holds what any first-order estimate leaves out; the second does not.
 """
 
-import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from projects.sam_if import labels
@@ -59,16 +58,8 @@ def one_radius(config: Config, run: experiment.Run, case: Case, seed: int) -> No
     solution = Solution.of(case, config.tol)
     removed = common.removed_samples(config.n, config.removals, seed)
     true = (solution.without([[sample] for sample in removed]).w - solution.w).numpy(force=True)
-    slopes = []
-    for sample in removed[: config.differences]:
-        ends = []
-        for sign in (1, -1):
-            weights = torch.ones(config.n, dtype=torch.float64)
-            weights[sample] += sign * config.step
-            ends.append(solution.train(weights).w)
-        slopes.append((ends[1] - ends[0]) / (2 * config.step))
-    slope = torch.stack(slopes).numpy(force=True)
-    at = case.problem.at(solution.w)
+    slope = common.slopes(solution, removed[: config.differences], config.step)
+    at = case.problem.at(solution.w, formed=True)
     shown = {
         "seed": seed,
         "rho_scale": case.problem.rho,

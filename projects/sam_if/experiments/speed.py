@@ -51,6 +51,9 @@ class Config(RunConfig):
     """Dimensions of TRAK's projection."""
     cg_iterations: list[PositiveInt]
     """Limits of iterations at which dattri's conjugate gradients are tried."""
+    queries: list[PositiveInt]
+    """Numbers of queries, besides a single one, for which the methods that solve are timed too, in
+    float32; dattri's conjugate gradients with the middle limit."""
     removed_share: float = Field(gt=0, lt=1)
     """Share of the training images that an edit takes out."""
     repeats: PositiveInt
@@ -69,7 +72,7 @@ def run(config: Config, run: experiment.Run) -> None:
     solution = Solution.of(case)
     w, objective = solution.w, case.problem.objective
     x, y = images.x_test[:1], images.y_test[:1]
-    recipe = recipe_of(config, case, config.seed)
+    recipe = replace(recipe_of(config, case, config.seed), kept=False)  # each call makes it anew
     saved, rates = own_baselines.checkpoints(recipe, 5)
     removed = list(range(round(config.removed_share * config.n)))
     model = copy.deepcopy(network(config.features, None, 0)).float().to(config.device)
@@ -98,9 +101,16 @@ def run(config: Config, run: experiment.Run) -> None:
         ),
     )
 
-    def estimate_single(kind: str) -> Tensor:
+    def estimate_single(kind: str, count: int | None = None) -> Tensor:
+        """Scores of the first query [n], or of each of the first queries [n, count]."""
+        x_query, y_query = images.x_test[: count or 1].float(), images.y_test[: count or 1]
+
+        def losses(at: Tensor) -> Tensor:
+            found = class_losses(same.call(at, x_query), y_query)
+            return found[0] if count is None else found
+
         estimator = Estimator(single_problem.at(w.float()), kind, tol=config.single_tol)  # type: ignore[arg-type]
-        return estimator.scores(lambda at: cross_entropy(same.call(at, query[0]), y))
+        return estimator.scores(losses)
 
     scoring: dict[str, Callable[[], Tensor]] = {
         labels.SAM_HIF: partial(estimate, "sam_hif", config.tol),
@@ -139,7 +149,7 @@ def run(config: Config, run: experiment.Run) -> None:
         labels.EDIT_BY_GIF: lambda: Gif(recipe).removal_effect(removed),
     }
     exact = {"sam_hif": estimate("sam_hif", 1e-6, "dense"), "if": estimate("if", 1e-6, "dense")}
-    shown = {"n": config.n, "parameters": w.numel()}
+    shown = {"n": config.n, "parameters": w.numel(), "queries": 1}
     for name, work in scoring.items():
         with count_passes() as passes:
             found = work().double()
@@ -174,10 +184,57 @@ def run(config: Config, run: experiment.Run) -> None:
             gradients=passes.gradients, solve_error=info.relative_residual)  # fmt: skip
     for work in training.values():
         work()
+    rounds(config, run, {**scoring, **training}, shown, set(scoring))
+
+    def exact_of(kind: str, count: int) -> Tensor:
+        x_query, y_query = images.x_test[:count], images.y_test[:count]
+        estimator = Estimator(case.problem.at(w, formed=True), kind, solver="dense", tol=1e-6)  # type: ignore[arg-type]
+        return estimator.scores(lambda at: class_losses(case.parameters.call(at, x_query), y_query))
+
+    limit = sorted(config.cg_iterations)[len(config.cg_iterations) // 2]
+    for count in config.queries:
+        several = (images.x_test[:count].float(), images.y_test[:count])
+        ours = {
+            labels.SAM_HIF_FLOAT32: partial(estimate_single, "sam_hif", count),
+            labels.IF_FLOAT32: partial(estimate_single, "if", count),
+        }
+        theirs = partial(peers.dattri_influence, model, train, several, sample_loss, l2=config.l2)
+        works: dict[str, Callable[[], Tensor]] = {
+            **ours,
+            labels.IF_DATTRI_EXPLICIT: theirs,
+            labels.if_dattri_cg(limit): partial(theirs, method="cg", iterations=limit),
+        }
+        wanted = {kind: exact_of(kind, count) for kind in ("sam_hif", "if")}
+        shown = {**shown, "queries": count}
+        for name, work in works.items():
+            with count_passes() as passes:
+                found = work().double()
+            truth = wanted["sam_hif" if name == labels.SAM_HIF_FLOAT32 else "if"]
+            errors = (found - truth).norm(dim=0) / truth.norm(dim=0)
+            products = {"curvature_products": passes.curvature_products} if name in ours else {}
+            run.row(
+                kind="cost",
+                **shown,
+                task="score",
+                method=name,
+                score_error=float(errors.max()),
+                **products,
+            )
+        rounds(config, run, works, shown, set(works))
+
+
+def rounds(
+    config: Config,
+    run: experiment.Run,
+    works: dict[str, Callable[[], Tensor]],
+    shown: dict[str, int],
+    scoring: set[str],
+) -> None:
+    """Time the works, each of which has run once, in turns."""
     timings = interleave(
-        {**scoring, **training},
+        works,
         config.repeats,
-        warmup=0,  # every variant has run once by now
+        warmup=0,
         clock=time.process_time,
         progress=lambda total: run.progress(total, "rounds"),
     )

@@ -73,7 +73,7 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
     kept = retrain.subsets(config.n, 0.5, config.subsets, seed)
     outcomes = torch.stack([metric(end)[1:] for end in recipe.retrain(kept)]).numpy(force=True)
 
-    at = case.problem.at(w, "ggn")
+    at = case.problem.at(w, "ggn", formed=True)
     damping = (
         config.damping_share * at.turning() / at.pieces[0].c
         if at.pieces[0].c
@@ -102,6 +102,11 @@ def one_run(config: Config, run: experiment.Run, dataset: Dataset, seed: int) ->
         "test_accuracy": case.accuracy(w),
     }
     run.row(method=labels.OTHER_SEED, **shown, **correlations(np.array(other_loss), true_loss))
+    run.row(
+        method=labels.NO_EDIT,
+        **shown,
+        parameter_error=evaluate.relative_error(np.zeros_like(true_w), true_w).mean(),
+    )
     for name, own_scores in scores.items():
         values = own_scores.numpy(force=True)
         row = correlations(values[removed, 0], true_loss) | {

@@ -164,6 +164,14 @@ MUTATIONS = [
         "parts of a batch are added up",
         ("sam",),
     ),
+    Mutation(
+        SAM,
+        "        self.base.load_state_dict(state_dict)\n"
+        "        self.param_groups = self.base.param_groups\n",
+        "        self.base.load_state_dict(state_dict)\n",
+        "loading leaves the groups stale",
+        ("sam",),
+    ),
     # ---- what experiments are made of ----
     Mutation(
         PROBLEMS,
@@ -210,6 +218,33 @@ MUTATIONS = [
         '            "model": w,\n',
         "pieces of another model with the same weights are taken",
         ("score",),
+    ),
+    Mutation(
+        CLAIMS,
+        "    gain = (found[NO_EDIT] - found[SAM_HIF])",
+        "    gain = (1 - found[SAM_HIF])",
+        "an edit need not be nearer to retraining than no edit",
+        ("claims",),
+    ),
+    Mutation(
+        CLAIMS,
+        "    if seeds >= SEEDS and low > 0:",
+        "    if low > 0:",
+        "an interval of too few seeds decides",
+        ("claims",),
+    ),
+    Mutation(
+        CLAIMS,
+        "    if seeds >= SEEDS and high < 0:",
+        "    if seeds >= SEEDS and low <= 0:",
+        "what is undecided fails",
+        ("claims",),
+    ),
+    Mutation(
+        TRAJECTORY,
+        "        places = self._path if self.kept else self._walk(self.weights)",
+        "        places = self._path[1:] if self.kept else self._walk(self.weights)",
+        "a run that is kept is a step ahead",
     ),
     Mutation(
         CLAIMS,

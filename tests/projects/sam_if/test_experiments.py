@@ -11,7 +11,8 @@ from matplotlib import pyplot as plt
 
 from projects.sam_if import baselines
 from projects.sam_if.data import Case, Solution, load, resnet18
-from projects.sam_if.trajectory import Recipe
+from projects.sam_if.estimators import Estimator
+from projects.sam_if.trajectory import Gif, Recipe
 from shared import claims, experiment, figures, manifest, rows, tables
 from shared.errors import UserError
 
@@ -175,6 +176,36 @@ def test_pixels_are_centred_by_the_training_images():
     assert torch.allclose(images.x[:, 0], (raw - raw.mean()) / raw.std(), atol=1e-5)
     other = (images.test_pictures.float() - raw.mean()) / raw.std()
     assert torch.allclose(images.x_test[:, 0], other, atol=1e-5)
+
+
+def test_sets_are_taken_out_together_as_one_by_one(case):
+    """By a solve and along a run; also along a run that is kept, whose states are those of one that
+    is made anew.
+    """
+    options = {"epochs": 2, "batch": 32, "lr": 0.1, "seed": 0, "momentum": 0.5}
+    made, kept = (
+        Recipe.epochs(case.problem, case.parameters.flat(), kept=kept, **options)
+        for kept in (False, True)
+    )
+    for (_, *one), (_, *other) in zip(made.states(), kept.states(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert torch.equal(made.train(), kept.train())
+    sets = [[3, 41, 7], [5], [3, 6]]
+    at = case.problem.at(Solution.of(case).w)
+    for method in (Gif(made), Gif(kept), Estimator(at, tol=1e-10), Estimator(at, "if", tol=1e-10)):
+        together = method.joint_effects(sets)
+        for column, samples in enumerate(sets):
+            summed = method.removal_effects(samples).sum(1)
+            assert torch.allclose(together[:, column], summed, rtol=1e-7, atol=1e-12)
+
+
+def test_formed_matrices_are_the_same_estimators(case):
+    w = Solution.of(case).w
+    plain, formed = (case.problem.at(w, formed=formed) for formed in (False, True))
+    for kind in ("if", "sam_if", "sam_hif"):
+        options = {"solver": "dense", "tol": 1e-8}
+        a, b = (Estimator(at, kind, **options).scores(case.test_loss) for at in (plain, formed))
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_checkpoints_are_states_of_the_run(case):

@@ -158,7 +158,7 @@ def test_several_queries_are_scored_as_each_alone(convex, helpers):
         assert relative(together[:, q], alone) < 1e-8
 
 
-@pytest.mark.parametrize("solver", ["gmres", "lsmr", "dense"])
+@pytest.mark.parametrize("solver", ["gcr", "gmres", "lsmr", "dense"])
 def test_every_solver_gives_the_inverse_of_the_transpose(convex, solver):
     jacobian = jacrev(convex.problem.field)(convex.w)
     query = torch.func.grad(convex.metric)(convex.w)
@@ -495,7 +495,7 @@ def test_bad_estimators_are_refused(convex):
         Estimator(at).removal_effects([31])
     with pytest.raises(UserError, match="sample 3 is to be removed twice"):
         Estimator(at).removal_effect([3, 3])
-    with pytest.raises(UserError, match="gmres stopped at a relative residual of"):
+    with pytest.raises(UserError, match="gcr stopped at a relative residual of"):
         Estimator(at, tol=1e-18).scores(convex.metric)
 
 

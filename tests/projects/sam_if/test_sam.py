@@ -200,6 +200,25 @@ def test_its_state_is_saved_and_put_back():
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_what_is_loaded_is_what_the_next_step_uses():
+    """The rate and the radius of the saved optimizer, and what a scheduler makes of them after."""
+    batch = batches(1)[0]
+    saved = SAM(network().parameters(), torch.optim.SGD, rho=0.7, lr=0.3, momentum=0.9)
+    model, same = network(), network()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1, momentum=0.9)
+    wanted = SAM(same.parameters(), torch.optim.SGD, rho=0.7, lr=0.3, momentum=0.9)
+    optimizer.load_state_dict(saved.state_dict())
+    for one, on in ((optimizer, model), (wanted, same)):
+        one.step(closure_of(one, on, batch))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), same.parameters(), strict=True)
+    )
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step(closure_of(optimizer, model, batch))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
 def test_a_scheduler_changes_the_rate():
     model, batch = network(), batches(1)[0]
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.1, lr=0.1)

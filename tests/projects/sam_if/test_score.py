@@ -430,7 +430,7 @@ def test_a_signal_ends_it_between_chunks(folder, tmp_path, monkeypatch, capsys):
 
 OPTIONS = [
     (["--rho", "0.9"], "the model is not trained to a minimum: the gradient's norm is"),
-    (["--tolerance", "1e-30"], "gmres stopped at a relative residual of"),
+    (["--tolerance", "1e-30"], "gcr stopped at a relative residual of"),
     (["--out", "scores.txt"], "scores are written as .csv or .parquet"),
     (["--out", "nowhere/scores.csv"], "there is no folder nowhere"),
     (["--rho", "-1"], "argument --rho: '-1' is not a number of at least 0"),

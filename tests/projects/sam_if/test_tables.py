@@ -14,7 +14,7 @@ def test_a_mean_is_shown_with_half_of_its_interval():
     assert tables.shown_interval(pd.Series([np.nan])) == "–"
 
 
-def timed(seconds: dict[str, float], n: int = 2000) -> pd.DataFrame:
+def timed(seconds: dict[str, float], n: int = 2000, queries: int = 1) -> pd.DataFrame:
     rows = []
     for name, value in seconds.items():
         task = "train" if name.startswith(("Retrain", "edit")) else "score"
@@ -24,6 +24,7 @@ def timed(seconds: dict[str, float], n: int = 2000) -> pd.DataFrame:
                 "task": task,
                 "n": n,
                 "parameters": 650,
+                "queries": queries,
                 "method": name,
                 "repeat": one,
                 "work_seconds": value * (1 + one),
@@ -39,6 +40,7 @@ def timed(seconds: dict[str, float], n: int = 2000) -> pd.DataFrame:
                     "kind": "cost",
                     "task": task,
                     "n": n,
+                    "queries": queries,
                     "method": name,
                     "score_error": 1e-3 if name != "TRAK" else None,
                     **counts,
@@ -73,40 +75,48 @@ def test_the_speed_table_multiplies_one_training_by_the_number_of_samples():
     assert [one.strip() for one in line.split("|")][2:5] == ["10.50 s", "3.00x (3.00 to 3.00)", "–"]
 
 
-def test_the_editing_table_takes_differences_to_training_again():
-    row = {"dataset": "a", "model": "m", "removed_share": 0.01}
-    editing = pd.DataFrame(
-        [
-            {
-                "dataset": "a",
-                "model": "m",
-                "removed_share": 0.0,
-                "method": "before",
-                "test_accuracy": 0.9,
-            },
-            {**row, "method": "Retrain", "test_accuracy": 0.91, "true_loss_difference": 0.001},
-            {
-                **row,
-                "method": "SAM-HIF",
-                "test_accuracy": 0.905,
-                "same_class_share": 0.99,
-                "parameter_error": 0.1,
-            }
-            | {"predicted_loss_difference": 0.002, "true_loss_difference": 0.001},
-            {
-                **row,
-                "method": "TRAK",
-                "predicted_loss_difference": -0.003,
-                "true_loss_difference": 0.001,
-            },
-        ]
-    )
-    text = tables.editing(editing, timed(SECONDS)).to_markdown()
-    assert "| SAM-HIF | 90.50 % | -0.50 | 99.00 % | 0.100 | +2.00e-03 | +1.00e-03 |" in text
+def test_the_table_of_several_queries_divides_by_sam_hif_in_float32():
+    seconds = {"SAM-HIF, float32": 2.0, "IF (dattri, explicit)": 3.0}
+    both = pd.concat([timed({**SECONDS, **seconds}), timed(seconds, queries=50)])
+    frame = tables.queries(both).frame
+    assert frame[["queries", "method"]].values.tolist() == [
+        [queries, method] for queries in (1, 50) for method in seconds
+    ]
+    assert frame["over"].tolist()[1::2] == ["1.50x (1.50 to 1.50)"] * 2
+    assert "| TRAK | 10.50 s | 3.00x" in tables.speed(both).to_markdown()
+
+
+def edited(seed: int, retrained: float, accuracy: float) -> list[dict]:
+    row = {"dataset": "a", "model": "m", "seed": seed}
+    removed = {**row, "removed_share": 0.01, "true_loss_difference": 0.001}
+    return [
+        {**row, "removed_share": 0.0, "method": "before", "test_accuracy": 0.9},
+        {**removed, "method": "Retrain", "test_accuracy": retrained},
+        {
+            **removed,
+            "method": "SAM-HIF",
+            "test_accuracy": accuracy,
+            "same_class_share": 0.99,
+            "parameter_error": 0.1,
+            "predicted_loss_difference": 0.002,
+        },
+        {**removed, "method": "TRAK", "predicted_loss_difference": -0.003},
+    ]
+
+
+def test_the_editing_table_takes_gaps_to_retraining_seed_by_seed():
+    one = pd.DataFrame(edited(0, 0.91, 0.905))
+    text = tables.editing(one, timed(SECONDS)).to_markdown()
+    assert "| SAM-HIF | 90.50 | 0.50 | 99.00 | 0.100 | +2.00e-03 | +1.00e-03 |" in text
     assert "| TRAK | – | – | – | – | -3.00e-03 | +1.00e-03 |" in text
     assert "edit by SAM-HIF 3x (3 to 3), edit by SAM-GIF 1.5x" in text
     assert "factored before: 0.25x" in text
     assert "paper: not available" in text
+    # a gap above and one below do not cancel
+    both = pd.DataFrame(edited(0, 0.91, 0.905) + edited(1, 0.90, 0.905))
+    frame = tables.editing(both, timed(SECONDS)).frame.set_index("method")
+    assert frame.loc["SAM-HIF", "accuracy_gap"] == "0.50 ± 0.00"
+    assert frame.loc["before", "accuracy_gap"] == "–"
 
 
 def test_curves_are_means_over_the_seeds():

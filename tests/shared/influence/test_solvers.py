@@ -42,6 +42,7 @@ def exact(matrix: torch.Tensor, b: torch.Tensor, damping: float = DAMPING) -> to
 SYMMETRIC = {
     "dense": solvers.dense,
     "cg": partial(solvers.cg, tol=1e-10),
+    "gcr": partial(solvers.gcr, tol=1e-10),
     "gmres": partial(solvers.gmres, tol=1e-10),
     "neumann": partial(solvers.neumann, depth=3000, tol=1e-8),
 }
@@ -65,6 +66,7 @@ def test_systems_that_are_not_symmetric(skewed, shape):
     expected = exact(skewed, b)
     for x, info in (
         solvers.dense(skewed, b, damping=DAMPING),
+        solvers.gcr(skewed.matmul, b, damping=DAMPING, tol=1e-10),
         solvers.gmres(skewed.matmul, b, damping=DAMPING, tol=1e-10),
         solvers.lsmr(
             skewed.matmul, b, transpose=skewed.T.matmul, damping=DAMPING, tol=1e-8, iterations=20000
@@ -88,20 +90,73 @@ def test_the_products_are_counted(spd):
     assert solvers.dense(operator, right_hand_side(213))[1].products == 213 + 1
 
 
-def test_cg_with_a_preconditioner_gets_there_sooner(spd):
+@pytest.mark.parametrize("solve", [solvers.cg, solvers.gcr])
+def test_with_a_preconditioner_it_gets_there_sooner(spd, solve):
     b, shift = right_hand_side(213, 2), torch.logspace(0, 4, 213, dtype=torch.float64)
     matrix = spd + torch.diag(shift)
-    plain_x, plain = solvers.cg(matrix.matmul, b, tol=1e-10)
-    x, info = solvers.cg(
-        matrix.matmul, b, tol=1e-10, preconditioner=lambda v: v / shift.unsqueeze(1)
-    )
+    plain_x, plain = solve(matrix.matmul, b, tol=1e-10)
+    x, info = solve(matrix.matmul, b, tol=1e-10, preconditioner=lambda v: v / shift.unsqueeze(1))
     assert torch.allclose(x, plain_x, rtol=0, atol=1e-8)
     assert info.iterations < plain.iterations / 3
 
 
-def test_columns_of_any_size_converge_together(spd):
+def test_right_hand_sides_share_the_space_that_gcr_makes(skewed):
+    """Together they need fewer products than one by one, and never more than there are unknowns."""
+    b = right_hand_side(213, 40)
+    solve = partial(solvers.gcr, skewed.matmul, damping=DAMPING, tol=1e-8)
+    x, together = solve(b)
+    alone = [solve(column) for column in b.T]
+    assert together.products < 0.5 * sum(info.products for _, info in alone)
+    assert together.products <= 213 + 2 * 40
+    assert torch.allclose(x, torch.stack([one for one, _ in alone], 1), atol=1e-6)
+    twice, _ = solve(torch.cat([b, b], 1))  # directions that depend on others are left out
+    assert torch.allclose(twice[:, :40], twice[:, 40:])
+
+
+def test_gcr_goes_on_where_residuals_do_not_fall():
+    """A turns every unit vector into the next: no residual falls before all are in the space."""
+    shift = torch.roll(torch.eye(7, dtype=torch.float64), 1, 0)
+    b = torch.eye(7, dtype=torch.float64)[:, 2]
+    x, _ = solvers.gcr(shift.matmul, b, tol=1e-12)
+    assert torch.allclose(shift @ x, b)
+
+
+def test_gcr_says_so_where_there_is_no_solution():
+    singular = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
+    with pytest.raises(UserError, match="gcr stopped at a relative residual of"):
+        solvers.gcr(singular.matmul, torch.ones(3, dtype=torch.float64))
+
+
+def test_gcr_makes_its_space_anew_where_memory_ends(skewed, monkeypatch):
+    b = right_hand_side(213, 3)
+    whole = solvers.gcr(skewed.matmul, b, damping=DAMPING)[1]
+    monkeypatch.setattr(solvers, "SPACE_BYTES", 2 * 213 * 8 * 30)
+    x, info = solvers.gcr(skewed.matmul, b, damping=DAMPING)
+    assert (x - exact(skewed, b)).norm() < 1e-4 * x.norm()
+    assert info.iterations > whole.iterations
+
+
+@pytest.mark.parametrize("solve", [solvers.cg, solvers.gcr])
+def test_an_error_of_a_product_does_not_stay_in_the_result(spd, solve):
+    """The residual that is updated along with x then differs from the true one: it is taken anew,
+    and the solver goes on from there.
+    """
+    calls = []
+
+    def operator(v):
+        calls.append(1)
+        return spd @ v * (1.001 if len(calls) == 3 else 1.0)
+
+    b = right_hand_side(213, 2)
+    x, info = solve(operator, b, damping=DAMPING, tol=1e-9)
+    assert info.relative_residual < 1e-9
+    assert (x - exact(spd, b)).norm() < 1e-6 * x.norm()
+
+
+@pytest.mark.parametrize("solve", [solvers.cg, solvers.gcr])
+def test_columns_of_any_size_converge_together(spd, solve):
     b = right_hand_side(213, 4) * torch.tensor([1e-8, 1.0, 1e8, 0.0])
-    x, _ = solvers.cg(spd.matmul, b, damping=DAMPING, tol=1e-10)
+    x, _ = solve(spd.matmul, b, damping=DAMPING, tol=1e-10)
     assert torch.equal(x[:, 3], torch.zeros(213, dtype=torch.float64))
     expected = exact(spd, b)
     assert ((x - expected).norm(dim=0)[:3] < 1e-8 * expected.norm(dim=0)[:3]).all()
@@ -117,6 +172,7 @@ def test_cg_refuses_negative_curvature_and_says_what_damping_helps():
     "solve",
     [
         partial(solvers.cg, iterations=3),
+        partial(solvers.gcr, iterations=3),
         partial(solvers.gmres, iterations=3),
         partial(solvers.neumann, depth=3),
     ],
