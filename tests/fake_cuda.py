@@ -48,6 +48,7 @@ class Memory:
     start: int
     end: int
     where: str
+    kept: Any = None  # what nobody here allocated must not be given out again
     accesses: list[Access] = field(default_factory=list)
 
 
@@ -69,6 +70,11 @@ class DeviceTensor(Tensor):
             target, source = args[0], args[1]
             waits = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
             cls.gpu.copied(target, source, waits)
+        elif function in (Tensor.clone, Tensor.cpu):
+            where = "device" if function is Tensor.clone else "host"
+            made = cls.gpu.allocate(args[0].shape, args[0].dtype, where, locked=False)
+            made.copy_(args[0], where == "device")
+            return made
         return super().__torch_function__(function, types, args, kwargs)
 
 
@@ -207,16 +213,16 @@ class FakeCuda:
     def _bytes(self, tensor: Tensor) -> tuple[Memory, int, int]:
         """The memory of a tensor without gaps, and which bytes of it are the tensor's."""
         storage, start = tensor.untyped_storage(), tensor.data_ptr()
-        memory = self._at(storage.data_ptr(), storage.nbytes())
+        memory = self._at(storage.data_ptr(), storage.nbytes(), storage)
         return memory, start, start + tensor.numel() * tensor.element_size()
 
-    def _at(self, address: int, nbytes: int) -> Memory:
+    def _at(self, address: int, nbytes: int, kept: Any = None) -> Memory:
         """The memory that holds an address; made known where nobody has seen it."""
         with self._lock:
             for memory in self._memories:
                 if memory.start <= address < memory.end:
                     return memory
-            memory = Memory(address, address + nbytes, f"host {len(self._memories)}")
+            memory = Memory(address, address + nbytes, f"host {len(self._memories)}", kept)
             self._memories.append(memory)
             return memory
 
@@ -230,12 +236,18 @@ class FakeCuda:
             self.lock(start, plain.nbytes)
         with self._lock:
             self._memories.append(memory)
-        weakref.finalize(tensor, self._freed, memory)
+        stream = self.stream().line if where == "device" else None
+        weakref.finalize(tensor, self._freed, memory, stream)
         return tensor
 
-    def _freed(self, memory: Memory) -> None:
-        """Whoever gets the memory next may write to it at once."""
-        self._record(self.here(), [(memory, memory.start, memory.end, True)], "freed")
+    def _freed(self, memory: Memory, stream: int | None) -> None:
+        """Whoever gets the memory next may write to it: on a GPU torch gives it to what is queued
+        next on the stream on which it was allocated, on the host to anybody at once.
+        """
+        if stream is not None:
+            self.join(stream, self.now(self.here()))
+        line = self.here() if stream is None else stream
+        self._record(line, [(memory, memory.start, memory.end, True)], "freed")
         with self._lock:
             self._memories.remove(memory)
 
@@ -356,15 +368,16 @@ class _FakeTorch:
 
     def __init__(self, gpu: FakeCuda):
         self._gpu = gpu
-        self.cuda = SimpleNamespace(
-            Stream=lambda device=None: Stream(gpu),
-            stream=self._stream,
-            current_stream=lambda device=None: gpu.stream(),
-            cudart=lambda: SimpleNamespace(
+        own = {
+            "Stream": lambda device=None: Stream(gpu),
+            "stream": self._stream,
+            "current_stream": lambda device=None: gpu.stream(),
+            "cudart": lambda: SimpleNamespace(
                 cudaHostRegister=lambda address, nbytes, flags: gpu.lock(address, nbytes),
                 cudaHostUnregister=gpu.unlock,
             ),
-        )
+        }
+        self.cuda = SimpleNamespace(**{**vars(torch.cuda), **own})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
