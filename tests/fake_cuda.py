@@ -1,11 +1,12 @@
 """The streams of a GPU where there is none: what is queued on a stream is computed at once, on the
 CPU, and what a GPU would promise about its order is written down.
 
-Each thread of the host and each stream is a line of events. One event is *before* another only where
-something makes it so: the same line; queueing (what the thread had done before); an event of a stream
-that is waited for; a future that a thread waited for. Two accesses of the same memory, one of them a
-write, that are ordered neither way are a **race**, whatever the order in which they happened to run
-here. So one run finds the races of all timings (vector clocks: Fidge 1988, Mattern 1989).
+Each thread of the host and each stream is a line of events. One event is *before* another only
+where something makes it so: the same line; queueing (what the thread had done before); an event of
+a stream that is waited for; a future that a thread waited for. Two accesses of the same memory, one
+of them a write, that are ordered neither way are a **race**, whatever the order in which they
+happened to run here. So one run finds the races of all timings (vector clocks: Fidge 1988, Mattern
+1989).
 
     gpu = FakeCuda(monkeypatch, lanes, storage)      # these modules' `torch` is now this one
     buffer = gpu.torch.empty(64, dtype=torch.uint8, device="cuda")

@@ -21,9 +21,9 @@ def distributed(device: str = "cpu", timeout_seconds: float = 300.0) -> Iterator
     """Inside, this process is one of those that torchrun started (or the only one); gives the
     device it is to compute on.
 
-    What ranks say to one another (losses, digests, signals) are a few bytes of the host, and goes by
-    gloo. NCCL is for slices of blocks alone (`slices.py`): collectives of two of its groups that are
-    under way at once, begun in another order on another rank, may wait for each other for good.
+    What ranks say to one another (losses, digests, signals) is a few bytes of the host's, and goes
+    by gloo. NCCL is for slices of blocks alone (`slices.py`): collectives of two of its groups that
+    are under way at once, begun in another order on another rank, may wait for each other for good.
 
     Each rank has a GPU of its own, as `torchrun` numbers them, or the only one that it can see.
     Where a machine has fewer GPUs than ranks, several share one; nothing is gained by that but a
