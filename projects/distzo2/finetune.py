@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from projects.distzo2.command import Sharing
 from projects.distzo2.engine import DistZO2
-from projects.distzo2.meshes import device_mesh, distributed, wire
+from projects.distzo2.meshes import device_mesh, distributed
 from projects.distzo2.ranks import Ranks
 from projects.zo2 import ZO2, weights
 from projects.zo2.command import Recipe
@@ -186,7 +186,7 @@ class _Run:
                     and weights.saved_steps(self.out / CHECKPOINT) != done
                 ):
                     self._checkpoint(ddp, log)
-                signal = torch.tensor([stop[0] if stop else 0], device=wire())
+                signal = torch.tensor([stop[0] if stop else 0])
                 dist.all_reduce(signal, dist.ReduceOp.MAX)
                 if int(signal):
                     return int(signal)
@@ -233,15 +233,14 @@ def _together(work: Callable[[], T]) -> T:
         made = work()
     except UserError as error:
         said = str(error).encode()
-    device = wire()
-    length = torch.tensor([len(said)], device=device)
+    length = torch.tensor([len(said)])
     lengths = [torch.empty_like(length) for _ in range(dist.get_world_size())]
     dist.all_gather(lengths, length)
     wrong = [rank for rank, length in enumerate(lengths) if int(length)]
     if wrong:
-        text = torch.zeros(int(lengths[wrong[0]]), dtype=torch.uint8, device=device)
+        text = torch.zeros(int(lengths[wrong[0]]), dtype=torch.uint8)
         if dist.get_rank() == wrong[0]:
-            text = torch.tensor(list(said), dtype=torch.uint8, device=device)
+            text = torch.tensor(list(said), dtype=torch.uint8)
         dist.broadcast(text, wrong[0])
         raise UserError(bytes(text.tolist()).decode())
     return cast(T, made)

@@ -21,9 +21,13 @@ def distributed(device: str = "cpu", timeout_seconds: float = 300.0) -> Iterator
     """Inside, this process is one of those that torchrun started (or the only one); gives the
     device it is to compute on.
 
-    On GPUs each rank has its own and they speak by NCCL. Where a machine has fewer than ranks,
-    several share one, which NCCL refuses: then, as on CPUs, they speak by gloo. Nothing is gained
-    by that but a test of the GPU's arithmetic.
+    What ranks say to one another (losses, digests, signals) is a few bytes of the host's, and goes
+    by gloo. NCCL is for slices of blocks alone (`slices.py`): collectives of two of its groups that
+    are under way at once, begun in another order on another rank, may wait for each other for good.
+
+    Each rank has a GPU of its own, as `torchrun` numbers them, or the only one that it can see.
+    Where a machine has fewer GPUs than ranks, several share one; nothing is gained by that but a
+    test of the GPU's arithmetic.
 
     A rank that waits longer than `timeout_seconds` for the others gives up, so that none outlives a
     run that has failed elsewhere.
@@ -32,37 +36,24 @@ def distributed(device: str = "cpu", timeout_seconds: float = 300.0) -> Iterator
     """
     alone = "RANK" not in os.environ
     where = {"rank": 0, "world_size": 1, "store": dist.HashStore()} if alone else {}
-    own, backend = place(device)
+    own = place(device)
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds), **where)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_seconds), **where)
     try:
         yield own
     finally:
         dist.destroy_process_group()
 
 
-def place(device: str) -> tuple[torch.device, str]:
-    """The device of this rank and the backend it speaks by; see `distributed`."""
+def place(device: str) -> torch.device:
+    """The device of this rank; see `distributed`."""
     if torch.device(device).type == "cpu":
-        return torch.device("cpu"), "gloo"
+        return torch.device("cpu")
     count = torch.cuda.device_count()
     if not count:
         raise UserError(f"device is {device}, and there is no GPU here; use cpu")
-    rank, ranks = (
-        int(os.environ.get(name, default))
-        for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
-    return torch.device("cuda", rank % count), "nccl" if ranks <= count else "gloo"
-
-
-def wire() -> torch.device:
-    """Where a tensor must be for the ranks to exchange it."""
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if dist.get_backend() == "nccl"
-        else torch.device("cpu")
-    )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
 
 
 def device_mesh(dp: int, pert: int = 1) -> DeviceMesh:
@@ -80,4 +71,4 @@ def device_mesh(dp: int, pert: int = 1) -> DeviceMesh:
             f"a mesh of {dp} x {pert} needs {dp * pert} processes, and there are {world}; start it"
             " with --nproc-per-node"
         )
-    return init_device_mesh(wire().type, (dp, pert), mesh_dim_names=NAMES)
+    return init_device_mesh("cpu", (dp, pert), mesh_dim_names=NAMES)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from projects.distzo2.meshes import NAMES, wire
+from projects.distzo2.meshes import NAMES
 from projects.zo2.forwards import Side
 from shared.errors import UserError
 
@@ -79,7 +79,6 @@ class Ranks:
         own = torch.tensor(
             [plus or [0.0] * size, minus or [0.0] * size, self._weights],
             dtype=torch.float64,
-            device=wire(),
         )
         told = self.gather(own)
         self.bytes_sent += own.nbytes
@@ -94,7 +93,9 @@ class Ranks:
         return sums[0] / sums[2], sums[1] / sums[2]
 
     def gather(self, own: Tensor) -> list[Tensor]:
-        """A tensor of the same shape from each rank, in order; all ranks call it."""
+        """A tensor of the host's, of the same shape, from each rank, in order; all ranks call
+        it.
+        """
         told = [torch.empty_like(own) for _ in range(self.world)]
         dist.all_gather(told, own)
         return told
@@ -105,9 +106,7 @@ class Ranks:
         Args:
             what: how the error begins.
         """
-        own = torch.tensor(
-            [list(digest[:8]) for digest in digests.values()], dtype=torch.uint8, device=wire()
-        )
+        own = torch.tensor([list(digest[:8]) for digest in digests.values()], dtype=torch.uint8)
         told = self.gather(own)
         for rank, theirs in enumerate(told):
             for name, a, b in zip(digests, theirs, told[0], strict=True):

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from projects.distzo2.meshes import wire
 from projects.distzo2.ranks import Ranks
 from projects.zo2 import ZO2
 from projects.zo2.storage import DiskStore
@@ -34,9 +33,10 @@ def slice_transfers(engine: ZO2, ranks: Ranks) -> Counter[int]:
     if not all(codec.plain for codec in file.codecs):
         raise UserError("sliced transfers move blocks as they are: leave storage_dtype out")
     exchanged: Counter[int] = Counter()
+    direct = own_gpus(engine.device, ranks)
     for sharing in ranks_by_file(file, ranks):
         # the lane's own: the losses go through another at the same time. All ranks make all groups.
-        made = dist.new_group(sharing)
+        made = dist.new_group(sharing, backend="nccl" if direct else "gloo")
         if ranks.rank in sharing:
             group, place, count = made, sharing.index(ranks.rank), len(sharing)
 
@@ -45,15 +45,13 @@ def slice_transfers(engine: ZO2, ranks: Ranks) -> Counter[int]:
         size = file.slice_nbytes(block)
         whole = buffer[: size * count]
         own = whole[place * size : (place + 1) * size]
-        if wire().type == device.type:
+        if direct or device.type == "cpu":
             dist.all_gather_into_tensor(whole, own.clone(), group=group)
-        else:  # ranks that share a GPU
+        else:  # ranks that share a GPU, which NCCL refuses
             staged = torch.empty(whole.shape, dtype=whole.dtype)
             dist.all_gather_into_tensor(staged, own.cpu(), group=group)
             whole.copy_(staged)
         exchanged[block] += size * (count - 1)
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()
 
     engine.exchange_slices(place, count, complete)
     return exchanged
@@ -72,9 +70,25 @@ def refuse_one_file(file: DiskStore, ranks: Ranks) -> None:
 
 def ranks_by_file(file: DiskStore, ranks: Ranks) -> list[list[int]]:
     """The ranks that have one file, for each file there is."""
-    host = int.from_bytes(hashlib.sha256(socket.gethostname().encode()).digest()[:8], "big") >> 1
-    own = torch.tensor([host, *file.identity], dtype=torch.int64, device=wire())
+    own = torch.tensor([_number(socket.gethostname()), *file.identity], dtype=torch.int64)
     sharing: dict[tuple[int, ...], list[int]] = {}
     for rank, place in enumerate(ranks.gather(own)):
         sharing.setdefault(tuple(place.tolist()), []).append(rank)
     return list(sharing.values())
+
+
+def own_gpus(device: torch.device, ranks: Ranks) -> bool:
+    """Whether every rank has a GPU, and no two the same one; all ranks call it.
+
+    GPUs are told apart by what their makers number them, since each rank may see only its own.
+    """
+    gpu = 0
+    if device.type == "cuda":
+        gpu = _number(str(torch.cuda.get_device_properties(device).uuid))
+    told = [int(number) for number in ranks.gather(torch.tensor(gpu))]
+    return 0 not in told and len(set(told)) == len(told)
+
+
+def _number(text: str) -> int:
+    """A number that no other text has."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

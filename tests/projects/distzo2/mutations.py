@@ -133,11 +133,18 @@ MUTATIONS = [
         ON_RANKS,
     ),
     Mutation(
-        MESHES,
-        '"nccl" if ranks <= count else "gloo"',
-        '"nccl"',
+        SLICES,
+        'backend="nccl" if direct else "gloo"',
+        'backend="nccl"',
         "ranks that share a GPU speak by NCCL",
-        RUN,
+        ("slices",),
+    ),
+    Mutation(
+        SLICES,
+        "return 0 not in told and len(set(told)) == len(told)",
+        "return 0 not in told",
+        "one GPU counts as two",
+        ("slices",),
     ),
     Mutation(
         MESHES,

@@ -519,6 +519,54 @@ MUTATIONS = [
         "a run without a step goes on with the header of another",
         ("steplog",),
     ),
+    # ---- on a GPU ----
+    Mutation(
+        LANES,
+        """            if computed is not None:
+                computed.synchronize()
+            assert slot.buffer is not None""",
+        """            assert slot.buffer is not None""",
+        "GPU: an offload does not wait for what computes the block",
+        ("races",),
+    ),
+    Mutation(
+        LANES,
+        "self._offload.submit(computed.synchronize) if computed is not None else None",
+        "None",
+        "GPU: a block that is not written back is overwritten while it computes",
+        ("races",),
+    ),
+    Mutation(
+        LANES,
+        """            task()
+        self._stream.synchronize()""",
+        """            task()""",
+        "GPU: a lane's task ends before its stream has finished",
+        ("races",),
+    ),
+    Mutation(
+        STORAGE,
+        "if self.pinned:\n            memory",
+        "if False:\n            memory",
+        "GPU: blocks in memory are not page-locked",
+        ("races",),
+    ),
+    Mutation(
+        STORAGE,
+        'pin_memory=device.type == "cuda"',
+        "pin_memory=False",
+        "GPU: staging memory is not page-locked",
+        ("races",),
+    ),
+    Mutation(
+        STORAGE,
+        """            if device.is_cuda:
+                torch.cuda.current_stream(device.device).synchronize()
+""",
+        "",
+        "GPU: a file is written from memory that is still being filled",
+        ("races",),
+    ),
 ]
 
 if __name__ == "__main__":
