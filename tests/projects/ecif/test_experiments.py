@@ -57,7 +57,7 @@ def test_exchanged_captions_are_of_training_pairs_only():
     assert torch.equal((texts[0] != texts[1]).any(1), exchanged.corrupted)
     assert int(exchanged.corrupted.sum()) == 12
     assert torch.equal(plain.validation.pairs.inputs[0], exchanged.validation.pairs.inputs[0])
-    assert max(plain.fitted.gradient_norm, exchanged.fitted.gradient_norm) < 1e-8
+    assert max(plain.fitted.gradient_norm, exchanged.fitted.gradient_norm) < 1e-6
 
 
 def test_the_share_of_repeated_captions_is_within_batches():
