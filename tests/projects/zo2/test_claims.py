@@ -276,6 +276,7 @@ def test_every_claim_can_hold_and_can_fail():
         (claims.lowbit, lowbit(e4m3=None), "partly"),
         (claims.lowbit, lowbit(eighth=0.5), "fails"),
         (claims.tokens, sensitivity(many=1.2), "partly"),
+        (claims.tokens, sensitivity(few=1.02, many=1.02), "partly"),
         (claims.opt175b, memory(), "not tested here"),
         (claims.gpu_memory, on_gpu(["opt-1.3b"], 3.5e9), "partly"),
         (claims.gpu_throughput, throughput(), "not tested here"),
