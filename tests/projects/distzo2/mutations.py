@@ -59,7 +59,7 @@ MUTATIONS = [
         ON_RANKS,
     ),
     Mutation(
-        RANKS, "dtype=torch.float64,", "dtype=torch.float32,", "losses travel in float32", ON_RANKS
+        RANKS, "dtype=torch.float64", "dtype=torch.float32", "losses travel in float32", ON_RANKS
     ),
     Mutation(
         RANKS,
@@ -148,8 +148,8 @@ MUTATIONS = [
     ),
     Mutation(
         MESHES,
-        'torch.device("cuda", rank % count)',
-        'torch.device("cuda", rank)',
+        'int(os.environ.get("LOCAL_RANK", "0")) % count',
+        'int(os.environ.get("LOCAL_RANK", "0"))',
         "a rank wants a GPU that is not there",
         RUN,
     ),
