@@ -1,6 +1,7 @@
 """meta-IF's figures: rows in, matplotlib `Figure` out."""
 
 from itertools import product
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -42,12 +43,13 @@ def harmful(harmful: pd.DataFrame) -> Figure:
                     label=method if axes is panels[0][0] else None,
                     **look,
                 )
-        axes.set(title=f"{share:.0%}: {setting}", xlim=(0, 100), ylim=(0, 102))
-        axes.title.set_fontsize("small")
+        axes.set(xlim=(0, 100), ylim=(0, 102))
+    for axes, share in zip(panels[0], shares, strict=True):
+        axes.set_title(f"{share:.0%} spoiled")
     for axes in panels[-1]:
         axes.set_xlabel("tasks inspected, %")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("spoiled tasks found, %")
+    for axes, setting in zip(panels[:, 0], settings, strict=True):
+        axes.set_ylabel(f"{fill(setting, 20)}\n\nfound, %")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
