@@ -113,18 +113,17 @@ def test_g_is_the_mean_of_the_shards_and_varies_the_less_the_more_there_are(rank
     variance of g on one.
     """
     shards, alone = 4, ONE.at_rest()
-    each = np.array(
-        [
-            [
-                alone.step(part, seed=7).projected_gradient
-                for part in ONE.batches(step, [2] * shards)
-            ]
-            for step in range(ONE.DRAWS)
-        ]
-    )
+    made = [
+        [alone.step(part, seed=7) for part in ONE.batches(step, [2] * shards)]
+        for step in range(ONE.DRAWS)
+    ]
+    each = np.array([[step.projected_gradient for step in steps] for steps in made])
+    largest = max(step.loss for steps in made for step in steps)
     for one in ranks(shards):
         found = np.array([float.fromhex(g) for g in one["spread"]])
-        np.testing.assert_allclose(found, each.mean(axis=1), rtol=1e-9, atol=1e-12)
+        # losses are rounded to float32 before their difference is divided by 2 eps, as published
+        rounding = np.spacing(np.float32(largest)) / (2 * alone.options.eps)
+        np.testing.assert_allclose(found, each.mean(axis=1), rtol=1e-6, atol=2 * rounding)
     assert 0.7 / shards < found.var(ddof=1) / each.var(ddof=1) < 1.4 / shards
 
 

@@ -707,10 +707,15 @@ def test_a_file_holds_what_the_state_dict_holds(tmp_path):
 
 @pytest.mark.parametrize("probe", ["inplace", "fresh"])
 @pytest.mark.parametrize("method", ["update", "draw", "add"])
-def test_ctrl_c_waits_until_the_weights_are_whole(method, probe, plain, helpers, monkeypatch):
+def test_ctrl_c_waits_until_the_weights_are_whole(
+    method, probe, plain, helpers, monkeypatch, request
+):
     """Interrupted while noise is added, the engine ends the addition first; what it goes on with is
     what it had.
     """
+    # a shell that starts tests in the background has them ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     calm, hasty = (helpers.make_engine(plain, probe=probe) for _ in range(2))
     for engine in (calm, hasty):
         helpers.run_engine(engine, plain, 2)

@@ -3,12 +3,14 @@
 import copy
 import importlib
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from shared import paths
 from shared.commands.inputs import user_model, user_module
 from shared.commands.key import digest, loaded_code, model_digest, source_digest
 from shared.commands.recipe import Recipe
@@ -231,5 +233,8 @@ def test_what_a_users_function_imports_counts(tmp_path, written):
 
 
 def test_installed_packages_and_our_own_are_not_the_users_code():
-    packages = {name.partition(".")[0] for name in loaded_code()}
-    assert packages.isdisjoint({"torch", "numpy", "json", "pytest", "shared", "projects"})
+    names = set(loaded_code())
+    assert names.isdisjoint({"torch", "numpy", "json", "pytest", "shared", "shared.commands.key"})
+    files = {Path(sys.modules[name].__file__).resolve() for name in names if name in sys.modules}
+    for package in ("shared", "projects"):
+        assert not any(paths.ROOT / package in file.parents for file in files)
