@@ -33,10 +33,10 @@ from shared.commands.pieces import Pieces
 from shared.commands.progress import Progress
 from shared.errors import UserError
 from shared.files import atomic_save
+from shared.finite import check_finite
 from shared.influence import scoring
 from shared.influence.params import refuse_unseen_modes
 from shared.influence.solvers import cg, require_positive
-from shared.models import check_finite
 from shared.vision.backbones import backbone, initialised
 
 NAMES = ("x_train", "y_train", "x_val", "y_val")

@@ -32,13 +32,13 @@ from shared.commands.options import device_of
 from shared.commands.pieces import Pieces
 from shared.errors import UserError
 from shared.files import atomic_save
+from shared.finite import check_finite
 from shared.influence import scoring
 from shared.influence.baselines import metric_gradient
 from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import chunks
 from shared.influence.solvers import require_positive
-from shared.models import check_finite
 from shared.vision import images as vision
 
 ARRAYS = {
