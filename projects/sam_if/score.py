@@ -20,6 +20,7 @@ from projects.sam_if.fixed_point import SAMProblem, fit, partition
 from projects.sam_if.trajectory import gif_checkpoints
 from shared.commands.folder import check_out
 from shared.commands.inputs import (
+    MOST_LABEL,
     Array,
     load_weights,
     user_arrays,
@@ -43,7 +44,7 @@ from shared.vision import images as vision
 
 ARRAYS = {
     "x": Array("fiub", ("samples", "values", ...)),
-    "y": Array("iu", ("samples",), least=0),
+    "y": Array("iu", ("samples",), least=0, most=MOST_LABEL),
     "id": Array("USiu", ("samples",), required=False),
 }
 KEYED = 64  # samples whose outputs tell models with the same weights apart
