@@ -7,7 +7,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +18,16 @@ from projects.sscbm import morphology
 from shared.errors import UserError
 from shared.seeding import step_seed
 from shared.vision import images as vision
-from shared.vision.backbones import Backbone, backbone
+from shared.vision.backbones import backbone
 from shared.vision.images import LabelledImages
 
 Name = Literal["fashion", "cifar10", "strokes", "scenes", "synthetic"]
 Features = Literal["efficientnet-lite0", "pixels"]
 ATTRIBUTES = Path(__file__).parent / "attributes"
 CLASS_LEVEL = ("fashion", "cifar10", "synthetic")  # all images of a class have the same concepts
-SCENE, QUADRANT = 40, 20  # edges in pixels
+SCENE, QUADRANT = 32, 16  # edges in pixels
 LITE0_PIXELS = 64  # that EfficientNet-Lite0 reads; it halves them five times
+LITE0_LAYER = 3  # after the fourth
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +102,7 @@ def _strokes(pool: int, test: int) -> ConceptSet:
         for part, found in zip(parts, measured, strict=True)
     )
     ends = np.cumsum([len(names) for names in morphology.GROUPS.values()]).tolist()
-    groups = tuple(
-        tuple(range(a, b)) for a, b in zip([0, *ends[:-1]], ends, strict=True)
-    )
+    groups = tuple(tuple(range(a, b)) for a, b in zip([0, *ends[:-1]], ends, strict=True))
     return ConceptSet("strokes", known, held, groups)
 
 
@@ -116,15 +115,17 @@ def _scenes(pool: int, test: int) -> ConceptSet:
 
 
 def scenes(digits: LabelledImages, n: int, seed: int) -> tuple[LabelledImages, Tensor]:
-    """n scenes of 40 x 40: two digits of different classes, each in a quadrant of its own, with the
+    """n scenes of 32 x 32: two digits of different classes, each in a quadrant of its own, with the
     concepts "contains digit d". The class is the larger digit, so that there is no class of zero.
 
     Returns:
         The scenes, and int64 [n, 10]: the quadrant of each digit, -1 where it is absent.
     """
     draw = np.random.default_rng(step_seed(seed, "scenes"))
-    middle = slice(4, 4 + QUADRANT)  # MNIST's digits lie within 20 x 20 of their 28 x 28
-    small = digits.pixels[:, 0, middle, middle]
+    # MNIST's digits lie within 20 x 20 of their 28 x 28
+    size = (QUADRANT, QUADRANT)
+    small = interpolate(digits.images()[:, :, 4:24, 4:24], size, mode="area")
+    small = (255 * small[:, 0]).round().byte()
     by_class = [(digits.labels == digit).nonzero().squeeze(1).numpy() for digit in range(10)]
     canvas = torch.zeros(n, 1, SCENE, SCENE, dtype=torch.uint8)
     places = torch.full((n, 10), -1)
@@ -170,30 +171,51 @@ _MAKERS: dict[str, Callable[[int, int], ConceptSet]] = {
 }
 
 
-# ---- features ------------------------------------------------------------------------------------
+# ---- the frozen network --------------------------------------------------------------------------
 
 
-def frozen_features(images: Tensor, kind: Features, batch: int = 64) -> Tensor:
-    """What neighbours are searched in: float32 [n, d] of images [n, channels, height, width] from 0
-    to 1.
+class Frozen(NamedTuple):
+    """What a frozen network makes of images.
+
+    Attributes:
+        features: float32 [n, d], in which neighbours are searched.
+        maps: [n, channels, h, w], which small networks are trained on: a layer's output, or the
+            images themselves.
+    """
+
+    features: Tensor
+    maps: Tensor
+
+
+def frozen(images: Tensor, kind: Features, batch: int = 64) -> Frozen:
+    """Features and maps of images [n, channels, height, width], uint8 or float from 0 to 1.
 
     Args:
-        kind: "pixels", or the network that was trained on ImageNet (grey images get three equal
-            channels, and every image 64 pixels).
+        kind: "pixels": the images are both. "efficientnet-lite0" was trained on ImageNet: its
+            pooled output, and the map of 112 channels at a sixteenth of 64 pixels (grey images get
+            three equal channels).
         batch: images at once.
 
     Raises:
         UserError: the network has not been fetched.
     """
     if kind == "pixels":
-        return images.flatten(1)
+        return Frozen(as_float(images).flatten(1), as_float(images))
     network = backbone(kind, (3, LITE0_PIXELS, LITE0_PIXELS))
-    return torch.cat([_lite0(network, part) for part in images.split(batch)])
+    parts = [_lite0(network, as_float(part)) for part in images.split(batch)]
+    return Frozen(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def as_float(images: Tensor) -> Tensor:
+    return images / 255 if images.dtype == torch.uint8 else images
 
 
 @torch.no_grad()
-def _lite0(network: Backbone, images: Tensor) -> Tensor:
+def _lite0(network: Any, images: Tensor) -> Frozen:
     colour = images.expand(-1, 3, -1, -1)
     size = (LITE0_PIXELS, LITE0_PIXELS)
     large = interpolate(colour, size, mode="bilinear", antialias=True, align_corners=False)
-    return network((255 * large - 127) / 128)
+    last, (maps,) = network.model.forward_intermediates(
+        (255 * large - 127) / 128, indices=[LITE0_LAYER]
+    )
+    return Frozen(network.model.forward_head(last, pre_logits=True), maps)

@@ -6,7 +6,8 @@ places. `given` [n, k] sets probabilities from outside (an expert's intervention
 or NaN where the model's own stands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import normalize
 
 from shared.errors import UserError
 from shared.seeding import step_seed
-from shared.vision.backbones import Backbone
+from shared.vision.backbones import Backbone, Layers, backbone
 
 Method = Literal["cbm", "cem", "sscbm"]
 EncoderOutput = Literal["pooled", "logits"]
@@ -40,9 +41,12 @@ class Output(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Images to a spatial map [n, d, h, w] and a vector [n, width]: the map's mean, or 1000 numbers
-    of a last layer on top.
+    """Images (float from 0 to 1, or uint8) to a spatial map [n, d, h, w] and a vector [n, width]:
+    the map's mean, or 1000 numbers of a last layer on top.
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, backbone: Backbone, shape: tuple[int, int, int], output: EncoderOutput):
         super().__init__()
@@ -55,8 +59,25 @@ class Encoder(nn.Module):
         self.width = LOGITS if output == "logits" else self.channels
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.backbone.spatial_map((images - self.mean) / self.deviation)
+        values = images / 255 if images.dtype == torch.uint8 else images
+        found = self.backbone.spatial_map((values - self.mean) / self.deviation)
         return found, self.head(found.mean((2, 3)))
+
+
+def named_backbone(name: str, shape: Sequence[int]) -> Backbone:
+    """A network with a spatial map by its name: one of shared.vision.backbones, or
+    maps-WIDTH[-WIDTH...], which keeps the places of a frozen network's map: a 1 x 1 convolution,
+    and 3 x 3 ones after it, with batch norm.
+    """
+    kind, *widths = name.split("-")
+    if kind != "maps" or not widths or not all(width.isdigit() for width in widths):
+        return backbone(name, shape)
+    layers: list[nn.Module] = []
+    for number, (a, b) in enumerate(pairwise([shape[0], *map(int, widths)])):
+        edge = 3 if number else 1
+        convolution = nn.Conv2d(a, b, edge, padding=edge // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(b), nn.ReLU()]
+    return Layers(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), width=int(widths[-1])).eval()
 
 
 class ConceptEmbeddings(nn.Module):

@@ -1,5 +1,5 @@
-"""Concepts that are measured on each handwritten digit: holes, ends of strokes, thickness, slant and
-proportions. They differ within a class, as annotations of single images do.
+"""Concepts that are measured on each handwritten digit: holes, ends of strokes, thickness, slant
+and proportions. They differ within a class, as annotations of single images do.
 """
 
 from dataclasses import dataclass
@@ -80,9 +80,7 @@ def thinned(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
             )
             ring = (n, ne, e, se, s, sw, w, nw)
             neighbours = sum(one.astype(np.int8) for one in ring)
-            turns = sum(
-                (~a & b).astype(np.int8) for a, b in zip(ring, (*ring[1:], n), strict=True)
-            )
+            turns = sum((~a & b).astype(np.int8) for a, b in zip(ring, (*ring[1:], n), strict=True))
             corner = ~(n & e & s) & ~(e & s & w) if first else ~(n & e & w) & ~(n & s & w)
             found = found & ~((neighbours >= 2) & (neighbours <= 6) & (turns == 1) & corner)
         if (found == before).all():

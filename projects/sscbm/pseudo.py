@@ -119,7 +119,9 @@ def pseudo_labels(features: Tensor, concepts: Tensor, k: int) -> Tensor:
     known = ~concepts.isnan()
     if not bool(known.any(0).all()):
         column = int((~known.any(0)).nonzero()[0])
-        raise UserError(f"concept {column + 1} is annotated for no image; annotate some, or drop it")
+        raise UserError(
+            f"concept {column + 1} is annotated for no image; annotate some, or drop it"
+        )
     found = torch.empty(concepts.shape, dtype=torch.float32)
     patterns, of_column = known.unique(dim=1, return_inverse=True)
     for number in range(patterns.shape[1]):  # one, where images are annotated as a whole

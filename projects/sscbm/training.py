@@ -52,7 +52,7 @@ class Data:
     """What a method may see of its training images.
 
     Attributes:
-        images: [n, channels, height, width], from 0 to 1.
+        images: [n, channels, height, width], uint8 or float from 0 to 1.
         labels: int64 [n], classes, -1 where hidden.
         concepts: float32 [n, k], 0 or 1, NaN where not annotated.
         pseudo: float32 [n, k] in [0, 1]; its annotated cells are not used.
@@ -75,7 +75,7 @@ class Data:
             raise UserError("no image has a class; give the classes of some")
 
     @property
-    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def columns(self) -> tuple[Tensor, ...]:
         return self.images, self.labels, self.concepts, self.pseudo
 
 
@@ -92,7 +92,7 @@ def mean_where(values: Tensor, cells: Tensor) -> Tensor:
 
 
 def imbalance_of(concepts: Tensor) -> Tensor:
-    """N / N_positive - 1 of each concept over its annotated images, [k]; 1 where none is positive."""
+    """N / N_positive - 1 of each concept over its annotated images, [k]; 1 where none has it."""
     known = ~concepts.isnan()
     positive = torch.where(known, concepts, 0.0).sum(0)
     return torch.where(positive > 0, known.sum(0) / positive.clamp(min=1) - 1, 1.0)
@@ -167,30 +167,49 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def distort(images: Tensor, draw: torch.Generator) -> Tensor:
-    """FixMatch's strong view of a batch, by what needs no library: a shift of up to an eighth, a
-    contrast, and a grey square of a quarter of the edge.
+    """FixMatch's strong view of a batch of images or maps: a shift of up to an eighth (at least one
+    place), a gain for each channel of each image, and a hole of a quarter of the edge with the
+    channel's mean.
     """
+    images = images / 255 if images.dtype == torch.uint8 else images
     height, width = images.shape[2:]
-    down, across = (
-        int(torch.randint(-(edge // 8), edge // 8 + 1, (), generator=draw))
-        for edge in (height, width)
-    )
-    contrast = 0.5 + torch.rand(len(images), 1, 1, 1, generator=draw).to(images.device)
-    mean = images.mean((1, 2, 3), keepdim=True)
-    found = (mean + contrast * (images.roll((down, across), (2, 3)) - mean)).clamp(0, 1)
-    top, left = (
-        int(torch.randint(0, edge - edge // 4 + 1, (), generator=draw)) for edge in (height, width)
-    )
-    found[:, :, top : top + height // 4, left : left + width // 4] = 0.5
+
+    def integer(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=draw))
+
+    reach = [max(1, edge // 8) for edge in (height, width)]
+    moved = images.roll(tuple(integer(-most, most) for most in reach), (2, 3))
+    mean = images.mean((2, 3), keepdim=True)
+    gain = 0.5 + torch.rand(mean.shape, generator=draw).to(images.device)
+    found = mean + gain * (moved - mean)
+    tall, wide = max(1, height // 4), max(1, width // 4)
+    top, left = integer(0, height - tall), integer(0, width - wide)
+    found[:, :, top : top + tall, left : left + wide] = mean
     return found
 
 
-def standardise(model: ConceptModel, images: Tensor) -> None:
-    """Have the model shift and scale its images by these images' mean and deviation a channel."""
+def standardise(model: ConceptModel, images: Tensor, block: int = 1024) -> None:
+    """Have the model shift and scale its images by these images' mean and deviation a channel (of a
+    channel that is constant, only shift).
+    """
+    scale = 255 if images.dtype == torch.uint8 else 1
+    sums, squares = (
+        sum((part.double() / scale).pow(power).sum((0, 2, 3)) for part in images.split(block))
+        for power in (1, 2)
+    )
+    count = len(images) * images.shape[2] * images.shape[3]
+    mean = sums / count
+    deviation = (squares / count - mean**2).clamp(min=0).sqrt()
     encoder = model.encoder
-    deviation = images.std((0, 2, 3), keepdim=True)
-    encoder.mean.copy_(images.mean((0, 2, 3), keepdim=True))
-    encoder.deviation.copy_(torch.where(deviation > 0, deviation, 1))
+    encoder.mean.copy_(mean.view(1, -1, 1, 1))
+    encoder.deviation.copy_(torch.where(deviation > 1e-6, deviation, 1).view(1, -1, 1, 1))
+
+
+def rate_of(rate: float, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch, from 1: it falls along a straight line that would end at 0
+    after the last one.
+    """
+    return rate * (1 - (epoch - 1) / epochs)
 
 
 def train(
@@ -212,8 +231,10 @@ def train(
     standardise(model, data.images)
     weights = imbalance_of(data.concepts) if losses.imbalance else None
     loss = objective(model, losses, seed, weights=weights)
-    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
+    optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
     for epoch in range(1, epochs + 1):
+        for group in optimiser.param_groups:
+            group["lr"] = rate_of(rate, epoch, epochs)
         train_epoch(model, data.columns, loss, batch=batch, seed=seed, epoch=epoch, steps=optimiser)
     model.eval()
     return loss.step

@@ -102,7 +102,9 @@ def _named(name: str, shape: tuple[int, ...], logits: bool) -> Backbone:
     kind, *numbers = name.split("-")
     if kind == "mlp" and _widths(numbers):
         return mlp([torch.Size(shape).numel(), *map(int, numbers)], logits)
-    many = {"conv4": len(numbers) == 1, "residual": True, "quarter": True}.get(kind, False) and _widths(numbers)
+    many = {"conv4": len(numbers) == 1, "residual": True, "quarter": True}.get(
+        kind, False
+    ) and _widths(numbers)
     known = name in ("resnet10", "resnet18", "resnet34", "efficientnet-lite0")
     if not (many or known or name.startswith("timm:")):
         raise UserError(
