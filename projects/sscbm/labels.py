@@ -66,3 +66,6 @@ FROZEN, PIXELS, OWN = "frozen network", "pixels", "model's own"
 STRONGER = "stronger alignment"
 COSINE = "heat maps by cosine"
 BY_PIXELS = "neighbours by pixels"
+
+# beside SSCBM in `cost`
+CEM = "CEM"

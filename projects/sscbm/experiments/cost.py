@@ -65,7 +65,7 @@ def steps(config: Config, run: experiment.Run) -> None:
     columns = [one.to(config.device) for one in (images, classes, concepts, pseudo)]
 
     def work(method: str) -> object:
-        kind = "cem" if method == labels.CEM_FULL else "sscbm"
+        kind = "cem" if method == labels.CEM else "sscbm"
         model = build(
             kind,  # type: ignore[arg-type]
             lambda: named_backbone(config.backbone, shape),
@@ -87,7 +87,7 @@ def steps(config: Config, run: experiment.Run) -> None:
 
         return some_steps
 
-    variants = {method: work(method) for method in (labels.CEM_FULL, labels.SSCBM)}
+    variants = {method: work(method) for method in (labels.CEM, labels.SSCBM)}
     clock = time.process_time if config.device == "cpu" else time.perf_counter
     timed = interleave(
         variants,  # type: ignore[arg-type]
