@@ -69,8 +69,8 @@ def _told(found: dict[str, Mean]) -> str:
     source="abstract, version 3",
     bound=(
         "means over the sets, best fully supervised model of a set less SSCBM, no more than the"
-        " paper's with their upper ends, over at least 5 seeds; and SSCBM above the null of the same"
-        " network without pseudo labels in concepts with its interval; partly: without the latter"
+        " paper's with their upper ends, over at least 5 seeds; and SSCBM above the null, the same"
+        " network without pseudo labels, in concepts with its interval; partly: without the latter"
     ),
     paper=f"{100 * _CONCEPTS_LOST:.2f} points in concepts, {100 * _TASK_LOST:.2f} in classes",
     needs="rows of sscbm/main with at least 5 seeds",

@@ -10,6 +10,7 @@ from projects.sscbm.labels import (
     CEM_FULL,
     COLOURS,
     MAP_ARRAYS,
+    NO_PSEUDO,
     RANDOM_ORDER,
     RIGHT,
     SETS,
@@ -71,7 +72,7 @@ def interventions(interventions: pd.DataFrame) -> Figure:
     figure, panels = plt.subplots(1, len(names), figsize=(4.4 * len(names), 4.3), squeeze=False)
     for axes, name in zip(panels[0], names, strict=True):
         own = interventions[interventions["dataset"] == name]
-        for method in (SSCBM, CEM_FULL, CBM_FULL):
+        for method in (SSCBM, NO_PSEUDO, CEM_FULL, CBM_FULL):
             for expert, order, style in (
                 (RIGHT, RANDOM_ORDER, "-"),
                 (RIGHT, UNCERTAIN_ORDER, ":"),

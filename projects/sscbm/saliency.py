@@ -48,10 +48,16 @@ def box_hits(maps: Tensor, points: Tensor, half: int = HALF_BOX, edge: int = EDG
     Returns:
         float32 [n, k]: 1, 0, or NaN where no part is seen.
     """
-    large = peaks(upsampled(maps, edge, edge)).unsqueeze(2)
-    near = ((points * edge - large).abs() <= half).all(3)  # False for NaN
     seen = ~points.isnan().any(3).all(2)
-    return torch.where(seen, near.any(2).float(), torch.nan)
+    hits = torch.full(seen.shape, torch.nan)
+    # a map at a time is 200 kB, and most concepts of an image are absent
+    pairs = zip(maps[seen].split(256), points[seen].split(256), strict=True)
+    found = [
+        ((at * edge - peaks(upsampled(some.unsqueeze(1), edge, edge))).abs() <= half).all(2).any(1)
+        for some, at in pairs  # a comparison with NaN is false
+    ]
+    hits[seen] = torch.cat(found).float() if found else torch.empty(0)
+    return hits
 
 
 def location_accuracy(hits: Tensor) -> float:

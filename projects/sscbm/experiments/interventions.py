@@ -19,7 +19,7 @@ from projects.sscbm.intervene import random_order, told, uncertain_order
 from projects.sscbm.metrics import predict
 from shared import experiment
 
-MODELS = (labels.SSCBM, labels.CEM_FULL, labels.CBM_FULL)
+MODELS = (labels.SSCBM, labels.NO_PSEUDO, labels.CEM_FULL, labels.CBM_FULL)
 
 
 class Config(TrainConfig):

@@ -111,7 +111,7 @@ def test_the_alignment_is_the_spatial_mean_of_the_heat_maps(similarity):
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_heat_maps_are_products_written_as_loops(similarity):
-    one = model(similarity=similarity, dtype=torch.float64).eval()
+    one = model(similarity=similarity, dtype=torch.float64).eval().requires_grad_(False)
     x = images(2).double()
     found, h = one.encoder(x)
     e, _ = one.embeddings(h)
