@@ -99,7 +99,7 @@ def read_annotations(path: Path) -> Annotations:
         classes,
         tuple(name.split(":", 1)[-1].strip() for name in names),
         concepts,
-        _groups(names),
+        grouped(names),
         repeated,
     )
 
@@ -134,7 +134,7 @@ def _check_annotated(path: Path, names: Sequence[str], concepts: Tensor) -> None
             )
 
 
-def _groups(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+def grouped(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """Columns GROUP:CONCEPT of one group together, each other column alone, in their order."""
     found: dict[str, list[int]] = {}
     for column, name in enumerate(names):

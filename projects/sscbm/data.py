@@ -16,15 +16,32 @@ from torch.nn.functional import interpolate
 
 from projects.sscbm import morphology
 from shared.errors import UserError
-from shared.seeding import step_seed
+from shared.seeding import generator, step_seed
 from shared.vision import images as vision
 from shared.vision.backbones import backbone
 from shared.vision.images import LabelledImages
 
-Name = Literal["fashion", "cifar10", "strokes", "scenes", "synthetic"]
+Name = Literal[
+    "fashion", "cifar10", "strokes", "scenes", "synthetic",
+    "cub", "cub-images", "awa2", "derm7pt", "wbcatt",
+]  # fmt: skip
 Features = Literal["efficientnet-lite0", "pixels"]
+# of the paper's sets, in their published layout
+FOLDERS = {
+    "cub": "CUB_200_2011",
+    "cub-images": "CUB_200_2011",
+    "awa2": "Animals_with_Attributes2",
+    "derm7pt": "release_v0",
+    "wbcatt": "wbcatt",
+}
 ATTRIBUTES = Path(__file__).parent / "attributes"
-CLASS_LEVEL = ("fashion", "cifar10", "synthetic")  # all images of a class have the same concepts
+CLASS_LEVEL = (
+    "fashion",
+    "cifar10",
+    "synthetic",
+    "cub",
+    "awa2",
+)  # all images of a class have the same concepts
 SCENE, QUADRANT = 32, 16  # edges in pixels
 LITE0_PIXELS = 64  # that EfficientNet-Lite0 reads; it halves them five times
 LITE0_LAYER = 3  # after the fourth
@@ -49,13 +66,48 @@ class ConceptSet:
     places: Tensor | None = None
 
 
-def load(name: Name, pool: int, test: int) -> ConceptSet:
+def load(
+    name: Name,
+    pool: int | None,
+    test: int | None,
+    root: Path | None = None,
+    edge: int | None = None,
+) -> ConceptSet:
     """One of the sets, its images drawn at random (the same at every call).
 
+    Args:
+        pool, test: how many images; None takes all of one of the paper's sets.
+        root, edge: for one of the paper's sets: a folder that holds its folder (`FOLDERS`) in the
+            published layout, and the pixels that images are brought to.
+
     Raises:
-        UserError: its images have not been fetched, or are fewer.
+        UserError: its images have not been fetched, are not there, or are fewer.
     """
+    if name in FOLDERS:
+        if root is None or edge is None:
+            raise UserError(
+                f"{name} is read from a folder of yours: set `root` to one that holds"
+                f" {FOLDERS[name]}/, and `edge`"
+            )
+        return _of_the_paper(name, root, edge, pool, test)
+    if pool is None or test is None:
+        raise UserError(f"set `pool` and `test` to numbers of images of {name}")
     return _MAKERS[name](pool, test)
+
+
+def _of_the_paper(
+    name: str, root: Path, edge: int, pool: int | None, test: int | None
+) -> ConceptSet:
+    from projects.sscbm.folders import LOADERS
+
+    known, held, groups = LOADERS[name](root / FOLDERS[name], edge)
+    parts = []
+    for part, count, what in ((known, pool, "training"), (held, test, "test")):
+        if count is not None and count > len(part):
+            raise UserError(f"{name} has {len(part)} {what} images; {count} were asked for")
+        order = torch.randperm(len(part), generator=generator(0, "images", what))
+        parts.append(part.pick(order[:count]))
+    return ConceptSet(name, parts[0], parts[1], groups)
 
 
 def attribute_table(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from projects.sscbm.annotations import Annotations, Reading, read_annotations, read_images, split
 from projects.sscbm.bundle import Bundle, Settings, save
 from projects.sscbm.command import Training
 from projects.sscbm.data import frozen
 from projects.sscbm.metrics import Predictions, predict, scores
-from projects.sscbm.model import Method
+from projects.sscbm.model import Method, start_from
 from projects.sscbm.pseudo import pseudo_labels
 from projects.sscbm.training import (
     Data,
@@ -125,31 +125,6 @@ def settings_of(annotations: Annotations, recipe: Training) -> Settings:
         annotations.names,
         annotations.groups,
     )
-
-
-def start_from(backbone: nn.Module, file: Path) -> None:
-    """Give a backbone the weights of a safetensors file, under its own names or timm's; what the
-    file has beside them, as a head of ImageNet, is left.
-
-    Raises:
-        UserError: the file cannot be read, or lacks a tensor of the backbone.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"--weights {file}: {' '.join(str(error).split())}") from None
-    own = backbone.state_dict()
-    taken = {name: found.get(name, found.get(name.removeprefix("model."))) for name in own}
-    for name, value in taken.items():
-        if name.endswith("num_batches_tracked"):
-            taken[name] = own[name]
-        elif value is None or value.shape != own[name].shape:
-            has = "has no" if value is None else f"has, of shape {list(value.shape)},"
-            raise UserError(f"--weights {file} {has} tensor '{name}' {list(own[name].shape)}")
-    backbone.load_state_dict(taken)  # type: ignore[arg-type]
 
 
 def fit(model: Any, parts: Parts, recipe: Training, out: Path, console: Console) -> None:

@@ -8,6 +8,7 @@ or NaN where the model's own stands.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -218,3 +219,28 @@ def build(
         if method == "cem":
             return CEM(encoder, concepts, classes, size)
         return SSCBM(encoder, concepts, classes, size, similarity)
+
+
+def start_from(backbone: nn.Module, file: Path) -> None:
+    """Give a backbone the weights of a safetensors file, under its own names or timm's; what the
+    file has beside them, as a head of ImageNet, is left.
+
+    Raises:
+        UserError: the file cannot be read, or lacks a tensor of the backbone.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights {file}: {' '.join(str(error).split())}") from None
+    own = backbone.state_dict()
+    taken = {name: found.get(name, found.get(name.removeprefix("model."))) for name in own}
+    for name, value in taken.items():
+        if name.endswith("num_batches_tracked"):
+            taken[name] = own[name]
+        elif value is None or value.shape != own[name].shape:
+            has = "has no" if value is None else f"has, of shape {list(value.shape)},"
+            raise UserError(f"the weights {file}: it {has} tensor '{name}' {list(own[name].shape)}")
+    backbone.load_state_dict(taken)  # type: ignore[arg-type]

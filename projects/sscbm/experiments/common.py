@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from projects.sscbm import labels, metrics
 from projects.sscbm.data import ConceptSet, Name, load
-from projects.sscbm.model import ConceptModel, Method, Similarity, build, named_backbone
+from projects.sscbm.model import ConceptModel, Method, Similarity, build, named_backbone, start_from
 from projects.sscbm.pseudo import Choice, choose_labelled, neighbours_for, pseudo_labels
 from projects.sscbm.training import Data, Losses, TaskLabels, Unlabelled, hide, train
 from shared import experiment
@@ -21,23 +22,31 @@ from shared.vision.training import batches
 class SetConfig(experiment.Config):
     """Sizes of the sets."""
 
-    pool: PositiveInt
-    """Training images of a set, of which frozen features are taken."""
-    test: PositiveInt
-    """Test images of a set."""
+    pool: PositiveInt | None
+    """Training images of a set, of which frozen features are taken; null: all of the paper's."""
+    test: PositiveInt | None
+    """Test images of a set; null: all of the paper's."""
+    root: str | None
+    """Folder that holds the paper's sets (projects.sscbm.data.FOLDERS); null where none is run."""
+    edge: PositiveInt | None
+    """Pixels of an edge that the paper's images are brought to."""
 
 
 class TrainConfig(SetConfig):
     """A set's training images, and how every method is trained on them."""
 
-    train: PositiveInt
-    """Images that a seed draws from the pool."""
+    train: PositiveInt | None
+    """Images that a seed draws from the pool; null: all."""
     seeds: PositiveInt
     """Runs; each draws the images, those that are annotated, the weights and the batches."""
     backbone: str
     """Network with a spatial map, by its name (sscbm.model.named_backbone)."""
     size: PositiveInt
     """Numbers in a concept's embedding (m)."""
+    end_to_end: bool
+    """Train from the images, not from the frozen network's maps."""
+    weights: str | None
+    """A safetensors file that the backbone starts from, with the names of timm; null: random."""
     epochs: PositiveInt
     """Epochs on all training images; a method with fewer images makes as many steps."""
     batch: PositiveInt
@@ -125,16 +134,23 @@ class Case:
         return float(((pseudo > 0.5) == (self.truth > 0.5))[hidden].double().mean())
 
 
+def loaded(config: SetConfig, name: Name) -> ConceptSet:
+    """A set of the configuration's size, read once."""
+    return _loaded(name, config.pool, config.test, config.root, config.edge)
+
+
 @cache
-def loaded(name: Name, pool: int, test: int) -> ConceptSet:
-    return load(name, pool, test)
+def _loaded(
+    name: Name, pool: int | None, test: int | None, root: str | None, edge: int | None
+) -> ConceptSet:
+    return load(name, pool, test, None if root is None else Path(root), edge)
 
 
 def case(
     config: TrainConfig, name: Name, seed: int, ratio: float, frozen: dict[str, Tensor]
 ) -> Case:
     """A seed's images, of which some are annotated. `frozen` are the tensors of `features`."""
-    data = loaded(name, config.pool, config.test)
+    data = loaded(config, name)
     order = torch.randperm(len(data.pool), generator=generator(seed, "training images"))
     rows = order[: config.train]
     part = data.pool.pick(rows)
@@ -146,8 +162,8 @@ def case(
         data,
         seed,
         rows,
-        frozen["pool_maps"][rows],
-        frozen["test_maps"],
+        part.pixels if config.end_to_end else frozen["pool_maps"][rows],
+        data.test.pixels if config.end_to_end else frozen["test_maps"],
         part.labels,
         part.concepts,
         concepts,
@@ -172,7 +188,7 @@ def new_model(
 ) -> ConceptModel:
     """An untrained model of the case's seed."""
     shape = tuple(one.images.shape[1:])
-    return build(
+    model = build(
         method,
         lambda: named_backbone(config.backbone, shape),
         shape,  # type: ignore[arg-type]
@@ -181,7 +197,10 @@ def new_model(
         size=config.size,
         similarity=similarity,
         seed=one.seed,
-    ).to(config.device)
+    )
+    if config.weights is not None:
+        start_from(model.encoder.backbone, Path(config.weights))
+    return model.to(config.device)
 
 
 def losses_of(config: TrainConfig, setting: Setting) -> Losses:
@@ -205,7 +224,7 @@ def trained(
         model,
         data,
         losses_of(config, setting),
-        epochs=epochs_for(config, len(data.labels)),
+        epochs=epochs_for(config, len(data.labels), len(one.labels)),
         batch=config.batch,
         rate=config.rate,
         seed=one.seed,
@@ -213,9 +232,9 @@ def trained(
     return model, steps
 
 
-def epochs_for(config: TrainConfig, images: int) -> int:
-    """Epochs that make as many steps with so many images as `epochs` do with all of them."""
-    a_step, whole = (len(batches(n, config.batch, 0, 1)) for n in (images, config.train))
+def epochs_for(config: TrainConfig, images: int, of: int) -> int:
+    """Epochs that make as many steps with so many images as `epochs` do with all `of` them."""
+    a_step, whole = (len(batches(n, config.batch, 0, 1)) for n in (images, of))
     return max(1, round(config.epochs * whole / a_step))
 
 

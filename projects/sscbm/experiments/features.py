@@ -14,8 +14,8 @@ from shared import experiment
 class Config(SetConfig):
     datasets: list[Name] = Field(min_length=1)
     """The sets."""
-    kind: Features
-    """The frozen network, whose maps models are trained on; pixels are measured beside it."""
+    kinds: list[Features] = Field(min_length=1)
+    """Frozen networks; the first one's features and maps are what other experiments take."""
     ratio: float = Field(gt=0, le=1)
     """Share of the pool that neighbours are searched among."""
     repeats: int = Field(ge=1)
@@ -24,12 +24,12 @@ class Config(SetConfig):
 
 def run(config: Config, run: experiment.Run) -> None:
     for name in run.progress(config.datasets, "data sets"):
-        data = loaded(name, config.pool, config.test)
+        data = loaded(config, name)
         both = {
             kind: [frozen(part.pixels, kind) for part in (data.pool, data.test)]
-            for kind in dict.fromkeys((config.kind, "pixels"))
+            for kind in config.kinds
         }
-        pool, test = both[config.kind]
+        pool, test = both[config.kinds[0]]
         run.save_tensors(
             name,
             {

@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from projects.sscbm import labels
-from projects.sscbm.data import Name
+from projects.sscbm.data import Features, Name
+from projects.sscbm.data import frozen as features_of
 from projects.sscbm.experiments.common import (
     SETTINGS,
     Case,
@@ -25,21 +26,20 @@ from shared import experiment
 class Config(TrainConfig):
     dataset: Name
     """A set with known places."""
+    features: Features
+    """The frozen network that neighbours are searched with; models are trained end to end."""
     ratio: float = Field(gt=0, le=1)
     """Share of the training images that is annotated."""
     lambdas: list[float]
     """Weights of the alignment besides 0 and `lambda_2`."""
     shown: int = Field(ge=0)
     """Test images whose maps are saved for the figure, of the first seed."""
-    end_to_end: bool
-    """Train from the images, not from the frozen network's maps."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    frozen = run.used_tensors("features", config.dataset)
-    if config.end_to_end:
-        data = loaded(config.dataset, config.pool, config.test)
-        frozen = {**frozen, "pool_maps": data.pool.pixels, "test_maps": data.test.pixels}
+    data = loaded(config, config.dataset)
+    # Of its own, as it takes more scenes than the other experiments.
+    frozen = {"pool": features_of(data.pool.pixels, config.features).features}
     for seed in run.progress(range(config.seed, config.seed + config.seeds), "seeds"):
         one = case(config, config.dataset, seed, config.ratio, frozen)
         common = {"dataset": config.dataset, "seed": seed, "labelled_share": one.ratio}

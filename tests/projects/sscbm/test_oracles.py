@@ -187,9 +187,9 @@ def test_hidden_concepts_and_classes_change_no_bit(method, monkeypatch):
     config = Config(
         datasets=["synthetic"], pool=40, test=8, train=30, seeds=1, backbone="quarter-3-4",
         size=3, epochs=1, batch=10, rate=0.01, ratio=0.2, lambda_1=1.0, lambda_2=0.1,
-        randint=0.25,
+        randint=0.25, root=None, edge=None, weights=None, end_to_end=False,
     )  # fmt: skip
-    data_set = common.loaded("synthetic", 40, 8)
+    data_set = common.loaded(config, "synthetic")
     pool, test = data_set.pool.images(), data_set.test.images()
     frozen = {"pool": pool.flatten(1), "pool_maps": pool, "test": test, "test_maps": test}
     setting = SETTINGS[method]
