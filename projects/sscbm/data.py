@@ -170,6 +170,9 @@ def scenes(digits: LabelledImages, n: int, seed: int) -> tuple[LabelledImages, T
     """n scenes of 32 x 32: two digits of different classes, each in a quadrant of its own, with the
     concepts "contains digit d". The class is the larger digit, so that there is no class of zero.
 
+    Raises:
+        UserError: there is a digit of which there is no image.
+
     Returns:
         The scenes, and int64 [n, 10]: the quadrant of each digit, -1 where it is absent.
     """
@@ -179,6 +182,8 @@ def scenes(digits: LabelledImages, n: int, seed: int) -> tuple[LabelledImages, T
     small = interpolate(digits.images()[:, :, 4:24, 4:24], size, mode="area")
     small = (255 * small[:, 0]).round().byte()
     by_class = [(digits.labels == digit).nonzero().squeeze(1).numpy() for digit in range(10)]
+    if min(map(len, by_class)) == 0:
+        raise UserError(f"{len(digits)} images hold not all ten digits; ask for more scenes")
     canvas = torch.zeros(n, 1, SCENE, SCENE, dtype=torch.uint8)
     places = torch.full((n, 10), -1)
     for row in range(n):

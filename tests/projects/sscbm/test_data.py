@@ -106,6 +106,11 @@ def test_a_scene_has_two_digits_where_it_says():
             assert seen == wanted
 
 
+def test_scenes_without_some_digit_are_refused():
+    with pytest.raises(UserError, match="not all ten digits"):
+        data.scenes(digits(9), 4, seed=0)
+
+
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"])
 def test_the_attributes_tell_the_classes_apart_and_doubts_have_reasons(name):
     names, classes, table = attribute_table(ATTRIBUTES / f"{name}.csv")

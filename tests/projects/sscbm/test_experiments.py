@@ -98,7 +98,7 @@ def test_predictions_are_told_row_by_row():
 def scenes():
     if not cache.is_complete("mnist"):
         pytest.skip("mnist is not in the data cache")
-    found = data.load("scenes", 20, 30)
+    found = data.load("scenes", 40, 40)
     nothing = torch.zeros(0)
     return Case(found, 0, *[nothing] * 6, None, nothing, 1)
 
