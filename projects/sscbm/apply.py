@@ -39,7 +39,7 @@ def predict_command(options: argparse.Namespace) -> int:
             cells = [f"{value:.4f}" for value in p.tolist()]
             writer.writerow([file, bundle.settings.classes[int(label)], f"{share:.4f}", *cells])
     atomic_write(options.out, text.getvalue().encode())
-    Console(stderr=True).print(f"{options.out}: {len(files)} images", markup=False)
+    Console(stderr=True).print(f"{options.out}: {len(files)} images", markup=False, soft_wrap=True)
     return 0
 
 
@@ -67,7 +67,9 @@ def explain_command(options: argparse.Namespace) -> int:
                 cells = drawn(bundle, images[number], large[number], p, columns, folder, place)
                 rows.append(row_of(file, label, cells))
         (folder / "index.html").write_text(sheet(rows), encoding="utf-8")
-    Console(stderr=True).print(f"{out / 'index.html'}: {len(files)} images", markup=False)
+    Console(stderr=True).print(
+        f"{out / 'index.html'}: {len(files)} images", markup=False, soft_wrap=True
+    )
     return 0
 
 

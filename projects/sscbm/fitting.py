@@ -71,7 +71,7 @@ def train_command(options: argparse.Namespace) -> int:
         start_from(model.encoder.backbone, options.weights)
     report = describe(parts, recipe)
     for line in told(report):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     with locked(options.out, "log.jsonl", EARLY):
         about = {
             "images": digest({"train": parts.train.pixels, "held": parts.held.pixels}),
@@ -82,7 +82,7 @@ def train_command(options: argparse.Namespace) -> int:
         log = options.out / "log.jsonl"
         begin(options.out / "run.json", about, begun(log))
         if finished(log, recipe.epochs) and (options.out / "model.json").exists():
-            console.print(f"{options.out} is trained already", markup=False)
+            console.print(f"{options.out} is trained already", markup=False, soft_wrap=True)
             return 0
         fit(model.to(device), parts, recipe, options.out, console)
         held = predict(model, parts.held.pixels)
@@ -91,7 +91,7 @@ def train_command(options: argparse.Namespace) -> int:
         atomic_json(options.out / "report.json", report)
         remove(options.out / "checkpoint.safetensors")
     for line in told_scores(report["held_out"]):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     return 0
 
 

@@ -116,7 +116,7 @@ def test_maps_that_are_the_ink_of_the_own_digit_point_at_it(scenes):
     assert found["pointing_accuracy"] == 1
     assert found["other_share"] == found["empty_share"] == 0
     assert found["inside_share"] > 0.8  # bicubic interpolation spills over the border
-    assert found["box_accuracy"] > 0.9
+    assert found["box_accuracy"] > 0.8  # not all of a digit is near the middle
 
 
 def test_a_random_pixel_of_ink_is_half_of_the_time_the_other_digits(scenes):
