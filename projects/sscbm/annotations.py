@@ -65,10 +65,10 @@ def read_annotations(path: Path) -> Annotations:
     for line, row in enumerate(rows[1:], 2):
         if not row or not any(cell.strip() for cell in row):
             continue
-        file, label, *cells = (cell.strip() for cell in row)
         where = f"{path}, line {line}"
-        if len(cells) != len(names):
+        if len(row) != len(names) + 2:
             raise UserError(f"{where}: {len(row)} cells; the header has {len(names) + 2}")
+        file, label, *cells = (cell.strip() for cell in row)
         if not file or not label:
             raise UserError(f"{where}: file or class is empty")
         for name, cell in zip(names, cells, strict=True):

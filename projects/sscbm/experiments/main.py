@@ -4,6 +4,7 @@ import torch
 from pydantic import Field
 
 from projects.sscbm import labels
+from projects.sscbm.baselines import knn, majority, propagated
 from projects.sscbm.data import CLASS_LEVEL, Name
 from projects.sscbm.experiments.common import (
     SETTINGS,
@@ -14,9 +15,7 @@ from projects.sscbm.experiments.common import (
     trained,
     weights_of,
 )
-from projects.sscbm.metrics import auc, concept_accuracy
-from projects.sscbm.pseudo import nearest
-from projects.sscbm.pseudo import weights_of as weights
+from projects.sscbm.metrics import Scores, scores
 from shared import experiment
 
 # whose weights other experiments take
@@ -50,8 +49,9 @@ def run(config: Config, run: experiment.Run) -> None:
             "neighbours": one.neighbours,
             "agreement_share": one.agreement(pseudo),
         }
-        run.row(**common, method=labels.MAJORITY, steps=0, **majority(one))
-        run.row(**common, method=labels.KNN, steps=0, **knn(one, frozen["test"]))
+        for method, found in controls(one, frozen["test"]).items():
+            row = {"concept_accuracy": found.concepts, "concept_auc": found.auc}
+            run.row(**common, method=method, steps=0, **row, task_accuracy=found.task)
         for method, setting in SETTINGS.items():
             model, steps = trained(config, one, setting, pseudo)
             found = measured(model, one)
@@ -59,7 +59,7 @@ def run(config: Config, run: experiment.Run) -> None:
             if method == labels.CEM_FULL and name in CLASS_LEVEL:
                 # A class's concepts, copied from its annotated image to all others, are all
                 # concepts, so that this is the same training.
-                assert torch.equal(propagated(one), one.truth)
+                assert torch.equal(propagated(one.labels, one.concepts), one.truth)
                 run.row(**common, method=labels.PROPAGATED, steps=steps, **found)
             if method in KEPT:
                 kept[name].update(weights_of(model, f"{method}/{seed}"))
@@ -67,41 +67,13 @@ def run(config: Config, run: experiment.Run) -> None:
         run.save_tensors(name, tensors)
 
 
-def propagated(one: Case) -> torch.Tensor:
-    """The concepts of each image's class, from the first annotated image of the class."""
-    found = torch.empty_like(one.concepts)
-    for label in one.choice.per_class:
-        of_class = one.labels == label
-        annotated = (of_class & ~one.concepts.isnan().any(1)).nonzero()[0]
-        found[of_class] = one.concepts[annotated]
-    return found
-
-
-def majority(one: Case) -> dict[str, float]:
-    """Of each concept and of the classes, what most annotated images have."""
-    test, known = one.data.test, one.choice.rows
+def controls(one: Case, features: torch.Tensor) -> dict[str, Scores]:
+    """Those that train nothing, on the test images, of which `features` are the frozen ones."""
+    test, rows = one.data.test, one.choice.rows
     assert test.concepts is not None
-    guess = one.concepts[known].mean(0).expand(len(test), -1)
-    commonest = one.labels[known].bincount().argmax()
-    return {
-        "concept_accuracy": concept_accuracy(guess, test.concepts),
-        "concept_auc": auc(guess, test.concepts),
-        "task_accuracy": float((test.labels == commonest).double().mean()),
+    known = (one.concepts[rows], one.labels[rows])
+    found = {
+        labels.MAJORITY: majority(*known, len(test), len(test.classes)),
+        labels.KNN: knn(*known, one.features[rows], features, one.neighbours, len(test.classes)),
     }
-
-
-def knn(one: Case, features: torch.Tensor) -> dict[str, float]:
-    """The pseudo labels of the test images themselves, and the neighbours' weighted vote for the
-    class.
-    """
-    test, known = one.data.test, one.choice.rows
-    assert test.concepts is not None
-    distances, rows = nearest(features, one.features[known], one.neighbours)
-    w = weights(distances).float().unsqueeze(2)
-    guess = (w * one.concepts[known][rows]).sum(1).clamp(0, 1)
-    votes = torch.nn.functional.one_hot(one.labels[known][rows], len(test.classes))
-    return {
-        "concept_accuracy": concept_accuracy(guess, test.concepts),
-        "concept_auc": auc(guess, test.concepts),
-        "task_accuracy": float(((w * votes).sum(1).argmax(1) == test.labels).double().mean()),
-    }
+    return {name: scores(it, test.labels, test.concepts) for name, it in found.items()}

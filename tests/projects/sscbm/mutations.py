@@ -222,13 +222,6 @@ MUTATIONS = [
         "any gain over annotated images alone is enough",
         ("claims",),
     ),
-    Mutation(
-        DATA,
-        "for digit in range(10)), places)",
-        "for digit in range(10)), places.flip(0))",
-        "places are those of other scenes",
-        ("experiments",),
-    ),
 ]
 
 

@@ -5,6 +5,7 @@ import torch
 from sscbm_problems import model
 
 from projects.sscbm import data, labels
+from projects.sscbm.baselines import propagated
 from projects.sscbm.experiments import ablation, common, main, saliency
 from projects.sscbm.experiments.common import SETTINGS, Case
 from projects.sscbm.metrics import predict
@@ -48,20 +49,21 @@ def test_hidden_concepts_are_nan_and_the_others_the_truth(one):
 
 def test_a_classs_concepts_from_one_annotated_image_are_all_concepts(one):
     _, case, _ = one
-    assert torch.equal(main.propagated(case), case.truth)
+    assert torch.equal(propagated(case.labels, case.concepts), case.truth)
 
 
 def test_the_controls_are_what_they_say(one):
     _, case, test = one
     held, rows = case.data.test, case.choice.rows
-    found = main.majority(case)
+    found = main.controls(case, test)
     guess = case.truth[rows].mean(0) > 0.5
-    assert found["concept_accuracy"] == pytest.approx(
-        float((guess == (held.concepts > 0.5)).float().mean())
-    )
-    perfect = main.knn(case, test)  # patterns of four classes under noise: their neighbours know
-    assert perfect["task_accuracy"] == 1
-    assert perfect["concept_accuracy"] == 1
+    right = (guess == (held.concepts > 0.5)).float().mean()
+    assert found[labels.MAJORITY].concepts == pytest.approx(float(right))
+    commonest = case.labels[rows].bincount().argmax()
+    share = float((held.labels == commonest).float().mean())
+    assert found[labels.MAJORITY].task == pytest.approx(share)
+    # patterns of four classes under noise: their neighbours know
+    assert found[labels.KNN].task == found[labels.KNN].concepts == 1
 
 
 def test_only_the_faulty_variants_are_given_the_truth(one):
