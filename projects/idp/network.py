@@ -2,13 +2,14 @@
 that it is trained with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from projects.idp.ridge import min_max, ridge_logits
+from shared.errors import UserError
 from shared.vision.backbones import Backbone, ResidualBlock
 
 
@@ -47,6 +48,24 @@ class ResidualNet(Backbone):
 
     mean: Tensor
     spread: Tensor
+
+    @classmethod
+    def of_weights(cls, weights: Mapping[str, Tensor]) -> "ResidualNet":
+        """The network whose state dict this is, in eval mode; its sizes are those of the weights.
+
+        Raises:
+            UserError: it is of another network.
+        """
+        try:
+            stem, channels, kernel, _ = weights["stem.0.weight"].shape
+            blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+            widths = [len(weights[f"blocks.{n}.shortcut.1.weight"]) for n in range(len(blocks))]
+            mean, spread = (weights[name].flatten().tolist() for name in ("mean", "spread"))
+            made = cls(channels, stem, kernel, widths, mean, spread)
+            made.load_state_dict(dict(weights))
+        except (KeyError, ValueError, RuntimeError):
+            raise UserError("the weights are not those of a source network of IDP") from None
+        return made.eval()
 
     def spatial_map(self, images: Tensor) -> Tensor:
         """images [n, channels, h, w] from 0 to 1 -> [n, width, h', w']."""

@@ -1,6 +1,6 @@
 """Stage 1: training the source network, and what is kept of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from projects.idp.codebook import cells_of, class_means
-from projects.idp.network import DensePrototypes
+from projects.idp.network import DensePrototypes, ResidualNet
+from shared.errors import UserError
 from shared.seeding import generator, step_seed
 from shared.vision.backbones import Backbone
 from shared.vision.training import train
@@ -29,6 +30,29 @@ class Source:
     means: Tensor
     learned: Tensor
     scale: float
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as named tensors, which `Source.of_tensors` takes."""
+        weights = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        scale = torch.tensor(self.scale, dtype=torch.float64)
+        return {**weights, "means": self.means, "learned": self.learned, "scale": scale}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> "Source":
+        """A source with a `ResidualNet`.
+
+        Raises:
+            UserError: they are of something else.
+        """
+        if absent := {"means", "learned", "scale"} - set(tensors):
+            raise UserError(f"no source of IDP: it lacks {', '.join(sorted(absent))}")
+        weights = {
+            name.removeprefix("network."): value
+            for name, value in tensors.items()
+            if name.startswith("network.")
+        }
+        network = ResidualNet.of_weights(weights)
+        return cls(network, tensors["means"], tensors["learned"], float(tensors["scale"]))
 
 
 @torch.no_grad()

@@ -1,0 +1,86 @@
+"""Stage 1: the source network, trained with dense prototypes on Quick, Draw!'s base classes.
+
+The other experiments take its weights and its split of the classes.
+"""
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from projects.idp import data
+from projects.idp.network import ResidualNet
+from projects.idp.source import cells_in_parts, train_source
+from shared import experiment
+from shared.seeding import step_seed
+
+
+class Config(experiment.Config):
+    base: PositiveInt
+    """Classes that the network is trained on."""
+    validation: PositiveInt
+    """Classes that settings are chosen on."""
+    novel: PositiveInt
+    """Classes of the nearest target."""
+    per_class: PositiveInt
+    """Drawings of a base class, at most."""
+    size: PositiveInt
+    """Pixels an edge."""
+    stem: PositiveInt
+    """Filters of the first layer."""
+    kernel: PositiveInt
+    """Their edge."""
+    widths: list[PositiveInt]
+    """Channels of the blocks."""
+    rows: PositiveInt
+    """Learnable rows of a class."""
+    epochs: PositiveInt
+    batch: PositiveInt
+    """Images of a step."""
+    rate: PositiveFloat
+    """First learning rate of SGD."""
+    weight_decay: NonNegativeFloat
+    """Of SGD."""
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    roles = dict(
+        zip(
+            ("base", "validation", "novel"),
+            data.source_classes(config.base, config.validation, config.novel, config.seed),
+            strict=True,
+        )
+    )
+    for role, names in roles.items():
+        for name in names:
+            run.row(part="class", role=role, name=name)
+    drawings = data.quickdraw(roles["base"], config.size).per_class(config.per_class, config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(config.seed, "source network"))
+        network = ResidualNet(3, config.stem, config.kernel, config.widths)
+    progress = run.progress(config.epochs, "epochs")
+
+    def after(epoch: int, loss: float, accuracy: float) -> None:
+        next(progress)
+        run.row(part="epoch", epoch=epoch, loss=loss, accuracy=accuracy)
+
+    source = train_source(
+        network,
+        drawings.images(),
+        drawings.labels,
+        config.base,
+        rows=config.rows,
+        epochs=config.epochs,
+        batch=config.batch,
+        rate=config.rate,
+        weight_decay=config.weight_decay,
+        seed=config.seed,
+        callback=after,
+    )
+    cells = cells_in_parts(network, drawings.images()[:1])
+    run.row(
+        part="network",
+        parameters=sum(p.numel() for p in network.parameters()),
+        cells=cells.shape[1],
+        width=network.width,
+        scale_ratio=source.scale,
+    )
+    run.save_tensors("source", source.tensors())
