@@ -1,0 +1,69 @@
+"""The graph head beside the ridge head, on the source network as it is and the main table's tasks.
+
+It is meta-trained on tasks of the source's base classes.
+"""
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+
+from projects.idp import data
+from projects.idp.classify import ridge_head
+from projects.idp.experiments.common import TaskConfig, domain, groups, right, trained
+from projects.idp.gnn import GraphHead, graph_scores, train_graph_head
+from projects.idp.source import cells_in_parts
+from shared import experiment
+from shared.seeding import step_seed
+from shared.vision.episodes import sample_episodes
+
+
+class Config(TaskConfig):
+    episodes: PositiveInt
+    """Tasks of base classes that the head is trained on."""
+    base_shots: PositiveInt
+    """Support images of a class in them."""
+    batch: PositiveInt
+    """Tasks of a step, and of an evaluation."""
+    rate: PositiveFloat
+    """Of Adam."""
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    source, roles = trained(run)
+    base = data.quickdraw(roles["base"], config.size).per_class(config.per_class, config.seed)
+    episodes = sample_episodes(
+        base.labels,
+        config.episodes,
+        config.ways,
+        config.base_shots,
+        config.queries,
+        step_seed(config.seed, "graph head"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(step_seed(config.seed, "graph head"))
+        head = GraphHead(source.network.width, config.ways)
+    cells = cells_in_parts(source.network, base.images())
+    head = train_graph_head(
+        head, cells, episodes, config.ways, source.scale, config.rate, config.batch
+    )
+    for name in run.progress(config.targets, "targets"):
+        place = domain(config, name, source, roles["novel"])
+        for shots in config.shots:
+            tasks = place.tasks(config, shots)
+            counts: dict[str, list[int]] = {"ridge": [], "graph": []}
+            with torch.no_grad():
+                for part in groups(config.tasks, config.batch):
+                    support, query = (
+                        place.cells[rows[part]] for rows in (tasks.support, tasks.query)
+                    )
+                    y = tasks.y_query[part]
+                    counts["ridge"] += right(ridge_head(support, query, config.ways), y)
+                    scores = graph_scores(head, support, query, config.ways, source.scale)
+                    counts["graph"] += right(scores, y)
+            for number in range(config.tasks):
+                run.row(
+                    target=name,
+                    shots=shots,
+                    task=number,
+                    queries=config.ways * config.queries,
+                    **{method: found[number] for method, found in counts.items()},
+                )

@@ -1,0 +1,121 @@
+"""The paper's empirical study: content and style of proxies, from the source to far domains; and
+what proxies look like.
+"""
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+
+from projects.idp import data
+from projects.idp.codebook import Kind, build
+from projects.idp.experiments.common import domain, trained
+from projects.idp.ridge import effective_dimension, reconstruct
+from projects.idp.source import cells_in_parts
+from projects.idp.style import content, gram_distance, moments_distance, style
+from shared import experiment
+from shared.seeding import generator
+
+
+class Config(experiment.Config):
+    targets: list[str] = Field(min_length=1)
+    """Domains beside the source."""
+    draws: PositiveInt
+    """Disjoint draws of images of each domain."""
+    images: PositiveInt
+    """Images of a draw."""
+    per_class: PositiveInt
+    """Images of a class in a pool, at most."""
+    size: PositiveInt
+    """Pixels an edge."""
+    codebooks: list[tuple[Kind, PositiveInt]] = Field(min_length=1, strict=False)
+    """Codebooks, by how they are made and their rows; the first one is that of the pictures."""
+    shown: list[str]
+    """Targets in the picture."""
+    pictures: PositiveInt
+    """Images of each of them."""
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    source, roles = trained(run)
+    base = data.quickdraw(roles["base"], config.size).per_class(config.per_class, config.seed)
+    base_cells = cells_in_parts(source.network, base.images())
+    reference = style(base_cells)
+    books = {
+        (kind, rows): build(kind, rows, source.means, source.learned, config.seed)
+        for kind, rows in config.codebooks
+    }
+    first = next(iter(books.values()))
+    gallery = []
+    for name in run.progress(["source", *config.targets], "domains"):
+        if name == "source":
+            cells = base_cells
+        else:
+            place = domain(config, name, source, roles["novel"])  # type: ignore[arg-type]
+            cells = place.cells
+            if name in config.shown:
+                rows = order(len(cells), config.seed, name)[: config.pictures]
+                gallery.append(
+                    mosaics(place.images[rows], cells[rows], first, base.images(), base_cells)
+                )
+        for draw, rows in enumerate(order(len(cells), config.seed, name).split(config.images)):
+            if draw >= config.draws or len(rows) < config.images:
+                break
+            own = style(cells[rows])
+            for (kind, size), book in books.items():
+                proxies = reconstruct(cells[rows], book)
+                kept, worn = content(cells[rows], proxies), style(proxies)
+                run.row(
+                    domain=name,
+                    codebook=kind,
+                    rows=size,
+                    draw=draw,
+                    dimension_ratio=effective_dimension(book) / book.shape[1],
+                    error_ratio=kept.error,
+                    cosine_ratio=kept.cosine,
+                    **{
+                        f"{measure}_{pair}_ratio": distance(a, b)
+                        for measure, distance in (
+                            ("moments", moments_distance),
+                            ("gram", gram_distance),
+                        )
+                        for pair, a, b in (
+                            ("target_source", own, reference),
+                            ("proxy_source", worn, reference),
+                            ("proxy_target", worn, own),
+                        )
+                    },
+                )
+    if gallery:
+        run.array("gallery", np.stack(gallery))
+
+
+def order(n: int, seed: int, name: str) -> Tensor:
+    """Rows of a domain's images at random."""
+    return torch.randperm(n, generator=generator(seed, "draws", name))
+
+
+def mosaics(
+    images: Tensor, cells: Tensor, book: Tensor, base_images: Tensor, base_cells: Tensor
+) -> np.ndarray:
+    """Of each image: itself; the patches of source images whose cells are nearest to its cells; and
+    those nearest to its proxies. uint8 [n, 3, size, size, 3].
+    """
+    edge = int(cells.shape[1] ** 0.5)
+    size = images.shape[-1] // edge * edge
+    side = size // edge
+    whole = F.interpolate(base_images, (size, size))
+    patches = F.unfold(whole, side, stride=side)  # [m, 3 side side, edge edge]
+    found = []
+    unit = F.normalize(base_cells.flatten(0, 1), dim=-1)
+    for image, own in zip(images, cells, strict=True):
+        pictures = [F.interpolate(image[None], (size, size))[0]]
+        for wanted in (own, reconstruct(own, book)):
+            nearest = (F.normalize(wanted, dim=-1) @ unit.T).argmax(1)
+            chosen = torch.stack(
+                [patches[n // edge**2, :, n % edge**2] for n in nearest.tolist()], 1
+            )
+            pictures.append(F.fold(chosen[None], (size, size), side, stride=side)[0])
+        found.append(torch.stack(pictures).movedim(1, -1))
+    return (255 * torch.stack(found)).round().to(torch.uint8).numpy()
