@@ -34,12 +34,11 @@ class Config(AlignConfig):
     targets: list[Shift] = Field(min_length=1)  # type: ignore[assignment]
     """Shifts of the validation drawings."""
     rates: list[PositiveFloat] = Field(min_length=1)
-    """Rates that are tried."""
-    scopes: list[Scope] = Field(min_length=1)
-    """Layers that are tried, at each rate."""
+    """Rates that are tried, the default among them."""
+    scopes: list[Scope]
+    """Layers that are tried beside the default."""
     sizes: list[PositiveInt]
-    """Rows of the codebook that are tried beside the default, at the rate and layers of the
-    others."""
+    """Rows of the codebook that are tried beside the default."""
 
 
 def shifted(images: Tensor, shift: Shift) -> Tensor:
@@ -57,8 +56,10 @@ def run(config: Config, run: experiment.Run) -> None:
         config.per_class, config.seed
     )
     tried = [
-        (rate, scope, config.codebook_rows) for rate in config.rates for scope in config.scopes
-    ] + [(config.rate, config.scope, size) for size in config.sizes]
+        *((rate, config.scope, config.codebook_rows) for rate in config.rates),
+        *((config.rate, scope, config.codebook_rows) for scope in config.scopes),
+        *((config.rate, config.scope, size) for size in config.sizes),
+    ]
     for shift in config.targets:
         images = shifted(drawings.images(), shift)
         place = Domain(shift, drawings, images, cells_in_parts(source.network, images))
