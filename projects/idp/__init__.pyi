@@ -4,7 +4,7 @@ from .codebook import build, class_codebooks
 from .network import DensePrototypes, ResidualNet
 from .norms import TaskNetwork
 from .ridge import effective_dimension, reconstruct, ridge_logits
-from .source import Source, train_source
+from .source import Source, Training
 
 __all__ = [
     "FINE_TUNING",
@@ -15,6 +15,7 @@ __all__ = [
     "ResidualNet",
     "Source",
     "TaskNetwork",
+    "Training",
     "align",
     "build",
     "class_codebooks",
@@ -24,5 +25,4 @@ __all__ = [
     "reconstruct",
     "ridge_head",
     "ridge_logits",
-    "train_source",
 ]

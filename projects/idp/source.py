@@ -1,6 +1,6 @@
 """Stage 1: training the source network, and what is kept of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from projects.idp.network import DensePrototypes, ResidualNet
 from shared.errors import UserError
 from shared.seeding import generator, step_seed
 from shared.vision.backbones import Backbone
-from shared.vision.training import train
+from shared.vision.training import batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,71 +61,86 @@ def cells_in_parts(network: nn.Module, images: Tensor, part: int = 256) -> Tenso
     return torch.cat([cells_of(network.spatial_map(some)) for some in images.split(part)])  # type: ignore
 
 
-def train_source(
-    network: Backbone,
-    images: Tensor,
-    labels: Tensor,
-    classes: int,
-    *,
-    rows: int,
-    epochs: int,
-    batch: int,
-    rate: float,
-    weight_decay: float,
-    seed: int,
-    callback: Callable[[int, float, float], None] | None = None,
-) -> Source:
-    """Train with dense prototypes, cross-entropy with label smoothing 0.1 and SGD with Nesterov's
-    momentum, whose rate falls to a tenth twice, near the end (at 4/7 and 6/7 of the epochs, as the
-    authors' 200 and 300 of 350). Images are mirrored at random.
+class Training:
+    """Stage 1: a network and dense prototypes, trained together an epoch at a time.
+
+    Cross-entropy with label smoothing 0.1; SGD with Nesterov's momentum, whose rate falls to a
+    tenth after 4/7 and after 6/7 of the epochs (the authors' 200 and 300 of 350). Images are
+    mirrored at random. What an epoch does depends on the weights, its number and the seed alone.
 
     Args:
         images: [n, channels, h, w] from 0 to 1.
         rows: of a class's prototypes.
-        callback: called after each epoch with its number, the mean loss and the training accuracy
-            of the epoch.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_seed(seed, "dense prototypes"))
-        head = DensePrototypes(classes, rows, network.width).to(images.device)
-    both = nn.ModuleList([network, head])
-    optimiser: torch.optim.SGD | None = None
-    coins = generator(seed, "mirrored")
-    right = torch.zeros((), dtype=torch.int64)
 
-    def make(parameters: object) -> torch.optim.SGD:
-        nonlocal optimiser
-        optimiser = torch.optim.SGD(
-            parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    def __init__(
+        self,
+        network: Backbone,
+        images: Tensor,
+        labels: Tensor,
+        classes: int,
+        *,
+        rows: int,
+        epochs: int,
+        batch: int,
+        rate: float,
+        weight_decay: float,
+        seed: int,
+    ):
+        self.network, self.images, self.labels, self.classes = network, images, labels, classes
+        self.epochs, self.batch, self.rate, self.seed = epochs, batch, rate, seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step_seed(seed, "dense prototypes"))
+            self.head = DensePrototypes(classes, rows, network.width).to(images.device)
+        self.both = nn.ModuleDict({"network": network, "head": self.head})
+        self.optimiser = torch.optim.SGD(
+            self.both.parameters(),
+            lr=rate,
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=weight_decay,
         )
-        return optimiser
 
-    def loss(x: Tensor, y: Tensor) -> Tensor:
-        mirrored = torch.rand(len(x), 1, 1, 1, generator=coins).to(x.device) < 0.5
-        logits = head(cells_of(network.spatial_map(torch.where(mirrored, x.flip(-1), x))))
-        right.add_((logits.argmax(-1) == y).sum().cpu())
-        return F.cross_entropy(logits, y, label_smoothing=0.1)
+    def state(self) -> dict[str, Tensor]:
+        """All that an epoch changes, by name: parameters and running statistics."""
+        return {**dict(self.both.named_parameters()), **dict(self.both.named_buffers())}
 
-    def after(epoch: int, value: float) -> None:
-        assert optimiser is not None
-        if epoch in (round(4 * epochs / 7), round(6 * epochs / 7)):
-            for group in optimiser.param_groups:
-                group["lr"] *= 0.1
-        if callback is not None:
-            callback(epoch, value, float(right) / len(images))
-        right.zero_()
+    def epoch(self, number: int) -> tuple[float, float]:
+        """Train for epoch `number`, from 1. Returns the mean loss and the accuracy of its images as
+        they were trained on.
 
-    train(
-        both,
-        (images, labels),
-        loss,
-        epochs=epochs,
-        batch=batch,
-        seed=seed,
-        optimiser=make,
-        callback=after,
-    )
-    means = class_means(cells_in_parts(network, images), labels, classes)
-    return Source(
-        network, means, head.rows.detach().clone(), float(head.scale.detach())
-    )
+        Raises:
+            UserError: the loss is not finite.
+        """
+        falls = sum(number > round(share * self.epochs) for share in (4 / 7, 6 / 7))
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate * 0.1**falls
+        coins = generator(self.seed, "mirrored", number)
+        total, right = 0.0, 0
+        self.both.train()
+        for rows in batches(len(self.images), self.batch, self.seed, number):
+            x, y = self.images[rows], self.labels[rows]
+            mirrored = torch.rand(len(x), 1, 1, 1, generator=coins).to(x.device) < 0.5
+            x = torch.where(mirrored, x.flip(-1), x)
+            logits = self.head(cells_of(self.network.spatial_map(x)))
+            loss = F.cross_entropy(logits, y, label_smoothing=0.1)
+            if not loss.isfinite():
+                raise UserError(
+                    f"the loss is {loss.item():g} in epoch {number}; lower the learning rate, or"
+                    " look at the images"
+                )
+            self.optimiser.zero_grad()
+            loss.backward()
+            self.optimiser.step()
+            total += float(loss.detach()) * len(rows)
+            right += int((logits.argmax(-1) == y).sum())
+        self.both.eval()
+        return total / len(self.images), right / len(self.images)
+
+    def source(self) -> Source:
+        """What is kept of the training."""
+        means = class_means(
+            cells_in_parts(self.network, self.images), self.labels, self.classes
+        )
+        learned = self.head.rows.detach().clone()
+        return Source(self.network, means, learned, float(self.head.scale.detach()))

@@ -8,7 +8,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from projects.idp import data
 from projects.idp.network import ResidualNet
-from projects.idp.source import cells_in_parts, train_source
+from projects.idp.source import Training, cells_in_parts
 from shared import experiment
 from shared.seeding import step_seed
 
@@ -56,13 +56,7 @@ def run(config: Config, run: experiment.Run) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(config.seed, "source network"))
         network = ResidualNet(3, config.stem, config.kernel, config.widths)
-    progress = run.progress(config.epochs, "epochs")
-
-    def after(epoch: int, loss: float, accuracy: float) -> None:
-        next(progress)
-        run.row(part="epoch", epoch=epoch, loss=loss, accuracy=accuracy)
-
-    source = train_source(
+    training = Training(
         network,
         drawings.images(),
         drawings.labels,
@@ -73,8 +67,11 @@ def run(config: Config, run: experiment.Run) -> None:
         rate=config.rate,
         weight_decay=config.weight_decay,
         seed=config.seed,
-        callback=after,
     )
+    for number in run.progress(range(1, config.epochs + 1), "epochs"):
+        loss, accuracy = training.epoch(number)
+        run.row(part="epoch", epoch=number, loss=loss, accuracy=accuracy)
+    source = training.source()
     cells = cells_in_parts(network, drawings.images()[:1])
     run.row(
         part="network",
