@@ -91,10 +91,25 @@ def guesses(logits: Tensor, scale: float) -> Tensor:
     return (scale * min_max(logits)).softmax(-1)
 
 
-def graph_scores(head: GraphHead, support: Tensor, query: Tensor, ways: int, scale: float) -> Tensor:
-    """Scores [tasks, q, ways] from cells [tasks, n, r, d]."""
+def graph_scores(
+    head: GraphHead, support: Tensor, query: Tensor, ways: int, scale: float, batch: bool = False
+) -> Tensor:
+    """Scores [tasks, q, ways] from cells [tasks, n, r, d].
+
+    Args:
+        batch: normalise in the head with the statistics of these queries, as the released tester
+            does, which is transductive; else with the running ones of the training.
+    """
     guess = guesses(ridge_head(support, query, ways), scale)
-    return head(support.mean(2), query.mean(2), guess)
+    norms = [module for module in head.modules() if isinstance(module, nn.BatchNorm1d)]
+    before = [(norm.training, norm.momentum) for norm in norms]
+    if batch:
+        for norm in norms:
+            norm.training, norm.momentum = True, 0.0
+    scores = head(support.mean(2), query.mean(2), guess)
+    for norm, (training, momentum) in zip(norms, before, strict=True):
+        norm.training, norm.momentum = training, momentum
+    return scores
 
 
 def train_graph_head(

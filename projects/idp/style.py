@@ -38,14 +38,19 @@ class Content(NamedTuple):
 
     Attributes:
         error: |P - T|^2 / |T|^2 over all cells.
+        centred: the same relative to the cells' spread about their mean, which does not fall where
+            all cells of a domain share a large part.
         cosine: mean over cells.
     """
 
     error: float
+    centred: float
     cosine: float
 
 
 def content(cells: Tensor, proxies: Tensor) -> Content:
     """Of cells T and proxies P, [n, r, d]."""
-    error = (proxies - cells).square().sum() / cells.square().sum()
-    return Content(float(error), float(F.cosine_similarity(proxies, cells, dim=-1).mean()))
+    left = (proxies - cells).square().sum()
+    spread = (cells - cells.mean((0, 1))).square().sum()
+    error, centred = float(left / cells.square().sum()), float(left / spread)
+    return Content(error, centred, float(F.cosine_similarity(proxies, cells, dim=-1).mean()))

@@ -193,14 +193,15 @@ def proxies(proxies: pd.DataFrame) -> Table:
     return Table(
         title="Content and style of proxies",
         caption=(
-            "T: a domain's cells; P: their proxies; S: the source's cells. Content: relative error"
-            " |P - T|² / |T|² and mean cosine. Style: distance of the channels' means and"
+            "T: a domain's cells; P: their proxies; S: the source's cells. Content: error |P - T|²,"
+            " relative to |T|² and to the spread of T about its mean, and mean cosine. Style: distance of the channels' means and"
             " deviations."
         ),
         frame=frame,
         columns={
             "domain": "domain",
             "error_ratio": Column("error", "{:.3f}"),
+            "centred_ratio": Column("of the spread", "{:.3f}"),
             "cosine_ratio": Column("cosine", "{:.3f}"),
             "moments_target_source_ratio": Column("style T-S", "{:.2f}"),
             "moments_proxy_source_ratio": Column("P-S", "{:.2f}"),
@@ -331,7 +332,12 @@ def heads(heads: pd.DataFrame) -> Table:
     lines = []
     for shots in sorted(heads["shots"].unique()):
         targets = by_target(heads, shots)
-        for name, key in (("ridge head", "ridge"), ("graph head", "graph")):
+        names = {
+            "ridge": "ridge head",
+            "graph": "graph head",
+            "graph_batch": "graph head, batch statistics (transductive)",
+        }
+        for key, name in names.items():
             cells = {t: shown(mean(accuracies(rows, key))) for t, rows in targets.items()}
             lines.append({"shots": int(shots), "head": name, **cells})
         gap = {t: shown(difference(rows, "graph", "ridge"), True) for t, rows in targets.items()}
@@ -339,7 +345,7 @@ def heads(heads: pd.DataFrame) -> Table:
     frame = pd.DataFrame(lines)
     return Table(
         title="The graph head",
-        caption="Inductive, without adaptation, on the tasks of the main table.",
+        caption="Without adaptation, on the tasks of the main table; inductive unless said.",
         frame=frame,
         columns=_columns(frame, "shots", "head"),
         notes=[INTERVAL],

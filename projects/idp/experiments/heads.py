@@ -49,7 +49,7 @@ def run(config: Config, run: experiment.Run) -> None:
         place = domain(config, name, source, roles["novel"])
         for shots in config.shots:
             tasks = place.tasks(config, shots)
-            counts: dict[str, list[int]] = {"ridge": [], "graph": []}
+            counts: dict[str, list[int]] = {"ridge": [], "graph": [], "graph_batch": []}
             with torch.no_grad():
                 for part in groups(config.tasks, config.batch):
                     support, query = (
@@ -57,8 +57,12 @@ def run(config: Config, run: experiment.Run) -> None:
                     )
                     y = tasks.y_query[part]
                     counts["ridge"] += right(ridge_head(support, query, config.ways), y)
-                    scores = graph_scores(head, support, query, config.ways, source.scale)
-                    counts["graph"] += right(scores, y)
+                    for method, batch in (("graph", False), ("graph_batch", True)):
+                        one_by_one = [
+                            graph_scores(head, *one, config.ways, source.scale, batch)
+                            for one in zip(support.split(1), query.split(1), strict=True)
+                        ]
+                        counts[method] += right(torch.cat(one_by_one), y)
             for number in range(config.tasks):
                 run.row(
                     target=name,

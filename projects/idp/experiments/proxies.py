@@ -73,6 +73,7 @@ def run(config: Config, run: experiment.Run) -> None:
                     draw=draw,
                     dimension_ratio=effective_dimension(book) / book.shape[1],
                     error_ratio=kept.error,
+                    centred_ratio=kept.centred,
                     cosine_ratio=kept.cosine,
                     **{
                         f"{measure}_{pair}_ratio": distance(a, b)
