@@ -19,7 +19,7 @@ def adapt(options: argparse.Namespace) -> int:
     """Adapt to --support, classify --query, write --out. Returns the exit status."""
     recipe = Prediction.from_options(options)
     check_out(options.out, ".csv", what="predictions")
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     given = load_source(options, recipe)
     few = class_folders(options.support, "--support", given.size, given.mode)
     counts = few.labels.bincount().tolist()

@@ -64,14 +64,14 @@ class Adaptation(Recipe):
     layers: Literal["all", "main", "early", "late"] = "all"
     """BatchNorm layers that are trained"""
 
-    target: float = Field(1.0, ge=0)
-    """weight of the cross-entropy of pseudo queries"""
+    target_weight: float = Field(1.0, ge=0)
+    """of the cross-entropy of pseudo queries"""
 
-    proxy: float = Field(1.0, ge=0)
-    """weight of the cross-entropy of their proxies"""
+    proxy_weight: float = Field(1.0, ge=0)
+    """of the cross-entropy of their proxies"""
 
-    agreement: float = Field(1.0, ge=0)
-    """weight of the KL divergence of the two"""
+    agreement_weight: float = Field(1.0, ge=0)
+    """of the KL divergence of the two"""
 
     lam: float = Field(1.0, gt=0)
     """multiplier of the proxies' ridge penalty"""

@@ -29,7 +29,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Draw tasks from --target and write --out. Returns the exit status."""
     recipe = Evaluation.from_options(options)
     check_out(options.out, ".csv", what="accuracies")
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     given = load_source(options, recipe)
     pool = class_folders(options.target, "--target", given.size, given.mode)
     tasks = sample_episodes(

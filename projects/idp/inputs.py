@@ -153,10 +153,10 @@ def _codebook(
         arrays = user_arrays(options.codebook, {"codebook": Array("f", ("rows", "channels"))})
         return torch.from_numpy(np.asarray(arrays["codebook"], dtype=np.float32))
     if means is None:
-        if recipe.steps and (recipe.proxy or recipe.agreement):
+        if recipe.steps and (recipe.proxy_weight or recipe.agreement_weight):
             raise UserError(
                 f"--source {options.source} has no codebook for proxies: give --source-images or"
-                " --codebook, or fine-tune without proxies (--proxy 0 --agreement 0)"
+                " --codebook, or fine-tune without proxies (--proxy-weight 0 --agreement-weight 0)"
             )
         return torch.empty(0, 0)
     return build("clustered", recipe.codebook_rows or means.shape[1], means, means, recipe.seed)
@@ -216,7 +216,7 @@ def alignment(recipe: Adaptation, losses: Losses | None = None) -> Alignment:
         steps=recipe.steps,
         rate=recipe.rate,
         pseudo=recipe.pseudo,
-        losses=losses or Losses(recipe.target, recipe.proxy, recipe.agreement),
+        losses=losses or Losses(recipe.target_weight, recipe.proxy_weight, recipe.agreement_weight),
         scope=recipe.layers,
         lam=recipe.lam,
     )

@@ -30,7 +30,7 @@ def pretrain(options: argparse.Namespace) -> int:
     """Train on --images and write --out. Returns the exit status."""
     recipe = Pretraining.from_options(options)
     device = device_of(recipe.device)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     out = options.out
     checkpoint, path = out / "checkpoint.safetensors", out / "log.jsonl"
     stem, kernel, widths = SHAPES[recipe.network]
