@@ -139,7 +139,9 @@ def task_losses(
             total = total + proxy * _cross_entropy(of_proxies, labels)
         if agreement:
             kl = F.kl_div(
-                logits.log_softmax(-1), of_proxies.log_softmax(-1), log_target=True,
+                logits.log_softmax(-1),
+                of_proxies.log_softmax(-1),
+                log_target=True,
                 reduction="none",
             )
             total = total + agreement * kl.sum(-1).mean(-1)

@@ -44,4 +44,3 @@ class Normalised(Backbone):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.spatial_map(images).mean((-2, -1))
-

@@ -67,7 +67,7 @@ def propagate(
     """
     if inference != "transductive":
         raise UserError("label propagation is transductive: queries see one another")
-    tasks, q, ways = scores.shape
+    q = scores.shape[1]
     squares = torch.cdist(features, features).square()
     near = squares + torch.diag(squares.new_full((q,), torch.inf))
     rows = near.topk(min(neighbours, q - 1), largest=False).indices

@@ -1,11 +1,13 @@
 """The source's classes and the target domains, by name; every image RGB and of one size."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from projects.idp import published
 from shared.data import loaders
 from shared.errors import UserError
 from shared.vision.episodes import class_split
@@ -14,6 +16,7 @@ from shared.vision.images import LabelledImages, load, quickdraw_classes, synthe
 Target = Literal[
     "quickdraw", "mnist", "digits", "letters", "fashion-mnist", "emoji", "cifar10", "photos"
 ]
+Source = Literal["quickdraw", "mini-imagenet", "synthetic"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TILE = 64  # pixels an edge of a photograph's tile
@@ -24,21 +27,60 @@ def source_classes(base: int, validation: int, novel: int, seed: int) -> list[li
     return class_split(quickdraw_classes(), [base, validation, novel], seed, "quickdraw")
 
 
-def quickdraw(classes: list[str], size: int) -> LabelledImages:
-    """All drawings of some classes."""
-    return _ready(load("quickdraw", split="all", classes=classes), size)
+def source_roles(
+    name: Source, base: int, validation: int, novel: int, seed: int, root: str | None
+) -> dict[str, list[str]]:
+    """The source's classes by role; mini-ImageNet's are its own, whatever the numbers."""
+    if name == "mini-imagenet":
+        return {role: list(published.mini_imagenet(role, root).files) for role in published.ROLES}
+    if name == "synthetic":
+        names = [f"pattern {n}" for n in range(base + validation + novel)]
+        parts = class_split(names, [base, validation, novel], seed, "synthetic")
+    else:
+        parts = source_classes(base, validation, novel, seed)
+    return dict(zip(published.ROLES, parts, strict=True))
 
 
-def target(name: str, per_class: int, size: int, seed: int, novel: list[str]) -> LabelledImages:
+def source_images(
+    name: Source,
+    role: str,
+    classes: list[str],
+    per_class: int,
+    size: int,
+    seed: int,
+    root: str | None,
+) -> LabelledImages:
+    """At most `per_class` images of each of the source's classes of a role.
+
+    Raises:
+        UserError: its data is not there.
+    """
+    if name == "mini-imagenet":
+        return published.mini_imagenet(role, root).read(per_class, size, seed)
+    if name == "synthetic":
+        count = 1 + max(int(one.removeprefix("pattern ")) for one in classes)
+        images = synthetic(2 * per_class * count, count, 16, seed=seed).of_classes(classes)
+        return _ready(images.per_class(per_class, seed), size)
+    drawings = load("quickdraw", split="all", classes=classes)
+    return _ready(drawings.per_class(per_class, seed), size)
+
+
+def target(
+    name: str, per_class: int, size: int, seed: int, novel: list[str], root: str | None = None
+) -> LabelledImages:
     """A target domain: at most `per_class` images of each class, drawn at random.
 
     Args:
-        name: one of `TARGETS`, or "synthetic" (random patterns, for pipeline checks).
+        name: one of `TARGETS`; one of `published.LAYOUTS`; or "synthetic" (random patterns, for
+            pipeline checks).
         novel: the classes of "quickdraw".
+        root: folder of the published sets.
 
     Raises:
-        UserError: there is no such target, or its data has not been fetched.
+        UserError: there is no such target, or its data is not there.
     """
+    if name in published.LAYOUTS:
+        return published.index(name, root).read(per_class, size, seed)
     if name not in _READERS:
         raise UserError(f"there is no target '{name}'; there are {', '.join(_READERS)}")
     whole = _READERS[name](novel)
@@ -47,8 +89,6 @@ def target(name: str, per_class: int, size: int, seed: int, novel: list[str]) ->
 
 def _ready(images: LabelledImages, size: int) -> LabelledImages:
     """RGB at `size` x `size`."""
-    from dataclasses import replace
-
     small = images.resized(size)
     return replace(small, pixels=small.pixels.expand(-1, 3, -1, -1).contiguous())
 
@@ -104,5 +144,5 @@ _READERS: dict[str, Callable[[list[str]], LabelledImages]] = {
     "emoji": _emoji,
     "cifar10": lambda _: load("cifar10"),
     "photos": _photos,
-    "synthetic": lambda _: synthetic(800, classes=8, size=28, seed=1),
+    "synthetic": lambda _: synthetic(800, classes=8, size=16, seed=1),
 }

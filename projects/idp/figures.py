@@ -91,7 +91,11 @@ def mosaics(proxies: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(
         3, len(images), figsize=(1.25 * len(images) + 1.3, 4.2), squeeze=False
     )
-    names = ("target image", "source cells\nnearest to\nits cells", "source cells\nnearest to\nits proxies")
+    names = (
+        "target image",
+        "source cells\nnearest to\nits cells",
+        "source cells\nnearest to\nits proxies",
+    )
     for line, name in enumerate(names):
         for column, image in enumerate(images):
             axes = grid[line, column]

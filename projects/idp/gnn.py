@@ -132,7 +132,7 @@ def train_graph_head(
     for part in torch.arange(len(episodes.support)).split(batch):
         support, query = cells[episodes.support[part]], cells[episodes.query[part]]
         scores = graph_scores(head, support, query, ways, scale)
-        loss = nn.functional.cross_entropy(scores.mT, episodes.y_query[part])
+        loss = nn.functional.cross_entropy(scores.mT, episodes.y_query[part].to(scores.device))
         adam.zero_grad()
         loss.backward()
         adam.step()

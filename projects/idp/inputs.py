@@ -34,7 +34,7 @@ def class_folders(path: Path, option: str, size: int, mode: reading.Mode) -> Lab
     """A folder with a folder of images for each class.
 
     Raises:
-        UserError: there is no such folder, a class is empty or there are fewer than two, or an image
+        UserError: there is no such folder, a class is empty, there are fewer than two, or an image
             lies beside them.
     """
     if not path.is_dir():
@@ -42,10 +42,14 @@ def class_folders(path: Path, option: str, size: int, mode: reading.Mode) -> Lab
     loose = [file.name for file in sorted(path.iterdir()) if _is_image(file)]
     if loose:
         raise UserError(f"{option} {path}: {loose[0]} is in no class's folder; move it into one")
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    names = sorted(
+        entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."
+    )
     for name in names:
         if not any(_is_image(file) for file in (path / name).iterdir()):
-            raise UserError(f"{option} {path}: the class {name} has no images; add some or remove it")
+            raise UserError(
+                f"{option} {path}: the class {name} has no images; add some or remove it"
+            )
     if len(names) < 2:
         raise UserError(f"{option} {path} needs a folder of images for each of two classes or more")
     return folder(path, mode=mode, size=size)
@@ -54,8 +58,8 @@ def class_folders(path: Path, option: str, size: int, mode: reading.Mode) -> Lab
 def pictures(
     path: Path, size: int, mode: reading.Mode, classes: tuple[str, ...]
 ) -> tuple[list[str], Tensor, Tensor | None]:
-    """Query images: their names below `path`, pixels from 0 to 1, and their labels where they lie in
-    folders of the support's classes.
+    """Query images: their names below `path`, pixels from 0 to 1, and their labels where they lie
+    in folders of the support's classes.
 
     Raises:
         UserError: there are none, or a folder is no class of the support.
@@ -146,9 +150,7 @@ def load_source(options: argparse.Namespace, recipe: Adaptation) -> Given:
     )
 
 
-def _codebook(
-    options: argparse.Namespace, recipe: Adaptation, means: Tensor | None
-) -> Tensor:
+def _codebook(options: argparse.Namespace, recipe: Adaptation, means: Tensor | None) -> Tensor:
     if options.codebook is not None:
         arrays = user_arrays(options.codebook, {"codebook": Array("f", ("rows", "channels"))})
         return torch.from_numpy(np.asarray(arrays["codebook"], dtype=np.float32))

@@ -57,7 +57,7 @@ class Source:
 
 @torch.no_grad()
 def cells_in_parts(network: nn.Module, images: Tensor, part: int = 256) -> Tensor:
-    """Cells [n, r, d] of images [n, channels, h, w], by parts, with the network's own statistics."""
+    """Cells [n, r, d] of images [n, channels, h, w], by parts, with running statistics."""
     return torch.cat([cells_of(network.spatial_map(some)) for some in images.split(part)])  # type: ignore
 
 
@@ -139,8 +139,6 @@ class Training:
 
     def source(self) -> Source:
         """What is kept of the training."""
-        means = class_means(
-            cells_in_parts(self.network, self.images), self.labels, self.classes
-        )
+        means = class_means(cells_in_parts(self.network, self.images), self.labels, self.classes)
         learned = self.head.rows.detach().clone()
         return Source(self.network, means, learned, float(self.head.scale.detach()))

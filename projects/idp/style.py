@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class Style(NamedTuple):
-    """Of a domain's cells: their mean and deviation by channel [d], and their Gram matrix [d, d]."""
+    """Of a domain's cells: mean and deviation by channel [d], and the Gram matrix [d, d]."""
 
     mean: Tensor
     deviation: Tensor

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from projects.idp.labels import (
+    CHANCE,
     DISPLAY,
     FINE_TUNING,
     IDP,
@@ -17,7 +18,7 @@ from projects.idp.labels import (
     RIDGE_BATCH,
     RIDGE_PROPAGATED,
 )
-from shared.statistics import Mean
+from shared.statistics import Mean, Timing
 from shared.tables import Column, Table
 
 INTERVAL = (
@@ -64,17 +65,21 @@ def by_target(frame: pd.DataFrame, shots: int) -> dict[str, pd.DataFrame]:
     return dict(iter(frame[frame["shots"] == shots].groupby("target", sort=False)))
 
 
-def _accuracy_table(main: pd.DataFrame, inference: str) -> pd.DataFrame:
-    lines = []
-    for shots in sorted(main["shots"].unique()):
-        targets = by_target(main, shots)
-        for key, method in METHODS.items():
-            if method.inference == inference:
-                cells = {
-                    target: shown(mean(accuracies(rows, key))) for target, rows in targets.items()
-                }
-                lines.append({"shots": int(shots), "method": method.name, **cells})
-    return pd.DataFrame(lines)
+def _accuracy_lines(main: pd.DataFrame, shots: int, inference: str) -> list[dict[str, object]]:
+    targets = by_target(main, shots)
+    return [
+        {
+            "shots": shots,
+            "method": method.name,
+            **{target: shown(mean(accuracies(rows, key))) for target, rows in targets.items()},
+        }
+        for key, method in METHODS.items()
+        if method.inference == inference
+    ]
+
+
+def _shots(frame: pd.DataFrame) -> list[int]:
+    return [int(shots) for shots in sorted(frame["shots"].unique())]
 
 
 def _columns(frame: pd.DataFrame, *first: str) -> dict[str, Column | str]:
@@ -86,24 +91,17 @@ def _columns(frame: pd.DataFrame, *first: str) -> dict[str, Column | str]:
 
 
 def main(main: pd.DataFrame, ceiling: pd.DataFrame) -> Table:
-    frame = _accuracy_table(main, "inductive")
-    chance = 100 / main["queries"].iloc[0] * _queries_per_way(main)
-    for shots in sorted(main["shots"].unique()):
-        targets = by_target(ceiling, shots)
-        top = {target: shown(mean(accuracies(rows, "ceiling"))) for target, rows in targets.items()}
-        line = {"shots": int(shots), "method": "in-domain ceiling", **top}
-        null = {target: f"{chance:.1f}" for target in by_target(main, shots)}
-        at = frame.index[frame["shots"] == shots]
-        frame = pd.concat(
-            [
-                frame.loc[: at[0] - 1] if at[0] else frame.iloc[:0],
-                pd.DataFrame([{"shots": int(shots), "method": "chance", **null}]),
-                frame.loc[at],
-                pd.DataFrame([line]),
-                frame.loc[at[-1] + 1 :],
-            ],
-            ignore_index=True,
-        )
+    lines: list[dict[str, object]] = []
+    for shots in _shots(main):
+        chance = dict.fromkeys(by_target(main, shots), f"{100 * CHANCE:.1f}")
+        lines.append({"shots": shots, "method": "chance", **chance})
+        lines += _accuracy_lines(main, shots, "inductive")
+        top = {
+            target: shown(mean(accuracies(rows, "ceiling")))
+            for target, rows in by_target(ceiling, shots).items()
+        }
+        lines.append({"shots": shots, "method": "in-domain ceiling", **top})
+    frame = pd.DataFrame(lines)
     return Table(
         title="Accuracy on eight targets, inductive",
         caption=(
@@ -114,7 +112,8 @@ def main(main: pd.DataFrame, ceiling: pd.DataFrame) -> Table:
         frame=frame,
         columns=_columns(frame, "shots", "method"),
         notes=[
-            f"{_tasks(main)} tasks of each target and number of shots, 15 queries a class. {INTERVAL}",
+            f"{_tasks(main)} tasks of each target and number of shots, {_queries(main)} queries"
+            f" each. {INTERVAL}",
             "The ceiling is a network of the same kind that was trained on the target's own labels"
             " (two folds; never on the image that it classifies).",
             "Tiles of one photograph are correlated, and a photograph is a class.",
@@ -122,22 +121,23 @@ def main(main: pd.DataFrame, ceiling: pd.DataFrame) -> Table:
     )
 
 
-def _queries_per_way(main: pd.DataFrame) -> float:
-    """Queries of one of five ways."""
-    return float(main["queries"].iloc[0]) / 5
-
-
 def _tasks(frame: pd.DataFrame) -> int:
     return int(frame["task"].max()) + 1
 
 
+def _queries(frame: pd.DataFrame) -> int:
+    return int(frame["queries"].iloc[0])
+
+
 def transductive(main: pd.DataFrame) -> Table:
-    frame = _accuracy_table(main, "transductive")
+    frame = pd.DataFrame(
+        [line for shots in _shots(main) for line in _accuracy_lines(main, shots, "transductive")]
+    )
     return Table(
         title="Accuracy on eight targets, transductive",
         caption=(
-            "The same tasks where a query is classified together with the other 74 of its task,"
-            " which are 15 of each class: an easier problem that is not to be compared with the"
+            f"The same tasks where the {_queries(main)} queries of a task, as many of each class,"
+            " are classified together: an easier problem, which is not to be compared with the"
             " inductive table."
         ),
         frame=frame,
@@ -148,7 +148,7 @@ def transductive(main: pd.DataFrame) -> Table:
 
 def differences(main: pd.DataFrame) -> Table:
     lines = []
-    for shots in sorted(main["shots"].unique()):
+    for shots in _shots(main):
         targets = by_target(main, shots)
         for first, second in PAIRS:
             cells = {
@@ -156,7 +156,7 @@ def differences(main: pd.DataFrame) -> Table:
                 for target, rows in targets.items()
             }
             name = f"{METHODS[first].name} - {METHODS[second].name}"
-            lines.append({"shots": int(shots), "difference": name, **cells})
+            lines.append({"shots": shots, "difference": name, **cells})
     frame = pd.DataFrame(lines)
     return Table(
         title="Paired differences",
@@ -194,8 +194,8 @@ def proxies(proxies: pd.DataFrame) -> Table:
         title="Content and style of proxies",
         caption=(
             "T: a domain's cells; P: their proxies; S: the source's cells. Content: error |P - T|²,"
-            " relative to |T|² and to the spread of T about its mean, and mean cosine. Style: distance of the channels' means and"
-            " deviations."
+            " relative to |T|² and to the spread of T about its mean, and mean cosine. Style:"
+            " distance of the channels' means and deviations."
         ),
         frame=frame,
         columns={
@@ -330,7 +330,7 @@ def selection(selection: pd.DataFrame) -> Table:
 
 def heads(heads: pd.DataFrame) -> Table:
     lines = []
-    for shots in sorted(heads["shots"].unique()):
+    for shots in _shots(heads):
         targets = by_target(heads, shots)
         names = {
             "ridge": "ridge head",
@@ -339,9 +339,9 @@ def heads(heads: pd.DataFrame) -> Table:
         }
         for key, name in names.items():
             cells = {t: shown(mean(accuracies(rows, key))) for t, rows in targets.items()}
-            lines.append({"shots": int(shots), "head": name, **cells})
+            lines.append({"shots": shots, "head": name, **cells})
         gap = {t: shown(difference(rows, "graph", "ridge"), True) for t, rows in targets.items()}
-        lines.append({"shots": int(shots), "head": "graph - ridge, paired", **gap})
+        lines.append({"shots": shots, "head": "graph - ridge, paired", **gap})
     frame = pd.DataFrame(lines)
     return Table(
         title="The graph head",
@@ -355,7 +355,7 @@ def heads(heads: pd.DataFrame) -> Table:
 def natural(natural: pd.DataFrame) -> Table:
     names = (NEAREST_MEAN, RIDGE, FINE_TUNING, IDP)
     lines = []
-    for shots in sorted(natural["shots"].unique()):
+    for shots in _shots(natural):
         targets = by_target(natural, shots)
         for key in names:
             cells = {
@@ -364,7 +364,7 @@ def natural(natural: pd.DataFrame) -> Table:
                 if len(some := rows.dropna(subset=[key]))
             }
             if cells:
-                lines.append({"shots": int(shots), "method": METHODS[key].name, **cells})
+                lines.append({"shots": shots, "method": METHODS[key].name, **cells})
         for first, second in ((IDP, FINE_TUNING), (IDP, RIDGE)):
             cells = {
                 target: shown(difference(some, first, second), sign=True)
@@ -373,7 +373,7 @@ def natural(natural: pd.DataFrame) -> Table:
             }
             if cells:
                 name = f"{METHODS[first].name} - {METHODS[second].name}"
-                lines.append({"shots": int(shots), "method": name, **cells})
+                lines.append({"shots": shots, "method": name, **cells})
     frame = pd.DataFrame(lines).fillna("")
     return Table(
         title="EfficientNet-Lite0, trained on ImageNet, as the source",
@@ -388,8 +388,6 @@ def natural(natural: pd.DataFrame) -> Table:
 
 
 def cost(cost: pd.DataFrame) -> Table:
-    from shared.statistics import Timing
-
     lines = []
     for (target, shots), rows in cost.groupby(["target", "shots"], sort=False):
         by = {
@@ -401,7 +399,7 @@ def cost(cost: pd.DataFrame) -> Table:
             lines.append(
                 {
                     "target": DISPLAY.get(str(target), target),
-                    "shots": int(shots),
+                    "shots": shots,
                     "way": way,
                     "tasks": tasks,
                     "task_seconds": Timing(tuple(seconds)).median / tasks,

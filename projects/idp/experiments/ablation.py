@@ -1,14 +1,13 @@
-"""The ablation: losses, steps, codebook, penalty, layers, and the released loop, on the same tasks."""
+"""The ablation: losses, steps, codebook, penalty, layers, the released loop; on the same tasks."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from pydantic import PositiveFloat, PositiveInt
 
-from projects.idp.align import FINE_TUNING, IDP, Alignment, Losses, align
-from projects.idp.classify import embed, ridge_head
-from projects.idp.codebook import Kind, build
-from projects.idp.experiments.common import AlignConfig, domain, groups, right, task_seeds, trained
+from projects.idp.align import FINE_TUNING, IDP, Alignment, Losses
+from projects.idp.codebook import Kind
+from projects.idp.experiments.common import AlignConfig, adapted_counts, trained
 from projects.idp.ridge import effective_dimension
 from shared import experiment
 
@@ -63,28 +62,20 @@ def settings(config: Config) -> Iterator[Setting]:
         yield Setting("penalty", f"x {lam:g}", config.how(lam=lam), "clustered", rows)
     for scope in config.scopes:
         yield Setting("layers", scope, config.how(scope=scope), "clustered", rows)
-    yield Setting("released", "random class codebooks", config.how(released=True), "clustered", rows)
+    yield Setting(
+        "released", "random class codebooks", config.how(released=True), "clustered", rows
+    )
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    source, roles = trained(run)
+    base = trained(run, config.device)
     lines = list(settings(config))
     for name in config.targets:
-        place = domain(config, name, source, roles["novel"])
+        place = base.domain(config, name)
         for shots in config.shots:
-            tasks = place.tasks(config, shots)
             for line in run.progress(lines, f"{name}, {shots} shots"):
-                book = build(line.kind, line.rows, source.means, source.learned, config.seed)
-                counts: list[int] = []
-                for part in groups(config.tasks, config.group):
-                    support = place.images[tasks.support[part]]
-                    query = place.images[tasks.query[part]]
-                    seeds = task_seeds(config, name, shots, part)
-                    network = align(
-                        source.network, support, config.ways, book, source.scale, line.how, seeds
-                    )
-                    scores = ridge_head(*embed(network, support, query, "inductive"), config.ways)
-                    counts += right(scores, tasks.y_query[part])
+                book = base.codebook(line.kind, line.rows, config.seed)
+                counts = adapted_counts(config, place, shots, base.source, book, line.how)
                 for number, count in enumerate(counts):
                     run.row(
                         target=name,

@@ -12,7 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from projects.idp.experiments.common import Domain, TaskConfig, domain, trained
+from projects.idp.experiments.common import Domain, TaskConfig, trained
 from projects.idp.source import Source
 from shared import experiment
 from shared.seeding import generator, step_seed
@@ -28,10 +28,10 @@ class Config(TaskConfig):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    source, roles = trained(run)
+    base = trained(run, config.device)
     for name in run.progress(config.targets, "targets"):
-        place = domain(config, name, source, roles["novel"])
-        logits = out_of_fold(config, place, source)
+        place = base.domain(config, name)
+        logits = out_of_fold(config, place, base.source)
         for shots in config.shots:
             tasks = place.tasks(config, shots)
             for number, query in enumerate(tasks.query):
@@ -56,10 +56,12 @@ def out_of_fold(config: Config, place: Domain, source: Source) -> Tensor:
         network = deepcopy(source.network).requires_grad_(True)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step_seed(config.seed, "ceiling", place.name, fold))
-            model = nn.Sequential(network, nn.Linear(source.network.width, classes))
+            model = nn.Sequential(network, nn.Linear(source.network.width, classes)).to(
+                config.device
+            )
         train(
             model,
-            (place.images[own], place.pool.labels[own]),
+            (place.images[own], place.pool.labels[own].to(config.device)),
             lambda x, y, model=model: F.cross_entropy(model(x), y),
             epochs=config.epochs,
             batch=config.batch,
@@ -67,5 +69,7 @@ def out_of_fold(config: Config, place: Domain, source: Source) -> Tensor:
             optimiser=lambda parameters: torch.optim.Adam(parameters, lr=config.rate),
         )
         with torch.no_grad():
-            logits[other] = torch.cat([model(part) for part in place.images[other].split(256)])
+            logits[other] = torch.cat(
+                [model(part) for part in place.images[other].split(256)]
+            ).cpu()
     return logits

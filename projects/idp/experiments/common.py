@@ -9,8 +9,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from projects.idp import data
-from projects.idp.align import FINE_TUNING, IDP, Alignment, Losses
-from projects.idp.codebook import build
+from projects.idp.align import FINE_TUNING, IDP, Alignment, Losses, align
+from projects.idp.classify import embed, ridge_head
+from projects.idp.codebook import Kind, build
 from projects.idp.norms import Scope
 from projects.idp.source import Source, cells_in_parts
 from shared import experiment
@@ -19,13 +20,26 @@ from shared.vision.episodes import Episodes, sample_episodes
 from shared.vision.images import LabelledImages
 
 
-class TaskConfig(experiment.Config):
+class ImagesConfig(experiment.Config):
+    """Pools of images."""
+
+    targets: list[str] = Field(min_length=1)
+    """Domains that images are of."""
+    per_class: PositiveInt
+    """Images of a class in a domain's pool, at most."""
+    size: PositiveInt
+    """Pixels an edge."""
+    root: str | None
+    """Folder of the published data sets, where one of them is named."""
+    device: str = "cpu"
+    """Where tensors live: cpu, or cuda."""
+
+
+class TaskConfig(ImagesConfig):
     """Tasks of target domains. Tasks depend on the seed, the target and the shots alone, so that
     all experiments with these settings have the same ones.
     """
 
-    targets: list[str] = Field(min_length=1)
-    """Domains that tasks are drawn from."""
     shots: list[PositiveInt] = Field(min_length=1)
     """Support images of a class."""
     tasks: PositiveInt
@@ -34,10 +48,6 @@ class TaskConfig(experiment.Config):
     """Classes of a task."""
     queries: PositiveInt
     """Query images of a class."""
-    per_class: PositiveInt
-    """Images of a class in the pool that tasks are drawn from, at most."""
-    size: PositiveInt
-    """Pixels an edge."""
 
 
 class AlignConfig(TaskConfig):
@@ -67,6 +77,42 @@ METHODS = {"fine_tuning": FINE_TUNING, "idp": IDP}
 
 
 @dataclass(frozen=True, eq=False)
+class Trained:
+    """The source that the experiment `source` trained.
+
+    Attributes:
+        classes: by role: base, validation, novel.
+        dataset: that the classes are of.
+    """
+
+    source: Source
+    classes: dict[str, list[str]]
+    dataset: data.Source
+
+    def images(self, role: str, config: "ImagesConfig") -> LabelledImages:
+        """Of the classes of a role."""
+        return data.source_images(
+            self.dataset,
+            role,
+            self.classes[role],
+            config.per_class,
+            config.size,
+            config.seed,
+            config.root,
+        )
+
+    def codebook(self, kind: Kind, rows: int, seed: int) -> Tensor:
+        """A codebook of the source."""
+        return build(kind, rows, self.source.means, self.source.learned, seed)
+
+    def domain(self, config: "ImagesConfig", name: str) -> "Domain":
+        """The pool of a target, ready for tasks."""
+        novel = self.classes["novel"]
+        pool = data.target(name, config.per_class, config.size, config.seed, novel, config.root)
+        return Domain.of(name, pool, pool.images().to(config.device), self.source)
+
+
+@dataclass(frozen=True, eq=False)
 class Domain:
     """A pool of a target with its cells under the source network, and tasks from it."""
 
@@ -75,6 +121,10 @@ class Domain:
     images: Tensor
     cells: Tensor
 
+    @classmethod
+    def of(cls, name: str, pool: LabelledImages, images: Tensor, source: Source) -> "Domain":
+        return cls(name, pool, images, cells_in_parts(source.network, images))
+
     def tasks(self, config: TaskConfig, shots: int) -> Episodes:
         seed = step_seed(config.seed, "tasks", self.name, shots)
         return sample_episodes(
@@ -82,30 +132,45 @@ class Domain:
         )
 
 
-def trained(run: experiment.Run) -> tuple[Source, dict[str, list[str]]]:
-    """The source that the experiment `source` trained, and its classes by role."""
-    roles: dict[str, list[str]] = {"base": [], "validation": [], "novel": []}
+def trained(run: experiment.Run, device: str) -> Trained:
+    """The source that the experiment `source` trained, on a device."""
+    classes: dict[str, list[str]] = {"base": [], "validation": [], "novel": []}
+    dataset = ""
     for row in run.used_rows("source"):
         if row["part"] == "class":
-            roles[str(row["role"])].append(str(row["name"]))
-    return Source.of_tensors(run.used_tensors("source", "source")), roles
-
-
-def codebook(source: Source, rows: int, seed: int) -> Tensor:
-    """The default codebook of a source."""
-    return build("clustered", rows, source.means, source.learned, seed)
-
-
-def domain(config: TaskConfig, name: str, source: Source, novel: list[str]) -> Domain:
-    """The pool of a target, ready for tasks."""
-    pool = data.target(name, config.per_class, config.size, config.seed, novel)
-    images = pool.images()
-    return Domain(name, pool, images, cells_in_parts(source.network, images))
+            classes[str(row["role"])].append(str(row["name"]))
+        elif row["part"] == "network":
+            dataset = str(row["dataset"])
+    tensors = run.used_tensors("source", "source")
+    source = Source.of_tensors({name: value.to(device) for name, value in tensors.items()})
+    source.network.to(device)
+    return Trained(source, classes, dataset)  # type: ignore[arg-type]
 
 
 def groups(count: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that cover `count`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def adapted_counts(
+    config: AlignConfig,
+    place: Domain,
+    shots: int,
+    source: Source,
+    book: Tensor,
+    how: Alignment,
+    count: int | None = None,
+) -> list[int]:
+    """Right answers of each task, or of the first `count`, adapted as `how` says, inductive."""
+    tasks = place.tasks(config, shots)
+    found: list[int] = []
+    for part in groups(config.tasks if count is None else count, config.group):
+        support, query = place.images[tasks.support[part]], place.images[tasks.query[part]]
+        seeds = task_seeds(config, place.name, shots, part)
+        network = align(source.network, support, config.ways, book, source.scale, how, seeds)
+        scores = ridge_head(*embed(network, support, query, "inductive"), config.ways)
+        found += right(scores, tasks.y_query[part])
+    return found
 
 
 def task_seeds(config: TaskConfig, name: str, shots: int, part: slice) -> list[int]:
@@ -118,7 +183,7 @@ def task_seeds(config: TaskConfig, name: str, shots: int, part: slice) -> list[i
 
 def right(scores: Tensor, labels: Tensor) -> list[int]:
     """How many queries of each task have their class on top: of scores [tasks, q, ways]."""
-    return (scores.argmax(-1) == labels).sum(-1).tolist()
+    return (scores.argmax(-1) == labels.to(scores.device)).sum(-1).tolist()
 
 
 def centre(source: Source) -> Tensor:

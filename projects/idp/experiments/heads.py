@@ -6,9 +6,8 @@ It is meta-trained on tasks of the source's base classes.
 import torch
 from pydantic import PositiveFloat, PositiveInt
 
-from projects.idp import data
 from projects.idp.classify import ridge_head
-from projects.idp.experiments.common import TaskConfig, domain, groups, right, trained
+from projects.idp.experiments.common import TaskConfig, groups, right, trained
 from projects.idp.gnn import GraphHead, graph_scores, train_graph_head
 from projects.idp.source import cells_in_parts
 from shared import experiment
@@ -28,10 +27,10 @@ class Config(TaskConfig):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    source, roles = trained(run)
-    base = data.quickdraw(roles["base"], config.size).per_class(config.per_class, config.seed)
+    base = trained(run, config.device)
+    source, images = base.source, base.images("base", config)
     episodes = sample_episodes(
-        base.labels,
+        images.labels,
         config.episodes,
         config.ways,
         config.base_shots,
@@ -40,13 +39,13 @@ def run(config: Config, run: experiment.Run) -> None:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(config.seed, "graph head"))
-        head = GraphHead(source.network.width, config.ways)
-    cells = cells_in_parts(source.network, base.images())
+        head = GraphHead(source.network.width, config.ways).to(config.device)
+    cells = cells_in_parts(source.network, images.images().to(config.device))
     head = train_graph_head(
         head, cells, episodes, config.ways, source.scale, config.rate, config.batch
     )
     for name in run.progress(config.targets, "targets"):
-        place = domain(config, name, source, roles["novel"])
+        place = base.domain(config, name)
         for shots in config.shots:
             tasks = place.tasks(config, shots)
             counts: dict[str, list[int]] = {"ridge": [], "graph": [], "graph_batch": []}

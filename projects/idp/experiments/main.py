@@ -13,8 +13,6 @@ from projects.idp.experiments.common import (
     AlignConfig,
     Domain,
     centre,
-    codebook,
-    domain,
     groups,
     right,
     task_seeds,
@@ -32,11 +30,12 @@ class Config(AlignConfig):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    source, roles = trained(run)
-    book = codebook(source, config.codebook_rows, config.seed)
+    base = trained(run, config.device)
+    source = base.source
+    book = base.codebook("clustered", config.codebook_rows, config.seed)
     others = peers(centre(source), config.peer_steps, config.peer_rate)
     for name in run.progress(config.targets, "targets"):
-        place = domain(config, name, source, roles["novel"])
+        place = base.domain(config, name)
         for shots in config.shots:
             found = frozen(config, place, shots, others)
             for part in run.progress(list(groups(config.tasks, config.group)), f"{name}, {shots}"):
@@ -87,7 +86,9 @@ def adapted(
         found[f"{method}_batch"] = right(scores, y)
         found[f"{method}_propagated"] = right(propagate(scores, q.mean(2)), y)
 
-    plain = align(source.network, support, config.ways, book, source.scale, config.how(steps=0), seeds)
+    plain = align(
+        source.network, support, config.ways, book, source.scale, config.how(steps=0), seeds
+    )
     transductive(plain, labels.RIDGE)
     for method, losses in METHODS.items():
         network = align(

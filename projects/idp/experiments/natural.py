@@ -5,29 +5,29 @@ Its codebook is clustered of the mean maps of CIFAR-10's classes, which stand fo
 images that it was trained on. All tasks are classified without adaptation, some with.
 """
 
-
-import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from projects.idp import labels
-from projects.idp.align import align
 from projects.idp.backbone import Normalised
 from projects.idp.baselines import nearest_mean
-from projects.idp.classify import embed, ridge_head
+from projects.idp.classify import ridge_head
 from projects.idp.codebook import build, class_means
 from projects.idp.data import target
 from projects.idp.experiments.common import (
     METHODS,
     AlignConfig,
-    domain,
+    Domain,
+    Trained,
+    adapted_counts,
     groups,
     right,
-    task_seeds,
     trained,
 )
 from projects.idp.source import Source, cells_in_parts
 from shared import experiment
+
+COLUMNS = (labels.NEAREST_MEAN, labels.RIDGE, *METHODS)
 
 
 class Config(AlignConfig):
@@ -46,58 +46,49 @@ class Config(AlignConfig):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    _, roles = trained(run)
+    base = trained(run, config.device)  # for the classes of the nearest target
     source, book = natural(config)
     for name in run.progress(config.targets, "targets"):
-        place = domain(config, name, source, roles["novel"])
+        place = Trained(source, base.classes, base.dataset).domain(config, name)
         for shots in config.shots:
-            tasks = place.tasks(config, shots)
-            support, query = place.cells[tasks.support], place.cells[tasks.query]
-            found = {
-                labels.NEAREST_MEAN: right(
-                    nearest_mean(support.mean(2), query.mean(2), config.ways), tasks.y_query
-                ),
-                labels.RIDGE: [
-                    count
-                    for part in groups(config.tasks, config.group)
-                    for count in right(
-                        ridge_head(support[part], query[part], config.ways), tasks.y_query[part]
-                    )
-                ],
-            }
+            found = frozen_counts(config, place, shots)
             if name in config.adapted and shots == config.adapted_shots:
                 for method, losses in METHODS.items():
-                    found[method] = []
-                    for part in groups(config.adapted_tasks, config.group):
-                        images = place.images[tasks.support[part]]
-                        network = align(
-                            source.network, images, config.ways, book, source.scale,
-                            config.how(losses), task_seeds(config, name, shots, part),
-                        )
-                        both = embed(
-                            network, images, place.images[tasks.query[part]], "inductive"
-                        )
-                        scores = ridge_head(*both, config.ways)
-                        found[method] += right(scores, tasks.y_query[part])
+                    found[method] = adapted_counts(
+                        *(config, place, shots, source, book, config.how(losses)),
+                        count=config.adapted_tasks,
+                    )
             for number in range(config.tasks):
-                counts = {
-                    method: some[number] if number < len(some) else None
-                    for method, some in found.items()
-                }
                 run.row(
                     target=name,
                     shots=shots,
                     task=number,
                     queries=config.ways * config.queries,
-                    **{method: counts.get(method) for method in (labels.NEAREST_MEAN, labels.RIDGE, *METHODS)},
+                    **{
+                        method: found[method][number] if number < len(found[method]) else None
+                        for method in COLUMNS
+                    },
                 )
+
+
+def frozen_counts(config: Config, place: Domain, shots: int) -> dict[str, list[int]]:
+    """Right answers of each task without adaptation; none yet for the methods that adapt."""
+    tasks = place.tasks(config, shots)
+    found: dict[str, list[int]] = {method: [] for method in COLUMNS}
+    for part in groups(config.tasks, 10):
+        support, query = place.cells[tasks.support[part]], place.cells[tasks.query[part]]
+        means = nearest_mean(support.mean(2), query.mean(2), config.ways)
+        found[labels.NEAREST_MEAN] += right(means, tasks.y_query[part])
+        scores = ridge_head(support, query, config.ways)
+        found[labels.RIDGE] += right(scores, tasks.y_query[part])
+    return found
 
 
 def natural(config: Config) -> tuple[Source, Tensor]:
     """The backbone with its stand-in source, and the codebook."""
-    network = Normalised.named(config.backbone, config.size)
-    images = target(config.source, config.per_class, config.size, config.seed, [])
-    cells = cells_in_parts(network, images.images())
-    means = class_means(cells, images.labels, len(images.classes))
+    network = Normalised.named(config.backbone, config.size).to(config.device)
+    images = target(config.source, config.per_class, config.size, config.seed, [], config.root)
+    cells = cells_in_parts(network, images.images().to(config.device))
+    means = class_means(cells, images.labels.to(config.device), len(images.classes))
     book = build("clustered", config.codebook_rows, means, means, config.seed)
     return Source(network, means, means, config.scale), book

@@ -8,9 +8,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from projects.idp import data
-from projects.idp.codebook import Kind, build
-from projects.idp.experiments.common import domain, trained
+from projects.idp.codebook import Kind
+from projects.idp.experiments.common import ImagesConfig, trained
 from projects.idp.ridge import effective_dimension, reconstruct
 from projects.idp.source import cells_in_parts
 from projects.idp.style import content, gram_distance, moments_distance, style
@@ -18,17 +17,11 @@ from shared import experiment
 from shared.seeding import generator
 
 
-class Config(experiment.Config):
-    targets: list[str] = Field(min_length=1)
-    """Domains beside the source."""
+class Config(ImagesConfig):
     draws: PositiveInt
     """Disjoint draws of images of each domain."""
     images: PositiveInt
     """Images of a draw."""
-    per_class: PositiveInt
-    """Images of a class in a pool, at most."""
-    size: PositiveInt
-    """Pixels an edge."""
     codebooks: list[tuple[Kind, PositiveInt]] = Field(min_length=1, strict=False)
     """Codebooks, by how they are made and their rows; the first one is that of the pictures."""
     shown: list[str]
@@ -38,13 +31,12 @@ class Config(experiment.Config):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    source, roles = trained(run)
-    base = data.quickdraw(roles["base"], config.size).per_class(config.per_class, config.seed)
-    base_cells = cells_in_parts(source.network, base.images())
+    base = trained(run, config.device)
+    drawings = base.images("base", config).images().to(config.device)
+    base_cells = cells_in_parts(base.source.network, drawings)
     reference = style(base_cells)
     books = {
-        (kind, rows): build(kind, rows, source.means, source.learned, config.seed)
-        for kind, rows in config.codebooks
+        (kind, rows): base.codebook(kind, rows, config.seed) for kind, rows in config.codebooks
     }
     first = next(iter(books.values()))
     gallery = []
@@ -52,12 +44,12 @@ def run(config: Config, run: experiment.Run) -> None:
         if name == "source":
             cells = base_cells
         else:
-            place = domain(config, name, source, roles["novel"])  # type: ignore[arg-type]
+            place = base.domain(config, name)
             cells = place.cells
             if name in config.shown:
                 rows = order(len(cells), config.seed, name)[: config.pictures]
                 gallery.append(
-                    mosaics(place.images[rows], cells[rows], first, base.images(), base_cells)
+                    mosaics(place.images[rows], cells[rows], first, drawings, base_cells)
                 )
         for draw, rows in enumerate(order(len(cells), config.seed, name).split(config.images)):
             if draw >= config.draws or len(rows) < config.images:
@@ -119,4 +111,4 @@ def mosaics(
             )
             pictures.append(F.fold(chosen[None], (size, size), side, stride=side)[0])
         found.append(torch.stack(pictures).movedim(1, -1))
-    return (255 * torch.stack(found)).round().to(torch.uint8).numpy()
+    return (255 * torch.stack(found)).round().to(torch.uint8).cpu().numpy()

@@ -3,28 +3,15 @@ as drawn and under shifts that are no target (negatives, blur), so that adaptati
 do.
 """
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
-import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
-from projects.idp import data
-from projects.idp.align import IDP, align
-from projects.idp.classify import embed, ridge_head
-from projects.idp.codebook import build
-from projects.idp.experiments.common import (
-    METHODS,
-    AlignConfig,
-    Domain,
-    groups,
-    right,
-    task_seeds,
-    trained,
-)
+from projects.idp.experiments.common import METHODS, AlignConfig, Domain, adapted_counts, trained
 from projects.idp.norms import Scope
-from projects.idp.source import cells_in_parts
 from shared import experiment
 
 Shift = Literal["as drawn", "negative", "blurred"]
@@ -51,54 +38,49 @@ def shifted(images: Tensor, shift: Shift) -> Tensor:
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    source, roles = trained(run)
-    drawings = data.quickdraw(roles["validation"], config.size).per_class(
-        config.per_class, config.seed
-    )
-    tried = [
-        *((rate, config.scope, config.codebook_rows) for rate in config.rates),
-        *((config.rate, scope, config.codebook_rows) for scope in config.scopes),
-        *((config.rate, config.scope, size) for size in config.sizes),
-    ]
+    base = trained(run, config.device)
+    drawings = base.images("validation", config)
     for shift in config.targets:
-        images = shifted(drawings.images(), shift)
-        place = Domain(shift, drawings, images, cells_in_parts(source.network, images))
+        images = shifted(drawings.images(), shift).to(config.device)
+        place = Domain.of(shift, drawings, images, base.source)
         for shots in config.shots:
-            tasks = place.tasks(config, shots)
-
-            def judge(how: object, book: Tensor) -> list[int]:
-                counts: list[int] = []
-                for part in groups(config.tasks, config.group):
-                    support = images[tasks.support[part]]  # noqa: B023
-                    seeds = task_seeds(config, shift, shots, part)  # noqa: B023
-                    network = align(
-                        source.network, support, config.ways, book, source.scale, how, seeds
+            plain = config.how(steps=0)
+            default = base.codebook("clustered", config.codebook_rows, config.seed)
+            before = adapted_counts(config, place, shots, base.source, default, plain)
+            for one in run.progress(list(tried(config)), f"{shift}, {shots} shots"):
+                book = base.codebook("clustered", one.rows, config.seed)
+                how = config.how(METHODS[one.method], rate=one.rate, scope=one.scope)
+                counts = adapted_counts(config, place, shots, base.source, book, how)
+                for number, (count, ridge) in enumerate(zip(counts, before, strict=True)):
+                    run.row(
+                        shift=shift,
+                        shots=shots,
+                        task=number,
+                        method=one.method,
+                        rate_ratio=one.rate,
+                        scope=one.scope,
+                        rows=one.rows,
+                        queries=config.ways * config.queries,
+                        right=count,
+                        ridge=ridge,
                     )
-                    query = images[tasks.query[part]]  # noqa: B023
-                    scores = ridge_head(*embed(network, support, query, "inductive"), config.ways)
-                    counts += right(scores, tasks.y_query[part])  # noqa: B023
-                return counts
 
-            default = build(
-                "clustered", config.codebook_rows, source.means, source.learned, config.seed
-            )
-            plain = judge(config.how(steps=0), default)
-            for rate, scope, size in run.progress(tried, f"{shift}, {shots} shots"):
-                book = build("clustered", size, source.means, source.learned, config.seed)
-                for method, losses in METHODS.items():
-                    if losses != IDP and size != config.codebook_rows:
-                        continue  # it has no codebook
-                    counts = judge(config.how(losses, rate=rate, scope=scope), book)
-                    for number, (count, before) in enumerate(zip(counts, plain, strict=True)):
-                        run.row(
-                            shift=shift,
-                            shots=shots,
-                            task=number,
-                            method=method,
-                            rate_ratio=rate,
-                            scope=scope,
-                            rows=size,
-                            queries=config.ways * config.queries,
-                            right=count,
-                            ridge=before,
-                        )
+
+class Trial(NamedTuple):
+    """One setting that is tried."""
+
+    method: str
+    rate: float
+    scope: Scope
+    rows: int
+
+
+def tried(config: Config) -> Iterator[Trial]:
+    """Each rate, the other layers and the other codebooks, one at a time."""
+    for method in METHODS:
+        for rate in config.rates:
+            yield Trial(method, rate, config.scope, config.codebook_rows)
+        for scope in config.scopes:
+            yield Trial(method, config.rate, scope, config.codebook_rows)
+    for rows in config.sizes:
+        yield Trial("idp", config.rate, config.scope, rows)

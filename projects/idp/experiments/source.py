@@ -1,4 +1,4 @@
-"""Stage 1: the source network, trained with dense prototypes on Quick, Draw!'s base classes.
+"""Stage 1: the source network, trained with dense prototypes on the base classes of its source.
 
 The other experiments take its weights and its split of the classes.
 """
@@ -14,6 +14,10 @@ from shared.seeding import step_seed
 
 
 class Config(experiment.Config):
+    dataset: data.Source
+    """Whose classes the network is trained on."""
+    root: str | None
+    """Folder of the published data sets, where the source is one of them."""
     base: PositiveInt
     """Classes that the network is trained on."""
     validation: PositiveInt
@@ -39,28 +43,34 @@ class Config(experiment.Config):
     """First learning rate of SGD."""
     weight_decay: NonNegativeFloat
     """Of SGD."""
+    device: str = "cpu"
+    """Where tensors live: cpu, or cuda."""
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    roles = dict(
-        zip(
-            ("base", "validation", "novel"),
-            data.source_classes(config.base, config.validation, config.novel, config.seed),
-            strict=True,
-        )
+    roles = data.source_roles(
+        config.dataset, config.base, config.validation, config.novel, config.seed, config.root
     )
     for role, names in roles.items():
         for name in names:
             run.row(part="class", role=role, name=name)
-    drawings = data.quickdraw(roles["base"], config.size).per_class(config.per_class, config.seed)
+    images = data.source_images(
+        config.dataset,
+        "base",
+        roles["base"],
+        config.per_class,
+        config.size,
+        config.seed,
+        config.root,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(step_seed(config.seed, "source network"))
         network = ResidualNet(3, config.stem, config.kernel, config.widths)
     training = Training(
-        network,
-        drawings.images(),
-        drawings.labels,
-        config.base,
+        network.to(config.device),
+        images.images().to(config.device),
+        images.labels.to(config.device),
+        len(roles["base"]),
         rows=config.rows,
         epochs=config.epochs,
         batch=config.batch,
@@ -72,12 +82,13 @@ def run(config: Config, run: experiment.Run) -> None:
         loss, accuracy = training.epoch(number)
         run.row(part="epoch", epoch=number, loss=loss, accuracy=accuracy)
     source = training.source()
-    cells = cells_in_parts(network, drawings.images()[:1])
+    cells = cells_in_parts(network, training.images[:1])
     run.row(
         part="network",
+        dataset=config.dataset,
         parameters=sum(p.numel() for p in network.parameters()),
         cells=cells.shape[1],
         width=network.width,
         scale_ratio=source.scale,
     )
-    run.save_tensors("source", source.tensors())
+    run.save_tensors("source", {name: value.cpu() for name, value in source.tensors().items()})

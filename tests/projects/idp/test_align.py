@@ -122,8 +122,9 @@ def test_without_the_proxy_losses_the_codebook_does_not_matter_bit_by_bit():
     for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     with_proxies = adapt(Alignment(steps=2, rate=1e-2, pseudo=2))
-    assert not torch.equal(next(iter(one.norms.values())).weight,
-                           next(iter(with_proxies.norms.values())).weight)
+    assert not torch.equal(
+        next(iter(one.norms.values())).weight, next(iter(with_proxies.norms.values())).weight
+    )
 
 
 def test_only_affine_parameters_change_and_the_source_does_not():
@@ -170,8 +171,14 @@ def test_where_proxies_are_their_targets_they_say_nothing():
 
     assert torch.allclose(loss(0, 0, 1), torch.zeros(2, dtype=torch.float64), atol=1e-9)
     assert torch.allclose(loss(0, 1, 0), loss(1, 0, 0), atol=1e-6)
-    assert bool((task_losses(cells, labels, books, BOOK.double(), SCALE,
-                             Alignment(losses=Losses(0, 0, 1))) > 1e-3).all())
+    assert bool(
+        (
+            task_losses(
+                cells, labels, books, BOOK.double(), SCALE, Alignment(losses=Losses(0, 0, 1))
+            )
+            > 1e-3
+        ).all()
+    )
 
 
 def test_as_released_the_class_codebooks_are_noise():
@@ -197,7 +204,7 @@ def test_pseudo_queries_keep_class_order_and_range_and_depend_on_seed_and_step()
     )
     many = pseudo_queries(images, 2, 300, [5], 0)[0]
     assert 0 <= float(many.min()) <= float(many.max()) <= 1
-    same = (many == images[0, (torch.arange(2)[:, None] * 2 + torch.arange(300) % 2).flatten()])
+    same = many == images[0, (torch.arange(2)[:, None] * 2 + torch.arange(300) % 2).flatten()]
     share = float(same.flatten(1).all(1).float().mean())
     assert 0.02 < share < 0.12  # unchanged: .7 * (.7 + .3 / 6) * .5 * .5 * .5, about 0.066
 

@@ -107,6 +107,7 @@ def times(alone=2.0, once=1.0, single=0.3, trained=500, same=1.0, rounds=6):
             "repeat": repeat,
             "core_seconds": seconds * (1 + 0.01 * repeat),
             "tasks": 8,
+            "single_steps": 20,
             "trained": trained,
             "parameters": 50_000,
             "same_share": same,
@@ -157,9 +158,7 @@ def test_every_claim_can_fail_and_can_hold():
     require_falsifiable("idp", failing=FAILING, holding=HOLDING)
 
 
-@pytest.mark.parametrize(
-    "name", ["gain", "proxies_pay", "transductive", "ridge_head", "chance"]
-)
+@pytest.mark.parametrize("name", ["gain", "proxies_pay", "transductive", "ridge_head", "chance"])
 def test_few_tasks_decide_nothing(name):
     check = getattr(claims, name)
     assert check(pd.DataFrame(tasks(tasks=20, idp=3))).verdict == "not tested here"

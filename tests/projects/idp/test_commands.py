@@ -43,8 +43,24 @@ def folders(tmp_path_factory):
     write(root / "query", novel, 3, first=2)
     write(root / "new", novel, 3, first=2, flat=True)
     write(root / "target", novel, 8)
-    assert main(["pretrain", "--images", str(root / "base"), "--out", str(root / "source"),
-                 "--size", "16", "--epochs", "2", "--batch", "16"]) == 0
+    assert (
+        main(
+            [
+                "pretrain",
+                "--images",
+                str(root / "base"),
+                "--out",
+                str(root / "source"),
+                "--size",
+                "16",
+                "--epochs",
+                "2",
+                "--batch",
+                "16",
+            ]
+        )
+        == 0
+    )
     return root
 
 
@@ -87,8 +103,19 @@ def test_pretrain_writes_a_source_and_is_done_when_called_again(folders, capsys)
 def test_a_stopped_pretraining_goes_on_to_the_same_weights(folders, tmp_path, monkeypatch):
     from projects.idp import source
 
-    given = ["pretrain", "--images", str(folders / "base"), "--out", str(tmp_path / "out"),
-             "--size", "16", "--epochs", "2", "--batch", "16"]
+    given = [
+        "pretrain",
+        "--images",
+        str(folders / "base"),
+        "--out",
+        str(tmp_path / "out"),
+        "--size",
+        "16",
+        "--epochs",
+        "2",
+        "--batch",
+        "16",
+    ]
     epoch = source.Training.epoch
 
     def stopping(self, number):
@@ -225,8 +252,14 @@ def test_a_backbone_of_timm_with_weights_and_source_images(folders, tmp_path):
     body = backbone("timm:resnet10t", (3, 32, 32), seed=1)
     atomic_save(body.model.state_dict(), tmp_path / "w.safetensors", {"format": "pt"})
     given = arguments(
-        folders, "adapt", source="timm:resnet10t", weights=tmp_path / "w.safetensors", size=32,
-        source_images=folders / "base", out=tmp_path / "p.csv", steps=1,
+        folders,
+        "adapt",
+        source="timm:resnet10t",
+        weights=tmp_path / "w.safetensors",
+        size=32,
+        source_images=folders / "base",
+        out=tmp_path / "p.csv",
+        steps=1,
     )
     assert main(given) == 0
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 10
@@ -286,8 +319,15 @@ def test_queries_of_no_class_of_the_support(copied, capsys):
     ],
 )
 def test_networks_that_cannot_be_adapted(folders, module, tmp_path, capsys, function, words):
-    given = arguments(folders, "adapt", source=f"{module}:{function}", size=16,
-                      out=tmp_path / "p.csv", proxy_weight=0, agreement_weight=0)
+    given = arguments(
+        folders,
+        "adapt",
+        source=f"{module}:{function}",
+        size=16,
+        out=tmp_path / "p.csv",
+        proxy_weight=0,
+        agreement_weight=0,
+    )
     refused(capsys, given, words)
     assert not (tmp_path / "p.csv").exists()
 
@@ -338,7 +378,16 @@ def user_weights_of(content, place):
 
 
 def test_images_that_are_too_small_for_the_network(folders, tmp_path, capsys):
-    given = ["pretrain", "--images", str(folders / "base"), "--out", str(tmp_path / "out"),
-             "--network", "resnet10", "--size", "16"]
+    given = [
+        "pretrain",
+        "--images",
+        str(folders / "base"),
+        "--out",
+        str(tmp_path / "out"),
+        "--network",
+        "resnet10",
+        "--size",
+        "16",
+    ]
     refused(capsys, given, "at least 32")
     assert not (tmp_path / "out").exists()
