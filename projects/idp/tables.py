@@ -299,10 +299,11 @@ def ablation(ablation: pd.DataFrame) -> Table:
 
 def selection(selection: pd.DataFrame) -> Table:
     lines = []
-    for (method, rate, scope, rows), part in selection.groupby(
-        ["method", "rate_ratio", "scope", "rows"], sort=False
+    for (method, steps, rate, scope, rows), part in selection.groupby(
+        ["method", "steps", "rate_ratio", "scope", "rows"], sort=False
     ):
-        line = {"method": METHODS[str(method)].name, "rate": f"{rate:g}", "scope": scope}
+        line = {"method": METHODS[str(method)].name, "steps": int(steps)}
+        line |= {"rate": f"{rate:g}", "scope": scope}
         line["rows"] = str(rows) if method == IDP else ""
         for shift, own in part.groupby("shift", sort=False):
             line[str(shift)] = shown(difference(own, "right", "ridge"), sign=True)
@@ -318,6 +319,7 @@ def selection(selection: pd.DataFrame) -> Table:
         frame=frame,
         columns={
             "method": "method",
+            "steps": "steps",
             "rate": "rate",
             "scope": "layers",
             "rows": "codebook rows",

@@ -26,6 +26,8 @@ class Config(AlignConfig):
     """Layers that are tried beside the default."""
     sizes: list[PositiveInt]
     """Rows of the codebook that are tried beside the default."""
+    other_steps: list[PositiveInt]
+    """Numbers of steps that are tried beside the default."""
 
 
 def shifted(images: Tensor, shift: Shift) -> Tensor:
@@ -49,7 +51,8 @@ def run(config: Config, run: experiment.Run) -> None:
             before = adapted_counts(config, place, shots, base.source, default, plain)
             for one in run.progress(list(tried(config)), f"{shift}, {shots} shots"):
                 book = base.codebook("clustered", one.rows, config.seed)
-                how = config.how(METHODS[one.method], rate=one.rate, scope=one.scope)
+                losses = METHODS[one.method]
+                how = config.how(losses, rate=one.rate, scope=one.scope, steps=one.steps)
                 counts = adapted_counts(config, place, shots, base.source, book, how)
                 for number, (count, ridge) in enumerate(zip(counts, before, strict=True)):
                     run.row(
@@ -57,6 +60,7 @@ def run(config: Config, run: experiment.Run) -> None:
                         shots=shots,
                         task=number,
                         method=one.method,
+                        steps=one.steps,
                         rate_ratio=one.rate,
                         scope=one.scope,
                         rows=one.rows,
@@ -70,17 +74,18 @@ class Trial(NamedTuple):
     """One setting that is tried."""
 
     method: str
+    steps: int
     rate: float
     scope: Scope
     rows: int
 
 
 def tried(config: Config) -> Iterator[Trial]:
-    """Each rate, the other layers and the other codebooks, one at a time."""
+    """Each rate, and the other steps, layers and codebooks, one at a time."""
     for method in METHODS:
-        for rate in config.rates:
-            yield Trial(method, rate, config.scope, config.codebook_rows)
-        for scope in config.scopes:
-            yield Trial(method, config.rate, scope, config.codebook_rows)
-    for rows in config.sizes:
-        yield Trial("idp", config.rate, config.scope, rows)
+        default = Trial(method, config.steps, config.rate, config.scope, config.codebook_rows)
+        yield from (default._replace(rate=rate) for rate in config.rates)
+        yield from (default._replace(steps=steps) for steps in config.other_steps)
+        yield from (default._replace(scope=scope) for scope in config.scopes)
+        if method == "idp":  # the other has no codebook
+            yield from (default._replace(rows=rows) for rows in config.sizes)
