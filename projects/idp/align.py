@@ -81,7 +81,7 @@ def align(
     Args:
         network: with `spatial_map`; it is left as it is.
         support: [tasks, ways * shots, channels, h, w] from 0 to 1, class after class.
-        codebook: U [n, d] of the source.
+        codebook: U [n, d] of the source; of no use where no loss takes proxies.
         scale: of the min-max scaled logits, learned with the source.
         seeds: of the tasks, which decide their pseudo queries.
 
@@ -104,7 +104,9 @@ def align(
         adapted.set_momentum(momentum(step))
         queries = pseudo_queries(support, ways, how.pseudo, seeds, step)
         cells = adapted(torch.cat([support, queries], 1))
-        check_cells(cells, codebook)
+        check_finite(cells)
+        if how.losses.proxy or how.losses.agreement:
+            check_width(cells, codebook)
         n = support.shape[1]
         books = class_codebooks(cells[:, :n], ways)
         if how.released:
@@ -159,14 +161,18 @@ def random_like(books: Tensor, seeds: list[int]) -> Tensor:
     return torch.stack(drawn).to(books)
 
 
-def check_cells(cells: Tensor, codebook: Tensor) -> None:
-    """UserError where cells are not finite, or not as wide as the codebook."""
+def check_finite(cells: Tensor) -> None:
+    """UserError where cells are not finite."""
+    if not cells.isfinite().all():
+        raise UserError(
+            "the network gives features that are not finite; look at the images and the weights"
+        )
+
+
+def check_width(cells: Tensor, codebook: Tensor) -> None:
+    """UserError where cells are not as wide as the codebook."""
     if cells.shape[-1] != codebook.shape[-1]:
         raise UserError(
             f"the network's map has {cells.shape[-1]} channels and the codebook is of width"
             f" {codebook.shape[-1]}; take the codebook that was made with this network"
-        )
-    if not cells.isfinite().all():
-        raise UserError(
-            "the network gives features that are not finite; look at the images and the weights"
         )

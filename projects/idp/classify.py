@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from projects.idp.align import check_cells
+from projects.idp.align import check_finite
 from projects.idp.codebook import class_codebooks
 from projects.idp.norms import TaskNetwork
 from projects.idp.ridge import ridge_logits
@@ -29,7 +29,7 @@ def embed(
     adapted.use_batch(transductive)
     both = adapted(torch.cat([support, query], 1))
     adapted.use_batch(False)
-    check_cells(both, both)
+    check_finite(both)
     return both[:, : support.shape[1]], both[:, support.shape[1] :]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from projects.idp.align import Alignment, Losses, check_cells
+from projects.idp.align import Alignment, Losses, check_finite
 from projects.idp.backbone import Normalised
 from projects.idp.codebook import build, class_means
 from projects.idp.command import Adaptation
@@ -202,7 +202,7 @@ def _check(network: nn.Module, size: int, mode: reading.Mode) -> None:
     if not isinstance(found, Tensor) or found.dim() != 4:
         raise UserError("--source gives no spatial map [n, channels, h, w]")
     own = cells_in_parts(network, images)
-    check_cells(own, own)
+    check_finite(own)
     with torch.no_grad():
         ours = TaskNetwork(network, 3)(images.unsqueeze(1)).squeeze(1)
     if not torch.allclose(ours, own, rtol=1e-3, atol=1e-3 * float(own.abs().max())):

@@ -243,6 +243,19 @@ def test_the_users_own_network_with_its_own_codebook(folders, module, tmp_path):
     assert len(out.read_text().splitlines()) == 10
 
 
+def test_without_proxies_no_codebook_is_needed(folders, module, tmp_path):
+    given = arguments(
+        folders,
+        "adapt",
+        source=f"{module}:grey",
+        size=16,
+        out=tmp_path / "p.csv",
+        proxy_weight=0,
+        agreement_weight=0,
+    )
+    assert main(given) == 0
+
+
 def test_a_backbone_of_timm_with_weights_and_source_images(folders, tmp_path):
     import timm
 
