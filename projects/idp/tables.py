@@ -211,8 +211,8 @@ def proxies(proxies: pd.DataFrame) -> Table:
             "gram_proxy_source_ratio": Column("Gram P-S", "{:.2f}"),
         },
         notes=[
-            f"Means over {int(proxies['draw'].max()) + 1} draws of other images; the default"
-            " codebook.",
+            f"Means over {int(proxies['draw'].max()) + 1} draws of other images and"
+            f" {proxies['network'].nunique()} source network(s); the default codebook.",
             "The source's images are those that the codebook is made of.",
         ],
     )

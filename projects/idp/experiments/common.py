@@ -132,8 +132,13 @@ class Domain:
         )
 
 
-def trained(run: experiment.Run, device: str) -> Trained:
-    """The source that the experiment `source` trained, on a device."""
+def tensors_of(network: int) -> str:
+    """The name of the tensors of one of the networks of the experiment `source`."""
+    return f"source_{network}"
+
+
+def trained(run: experiment.Run, device: str, network: int = 0) -> Trained:
+    """A source that the experiment `source` trained, on a device."""
     classes: dict[str, list[str]] = {"base": [], "validation": [], "novel": []}
     dataset = ""
     for row in run.used_rows("source"):
@@ -141,7 +146,7 @@ def trained(run: experiment.Run, device: str) -> Trained:
             classes[str(row["role"])].append(str(row["name"]))
         elif row["part"] == "network":
             dataset = str(row["dataset"])
-    tensors = run.used_tensors("source", "source")
+    tensors = run.used_tensors("source", tensors_of(network))
     source = Source.of_tensors({name: value.to(device) for name, value in tensors.items()})
     source.network.to(device)
     return Trained(source, classes, dataset)  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from projects.idp.codebook import Kind
-from projects.idp.experiments.common import ImagesConfig, trained
+from projects.idp.experiments.common import ImagesConfig, Trained, trained
 from projects.idp.ridge import effective_dimension, reconstruct
 from projects.idp.source import cells_in_parts
-from projects.idp.style import content, gram_distance, moments_distance, style
+from projects.idp.style import Style, content, gram_distance, moments_distance, style
 from shared import experiment
 from shared.seeding import generator
 
@@ -31,7 +31,19 @@ class Config(ImagesConfig):
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    base = trained(run, config.device)
+    networks = [row["network"] for row in run.used_rows("source") if row["part"] == "network"]
+    gallery: list[np.ndarray] = []
+    for network in networks:
+        base = trained(run, config.device, int(str(network)))
+        study(config, run, base, int(str(network)), gallery)
+    if gallery:
+        run.array("gallery", np.stack(gallery))
+
+
+def study(
+    config: Config, run: experiment.Run, base: Trained, network: int, gallery: list[np.ndarray]
+) -> None:
+    """Rows of one source network; pictures of the first."""
     drawings = base.images("base", config).images().to(config.device)
     base_cells = cells_in_parts(base.source.network, drawings)
     reference = style(base_cells)
@@ -39,49 +51,48 @@ def run(config: Config, run: experiment.Run) -> None:
         (kind, rows): base.codebook(kind, rows, config.seed) for kind, rows in config.codebooks
     }
     first = next(iter(books.values()))
-    gallery = []
     for name in run.progress(["source", *config.targets], "domains"):
         if name == "source":
             cells = base_cells
         else:
             place = base.domain(config, name)
             cells = place.cells
-            if name in config.shown:
+            if name in config.shown and network == 0:
                 rows = order(len(cells), config.seed, name)[: config.pictures]
                 gallery.append(
                     mosaics(place.images[rows], cells[rows], first, drawings, base_cells)
                 )
-        for draw, rows in enumerate(order(len(cells), config.seed, name).split(config.images)):
-            if draw >= config.draws or len(rows) < config.images:
-                break
-            own = style(cells[rows])
+        parts = order(len(cells), config.seed, name).split(config.images)[: config.draws]
+        for draw, rows in enumerate(part for part in parts if len(part) == config.images):
             for (kind, size), book in books.items():
-                proxies = reconstruct(cells[rows], book)
-                kept, worn = content(cells[rows], proxies), style(proxies)
                 run.row(
                     domain=name,
+                    network=network,
                     codebook=kind,
                     rows=size,
                     draw=draw,
                     dimension_ratio=effective_dimension(book) / book.shape[1],
-                    error_ratio=kept.error,
-                    centred_ratio=kept.centred,
-                    cosine_ratio=kept.cosine,
-                    **{
-                        f"{measure}_{pair}_ratio": distance(a, b)
-                        for measure, distance in (
-                            ("moments", moments_distance),
-                            ("gram", gram_distance),
-                        )
-                        for pair, a, b in (
-                            ("target_source", own, reference),
-                            ("proxy_source", worn, reference),
-                            ("proxy_target", worn, own),
-                        )
-                    },
+                    **measures(cells[rows], book, reference),
                 )
-    if gallery:
-        run.array("gallery", np.stack(gallery))
+
+
+def measures(cells: Tensor, book: Tensor, reference: Style) -> dict[str, float]:
+    """Content and style of the proxies of cells."""
+    proxies = reconstruct(cells, book)
+    kept, own, worn = content(cells, proxies), style(cells), style(proxies)
+    found = {
+        "error_ratio": kept.error,
+        "centred_ratio": kept.centred,
+        "cosine_ratio": kept.cosine,
+    }
+    for measure, distance in (("moments", moments_distance), ("gram", gram_distance)):
+        for pair, a, b in (
+            ("target_source", own, reference),
+            ("proxy_source", worn, reference),
+            ("proxy_target", worn, own),
+        ):
+            found[f"{measure}_{pair}_ratio"] = distance(a, b)
+    return found
 
 
 def order(n: int, seed: int, name: str) -> Tensor:

@@ -5,12 +5,15 @@ The other experiments take its weights and its split of the classes.
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from projects.idp import data
+from projects.idp.experiments.common import tensors_of
 from projects.idp.network import ResidualNet
-from projects.idp.source import Training, cells_in_parts
+from projects.idp.source import Training
 from shared import experiment
 from shared.seeding import step_seed
+from shared.vision.images import LabelledImages
 
 
 class Config(experiment.Config):
@@ -34,6 +37,9 @@ class Config(experiment.Config):
     """Their edge."""
     widths: list[PositiveInt]
     """Channels of the blocks."""
+    networks: PositiveInt
+    """Networks that are trained, from other weights and in another order; the first is the source
+    of all experiments, the others are for what depends on the network."""
     rows: PositiveInt
     """Learnable rows of a class."""
     epochs: PositiveInt
@@ -63,32 +69,42 @@ def run(config: Config, run: experiment.Run) -> None:
         config.seed,
         config.root,
     )
+    for network in range(config.networks):
+        seed = config.seed if network == 0 else step_seed(config.seed, "network", network)
+        source = one(config, run, network, images, seed)
+        run.save_tensors(tensors_of(network), source)
+
+
+def one(
+    config: Config, run: experiment.Run, number: int, images: LabelledImages, seed: int
+) -> dict[str, Tensor]:
+    """Train a network, and return what is kept of it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(step_seed(config.seed, "source network"))
+        torch.manual_seed(step_seed(seed, "source network"))
         network = ResidualNet(3, config.stem, config.kernel, config.widths)
     training = Training(
         network.to(config.device),
         images.images().to(config.device),
         images.labels.to(config.device),
-        len(roles["base"]),
+        len(images.classes),
         rows=config.rows,
         epochs=config.epochs,
         batch=config.batch,
         rate=config.rate,
         weight_decay=config.weight_decay,
-        seed=config.seed,
+        seed=seed,
     )
-    for number in run.progress(range(1, config.epochs + 1), "epochs"):
-        loss, accuracy = training.epoch(number)
-        run.row(part="epoch", epoch=number, loss=loss, accuracy=accuracy)
+    for epoch in run.progress(range(1, config.epochs + 1), "epochs"):
+        loss, accuracy = training.epoch(epoch)
+        run.row(part="epoch", network=number, epoch=epoch, loss=loss, accuracy=accuracy)
     source = training.source()
-    cells = cells_in_parts(network, training.images[:1])
     run.row(
         part="network",
+        network=number,
         dataset=config.dataset,
         parameters=sum(p.numel() for p in network.parameters()),
-        cells=cells.shape[1],
+        cells=source.means.shape[1],
         width=network.width,
         scale_ratio=source.scale,
     )
-    run.save_tensors("source", {name: value.cpu() for name, value in source.tensors().items()})
+    return {name: value.cpu() for name, value in source.tensors().items()}

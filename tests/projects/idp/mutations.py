@@ -213,8 +213,8 @@ MUTATIONS = [
     ),
     Mutation(
         CLAIMS,
-        "if count > null:",
-        "if True:",
+        "if count > null and count >= 4:",
+        "if count >= 4:",
         "style between source and target needs no control",
         ("claims",),
     ),

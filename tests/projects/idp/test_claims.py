@@ -36,12 +36,12 @@ def tasks(tasks=60, one=0, five=20, **gain):
     ]
 
 
-def domains(errors, between=True, near_error=0.15, kinds=("clustered", "random")):
+def domains(errors, between=True, near_error=0.15, networks=5):
     """Rows of `proxies`; `errors` of the targets that are not the nearest."""
     found = []
-    for kind in kinds:
+    for kind in ("clustered", "random"):
         control = kind == "random"
-        for draw in range(5):
+        for draw, network in ((d, n) for d in range(5) for n in range(networks)):
             for name, error in [
                 ("source", 0.1),
                 ("quickdraw", near_error),
@@ -50,10 +50,11 @@ def domains(errors, between=True, near_error=0.15, kinds=("clustered", "random")
                 found.append(
                     {
                         "domain": name,
+                        "network": network,
                         "codebook": kind,
                         "rows": 9,
                         "draw": draw,
-                        "error_ratio": error + 1e-4 * draw * (1 + len(name) % 3),
+                        "error_ratio": error + 1e-4 * (draw + network) * (1 + len(name) % 3),
                         "centred_ratio": error,
                         "cosine_ratio": 0.9,
                         "dimension_ratio": 0.1,
@@ -182,7 +183,13 @@ def test_style_between_means_nothing_where_a_random_codebook_does_it():
 def test_the_mean_alone_makes_content_partly():
     rows = pd.DataFrame(domains([0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3]))
     assert claims.content(rows).verdict == "partly"
-    assert claims.content(rows[rows["draw"] < 3]).verdict == "not tested here"
+    few = rows[(rows["draw"] < 3) & (rows["network"] == 0)]
+    assert claims.content(few).verdict == "not tested here"
+
+
+def test_one_source_network_is_partly():
+    rows = pd.DataFrame(domains([0.2, 0.21, 0.22, 0.23, 0.24, 0.25, 0.26], networks=1))
+    assert claims.content(rows).verdict == claims.style(rows).verdict == "partly"
 
 
 def test_a_speed_with_other_answers_is_none():
