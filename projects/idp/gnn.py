@@ -67,7 +67,9 @@ class GraphHead(nn.Module):
         self.out = nn.Linear(2 * size, ways)
 
     def forward(self, support: Tensor, query: Tensor, guess: Tensor) -> Tensor:
-        """Args:
+        """Message passing on a graph for each query.
+
+        Args:
             support: pooled features [tasks, ways * shots, d], class after class.
             query: [tasks, q, d].
             guess: softmax of the ridge logits, [tasks, q, ways].
