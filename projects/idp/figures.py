@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from projects.idp.labels import DISPLAY, FINE_TUNING, IDP, RIDGE
+from projects.idp.labels import COLOURS, DISPLAY, FINE_TUNING, IDP, RIDGE
 from projects.idp.tables import ablation_lines, by_target, difference, style_means
 from shared.figures import PALETTE
 from shared.rows import read_array
@@ -20,9 +20,9 @@ def differences(main: pd.DataFrame) -> Figure:
     for axes, count in zip(panels[0], shots, strict=True):
         targets = by_target(main, count)
         places = np.arange(len(targets))[::-1]
-        for shift, second, colour, name in (
-            (0.16, FINE_TUNING, "blue", "less fine-tuning without proxies"),
-            (-0.16, RIDGE, "black", "less the ridge head, not adapted"),
+        for shift, second, name in (
+            (0.16, FINE_TUNING, "less fine-tuning without proxies"),
+            (-0.16, RIDGE, "less the ridge head, not adapted"),
         ):
             gaps = [difference(rows, IDP, second) for rows in targets.values()]
             middle = 100 * np.array([gap.value for gap in gaps])
@@ -32,7 +32,7 @@ def differences(main: pd.DataFrame) -> Figure:
                 places + shift,
                 xerr=half,
                 fmt="o",
-                color=PALETTE[colour],
+                color=PALETTE[COLOURS[second]],
                 label=name,
                 linewidth=1.6,
                 markersize=5,

@@ -55,4 +55,5 @@ NEAR, GREY, FAR = (
 )
 
 CHANCE = 0.2  # of five ways
-COLOURS = {RIDGE: "black", FINE_TUNING: "orange", IDP: "blue", IDP_BATCH: "sky"}
+# of what IDP is compared with in the figure of differences
+COLOURS = {FINE_TUNING: "blue", RIDGE: "black"}
