@@ -220,8 +220,8 @@ MUTATIONS = [
     ),
     Mutation(
         CLAIMS,
-        "elif above > below and above >= 2:",
-        "elif above >= 2:",
+        "elif above > below and above >= 0.25 * cells:",
+        "elif above >= 0.25 * cells:",
         "a gain in as many cells as lose is partly one",
         ("claims",),
     ),

@@ -169,7 +169,11 @@ def test_a_gain_in_some_cells_is_partly_unless_as_many_lose():
     frame = pd.DataFrame(tasks())
     up, down = frame["target"].isin(["mnist", "digits"]), frame["target"].isin(["photos", "emoji"])
     some = frame.assign(idp=frame["idp"] + 3 * up + up * (frame["task"] % 2))
-    assert claims.gain(some).verdict == "partly"
+    assert claims.gain(some).verdict == "partly"  # a quarter of the cells
+    one = frame["target"] == "mnist"
+    fewer = frame.assign(idp=frame["idp"] + 3 * one + one * (frame["task"] % 2))
+    assert claims.gain(fewer).verdict == "fails"
+    assert claims.gain(some).measured.endswith("without proxies: above in 0, below in 0")
     both = some.assign(idp=some["idp"] - 3 * down - down * (frame["task"] % 2))
     assert claims.gain(both).verdict == "fails"
 
