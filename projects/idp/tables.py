@@ -347,7 +347,7 @@ def heads(heads: pd.DataFrame) -> Table:
     frame = pd.DataFrame(lines)
     return Table(
         title="The graph head",
-        caption="Without adaptation, on the tasks of the main table; inductive unless said.",
+        caption="Without adaptation, on the first tasks of the main table; inductive unless said.",
         frame=frame,
         columns=_columns(frame, "shots", "head"),
         notes=[INTERVAL],

@@ -21,7 +21,9 @@ class Config(TaskConfig):
     base_shots: PositiveInt
     """Support images of a class in them."""
     batch: PositiveInt
-    """Tasks of a step, and of an evaluation."""
+    """Tasks of a step."""
+    group: PositiveInt
+    """Tasks that are classified at once."""
     rate: PositiveFloat
     """Of Adam."""
 
@@ -50,18 +52,19 @@ def run(config: Config, run: experiment.Run) -> None:
             tasks = place.tasks(config, shots)
             counts: dict[str, list[int]] = {"ridge": [], "graph": [], "graph_batch": []}
             with torch.no_grad():
-                for part in groups(config.tasks, config.batch):
+                for part in groups(config.tasks, config.group):
                     support, query = (
                         place.cells[rows[part]] for rows in (tasks.support, tasks.query)
                     )
                     y = tasks.y_query[part]
                     counts["ridge"] += right(ridge_head(support, query, config.ways), y)
-                    for method, batch in (("graph", False), ("graph_batch", True)):
-                        one_by_one = [
-                            graph_scores(head, *one, config.ways, source.scale, batch)
-                            for one in zip(support.split(1), query.split(1), strict=True)
-                        ]
-                        counts[method] += right(torch.cat(one_by_one), y)
+                    scores = graph_scores(head, support, query, config.ways, source.scale)
+                    counts["graph"] += right(scores, y)
+                    one_by_one = [  # a task's statistics are its own
+                        graph_scores(head, *one, config.ways, source.scale, batch=True)
+                        for one in zip(support.split(1), query.split(1), strict=True)
+                    ]
+                    counts["graph_batch"] += right(torch.cat(one_by_one), y)
             for number in range(config.tasks):
                 run.row(
                     target=name,
