@@ -115,7 +115,7 @@ def ablation(ablation: pd.DataFrame) -> Figure:
     lines = lines[~((lines["what"] == "losses") & (lines["value"] == "T"))]
     names = lines[["what", "value"]].drop_duplicates()
     places = np.arange(len(names))[::-1]
-    figure, axes = plt.subplots(figsize=(7.2, 0.34 * len(names) + 1.4))
+    figure, axes = plt.subplots(figsize=(7.2, 0.34 * len(names) + 1.6))
     colours = ("blue", "orange", "green", "purple")
     targets = list(lines.groupby(["target", "shots"], sort=False))
     for number, ((target, shots), part) in enumerate(targets):
@@ -134,5 +134,5 @@ def ablation(ablation: pd.DataFrame) -> Figure:
     axes.set_yticks(places, [f"{what} {value}".strip() for what, value in names.to_numpy()])
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="points over fine-tuning with T alone", title="Ablation")
-    axes.legend(loc="lower left" if len(names) < 6 else "best", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
