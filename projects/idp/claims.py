@@ -100,8 +100,7 @@ def gain(main: pd.DataFrame) -> Verdict:
     above, below, _, _ = _signs(main, FINE_TUNING, RIDGE)
     return replace(
         found,
-        measured=f"{found.measured}; fine-tuning without proxies: above in {above}, below in"
-        f" {below}",
+        measured=f"{found.measured}; fine-tuning without proxies: {above} above, {below} below",
     )
 
 

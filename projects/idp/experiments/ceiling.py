@@ -21,6 +21,7 @@ from shared.vision.training import train
 
 class Config(TaskConfig):
     epochs: PositiveInt
+    """Passes over the images."""
     batch: PositiveInt
     """Images of a step."""
     rate: PositiveFloat

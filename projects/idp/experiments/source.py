@@ -43,6 +43,7 @@ class Config(experiment.Config):
     rows: PositiveInt
     """Learnable rows of a class."""
     epochs: PositiveInt
+    """Passes over the images."""
     batch: PositiveInt
     """Images of a step."""
     rate: PositiveFloat
