@@ -227,8 +227,8 @@ MUTATIONS = [
     ),
     Mutation(
         EVALUATE,
-        '"fine_tuning": alignment(recipe, FINE_TUNING),\n        "idp": alignment(recipe),',
-        '"fine_tuning": alignment(recipe),\n        "idp": alignment(recipe, FINE_TUNING),',
+        '"fine_tuning": alignment(recipe, FINE_TUNING),\n        "idp": alignment(recipe)',
+        '"fine_tuning": alignment(recipe),\n        "idp": alignment(recipe, FINE_TUNING)',
         "evaluate exchanges IDP and fine-tuning",
         ("commands",),
     ),
