@@ -196,6 +196,12 @@ def test_one_source_network_is_partly():
     assert claims.content(rows).verdict == claims.style(rows).verdict == "partly"
 
 
+def test_without_known_targets_content_and_style_say_nothing():
+    rows = pd.DataFrame(domains([0.2] * 7))
+    other = rows[rows["domain"] == "source"]
+    assert claims.content(other).verdict == claims.style(other).verdict == "not tested here"
+
+
 def test_a_speed_with_other_answers_is_none():
     assert claims.together(pd.DataFrame(times(same=0.9))).verdict == "fails"
     assert claims.together(pd.DataFrame(times(alone=1.2))).verdict == "partly"

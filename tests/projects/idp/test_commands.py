@@ -193,6 +193,25 @@ def test_evaluate_compares_on_the_same_tasks_and_goes_on_where_it_was(
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.csv", "b.csv"]
 
 
+def test_evaluate_names_each_method_by_what_it_does(folders, tmp_path, monkeypatch):
+    from projects.idp import evaluate
+
+    calls = []
+
+    def recording(*given):
+        calls.append(given[5])
+        return align(*given)
+
+    monkeypatch.setattr(evaluate, "align", recording)
+    assert main(arguments(folders, "evaluate", out=tmp_path / "a.csv", tasks=2)) == 0
+    assert evaluate.COLUMNS[1:] == ("ridge", "fine_tuning", "idp")
+    assert [(how.steps, tuple(how.losses)) for how in calls] == [
+        (0, (1, 1, 1)),
+        (2, (1, 0, 0)),
+        (2, (1, 1, 1)),
+    ]
+
+
 def test_without_steps_all_adapted_rows_are_the_ridge_head(folders, tmp_path):
     out = tmp_path / "a.csv"
     assert main(arguments(folders, "evaluate", out=out, steps=0)) == 0
