@@ -1,0 +1,218 @@
+"""Scores of all edges from a few backward passes, and what is compared with the greedy search:
+EAP (Syed et al. 2023), EAP-IG (Hanna et al. 2024), HISP (Michel et al. 2019, as ACDC runs it) and
+subnetwork probing (Cao et al. 2021, as ACDC runs it).
+
+All go through `dense`, a differentiable forward that takes a real-valued mask: the derivative of a
+metric by an edge's entry is the receiver's gradient times o_s - c_s.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projects.pahq.engine import Engine, Metric
+from projects.pahq.graph import Graph, Mask
+from projects.pahq.policy import Head
+from projects.pahq.search import high_heads
+
+# of a sender's o - c [n, B, T, D] and its number: what goes on through the graph
+Tap = Callable[[int, Tensor], Tensor]
+
+
+def dense(
+    engine: Engine,
+    mask: Tensor,
+    embedding: Tensor | None = None,
+    tap: Tap | None = None,
+    nudge: Tensor | None = None,
+) -> Tensor:
+    """Logits at the scored positions [B, P, vocabulary] under a real-valued mask.
+
+    Args:
+        mask: [receivers, senders]; entries where there is no edge are not looked at.
+        embedding: the output [B, T, D] of the embedding, the clean one where None.
+        tap: called with the number of the first of some senders and their o - c.
+        nudge: added to the input of every receiver, [R, B, T, D].
+    """
+    graph, corrupted = engine.graph, engine.corrupted
+    clean = engine.clean_embedding if embedding is None else embedding
+    chunks: list[tuple[int, Tensor]] = []
+
+    def put(sender: int, delta: Tensor) -> None:
+        chunks.append((sender, tap(sender, delta) if tap else delta))
+
+    def inputs(receivers: list[int]) -> Tensor:
+        rows = mask[receivers]
+        x = engine.base(receivers[0])
+        if nudge is not None:
+            x = x + nudge[receivers]
+        for sender, delta in chunks:
+            weights = rows[:, sender : sender + len(delta)]
+            x = x + (weights @ delta.flatten(1)).unflatten(1, delta.shape[1:])
+        return x
+
+    put(0, (clean - corrupted[0])[None])
+    for layer in range(graph.layers):
+        first = graph.first_reader(layer)
+        attention = list(range(first, first + graph.heads + 2 * graph.kv_heads))
+        x = inputs(attention)
+        late = [graph.mlp_receiver(layer)] if graph.mlp else []
+        early = inputs(late) if late and graph.parallel else None
+        written = engine.run_heads(layer, range(graph.heads), x, range(len(attention)))
+        head = graph.head(layer, 0)
+        put(head, written - corrupted[head : head + graph.heads])
+        if late:
+            read = inputs(late) if early is None else early
+            sender = graph.mlp_sender(layer)
+            put(sender, engine.run_mlp(layer, read[0])[None] - corrupted[sender : sender + 1])
+    return engine._logits(inputs([graph.out])[0], 1)[0]
+
+
+def _full(engine: Engine) -> Tensor:
+    return torch.from_numpy(engine.mask).to(engine.deltas).requires_grad_()
+
+
+def eap(engine: Engine, metric: Metric) -> np.ndarray:
+    """The first-order estimate of each edge's effect, [receivers, senders]: the change of the
+    metric if the edge were removed. One forward and one backward pass.
+
+    At the clean run the gradient of the KL to the clean run is zero, so this needs another metric.
+    """
+    mask = _full(engine)
+    with torch.enable_grad():
+        value = metric(dense(engine, mask)[None])[0]
+        (gradient,) = torch.autograd.grad(value, mask)
+    return -gradient.cpu().numpy() * engine.mask
+
+
+def eap_ig(engine: Engine, metric: Metric, steps: int = 5) -> np.ndarray:
+    """As `eap`, with the gradient averaged over inputs between the corrupted and the clean one,
+    at (k - 1/2) / steps of the way, and the clean difference o_s - c_s of every sender.
+    """
+    start, end = engine.corrupted[0], engine.clean_embedding
+    total = torch.zeros_like(_full(engine))
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        gradients = _gradients(engine, metric, start + share * (end - start))
+        total += torch.einsum("rbtd,sbtd->rs", gradients, engine.deltas)
+    return -(total / steps).detach().cpu().numpy() * engine.mask
+
+
+def _gradients(engine: Engine, metric: Metric, embedding: Tensor) -> Tensor:
+    """The metric's gradient by the input of every receiver, [R, B, T, D]."""
+    shape = (engine.graph.receivers, *engine.deltas.shape[1:])
+    nudge = torch.zeros(shape, device=engine.deltas.device, requires_grad=True)
+    with torch.enable_grad():
+        value = metric(dense(engine, _full(engine).detach(), embedding, nudge=nudge)[None])[0]
+        (gradient,) = torch.autograd.grad(value, nudge)
+    return gradient
+
+
+def hisp(engine: Engine, metric: Metric) -> np.ndarray:
+    """The importance of each node, [senders]: the mean over prompts of |o . dL/do|."""
+    found: list[tuple[int, Tensor]] = []
+
+    def tap(sender: int, delta: Tensor) -> Tensor:
+        delta = delta.requires_grad_()
+        found.append((sender, delta))
+        return delta
+
+    with torch.enable_grad():
+        value = metric(dense(engine, _full(engine), tap=tap)[None])[0]
+        gradients = torch.autograd.grad(value, [delta for _, delta in found])
+    scores = np.zeros(engine.graph.senders)
+    for (sender, delta), gradient in zip(found, gradients, strict=True):
+        output = delta.detach() + engine.corrupted[sender : sender + len(delta)]
+        each = (output * gradient).sum(dim=(-2, -1)).abs().mean(-1)
+        scores[sender : sender + len(delta)] = each.cpu().numpy()
+    return scores
+
+
+def edges_of_nodes(graph: Graph, scores: np.ndarray) -> np.ndarray:
+    """The score of an edge where nodes are ranked, [receivers, senders]: the lower of its two ends,
+    since it is in the circuit once both are. The output is always in, the embedding is a node.
+    """
+    result = np.zeros((graph.receivers, graph.senders))
+    for receiver in range(graph.receivers):
+        owners = graph.owners(receiver)
+        end = max((scores[owner] for owner in owners), default=np.inf)
+        result[receiver] = np.minimum(scores, end)
+    return np.where(graph.full(), result, 0.0)
+
+
+def top(scores: np.ndarray, edges: Mask, count: int) -> Mask:
+    """The `count` edges of the largest size of score; the first ones of equals."""
+    size = np.where(edges, np.abs(scores), -np.inf).ravel()
+    chosen = np.argsort(-size, kind="stable")[: min(count, int(edges.sum()))]
+    mask = np.zeros(edges.size, dtype=bool)
+    mask[chosen] = True
+    return mask.reshape(edges.shape)
+
+
+def eap_by_receiver(engine: Engine, metric: Metric) -> np.ndarray:
+    """EAP under a policy that follows receivers: a backward pass for each head, which is high in
+    it, and one with none for the other receivers. (Ours: one pass for all edges, as EAP has it,
+    leaves "the investigated head" undefined.) Gradients pass straight through rounding.
+    """
+    graph = engine.graph
+    scores = np.zeros(engine.mask.shape)
+    rows: dict[tuple[Head, ...], list[int]] = {}
+    for receiver in range(graph.receivers):
+        rows.setdefault(tuple(high_heads(graph, receiver)), []).append(receiver)
+    for heads, receivers in rows.items():
+        engine.select(heads)
+        scores[receivers] = eap(engine, metric)[receivers]
+    return scores
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Settings of subnetwork probing: hard-concrete masks on nodes (Louizos et al. 2018)."""
+
+    steps: int = 100
+    lr: float = 0.1
+    seed: int = 0
+    beta: float = 2 / 3
+    low: float = -0.1
+    high: float = 1.1
+
+
+def probe(engine: Engine, metric: Metric, weight: float, settings: Probe | None = None) -> Tensor:
+    """The probability that each node stays, [senders], trained on metric + weight * expected share
+    of nodes. The embedding always stays.
+    """
+    settings = settings or Probe()
+    graph = engine.graph
+    draw = torch.Generator(engine.deltas.device).manual_seed(settings.seed)
+    logits = torch.full((graph.senders,), 2.0, device=engine.deltas.device, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], settings.lr)
+    edges = torch.from_numpy(engine.mask).to(engine.deltas)
+    shift = settings.beta * np.log(-settings.low / settings.high)
+    for _ in range(settings.steps):
+        u = torch.rand(logits.shape, generator=draw, device=logits.device).clamp(1e-6, 1 - 1e-6)
+        noisy = torch.sigmoid((u.logit() + logits) / settings.beta)
+        gates = (noisy * (settings.high - settings.low) + settings.low).clamp(0, 1)
+        gates = torch.cat([torch.ones_like(gates[:1]), gates[1:]])
+        with torch.enable_grad():
+            value = metric(dense(engine, edges * gates)[None])[0]
+            stays = torch.sigmoid(logits - shift)
+            loss = value + weight * stays[1:].mean()
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+    kept = torch.sigmoid(logits - shift).detach()
+    kept[0] = 1.0
+    return kept
+
+
+def probe_path(
+    engine: Engine, metric: Metric, weights: Iterable[float], settings: Probe | None = None
+) -> np.ndarray:
+    """The score of each node from probes of rising weights, [senders]: the mean probability of
+    staying, by which nodes leave in the order in which the weights drive them out.
+    """
+    kept = [probe(engine, metric, weight, settings) for weight in weights]
+    return torch.stack(kept).mean(0).cpu().numpy().astype(float)
