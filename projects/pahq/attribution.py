@@ -24,15 +24,17 @@ Tap = Callable[[int, Tensor], Tensor]
 
 def dense(
     engine: Engine,
-    mask: Tensor,
+    mask: Tensor | None = None,
+    *,
     embedding: Tensor | None = None,
     tap: Tap | None = None,
     nudge: Tensor | None = None,
 ) -> Tensor:
-    """Logits at the scored positions [B, P, vocabulary] under a real-valued mask.
+    """Logits at the scored positions [B, P, vocabulary], with gradients.
 
     Args:
-        mask: [receivers, senders]; entries where there is no edge are not looked at.
+        mask: real-valued, [receivers, senders]; entries where there is no edge are not looked at.
+            None: all edges, which needs no sums by receiver.
         embedding: the output [B, T, D] of the embedding, the clean one where None.
         tap: called with the number of the first of some senders and their o - c.
         nudge: added to the input of every receiver, [R, B, T, D].
@@ -40,19 +42,27 @@ def dense(
     graph, corrupted = engine.graph, engine.corrupted
     clean = engine.clean_embedding if embedding is None else embedding
     chunks: list[tuple[int, Tensor]] = []
+    stream: Tensor | None = None
 
     def put(sender: int, delta: Tensor) -> None:
-        chunks.append((sender, tap(sender, delta) if tap else delta))
+        nonlocal stream
+        delta = tap(sender, delta) if tap else delta
+        if mask is None:
+            stream = delta.sum(0) if stream is None else stream + delta.sum(0)
+        else:
+            chunks.append((sender, delta))
 
     def inputs(receivers: list[int]) -> Tensor:
-        rows = mask[receivers]
         x = engine.base(receivers[0])
-        if nudge is not None:
-            x = x + nudge[receivers]
-        for sender, delta in chunks:
-            weights = rows[:, sender : sender + len(delta)]
-            x = x + (weights @ delta.flatten(1)).unflatten(1, delta.shape[1:])
-        return x
+        if mask is None:
+            assert stream is not None
+            x = (x + stream).expand(len(receivers), *x.shape)
+        else:
+            rows = mask[receivers]
+            for sender, delta in chunks:
+                weights = rows[:, sender : sender + len(delta)]
+                x = x + (weights @ delta.flatten(1)).unflatten(1, delta.shape[1:])
+        return x if nudge is None else x + nudge[receivers]
 
     put(0, (clean - corrupted[0])[None])
     for layer in range(graph.layers):
@@ -68,47 +78,49 @@ def dense(
             read = inputs(late) if early is None else early
             sender = graph.mlp_sender(layer)
             put(sender, engine.run_mlp(layer, read[0])[None] - corrupted[sender : sender + 1])
-    return engine._logits(inputs([graph.out])[0], 1)[0]
+    return engine.unembed(inputs([graph.out])[0], 1)[0]
 
 
-def _full(engine: Engine) -> Tensor:
-    return torch.from_numpy(engine.mask).to(engine.deltas).requires_grad_()
+def gradients(engine: Engine, metric: Metric, embedding: Tensor | None = None) -> Tensor:
+    """The metric's gradient by the input of every receiver with all edges present, [R, B, T, D].
+
+    Args:
+        embedding: as `dense` takes it.
+    """
+    shape = (engine.graph.receivers, *engine.deltas.shape[1:])
+    nudge = torch.zeros(shape, device=engine.deltas.device, requires_grad=True)
+    with torch.enable_grad():
+        value = metric(dense(engine, embedding=embedding, nudge=nudge)[None])[0]
+        (gradient,) = torch.autograd.grad(value, nudge)
+    return gradient
+
+
+def _scores(engine: Engine, gradient: Tensor) -> np.ndarray:
+    """-(o_s - c_s) . dL/d in(r) of every edge."""
+    products = gradient.flatten(1) @ engine.deltas.flatten(1).T
+    return -products.cpu().numpy() * engine.graph.full()
 
 
 def eap(engine: Engine, metric: Metric) -> np.ndarray:
     """The first-order estimate of each edge's effect, [receivers, senders]: the change of the
-    metric if the edge were removed. One forward and one backward pass.
+    metric if the edge were removed from the whole graph, in which the engine must be. One forward
+    and one backward pass.
 
     At the clean run the gradient of the KL to the clean run is zero, so this needs another metric.
     """
-    mask = _full(engine)
-    with torch.enable_grad():
-        value = metric(dense(engine, mask)[None])[0]
-        (gradient,) = torch.autograd.grad(value, mask)
-    return -gradient.cpu().numpy() * engine.mask
+    return _scores(engine, gradients(engine, metric))
 
 
 def eap_ig(engine: Engine, metric: Metric, steps: int = 5) -> np.ndarray:
     """As `eap`, with the gradient averaged over inputs between the corrupted and the clean one,
-    at (k - 1/2) / steps of the way, and the clean difference o_s - c_s of every sender.
+    at (k - 1/2) / steps of the way.
     """
     start, end = engine.corrupted[0], engine.clean_embedding
-    total = torch.zeros_like(_full(engine))
+    total = torch.zeros((), device=end.device)
     for step in range(steps):
         share = (step + 0.5) / steps
-        gradients = _gradients(engine, metric, start + share * (end - start))
-        total += torch.einsum("rbtd,sbtd->rs", gradients, engine.deltas)
-    return -(total / steps).detach().cpu().numpy() * engine.mask
-
-
-def _gradients(engine: Engine, metric: Metric, embedding: Tensor) -> Tensor:
-    """The metric's gradient by the input of every receiver, [R, B, T, D]."""
-    shape = (engine.graph.receivers, *engine.deltas.shape[1:])
-    nudge = torch.zeros(shape, device=engine.deltas.device, requires_grad=True)
-    with torch.enable_grad():
-        value = metric(dense(engine, _full(engine).detach(), embedding, nudge=nudge)[None])[0]
-        (gradient,) = torch.autograd.grad(value, nudge)
-    return gradient
+        total = total + gradients(engine, metric, start + share * (end - start))
+    return _scores(engine, total / steps)
 
 
 def hisp(engine: Engine, metric: Metric) -> np.ndarray:
@@ -116,15 +128,15 @@ def hisp(engine: Engine, metric: Metric) -> np.ndarray:
     found: list[tuple[int, Tensor]] = []
 
     def tap(sender: int, delta: Tensor) -> Tensor:
-        delta = delta.requires_grad_()
+        delta = delta if delta.requires_grad else delta.requires_grad_()
         found.append((sender, delta))
         return delta
 
     with torch.enable_grad():
-        value = metric(dense(engine, _full(engine), tap=tap)[None])[0]
-        gradients = torch.autograd.grad(value, [delta for _, delta in found])
+        value = metric(dense(engine, tap=tap)[None])[0]
+        each_gradient = torch.autograd.grad(value, [delta for _, delta in found])
     scores = np.zeros(engine.graph.senders)
-    for (sender, delta), gradient in zip(found, gradients, strict=True):
+    for (sender, delta), gradient in zip(found, each_gradient, strict=True):
         output = delta.detach() + engine.corrupted[sender : sender + len(delta)]
         each = (output * gradient).sum(dim=(-2, -1)).abs().mean(-1)
         scores[sender : sender + len(delta)] = each.cpu().numpy()

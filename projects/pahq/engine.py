@@ -54,6 +54,7 @@ class Engine:
 
     Attributes:
         mask: bool [R, S]; change it through `set_mask` and `remove`.
+        deltas, corrupted: o_s - c_s and c_s, [S, B, T, D].
         evaluations: trials so far, each variant counted.
         computed: heads and MLPs computed so far, each variant counted.
     """
@@ -72,30 +73,29 @@ class Engine:
         self.projections = Projections(decoder, policy or Policy(), masters)
         self.positions = positions
         self.evaluations = self.computed = 0
-        graph, device = self.graph, decoder.device
-        shape = (graph.senders, *clean.shape, decoder.width)
+        self._plan: tuple[int, list[int]] = (-1, [])
+        shape = (self.graph.senders, *clean.shape, decoder.width)
         with torch.no_grad():
             self.clean_embedding = decoder.embed(clean)
-            self.corrupted = torch.zeros(shape, device=device)
-            self._make_bases()
-            self.mask = graph.full()
-            # o_s - c_s while c is zero: the corrupted run itself
-            self.deltas = torch.zeros(shape, device=device)
+            self.mask = self.graph.full()
+            self.corrupted = torch.zeros(shape, device=decoder.device)
+            self.deltas = torch.zeros(shape, device=decoder.device)
+            self._bases = self._streams_of(self.corrupted, biases=True)
+            self._sums = self._streams_of(self.deltas)
             # what a sender without edges into it writes, less c: nothing, where c is a run
             self._rest: Tensor | None = None
             self._knows_rest = False
             if ablation == "corrupted":
+                # o - c while c is zero: the corrupted run itself
                 self.deltas[0] = decoder.embed(corrupted)
-                self._recompute_all()
-                self._knows_rest = True
-                self.corrupted = self.deltas
-                self.deltas = torch.zeros(shape, device=device)
-                self._make_bases()
+                self._recompute()
+                self.corrupted, self.deltas = self.deltas, self.corrupted
+                self._bases = self._streams_of(self.corrupted, biases=True)
             else:
                 self._rest = self._at_rest()
-                self._knows_rest = True
+            self._knows_rest = True
             self.deltas[0] = self.clean_embedding - self.corrupted[0]
-            self._recompute_all()
+            self._recompute()
 
     # ---- the state -------------------------------------------------------------------------------
 
@@ -105,14 +105,17 @@ class Engine:
 
     @property
     def cached_bytes(self) -> int:
-        """Of cached activations: c, o - c, and the sums of c in front of each receiver."""
-        kept = [self.corrupted, self.deltas, *self._bases]
+        """Of the activations that are kept: c and o - c of each sender, and the sums of both in
+        front of each receiver's place in the stream.
+        """
+        kept = [self.corrupted, self.deltas, *self._bases.values(), *self._sums.values()]
         return sum(one.numel() * one.element_size() for one in kept)
 
     def set_mask(self, mask: Mask) -> None:
         """Take this mask, bool [R, S], and recompute."""
         self.mask = mask & self.graph.full()
-        self._recompute_all()
+        self._plan = (-1, [])
+        self._recompute()
 
     def select(self, heads: Iterable[Head]) -> None:
         """Make these heads the high ones, and recompute what that changes."""
@@ -123,24 +126,32 @@ class Engine:
             return
         graph = self.graph
         # heads that share a key-value head with a high one have their K and V high as well
-        group = graph.group
         nodes = {
             graph.head(layer, other)
             for layer, head in changed
-            for other in range(head // group * group, (head // group + 1) * group)
+            for other in range(
+                head // graph.group * graph.group, (head // graph.group + 1) * graph.group
+            )
         }
-        self._commit(self._run(tuple(sorted(nodes)), {}, 1))
+        wave = self._run(self._reached(tuple(sorted(nodes))), {}, 1)
+        self._keep(wave.senders, wave.outputs, 0)
 
     def remove(self, receiver: int, senders: Sequence[int], trial: Trial, variant: int = 0) -> None:
         """Remove edges for good, with a variant of the trial that removed them."""
         self.mask[receiver, list(senders)] = False
-        self._commit((trial.senders, trial.deltas), variant)
+        self._keep(trial.senders, trial.deltas, variant)
+
+    def _keep(self, senders: list[int], deltas: Tensor, variant: int) -> None:
+        if senders:
+            self.deltas[senders] = deltas[:, variant]
+            self._sums = self._streams_of(self.deltas, self.graph.layer_of_sender(min(senders)))
 
     # ---- evaluation ------------------------------------------------------------------------------
 
     def logits(self) -> Tensor:
         """Of the current state, at the scored positions, [B, P, vocabulary]."""
-        return self._logits(self._input(self.graph.out, 1, {}), 1)[0]
+        x, _ = self._inputs([self.graph.out], _Wave(self, [], 1))
+        return self.unembed(x[0], 1)[0]
 
     def trial(self, receiver: int, senders: Sequence[Sequence[int]], metric: Metric) -> Trial:
         """Remove edges of one receiver, several sets of them at once, and keep nothing.
@@ -153,16 +164,18 @@ class Engine:
         for row, removed in zip(rows, senders, strict=True):
             row[list(removed)] = False
         self.evaluations += variants
-        own = {receiver: self._inputs_of_rows(receiver, rows)}
+        own = {receiver: self._of_rows(receiver, rows).flatten(0, 1)}
         if receiver == self.graph.out:
-            return Trial(metric(self._logits(own[receiver], variants)), [], self.deltas[:0, None])
-        nodes, deltas = self._run(self.graph.owners(receiver), own, variants)
-        overlay = dict(zip(nodes, deltas, strict=True))
-        out = self._input(self.graph.out, variants, overlay)
-        return Trial(metric(self._logits(out, variants)), nodes, deltas)
+            return Trial(metric(self.unembed(own[receiver], variants)), [], self.deltas[:0, None])
+        if self._plan[0] != receiver:
+            # the receiver's own edges do not change what its node reaches
+            self._plan = (receiver, self._reached(self.graph.owners(receiver)))
+        wave = self._run(self._plan[1], own, variants)
+        x, _ = self._inputs([self.graph.out], wave)
+        return Trial(metric(self.unembed(x[0], variants)), wave.senders, wave.outputs)
 
-    def _logits(self, x: Tensor, variants: int) -> Tensor:
-        """[V, B, P, vocabulary] of the output's input [N, T, D]."""
+    def unembed(self, x: Tensor, variants: int) -> Tensor:
+        """Logits [V, B, P, vocabulary] of the output's input [N, T, D], at the scored positions."""
         batch, scored = self.positions.shape
         index = self.positions.repeat(variants, 1)[..., None].expand(-1, -1, x.shape[-1])
         normed = self.decoder.final_norm(x.gather(1, index))
@@ -171,182 +184,182 @@ class Engine:
 
     # ---- inputs of receivers ---------------------------------------------------------------------
 
-    def _make_bases(self) -> None:
-        """The corrupted stream in front of each layer's attention and MLP, and at the output."""
-        graph = self.graph
-        stream = self.corrupted[0].clone()
-        self._bases: list[Tensor] = []
-        for layer, part in enumerate(self.decoder.layers):
-            self._bases.append(stream)
-            heads = self.corrupted[graph.head(layer, 0) : graph.head(layer, 0) + graph.heads].sum(0)
-            stream = stream + heads
-            if part.out_bias is not None:
-                stream = stream + part.out_bias
-            self._bases.append(stream)
-            if graph.mlp:
-                stream = stream + self.corrupted[graph.mlp_sender(layer)]
-        self._bases.append(stream)
-
-    def base(self, receiver: int) -> Tensor:
-        """The stream that a receiver sees with no edge present, [B, T, D]."""
+    def _place(self, receiver: int) -> int:
+        """Of a receiver in the stream: before the attention of a layer, before its MLP, or last."""
         graph = self.graph
         layer = graph.layer_of_receiver(receiver)
         late = graph.mlp and not graph.parallel and receiver == graph.mlp_receiver(layer)
-        return self._bases[2 * layer + late]
+        return 2 * layer + (late and receiver != graph.out)
 
-    def _input(self, receiver: int, variants: int, overlay: dict[int, Tensor]) -> Tensor:
-        """[N, T, D] under the mask, with the outputs of `overlay` instead of the kept ones."""
-        return self._inputs([receiver], variants, overlay)[0][0]
+    def _streams_of(
+        self, outputs: Tensor, from_layer: int = -1, biases: bool = False
+    ) -> dict[int, Tensor]:
+        """The sum of what senders have written, at each place of the stream.
 
-    def _inputs_of_rows(self, receiver: int, rows: np.ndarray) -> Tensor:
-        """[N, T, D] of one receiver with a row of the mask for each variant, [V, S]."""
-        return (self.base(receiver) + self._combine(rows)).flatten(0, 1)
-
-    def _combine(self, rows: np.ndarray) -> Tensor:
-        """The sums of o - c that rows [U, S] of the mask ask for, [U, B, T, D]."""
-        columns = np.flatnonzero(rows.any(axis=0))
-        if not len(columns):
-            return torch.zeros_like(self.deltas[:1]).expand(len(rows), -1, -1, -1)
-        weights = torch.from_numpy(rows[:, columns]).to(self.deltas)
-        if len(columns) == columns[-1] + 1:  # all the first ones: no copy
-            chosen = self.deltas[: len(columns)]
-        else:
-            chosen = self.deltas[torch.from_numpy(columns).to(self.deltas.device)]
-        return (weights @ chosen.flatten(1)).unflatten(1, chosen.shape[1:])
-
-    def _inputs(
-        self, receivers: Sequence[int], variants: int, overlay: dict[int, Tensor]
-    ) -> tuple[Tensor, list[int]]:
-        """The distinct inputs [U, N, T, D] of receivers that stand at the same place of the stream,
-        and which of them each receiver has. Receivers with the same edges share one.
+        Args:
+            outputs: [S, B, T, D].
+            from_layer: the sums in front of it are taken from the kept ones.
         """
-        rows, which = np.unique(self.mask[list(receivers)], axis=0, return_inverse=True)
-        new = [node for node in overlay if rows[:, node].any()]
-        kept = rows.copy()
-        kept[:, new] = False
-        # [U, B, T, D] -> [U, V, B, T, D]
-        x = (self.base(receivers[0]) + self._combine(kept))[:, None]
-        if new:
-            weights = torch.from_numpy(rows[:, new]).to(self.deltas)
-            chosen = torch.stack([overlay[node] for node in new])  # [n, V, B, T, D]
-            x = x + (weights @ chosen.flatten(1)).unflatten(1, chosen.shape[1:])
-        elif variants > 1:
-            x = x.expand(-1, variants, -1, -1, -1)
-        return x.flatten(1, 2), which.reshape(-1).tolist()
+        graph = self.graph
+        sums = {} if from_layer < 0 else self._sums
+        first = max(from_layer, 0)
+        stream = outputs[0].clone() if from_layer < 0 else sums[2 * first]
+        for layer in range(first, graph.layers):
+            sums[2 * layer] = stream
+            head = graph.head(layer, 0)
+            written = stream + outputs[head : head + graph.heads].sum(0)
+            bias = self.decoder.layers[layer].out_bias
+            if biases and bias is not None:
+                written = written + bias
+            if graph.mlp:
+                if not graph.parallel:
+                    sums[2 * layer + 1] = written
+                written = written + outputs[graph.mlp_sender(layer)]
+            stream = written
+        sums[2 * graph.layers] = stream
+        return sums
+
+    def base(self, receiver: int) -> Tensor:
+        """The stream that a receiver sees with no edge present, [B, T, D]."""
+        return self._bases[self._place(receiver)]
+
+    def _of_rows(self, receiver: int, rows: np.ndarray) -> Tensor:
+        """Inputs [U, B, T, D] of a receiver for rows [U, S] of the mask, of the kept outputs."""
+        place, seen = self._place(receiver), self.graph.visible[receiver]
+        mixed = _mix(rows[:, :seen], self.deltas[:seen], self._sums[place])
+        return self._bases[place] + mixed
+
+    def _inputs(self, receivers: Sequence[int], wave: "_Wave") -> tuple[Tensor, list[int]]:
+        """The distinct inputs [U, N, T, D] of receivers at one place of the stream, under the mask
+        and with the outputs of a wave, and which of them each receiver has. Receivers with the same
+        edges share one.
+        """
+        distinct: dict[bytes, int] = {}
+        which = [
+            distinct.setdefault(self.mask[receiver].tobytes(), len(distinct))
+            for receiver in receivers
+        ]
+        first = [which.index(number) for number in range(len(distinct))]
+        rows = self.mask[[receivers[place] for place in first]]
+        place, seen = self._place(receivers[0]), self.graph.visible[receivers[0]]
+        kept = ~wave.changed[:seen]
+        total = self._sums[place] - wave.old_total if wave.senders else self._sums[place]
+        mixed = _mix(rows[:, :seen], self.deltas[:seen], total, kept)
+        x = (self._bases[place] + mixed)[:, None]
+        if wave.senders:
+            table = wave.outputs
+            x = x + _mix(rows[:, wave.senders], table, wave.new_total)
+        elif wave.variants > 1:
+            x = x.expand(-1, wave.variants, -1, -1, -1)
+        return x.flatten(1, 2), which
 
     # ---- recomputing -----------------------------------------------------------------------------
 
-    def _commit(self, run: tuple[list[int], Tensor], variant: int = 0) -> None:
-        senders, deltas = run
-        if senders:
-            self.deltas[senders] = deltas[:, variant]
-
-    def _recompute_all(self) -> None:
+    def _recompute(self) -> None:
         """Every head and MLP, layer by layer, into the kept outputs."""
         graph = self.graph
+        stream = self.deltas[0].clone()
+        nothing = _Wave(self, [], 1)
         for layer in range(graph.layers):
-            self._layer(layer, np.ones(graph.senders, dtype=bool), {}, 1, None)
+            self._sums[2 * layer] = stream
+            head = graph.head(layer, 0)
+            senders = list(range(head, head + graph.heads))
+            mlp = self._mlp_input(layer, {}, nothing) if graph.parallel and graph.mlp else None
+            self._write(senders, self._heads(layer, senders, {}, nothing))
+            stream = stream + self.deltas[head : head + graph.heads].sum(0)
+            if graph.mlp:
+                sender = graph.mlp_sender(layer)
+                if not graph.parallel:
+                    self._sums[2 * layer + 1] = stream
+                    mlp = self._mlp_input(layer, {}, nothing)
+                self._write([sender], [self._mlp(layer, mlp)])
+                stream = stream + self.deltas[sender]
+        self._sums[2 * graph.layers] = stream
+
+    def _write(self, senders: Sequence[int], written: Sequence[Tensor | None]) -> None:
+        for sender, one in zip(senders, written, strict=True):
+            self.deltas[sender] = self._less_corrupted(sender, one, 1)[0]
+
+    def _less_corrupted(self, sender: int, written: Tensor | None, variants: int) -> Tensor:
+        """o - c, [V, B, T, D], of what was written [N, T, D]; None: what it writes at rest."""
+        if written is not None:
+            return written.unflatten(0, (variants, -1)) - self.corrupted[sender]
+        rest = torch.zeros_like(self.deltas[0]) if self._rest is None else self._rest[sender]
+        return rest.expand(variants, *rest.shape)
 
     def _at_rest(self) -> Tensor:
-        """What each sender writes with no edge into it, [S, B, T, D], less c."""
+        """What each sender writes with no edge into it, less c, [S, B, T, D]."""
         mask, deltas = self.mask, self.deltas
-        self.mask = np.zeros_like(mask)
-        self.deltas = torch.zeros_like(deltas)
-        self._recompute_all()
+        self.mask, self.deltas = np.zeros_like(mask), torch.zeros_like(deltas)
+        self._recompute()
         rest, self.mask, self.deltas = self.deltas, mask, deltas
         return rest
 
-    def _run(
-        self, seeds: Sequence[int], own: dict[int, Tensor], variants: int
-    ) -> tuple[list[int], Tensor]:
-        """Recompute `seeds` and what they reach, and keep nothing.
+    def _reached(self, nodes: tuple[int, ...]) -> list[int]:
+        """`nodes` and the senders that they reach, of those with a path to the output."""
+        todo = self.graph.descendants(self.mask, nodes) & self.graph.live(self.mask)
+        return np.flatnonzero(todo).tolist()
+
+    def _run(self, nodes: list[int], own: dict[int, Tensor], variants: int) -> "_Wave":
+        """Recompute senders in the order of the stream, and keep nothing.
 
         Args:
             own: inputs of receivers [N, T, D] that do not follow from the mask.
-
-        Returns:
-            The senders, and their o - c, [n, V, B, T, D].
         """
         graph = self.graph
-        todo = graph.descendants(self.mask, tuple(seeds)) & graph.live(self.mask)
-        overlay: dict[int, Tensor] = {}
-        if todo.any():
-            first = graph.layer_of_sender(int(np.flatnonzero(todo)[0]))
-            for layer in range(first, graph.layers):
-                self._layer(layer, todo, own, variants, overlay)
-        if not overlay:
-            return [], self.deltas[:0, None]
-        return list(overlay), torch.stack(list(overlay.values()))
-
-    def _layer(
-        self,
-        layer: int,
-        todo: np.ndarray,
-        own: dict[int, Tensor],
-        variants: int,
-        overlay: dict[int, Tensor] | None,
-    ) -> None:
-        """Recompute the senders `todo` of a layer into `overlay`; None: into the kept outputs."""
-        graph = self.graph
-        first = graph.head(layer, 0)
-        heads = [h for h in range(graph.heads) if todo[first + h]]
-        found = overlay if overlay is not None else {}
-
-        def put(sender: int, written: Tensor) -> None:
-            """`written` [N, T, D]."""
-            delta = written.unflatten(0, (variants, -1)) - self.corrupted[sender]
-            if overlay is None:
-                self.deltas[sender] = delta[0]
-            else:
-                overlay[sender] = delta
-
-        busy = []
-        for head in heads:
-            if self._rests(first + head, own):
-                self._put_rest(first + head, variants, overlay)
-            else:
-                busy.append(head)
-        if busy:
-            self.computed += variants * len(busy)
-            written = self._heads(layer, busy, own, variants, found)
-            for head, one in zip(busy, written, strict=True):
-                put(first + head, one)
-        if not graph.mlp:
-            return
-        sender, receiver = graph.mlp_sender(layer), graph.mlp_receiver(layer)
-        if not todo[sender]:
-            return
-        if self._rests(sender, own):
-            self._put_rest(sender, variants, overlay)
-            return
-        self.computed += variants
-        x = own[receiver] if receiver in own else self._input(receiver, variants, found)
-        put(sender, self.run_mlp(layer, x))
+        wave = _Wave(self, nodes, variants)
+        by_layer: dict[int, list[int]] = {}
+        for node in nodes:
+            by_layer.setdefault(graph.layer_of_sender(node), []).append(node)
+        for layer, senders in by_layer.items():
+            heads = [sender for sender in senders if graph.head_of(sender)]
+            has_mlp = len(heads) < len(senders)
+            early = has_mlp and graph.parallel
+            mlp = self._mlp_input(layer, own, wave) if early else None
+            if heads:
+                for sender, one in zip(heads, self._heads(layer, heads, own, wave), strict=True):
+                    wave.put(sender, self._less_corrupted(sender, one, variants))
+            if has_mlp:
+                mlp = mlp if early else self._mlp_input(layer, own, wave)
+                one = self._mlp(layer, mlp, variants)
+                sender = graph.mlp_sender(layer)
+                wave.put(sender, self._less_corrupted(sender, one, variants))
+        return wave
 
     def _rests(self, sender: int, own: dict[int, Tensor]) -> bool:
         """Whether no edge leads into a sender: it writes what it writes in the corrupted run. So
         it is by definition, also where a high head would round less.
         """
         inputs = self.graph.inputs_of(sender)
-        return self._knows_rest and not self.mask[list(inputs)].any() and not own.keys() & set(inputs)
+        return self._knows_rest and not (
+            self.mask[list(inputs)].any() or own.keys() & set(inputs)
+        )
 
-    def _put_rest(self, sender: int, variants: int, overlay: dict[int, Tensor] | None) -> None:
-        rest = torch.zeros_like(self.deltas[0]) if self._rest is None else self._rest[sender]
-        if overlay is None:
-            self.deltas[sender] = rest
-        else:
-            overlay[sender] = rest.expand(variants, *rest.shape)
+    def _mlp_input(self, layer: int, own: dict[int, Tensor], wave: "_Wave") -> Tensor | None:
+        """[N, T, D]; None where the MLP is at rest."""
+        receiver = self.graph.mlp_receiver(layer)
+        if receiver in own:
+            return own[receiver]
+        if self._rests(self.graph.mlp_sender(layer), own):
+            return None
+        return self._inputs([receiver], wave)[0][0]
+
+    def _mlp(self, layer: int, x: Tensor | None, variants: int = 1) -> Tensor | None:
+        if x is None:
+            return None
+        self.computed += variants
+        return self.run_mlp(layer, x)
 
     def _heads(
-        self,
-        layer: int,
-        heads: Sequence[int],
-        own: dict[int, Tensor],
-        variants: int,
-        overlay: dict[int, Tensor],
-    ) -> Tensor:
-        """What heads of a layer write, [n, N, T, D]."""
+        self, layer: int, senders: Sequence[int], own: dict[int, Tensor], wave: "_Wave"
+    ) -> list[Tensor | None]:
+        """What heads of a layer write, each [N, T, D]; None where one is at rest."""
         graph = self.graph
+        first = graph.head(layer, 0)
+        heads = [sender - first for sender in senders if not self._rests(sender, own)]
+        if not heads:
+            return [None] * len(senders)
+        self.computed += wave.variants * len(heads)
         kv_heads = sorted({head // graph.group for head in heads})
         receivers = [
             *(graph.q(layer, head) for head in heads),
@@ -354,15 +367,19 @@ class Engine:
             *(graph.v(layer, kv_head) for kv_head in kv_heads),
         ]
         by_mask = [receiver for receiver in receivers if receiver not in own]
-        distinct, which = self._inputs(by_mask, variants, overlay) if by_mask else (None, [])
-        number = dict(zip(by_mask, which, strict=True))
-        parts = [] if distinct is None else [distinct]
+        parts, which = [], {}
+        if by_mask:
+            x, numbers = self._inputs(by_mask, wave)
+            parts.append(x)
+            which = dict(zip(by_mask, numbers, strict=True))
         for receiver in receivers:
             if receiver in own:
-                number[receiver] = sum(len(part) for part in parts)
+                which[receiver] = sum(len(part) for part in parts)
                 parts.append(own[receiver][None])
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return self.run_heads(layer, heads, x, [number[receiver] for receiver in receivers])
+        written = self.run_heads(layer, heads, x, [which[receiver] for receiver in receivers])
+        by_head = dict(zip(heads, written, strict=True))
+        return [by_head.get(sender - first) for sender in senders]
 
     # ---- the arithmetic of a layer, shared with `dense` ------------------------------------------
 
@@ -403,6 +420,66 @@ class Engine:
         part = self.decoder.layers[layer]
         assert part.mlp is not None and part.mlp_norm is not None
         return part.mlp(part.mlp_norm(x), self.projections.apply)
+
+
+class _Wave:
+    """New outputs that spread through the graph, beside the kept ones.
+
+    Attributes:
+        senders: those that have new outputs so far, in the order of `outputs`, [n, V, B, T, D].
+        old_total, new_total: the sums of their kept and of their new outputs.
+    """
+
+    def __init__(self, engine: Engine, nodes: list[int], variants: int) -> None:
+        self.variants, self.senders = variants, list[int]()
+        self.changed = np.zeros(engine.graph.senders, dtype=bool)
+        shape = engine.deltas.shape[1:]
+        self._kept = engine.deltas
+        self._table = engine.deltas.new_empty((len(nodes), variants, *shape))
+        self.old_total = engine.deltas.new_zeros(shape)
+        self.new_total = engine.deltas.new_zeros((variants, *shape))
+
+    @property
+    def outputs(self) -> Tensor:
+        return self._table[: len(self.senders)]
+
+    def put(self, sender: int, delta: Tensor) -> None:
+        """`delta` [V, B, T, D]."""
+        self._table[len(self.senders)] = delta
+        self.senders.append(sender)
+        self.changed[sender] = True
+        self.old_total += self._kept[sender]
+        self.new_total += delta
+
+
+def _mix(
+    rows: np.ndarray, table: Tensor, total: Tensor, kept: np.ndarray | None = None
+) -> Tensor:
+    """Sums of the entries of a table that rows ask for: of those present, or all less those
+    missing, whichever are fewer.
+
+    Args:
+        rows: bool [U, n].
+        table: [n, ...]; total: the sum of its entries (of those in `kept`, where given).
+
+    Returns:
+        [U, ...]
+    """
+    missing = ~rows
+    if kept is not None:
+        rows, missing = rows & kept, missing & kept
+    present_columns, missing_columns = (np.flatnonzero(r.any(axis=0)) for r in (rows, missing))
+    less = len(missing_columns) < len(present_columns)
+    columns, signs = (missing_columns, missing) if less else (present_columns, rows)
+    if not len(columns):
+        return (total if less else torch.zeros_like(total)).expand(len(rows), *total.shape)
+    if 2 * len(columns) < len(table):
+        chosen = table[torch.from_numpy(columns).to(table.device)]
+        weights = torch.from_numpy(signs[:, columns]).to(table)
+    else:  # a copy of most of the table would cost more than the zeros
+        chosen, weights = table, torch.from_numpy(np.ascontiguousarray(signs)).to(table)
+    mixed = (weights @ chosen.flatten(1)).unflatten(1, table.shape[1:])
+    return total - mixed if less else mixed
 
 
 def check(decoder: Decoder, tokens: Tensor, tolerance: float = 1e-4) -> float:
