@@ -20,6 +20,8 @@ from projects.pahq.search import high_heads
 
 # of a sender's o - c [n, B, T, D] and its number: what goes on through the graph
 Tap = Callable[[int, Tensor], Tensor]
+# receivers, and zeros [n, B, T, D] that are added to their inputs
+Nudges = list[tuple[list[int], Tensor]]
 
 
 def dense(
@@ -28,7 +30,7 @@ def dense(
     *,
     embedding: Tensor | None = None,
     tap: Tap | None = None,
-    nudge: Tensor | None = None,
+    nudges: Nudges | None = None,
 ) -> Tensor:
     """Logits at the scored positions [B, P, vocabulary], with gradients.
 
@@ -37,7 +39,7 @@ def dense(
             None: all edges, which needs no sums by receiver.
         embedding: the output [B, T, D] of the embedding, the clean one where None.
         tap: called with the number of the first of some senders and their o - c.
-        nudge: added to the input of every receiver, [R, B, T, D].
+        nudges: filled with zeros that are added to the inputs of receivers, to be differentiated.
     """
     graph, corrupted = engine.graph, engine.corrupted
     clean = engine.clean_embedding if embedding is None else embedding
@@ -62,7 +64,11 @@ def dense(
             for sender, delta in chunks:
                 weights = rows[:, sender : sender + len(delta)]
                 x = x + (weights @ delta.flatten(1)).unflatten(1, delta.shape[1:])
-        return x if nudge is None else x + nudge[receivers]
+        if nudges is None:
+            return x
+        zeros = x.new_zeros(x.shape).requires_grad_()
+        nudges.append((receivers, zeros))
+        return x + zeros
 
     put(0, (clean - corrupted[0])[None])
     for layer in range(graph.layers):
@@ -71,7 +77,8 @@ def dense(
         x = inputs(attention)
         late = [graph.mlp_receiver(layer)] if graph.mlp else []
         early = inputs(late) if late and graph.parallel else None
-        written = engine.run_heads(layer, range(graph.heads), x, range(len(attention)))
+        by_head = engine.run_heads(layer, range(graph.heads), x, range(len(attention)))
+        written = torch.stack(list(by_head))
         head = graph.head(layer, 0)
         put(head, written - corrupted[head : head + graph.heads])
         if late:
@@ -87,12 +94,14 @@ def gradients(engine: Engine, metric: Metric, embedding: Tensor | None = None) -
     Args:
         embedding: as `dense` takes it.
     """
-    shape = (engine.graph.receivers, *engine.deltas.shape[1:])
-    nudge = torch.zeros(shape, device=engine.deltas.device, requires_grad=True)
+    nudges: Nudges = []
     with torch.enable_grad():
-        value = metric(dense(engine, embedding=embedding, nudge=nudge)[None])[0]
-        (gradient,) = torch.autograd.grad(value, nudge)
-    return gradient
+        value = metric(dense(engine, embedding=embedding, nudges=nudges)[None])[0]
+        found = torch.autograd.grad(value, [zeros for _, zeros in nudges])
+    result = engine.deltas.new_empty(engine.graph.receivers, *engine.deltas.shape[1:])
+    for (receivers, _), gradient in zip(nudges, found, strict=True):
+        result[receivers] = gradient
+    return result
 
 
 def _scores(engine: Engine, gradient: Tensor) -> np.ndarray:

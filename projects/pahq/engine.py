@@ -11,6 +11,7 @@ Legend of shapes: S senders, R receivers, V variants evaluated at once, B prompt
 positions of a prompt, D the residual stream, E a head, N = V B.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +35,7 @@ Metric = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class Trial:
     """What a change would do: the metric [V], and the senders that it reached with their new
-    o_s - c_s, [n, V, B, T, D].
+    o_s - c_s, [n, V, B, T, D], which the next trial overwrites.
     """
 
     metric: Tensor
@@ -82,6 +83,7 @@ class Engine:
             self.deltas = torch.zeros(shape, device=decoder.device)
             self._bases = self._streams_of(self.corrupted, biases=True)
             self._sums = self._streams_of(self.deltas)
+            self._room = self.deltas.new_empty(0)
             # what a sender without edges into it writes, less c: nothing, where c is a run
             self._rest: Tensor | None = None
             self._knows_rest = False
@@ -105,10 +107,11 @@ class Engine:
 
     @property
     def cached_bytes(self) -> int:
-        """Of the activations that are kept: c and o - c of each sender, and the sums of both in
-        front of each receiver's place in the stream.
+        """Of the activations that are kept: c and o - c of each sender, the sums of both in front
+        of each receiver's place in the stream, and room for the outputs of a trial.
         """
-        kept = [self.corrupted, self.deltas, *self._bases.values(), *self._sums.values()]
+        sums = (*self._bases.values(), *self._sums.values())
+        kept = [self.corrupted, self.deltas, self._room, *sums]
         return sum(one.numel() * one.element_size() for one in kept)
 
     def set_mask(self, mask: Mask) -> None:
@@ -140,6 +143,16 @@ class Engine:
         """Remove edges for good, with a variant of the trial that removed them."""
         self.mask[receiver, list(senders)] = False
         self._keep(trial.senders, trial.deltas, variant)
+
+    def room(self, nodes: int, variants: int) -> Tensor:
+        """Memory for the outputs of a trial, [nodes, V, B, T, D], the same for all: fresh memory for
+        each would cost more time than the arithmetic of a small model.
+        """
+        shape = (nodes, variants, *self.deltas.shape[1:])
+        size = math.prod(shape)
+        if len(self._room) < size:
+            self._room = self.deltas.new_empty(size)
+        return self._room[:size].view(shape)
 
     def _keep(self, senders: list[int], deltas: Tensor, variant: int) -> None:
         if senders:
@@ -263,29 +276,29 @@ class Engine:
         for layer in range(graph.layers):
             self._sums[2 * layer] = stream
             head = graph.head(layer, 0)
-            senders = list(range(head, head + graph.heads))
+            heads = slice(head, head + graph.heads)
             mlp = self._mlp_input(layer, {}, nothing) if graph.parallel and graph.mlp else None
-            self._write(senders, self._heads(layer, senders, {}, nothing))
-            stream = stream + self.deltas[head : head + graph.heads].sum(0)
+            every = range(heads.start, heads.stop)
+            for sender, one in zip(every, self._heads(layer, every, {}, nothing), strict=True):
+                self._subtract(sender, one, self.deltas[sender][None])
+            stream = stream + self.deltas[heads].sum(0)
             if graph.mlp:
                 sender = graph.mlp_sender(layer)
                 if not graph.parallel:
                     self._sums[2 * layer + 1] = stream
                     mlp = self._mlp_input(layer, {}, nothing)
-                self._write([sender], [self._mlp(layer, mlp)])
+                self._subtract(sender, self._mlp(layer, mlp), self.deltas[sender][None])
                 stream = stream + self.deltas[sender]
         self._sums[2 * graph.layers] = stream
 
-    def _write(self, senders: Sequence[int], written: Sequence[Tensor | None]) -> None:
-        for sender, one in zip(senders, written, strict=True):
-            self.deltas[sender] = self._less_corrupted(sender, one, 1)[0]
-
-    def _less_corrupted(self, sender: int, written: Tensor | None, variants: int) -> Tensor:
-        """o - c, [V, B, T, D], of what was written [N, T, D]; None: what it writes at rest."""
+    def _subtract(self, sender: int, written: Tensor | None, into: Tensor) -> None:
+        """o - c of what was written [N, T, D], into [V, B, T, D]; None: what it writes at rest."""
         if written is not None:
-            return written.unflatten(0, (variants, -1)) - self.corrupted[sender]
-        rest = torch.zeros_like(self.deltas[0]) if self._rest is None else self._rest[sender]
-        return rest.expand(variants, *rest.shape)
+            torch.sub(written.view(into.shape), self.corrupted[sender], out=into)
+        elif self._rest is None:
+            into.zero_()
+        else:
+            into.copy_(self._rest[sender].expand_as(into))
 
     def _at_rest(self) -> Tensor:
         """What each sender writes with no edge into it, less c, [S, B, T, D]."""
@@ -318,12 +331,10 @@ class Engine:
             mlp = self._mlp_input(layer, own, wave) if early else None
             if heads:
                 for sender, one in zip(heads, self._heads(layer, heads, own, wave), strict=True):
-                    wave.put(sender, self._less_corrupted(sender, one, variants))
+                    wave.put(sender, one)
             if has_mlp:
                 mlp = mlp if early else self._mlp_input(layer, own, wave)
-                one = self._mlp(layer, mlp, variants)
-                sender = graph.mlp_sender(layer)
-                wave.put(sender, self._less_corrupted(sender, one, variants))
+                wave.put(graph.mlp_sender(layer), self._mlp(layer, mlp, variants))
         return wave
 
     def _rests(self, sender: int, own: dict[int, Tensor]) -> bool:
@@ -385,7 +396,7 @@ class Engine:
 
     def run_heads(
         self, layer: int, heads: Sequence[int], x: Tensor, which: Sequence[int]
-    ) -> Tensor:
+    ) -> Sequence[Tensor]:
         """What heads of a layer write.
 
         Args:
@@ -394,7 +405,7 @@ class Engine:
                 these heads read, in order.
 
         Returns:
-            [n, N, T, D]
+            Of each head, [N, T, D].
         """
         graph, part = self.graph, self.decoder.layers[layer]
         first = graph.first_reader(layer)
@@ -413,7 +424,8 @@ class Engine:
             of_head = [kv_heads.index(head // graph.group) for head in heads]
             k, v = k[of_head], v[of_head]
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=part.scale)
-        return self.projections.out(layer, heads, mixed.flatten(1, 2)).unflatten(1, x.shape[1:3])
+        written = self.projections.out(layer, heads, mixed.flatten(1, 2))
+        return [one.unflatten(0, x.shape[1:3]) for one in written]
 
     def run_mlp(self, layer: int, x: Tensor) -> Tensor:
         """What the MLP of a layer writes for its input [N, T, D]."""
@@ -433,23 +445,24 @@ class _Wave:
     def __init__(self, engine: Engine, nodes: list[int], variants: int) -> None:
         self.variants, self.senders = variants, list[int]()
         self.changed = np.zeros(engine.graph.senders, dtype=bool)
+        self._engine = engine
         shape = engine.deltas.shape[1:]
-        self._kept = engine.deltas
-        self._table = engine.deltas.new_empty((len(nodes), variants, *shape))
-        self.old_total = engine.deltas.new_zeros(shape)
-        self.new_total = engine.deltas.new_zeros((variants, *shape))
+        self._table = engine.room(len(nodes), variants)
+        self.old_total = engine.deltas.new_zeros(shape if nodes else ())
+        self.new_total = engine.deltas.new_zeros((variants, *shape) if nodes else ())
 
     @property
     def outputs(self) -> Tensor:
         return self._table[: len(self.senders)]
 
-    def put(self, sender: int, delta: Tensor) -> None:
-        """`delta` [V, B, T, D]."""
-        self._table[len(self.senders)] = delta
+    def put(self, sender: int, written: Tensor | None) -> None:
+        """What a sender writes now, [N, T, D]; None: what it writes at rest."""
+        into = self._table[len(self.senders)]
+        self._engine._subtract(sender, written, into)
         self.senders.append(sender)
         self.changed[sender] = True
-        self.old_total += self._kept[sender]
-        self.new_total += delta
+        self.old_total += self._engine.deltas[sender]
+        self.new_total += into
 
 
 def _mix(

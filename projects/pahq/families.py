@@ -87,16 +87,32 @@ def _rotate_half(x: Tensor) -> Tensor:
     return torch.cat((-high, low), dim=-1)
 
 
-def _rotary(module: Any, q_norm: Any, k_norm: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+class _Angles:
+    """cos and sin [T, angles] of a rotary module, which all layers share, for the last length."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def of(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        length = q.shape[-2]
+        last = self._last
+        if last is None or len(last[0]) != length or last[0].device != q.device:
+            cos, sin = self.module(q, torch.arange(length, device=q.device)[None])
+            last = self._last = (cos[0].detach(), sin[0].detach())
+        return last
+
+
+def _rotary(angles: _Angles, q_norm: Any, k_norm: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Norms of heads (Qwen3) and rotary positions, of part of a head where the angles are fewer."""
-    positions = torch.arange(q.shape[-2], device=q.device)[None]
-    cos, sin = module(q, positions)
+    cos, sin = angles.of(q)
     if q_norm is not None:
         q, k = q_norm(q), k_norm(k)
 
     def turn(x: Tensor) -> Tensor:
         turned, kept = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-        return torch.cat((turned * cos + _rotate_half(turned) * sin, kept), dim=-1)
+        turned = turned * cos + _rotate_half(turned) * sin
+        return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
     return turn(q), turn(k)
 
@@ -107,6 +123,7 @@ def _rotary(module: Any, q_norm: Any, k_norm: Any, q: Tensor, k: Tensor) -> tupl
 def _llama(model: Any, family: str) -> Decoder:
     """Llama, Mistral, Qwen2 (biases) and Qwen3 (norms of heads)."""
     inner, config = model.model, model.config
+    angles = _Angles(inner.rotary_emb)
     layers, matrices = [], {"unembed": _matrix(model.lm_head)}
     for number, block in enumerate(inner.layers):
         attention, width = block.self_attn, block.self_attn.head_dim
@@ -115,7 +132,7 @@ def _llama(model: Any, family: str) -> Decoder:
         )
         place: Place = partial(
             _rotary,
-            inner.rotary_emb,
+            angles,
             getattr(attention, "q_norm", None),
             getattr(attention, "k_norm", None),
         )
@@ -179,6 +196,7 @@ def _gpt_neox(model: Any, family: str) -> Decoder:
     may read the same stream.
     """
     inner, config = model.gpt_neox, model.config
+    angles = _Angles(inner.rotary_emb)
     width = config.hidden_size // config.num_attention_heads
     heads = config.num_attention_heads
     layers, matrices = [], {"unembed": _matrix(model.lm_head)}
@@ -194,7 +212,7 @@ def _gpt_neox(model: Any, family: str) -> Decoder:
                 qkv_bias=None
                 if bias is None
                 else torch.cat([bias[letter::3] for letter in range(3)]),
-                place=partial(_rotary, inner.rotary_emb, None, None),
+                place=partial(_rotary, angles, None, None),
                 scale=attention.scaling,
                 out=_out(attention.dense.weight, width),
                 out_bias=attention.dense.bias,

@@ -67,6 +67,7 @@ class Projections:
         self._qkv: list[LowMatrix] = []
         self._out: list[LowMatrix] = []
         self._matrices: dict[str, LowMatrix] = {}
+        self._last: tuple[Tensor, Rows] | None = None
         if policy.kind == "fp32":
             return
         form, scale = policy.format, policy.scale
@@ -102,19 +103,22 @@ class Projections:
         for place, receiver in enumerate(receivers):
             groups.setdefault((which[place], receiver in high), []).append(place)
         rows = self._qkv[layer].rows(x) if any(not is_high for _, is_high in groups) else None
-        made: list[Tensor] = []
-        order: list[int] = []
+        inputs = x.unbind()  # whose gradient is one stack
+        result: Tensor | None = None
         for (number, is_high), places in groups.items():
             chosen = [receivers[place] for place in places]
             if is_high:
                 weight = self.masters.qkv(layer, chosen)
-                product = x[number] @ weight.flatten(0, 1).T
+                product = inputs[number] @ weight.flatten(0, 1).T
             else:
-                product = self._low_qkv(layer, chosen, x[number], rows, number)
-            made.extend(product.unflatten(-1, (len(places), -1)).unbind(-2))
-            order.extend(places)
-        by_place = [made[place] for place in sorted(range(len(order)), key=order.__getitem__)]
-        result = torch.stack(by_place)
+                product = self._low_qkv(layer, chosen, inputs[number], rows, number)
+            made = product.unflatten(-1, (len(places), -1)).transpose(0, 1)  # [n, M, E]
+            if len(groups) == 1:
+                result = made
+            else:
+                result = made.new_empty(len(receivers), *made.shape[1:]) if result is None else result
+                result[places] = made
+        assert result is not None
         return result if part.qkv_bias is None else result + part.qkv_bias[list(receivers), None]
 
     def _low_qkv(
@@ -140,12 +144,12 @@ class Projections:
             for receiver in graph.inputs_of(graph.head(layer, head))
         )
 
-    def out(self, layer: int, heads: Sequence[int], mixed: Tensor) -> Tensor:
-        """What heads write into the stream for their mixed values [n, M, E], [n, M, D]."""
+    def out(self, layer: int, heads: Sequence[int], mixed: Tensor) -> Sequence[Tensor]:
+        """What each head writes into the stream, [M, D], for their mixed values [n, M, E]."""
         weight = self.decoder.layers[layer].out
         if not self._out:
             every = len(heads) == weight.shape[0]
-            return mixed @ (weight if every else weight[list(heads)])
+            return (mixed @ (weight if every else weight[list(heads)])).unbind()
         low = self._out[layer]
         rows = low.rows(mixed)
         written = []
@@ -155,7 +159,7 @@ class Projections:
             else:
                 product = low.product(Rows(rows.codes[place], rows.scale[place]), head)
                 written.append(straight_through(product, mixed[place], weight[head].T))
-        return torch.stack(written)
+        return written
 
     # ---- everything else -------------------------------------------------------------------------
 
@@ -165,8 +169,9 @@ class Projections:
         if name not in self._matrices:
             return F.linear(x, matrix.weight, matrix.bias)
         low = self._matrices[name]
-        flat = x.flatten(0, -2)
-        product = straight_through(low.product(low.rows(flat)), flat, matrix.weight)
+        if self._last is None or self._last[0] is not x:  # gate and up read the same
+            self._last = (x, low.rows(x.flatten(0, -2)))
+        product = straight_through(low.product(self._last[1]), x.flatten(0, -2), matrix.weight)
         product = product.view(*x.shape[:-1], -1)
         return product if matrix.bias is None else product + matrix.bias
 

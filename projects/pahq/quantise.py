@@ -41,8 +41,8 @@ def encode(x: Tensor, scale: Tensor, form: Format) -> Tensor:
     if form == "bf16":
         return x.bfloat16()
     largest = LARGEST[form]
-    scaled = (x / scale).clamp(-largest, largest)
-    return scaled.to(torch.float8_e4m3fn) if form == "e4m3" else scaled.round().to(torch.int8)
+    scaled = (x * (1 / scale)).clamp_(-largest, largest)
+    return scaled.to(torch.float8_e4m3fn) if form == "e4m3" else scaled.round_().to(torch.int8)
 
 
 def decode(codes: Tensor, scale: Tensor) -> Tensor:
@@ -114,8 +114,10 @@ class LowMatrix:
         codes, scale = self.codes, self.scale
         if pick is not None:
             codes, scale = codes[pick], scale[pick]
-        codes, scale = codes.flatten(0, -2), scale.flatten(0, -2)
-        return multiply(x.codes, codes, self.form) * (x.scale * scale.T)
+        product = multiply(x.codes, codes.flatten(0, -2), self.form)
+        if not self.scaled or self.form == "bf16":
+            return product
+        return product.mul_(x.scale).mul_(scale.flatten(0, -2).T)
 
 
 def multiply(x: Tensor, w: Tensor, form: Format) -> Tensor:
