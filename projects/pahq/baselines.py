@@ -1,4 +1,6 @@
-"""Plain ACDC, written from the method's description on PyTorch hooks: every evaluation runs the whole
+"""What PAHQ is compared with: plain ACDC, and the public release's forward.
+
+Plain ACDC is written from the method's description on PyTorch hooks: every evaluation runs the whole
 model of transformers, and hooks on its modules give each receiver its own input. It shares no code
 with the engine, which is tested against it and timed beside it.
 
@@ -7,7 +9,7 @@ positions, or share the product of receivers with equal inputs. Within those ter
 slow: sums over senders are matrix products, and each head multiplies by its own slice of the weight.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from projects.pahq.engine import Engine, Metric, Trial
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -24,7 +28,6 @@ class Parts:
 
     Attributes:
         projections: of an attention block: one fused module, or those of Q, K and V.
-        rows: [3][heads] rows of the (fused) weight [out, in] that belong to a letter and a head.
     """
 
     blocks: Any
@@ -255,3 +258,42 @@ def plain_search(
                 else:
                     mask[receiver, sender] = True
     return mask, runs
+
+
+class Released(Engine):
+    """The public release's forward as far as its graph goes: the Q, K and V of every head of a layer
+    read head 0's input. So an edge into another head does nothing, and one into head 0 acts on all.
+    (Its unscaled cast is `Policy(scale="none")`. It also stores products in e4m3 and takes the
+    reference from the low model; these are left out.)
+    """
+
+    def _shared(self, receiver: int) -> int:
+        """Head 0's receiver of the same letter."""
+        graph = self.graph
+        layer = graph.layer_of_receiver(receiver)
+        if receiver == graph.out or receiver == graph.mlp_receiver(layer):
+            return receiver
+        place = receiver - graph.first_reader(layer)
+        if place < graph.heads:
+            return graph.q(layer, 0)
+        return (graph.k if place < graph.heads + graph.kv_heads else graph.v)(layer, 0)
+
+    def _inputs(self, receivers: Sequence[int], wave: Any) -> tuple[Tensor, list[int]]:
+        return super()._inputs([self._shared(receiver) for receiver in receivers], wave)
+
+    def _rests(self, sender: int, own: dict[int, Tensor]) -> bool:
+        return False
+
+    def trial(self, receiver: int, senders: Sequence[Sequence[int]], metric: Metric) -> Trial:
+        """As `Engine.trial`, by the whole forward."""
+        self.evaluations += len(senders)
+        kept, deltas, values = self.mask, self.deltas.clone(), []
+        for removed in senders:
+            self.mask = kept.copy()
+            self.mask[receiver, list(removed)] = False
+            self._recompute()
+            values.append(metric(self.logits()[None])[0])
+        new = self.deltas.clone()[:, None]
+        self.mask, self.deltas = kept, deltas
+        self._recompute()
+        return Trial(torch.stack(values), list(range(1, self.graph.senders)), new[1:])

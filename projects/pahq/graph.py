@@ -172,28 +172,33 @@ class Graph:
         """bool [senders]: `nodes` and the senders that their output reaches."""
         reached = np.zeros(self.senders, dtype=bool)
         reached[list(nodes)] = True
-        for layer in range(min(map(self.layer_of_sender, nodes), default=self.layers), self.layers):
-            first = 1 + max(layer, 0) * self._writers
-            for some in (
-                slice(first, first + self.heads),
-                slice(first + self.heads, first + self._writers),
-            ):
-                readers = (mask & reached).any(axis=1)
-                reached[some] |= (self.feeds[some] & readers).any(axis=1)
+        start = min(map(self.layer_of_sender, nodes), default=self.layers)
+        for layer in range(max(start, 0), self.layers):
+            readers = self._readers_of(layer)
+            for some in self._writers_of(layer):
+                hit = (mask[readers] & reached).any(axis=1)
+                reached[some] |= (self.feeds[some, readers] & hit).any(axis=1)
         return reached
 
     def live(self, mask: Mask) -> np.ndarray:
         """bool [senders]: those with a path to the output."""
         alive = mask[self.out].copy()
         for layer in reversed(range(self.layers)):
-            first = 1 + layer * self._writers
-            for some in (
-                slice(first + self.heads, first + self._writers),
-                slice(first, first + self.heads),
-            ):
-                readers = self.feeds[some][alive[some]].any(axis=0)
-                alive |= mask[readers].any(axis=0)
+            readers = self._readers_of(layer)
+            for some in reversed(self._writers_of(layer)):
+                needed = self.feeds[some, readers][alive[some]].any(axis=0)
+                alive |= mask[readers][needed].any(axis=0)
         return alive
+
+    def _readers_of(self, layer: int) -> slice:
+        """The receivers of a layer."""
+        first = self.first_reader(layer)
+        return slice(first, first + self._readers)
+
+    def _writers_of(self, layer: int) -> tuple[slice, slice]:
+        """The senders of a layer: its heads, then its MLP (which may be none)."""
+        first = self.head(layer, 0)
+        return slice(first, first + self.heads), slice(first + self.heads, first + self._writers)
 
     def without_dead(self, mask: Mask) -> Mask:
         """The edges that lie on a path to the output; the others change no logit."""
