@@ -165,7 +165,7 @@ def _docstring(count: int, draw: torch.Generator) -> Task:
 
 SMALL = {
     "induction": Small(32, 20, 2, 0, _induction),
-    "IOI": Small(26, 7, 3, 128, _ioi),
+    "IOI": Small(26, 7, 2, 128, _ioi),
     "greater-than": Small(34, 5, 2, 128, _greater),
     "docstring": Small(34, 14, 3, 0, _docstring),
 }

@@ -178,8 +178,9 @@ class Projections:
     # ---- bytes -----------------------------------------------------------------------------------
 
     def weight_bytes(self) -> dict[str, int]:
-        """What the weights of the layers and the unembedding take while a circuit is sought, by
-        format: low copies, and the full matrices that are not in scope.
+        """What the weights of the layers and the unembedding take while a circuit is sought: low
+        copies, the full matrices that are not in scope (fp32), and the full ones of all heads that
+        a high head is taken from (masters).
         """
         low = [*self._qkv, *self._out, *self._matrices.values()]
         full = 0
@@ -191,4 +192,8 @@ class Projections:
             for name, matrix in self.decoder.matrices.items()
             if name not in self._matrices
         )
-        return {"low": sum(one.nbytes for one in low), "fp32": 4 * full}
+        masters = sum(
+            (layer.qkv.numel() if self._qkv else 0) + (layer.out.numel() if self._out else 0)
+            for layer in self.decoder.layers
+        )
+        return {"low": sum(one.nbytes for one in low), "fp32": 4 * full, "masters": 4 * masters}

@@ -209,15 +209,21 @@ def _decide(
 
 
 def effects(
-    engine: Engine, metric: Metric, edges: list[tuple[int, int]] | None = None
+    engine: Engine,
+    metric: Metric,
+    edges: list[tuple[int, int]] | None = None,
+    batch: int = 1,
 ) -> np.ndarray:
     """The change of the metric when an edge is removed from the engine's mask and nothing else,
     [receivers, senders]; NaN where not asked.
 
     Args:
         edges: (receiver, sender) pairs; all edges of the mask where None.
+        batch: edges of a receiver that are evaluated at once. A policy that follows senders takes
+            one after the other.
     """
     graph = engine.graph
+    by_sender = engine.policy.follows_sender
     result = np.full(engine.mask.shape, np.nan)
     wanted: dict[int, list[int]] = {}
     for receiver, sender in edges or np.argwhere(engine.mask).tolist():
@@ -225,12 +231,12 @@ def effects(
     with torch.no_grad():
         for receiver in graph.search_order():
             own = high_heads(graph, receiver) if engine.policy.follows_receiver else []
-            for sender in wanted.get(receiver, []):
-                head = graph.head_of(sender) if engine.policy.follows_sender else None
-                heads = [*own, head] if head else own
-                if frozenset(heads) != engine.projections.high:
-                    engine.select(heads)
+            senders = wanted.get(receiver, [])
+            size = 1 if by_sender else batch
+            for some in (senders[at : at + size] for at in range(0, len(senders), size)):
+                head = graph.head_of(some[0]) if by_sender else None
+                engine.select([*own, head] if head else own)
                 now = _now(engine, metric)
-                trial: Trial = engine.trial(receiver, [[sender]], metric)
-                result[receiver, sender] = float(trial.metric[0]) - now
+                trial: Trial = engine.trial(receiver, [[sender] for sender in some], metric)
+                result[receiver, some] = trial.metric.cpu().numpy() - now
     return result

@@ -41,6 +41,8 @@ class Config(GridConfig):
     """of a search"""
     formats: list[Format]
     """low formats"""
+    look_ahead: PositiveInt
+    """removals tried at once in a search"""
     probes: list[float]
     """weights of the number of nodes in subnetwork probing"""
 
@@ -78,7 +80,10 @@ def _searches(config: Config, run: experiment.Run, circuit: Built, seed: int) ->
         kind = Released if method == RELEASED else Engine
         found, floor = [], 0.0
         for threshold in grid:
-            result = search(_engine(circuit, how, kind), metric, float(threshold))
+            ahead = 1 if kind is Released else config.look_ahead
+            result = search(
+                _engine(circuit, how, kind), metric, float(threshold), look_ahead=ahead
+            )
             found.append(result.mask)
             floor = result.floor
         exact = sum(bool((mask == circuit.true).all()) for mask in found)

@@ -23,6 +23,9 @@ class Config(experiment.Config):
     """of training"""
     batch: PositiveInt
     """prompts of a step"""
+    noise: float = Field(ge=0, lt=1)
+    """share of training answers that are random tokens: without it a small model becomes certain,
+    and the effects of edges smaller than what float32 can tell"""
     lr: float = Field(gt=0)
     """the highest learning rate of the one cycle"""
 
@@ -62,9 +65,12 @@ def train(name: str, config: Config, seed: int) -> tuple[TinyDecoder, float]:
         task = small.make(config.batch, draw)
         index = task.positions[..., None].expand(-1, -1, small.vocabulary)
         logits = model(task.clean).gather(1, index)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets(task, draw).flatten())
+        answers = targets(task, draw)
+        random = torch.randint(small.vocabulary, answers.shape, generator=draw)
+        answers = answers.where(torch.rand(answers.shape, generator=draw) >= config.noise, random)
+        loss = F.cross_entropy(logits.flatten(0, 1), answers.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-    return model.eval().requires_grad_(False), float(loss)
+    return model.eval().requires_grad_(False), loss.item()

@@ -57,8 +57,14 @@ class Config(experiment.Config):
     """low format of searches"""
     threshold: float = Field(gt=0)
     """of searches, and the one whose sides effects are counted on, nats"""
-    ablation_seeds: PositiveInt
-    """models of each task for scopes, scales and who is high"""
+    batch: PositiveInt
+    """edges evaluated at once"""
+    look_ahead: PositiveInt
+    """removals tried at once in a search"""
+    ablation_tasks: list[str]
+    """tasks whose first model is taken for scopes, scales and who is high"""
+    ablation_format: Format
+    """low format of that"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -68,11 +74,11 @@ def run(config: Config, run: experiment.Run) -> None:
         task = prompts(name, config.prompts, step_seed(config.seed, seed), "search")
         metric = Kl(reference(decoder, task))
         same = {"task": name, "seed": seed}
-        exact = effects(engine_of(decoder, task), metric)
+        exact = effects(engine_of(decoder, task), metric, batch=config.batch)
         for method, form in variants(config.formats, (RTN, PAHQ))[1:]:
             how = policy(method, form or "int8")
             _effects(config, run, decoder, task, metric, exact, how, method, same)
-        if seed < config.ablation_seeds:
+        if seed == 0 and name in config.ablation_tasks:
             _ablation(config, run, decoder, task, metric, exact, same)
         _circuits(config, run, decoder, task, metric, same)
         _attribution(config, run, decoder, task, same)
@@ -94,7 +100,7 @@ def _effects(
     with torch.no_grad():
         floor = float(metric(engine.logits()[None])[0])
     edges = engine.graph.full()
-    found, true = effects(engine, metric)[edges], exact[edges]
+    found, true = effects(engine, metric, batch=config.batch)[edges], exact[edges]
     run.row(
         kind=EFFECTS,
         **same,
@@ -121,10 +127,11 @@ def _ablation(
     same: dict[str, object],
 ) -> None:
     """Which head is high, how weights are scaled, and what is low."""
-    form = config.circuit_format
+    form = config.ablation_format
     cases: list[tuple[str, Format, Scope, Scale]] = [
         (PAHQ_SENDER, form, "qkv", "head"),
         (PAHQ_BOTH, form, "qkv", "head"),
+        *((method, "int4", "qkv", "head") for method in (RTN, PAHQ)),
         *((method, "e4m3", "qkv", "none") for method in (RTN, PAHQ)),
         *((method, form, "qkv", "channel") for method in (RTN, PAHQ)),
         *((method, form, "linear", "head") for method in (RTN, PAHQ)),
@@ -166,7 +173,7 @@ def _circuits(
 
     for method in (FP32, RTN, PAHQ):
         engine = engine_of(decoder, task, policy(method, config.circuit_format))
-        found = search(engine, metric, config.threshold)
+        found = search(engine, metric, config.threshold, look_ahead=config.look_ahead)
         full = found.mask if full is None else full
         row(method, found.mask, evaluations=found.evaluations, floor_nats=found.floor)
     assert full is not None
