@@ -342,9 +342,7 @@ class Engine:
         it is by definition, also where a high head would round less.
         """
         inputs = self.graph.inputs_of(sender)
-        return self._knows_rest and not (
-            self.mask[list(inputs)].any() or own.keys() & set(inputs)
-        )
+        return self._knows_rest and not (self.mask[list(inputs)].any() or own.keys() & set(inputs))
 
     def _mlp_input(self, layer: int, own: dict[int, Tensor], wave: "_Wave") -> Tensor | None:
         """[N, T, D]; None where the MLP is at rest."""
@@ -465,9 +463,7 @@ class _Wave:
         self.new_total += into
 
 
-def _mix(
-    rows: np.ndarray, table: Tensor, total: Tensor, kept: np.ndarray | None = None
-) -> Tensor:
+def _mix(rows: np.ndarray, table: Tensor, total: Tensor, kept: np.ndarray | None = None) -> Tensor:
     """Sums of the entries of a table that rows ask for: of those present, or all less those
     missing, whichever are fewer.
 

@@ -103,7 +103,9 @@ class _Angles:
         return last
 
 
-def _rotary(angles: _Angles, q_norm: Any, k_norm: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def _rotary(
+    angles: _Angles, q_norm: Any, k_norm: Any, q: Tensor, k: Tensor
+) -> tuple[Tensor, Tensor]:
     """Norms of heads (Qwen3) and rotary positions, of part of a head where the angles are fewer."""
     cos, sin = angles.of(q)
     if q_norm is not None:
@@ -127,9 +129,7 @@ def _llama(model: Any, family: str) -> Decoder:
     layers, matrices = [], {"unembed": _matrix(model.lm_head)}
     for number, block in enumerate(inner.layers):
         attention, width = block.self_attn, block.self_attn.head_dim
-        qkv, bias = _stack(
-            *(_by_head(getattr(attention, f"{name}_proj"), width) for name in "qkv")
-        )
+        qkv, bias = _stack(*(_by_head(getattr(attention, f"{name}_proj"), width) for name in "qkv"))
         place: Place = partial(
             _rotary,
             angles,
@@ -240,9 +240,7 @@ def _opt(model: Any, family: str) -> Decoder:
     layers, matrices = [], {"unembed": _matrix(model.lm_head)}
     for number, block in enumerate(inner.layers):
         attention = block.self_attn
-        qkv, bias = _stack(
-            *(_by_head(getattr(attention, f"{name}_proj"), width) for name in "qkv")
-        )
+        qkv, bias = _stack(*(_by_head(getattr(attention, f"{name}_proj"), width) for name in "qkv"))
         matrices[f"{number}.up"] = _matrix(block.fc1)
         matrices[f"{number}.down"] = _matrix(block.fc2)
         layers.append(

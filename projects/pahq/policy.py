@@ -58,9 +58,7 @@ class Projections:
             default.
     """
 
-    def __init__(
-        self, decoder: Decoder, policy: Policy, masters: Masters | None = None
-    ) -> None:
+    def __init__(self, decoder: Decoder, policy: Policy, masters: Masters | None = None) -> None:
         self.decoder, self.policy = decoder, policy
         self.masters: Masters = masters or Resident(decoder)
         self.high: frozenset[Head] = frozenset()
@@ -116,7 +114,9 @@ class Projections:
             if len(groups) == 1:
                 result = made
             else:
-                result = made.new_empty(len(receivers), *made.shape[1:]) if result is None else result
+                result = (
+                    made.new_empty(len(receivers), *made.shape[1:]) if result is None else result
+                )
                 result[places] = made
         assert result is not None
         return result if part.qkv_bias is None else result + part.qkv_bias[list(receivers), None]

@@ -249,7 +249,9 @@ def load_task(text: str, tokenizer: Any, vocabulary: int, count: int, seed: int)
         return repeated(min(vocabulary, len(tokenizer)), count, seed)
     if text in TEXT:
         made, kind = examples(text, count, seed)
-        return encode(tokenizer, _of_one_length(tokenizer, made, text, count, seed), kind, vocabulary)
+        return encode(
+            tokenizer, _of_one_length(tokenizer, made, text, count, seed), kind, vocabulary
+        )
     if not Path(text).is_file():
         raise UserError(f"--task {text}: no file, and not one of {', '.join(TASKS)}")
     return encode(tokenizer, read_examples(Path(text)), "difference", vocabulary)

@@ -65,9 +65,7 @@ def prompts(name: str, count: int, seed: int, what: str) -> Task:
     return SMALL[name].make(count, torch.Generator().manual_seed(step_seed(seed, name, what)))
 
 
-def engine_of(
-    decoder: Decoder, task: Task, how: Policy | None = None, **options: Any
-) -> Engine:
+def engine_of(decoder: Decoder, task: Task, how: Policy | None = None, **options: Any) -> Engine:
     """For a task's prompts."""
     return Engine(decoder, task.clean, task.corrupted, task.positions, how, **options)
 

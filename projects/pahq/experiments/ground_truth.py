@@ -57,9 +57,7 @@ def run(config: Config, run: experiment.Run) -> None:
 
 def _engine(circuit: Built, how: Policy, kind: type[Engine] = Engine) -> Engine:
     decoder = circuit.model.decoder()
-    return kind(
-        decoder, circuit.clean, circuit.corrupted, circuit.positions, how, ablation="zero"
-    )
+    return kind(decoder, circuit.clean, circuit.corrupted, circuit.positions, how, ablation="zero")
 
 
 def _metric(circuit: Built) -> SquaredDistance:
@@ -81,9 +79,7 @@ def _searches(config: Config, run: experiment.Run, circuit: Built, seed: int) ->
         found, floor = [], 0.0
         for threshold in grid:
             ahead = 1 if kind is Released else config.look_ahead
-            result = search(
-                _engine(circuit, how, kind), metric, float(threshold), look_ahead=ahead
-            )
+            result = search(_engine(circuit, how, kind), metric, float(threshold), look_ahead=ahead)
             found.append(result.mask)
             floor = result.floor
         exact = sum(bool((mask == circuit.true).all()) for mask in found)

@@ -275,7 +275,12 @@ def _whole(config: Config, run: experiment.Run, model: Any) -> None:
 
     def plain() -> tuple[np.ndarray, int]:
         return plain_search(
-            model, clean, corrupted, lambda x: float(kl(reference, x[:, -1:])), config.threshold, order
+            model,
+            clean,
+            corrupted,
+            lambda x: float(kl(reference, x[:, -1:])),
+            config.threshold,
+            order,
         )
 
     def ours(method: str) -> tuple[np.ndarray, int]:

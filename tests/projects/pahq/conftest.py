@@ -94,5 +94,3 @@ def tiny(layers=2, heads=4, width=24, inner=0, seed=0):
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     return model
-
-

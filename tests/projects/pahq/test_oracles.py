@@ -14,9 +14,7 @@ from tests.projects.pahq.conftest import FAMILIES, tiny
 
 
 def engine_of(case, policy=None, **options):
-    return Engine(
-        case.decoder, case.clean, case.corrupted, case.positions, policy, **options
-    )
+    return Engine(case.decoder, case.clean, case.corrupted, case.positions, policy, **options)
 
 
 def reference_of(case):
@@ -205,8 +203,7 @@ def test_edges_by_the_formula(kv_heads, mlp, parallel):
     layers, heads, m = 3, 4, int(mlp)
     readers, writers = heads + 2 * kv_heads, heads + m
     expected = sum(
-        readers * (1 + layer * writers)
-        + m * (1 + layer * writers + (0 if parallel else heads))
+        readers * (1 + layer * writers) + m * (1 + layer * writers + (0 if parallel else heads))
         for layer in range(layers)
     )
     graph = Graph(layers, heads, kv_heads, mlp, parallel)
