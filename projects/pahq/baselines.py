@@ -1,12 +1,12 @@
 """What PAHQ is compared with: plain ACDC, and the public release's forward.
 
-Plain ACDC is written from the method's description on PyTorch hooks: every evaluation runs the whole
-model of transformers, and hooks on its modules give each receiver its own input. It shares no code
-with the engine, which is tested against it and timed beside it.
+Plain ACDC is written from the method's description on PyTorch hooks: every evaluation runs the
+whole model of transformers, and hooks on its modules give each receiver its own input. It shares no
+code with the engine, which is tested against it and timed beside it.
 
 What it does not do: restart from a layer, skip what an edge does not reach, unembed only the scored
 positions, or share the product of receivers with equal inputs. Within those terms it is not made
-slow: sums over senders are matrix products, and each head multiplies by its own slice of the weight.
+slow: sums over senders are matrix products, and each head multiplies by its own part of the weight.
 """
 
 from collections.abc import Callable, Sequence
@@ -261,8 +261,9 @@ def plain_search(
 
 
 class Released(Engine):
-    """The public release's forward as far as its graph goes: the Q, K and V of every head of a layer
-    read head 0's input. So an edge into another head does nothing, and one into head 0 acts on all.
+    """The public release's forward as far as its graph goes: the Q, K and V of every head of a
+    layer read head 0's input. So an edge into another head does nothing, and one into head 0 acts
+    on all.
     (Its unscaled cast is `Policy(scale="none")`. It also stores products in e4m3 and takes the
     reference from the low model; these are left out.)
     """

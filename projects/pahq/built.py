@@ -1,5 +1,5 @@
-"""Circuits that are built, so that their edges are known: weights are written down, with decoy heads
-and MLPs that work on the same inputs and write where nobody of the circuit reads.
+"""Circuits that are built, so that their edges are known: weights are written down, with decoy
+heads and MLPs that work on the same inputs and write where nobody of the circuit reads.
 
 The residual stream has a named subspace for each kind of content. All of it is then turned by a
 random rotation, which changes no logit (there are no norms) and makes every weight dense, so that
@@ -165,9 +165,12 @@ def _proportion() -> tuple[TinyDecoder, list[tuple[str, str]]]:
     model = _empty(2, width, 2, 1)
     _embed(model, spaces["token"], spaces["place"])
     first, second = model.blocks
-    assert isinstance(first, TinyBlock) and isinstance(second, TinyBlock)
-    assert first.up is not None and first.down is not None
-    assert second.up is not None and second.down is not None
+    assert isinstance(first, TinyBlock)
+    assert isinstance(second, TinyBlock)
+    assert first.up is not None
+    assert first.down is not None
+    assert second.up is not None
+    assert second.down is not None
     first.up.weight[0, spaces["token"].start] = 1.0
     first.down.weight[spaces["mark"], 0] = 1.0
     _attend(second, 0, v=spaces["mark"], to=spaces["share"])

@@ -226,8 +226,8 @@ def thresholds(ground_truth: pd.DataFrame) -> Verdict:
     by_circuit = (exact[PAHQ] - exact[RTN]).groupby(level="circuit").mean()
     measured = (
         f"{_told(gain, 2)} thresholds of {int(rows['thresholds'].max())}, from"
-        f" {', '.join(f'{name} {value:+.2f}' for name, value in by_circuit.items())}; false edges at"
-        f" the smallest threshold {false[PAHQ].mean():.1f} (PAHQ), {false[RTN].mean():.1f} (RTN)"
+        f" {', '.join(f'{name} {value:+.2f}' for name, value in by_circuit.items())}; false"
+        f" edges at the smallest threshold {false[PAHQ].mean():.1f} (PAHQ), {false[RTN].mean():.1f} (RTN)"
     )
     return Verdict(_word(gain.low > 0, gain.value > 0), measured)
 
@@ -260,8 +260,8 @@ def release(ground_truth: pd.DataFrame) -> Verdict:
 @claim(
     id="pahq.linear",
     claim=(
-        "(Ours, not the paper's.) On a CPU low precision pays where it covers all linear layers, and"
-        " not where it covers Q, K and V alone."
+        "(Ours, not the paper's.) On a CPU low precision pays where it covers all linear layers,"
+        " and not where it covers Q, K and V alone."
     ),
     source="measured here",
     bound=(
@@ -344,9 +344,9 @@ def activations(memory: pd.DataFrame) -> Verdict:
     claim="The full-precision slice is brought while other work goes on.",
     source="public code (the load stream)",
     bound=(
-        "one upload for each head, all but the first before it is needed, and on a GPU a search with"
-        " prefetching at most 2 % slower than one with resident masters; partly: the counts, without"
-        " a GPU"
+        "one upload for each head, all but the first before it is needed, and on a GPU a search"
+        " with prefetching at most 2 % slower than one with resident masters; partly: the counts,"
+        " without a GPU"
     ),
     paper=UNKNOWN,
     needs="the rows of pahq/scheduler on a GPU",
@@ -380,8 +380,8 @@ def scheduler(scheduler: pd.DataFrame) -> Verdict:
     claim="PAHQ can be put into other edge-based methods.",
     source="abstract",
     bound=(
-        "EAP's ranking of edges nearer to fp32's with a high head than with everything low, in every"
-        f" cell of task and format (mean over at least {SEEDS} models), and over all cells with its"
+        "EAP's ranking of edges nearer to fp32's with a high head than with everything low, in"
+        f" every cell of task and format (mean over at least {SEEDS} models), and over all cells with its"
         " interval; partly: over all cells"
     ),
     paper=UNKNOWN,

@@ -138,7 +138,9 @@ def _greater(count: int, draw: torch.Generator) -> Task:
 
 
 def _docstring(count: int, draw: torch.Generator) -> Task:
-    """def, five arguments, doc, param and a word for the third, for the fourth, param: the fifth."""
+    """def, five arguments, doc, param and a word for the third, for the fourth, param: the
+    fifth comes.
+    """
     names, words, vocabulary = 24, 6, 34
 
     def fixed(token: int) -> Tensor:

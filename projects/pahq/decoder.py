@@ -1,5 +1,6 @@
-"""A decoder as the patched forward needs it: per layer the norms, the projections of every receiver,
-the output matrix of every head, and the MLP. What a family of models calls these, `families` knows.
+"""A decoder as the patched forward needs it: per layer the norms, the projections of every
+receiver, the output matrix of every head, and the MLP. What a family of models calls
+these, `families` knows.
 
 Legend of shapes: B prompts, T tokens, P scored positions of a prompt, D the residual stream, E a
 head, H heads, K key-value heads, R = H + 2K receivers of a layer's attention (Q, then K, then V).

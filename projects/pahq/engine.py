@@ -1,5 +1,5 @@
-"""The patched forward: every receiver has its own input, made of the senders' outputs in the current
-run where an edge is present, and of their outputs in the corrupted run where it is not:
+"""The patched forward: every receiver has its own input, made of the senders' outputs in the
+current run where an edge is present, and of their outputs in the corrupted run where it is not:
 
     in(r) = sum_s c_s + sum_{s: edge s -> r} (o_s - c_s)          (s before r; ACDC, section 3)
 
@@ -7,8 +7,8 @@ The engine keeps o_s - c_s and c_s of every sender, for the current mask and the
 A change (edges removed, another head made high) recomputes only what it reaches: the heads and MLPs
 downstream of it that still have a path to the output. Nothing in front of it is computed again.
 
-Legend of shapes: S senders, R receivers, V variants evaluated at once, B prompts, T tokens, P scored
-positions of a prompt, D the residual stream, E a head, N = V B.
+Legend of shapes: S senders, R receivers, V variants evaluated at once, B prompts, T tokens, P
+scored positions of a prompt, D the residual stream, E a head, N = V B.
 """
 
 import math
@@ -139,14 +139,21 @@ class Engine:
         wave = self._run(self._reached(tuple(sorted(nodes))), {}, 1)
         self._keep(wave.senders, wave.outputs, 0)
 
+    def refresh(self, heads: Iterable[Head]) -> None:
+        """Make these heads the high ones and recompute everything, so that the state is a function
+        of the mask and the heads alone, to the bit, whatever came before.
+        """
+        self.projections.select(heads)
+        self._recompute()
+
     def remove(self, receiver: int, senders: Sequence[int], trial: Trial, variant: int = 0) -> None:
         """Remove edges for good, with a variant of the trial that removed them."""
         self.mask[receiver, list(senders)] = False
         self._keep(trial.senders, trial.deltas, variant)
 
     def room(self, nodes: int, variants: int) -> Tensor:
-        """Memory for the outputs of a trial, [nodes, V, B, T, D], the same for all: fresh memory for
-        each would cost more time than the arithmetic of a small model.
+        """Memory for the outputs of a trial, [nodes, V, B, T, D], the same for all: fresh memory
+        for each would cost more time than the arithmetic of a small model.
         """
         shape = (nodes, variants, *self.deltas.shape[1:])
         size = math.prod(shape)
@@ -428,7 +435,8 @@ class Engine:
     def run_mlp(self, layer: int, x: Tensor) -> Tensor:
         """What the MLP of a layer writes for its input [N, T, D]."""
         part = self.decoder.layers[layer]
-        assert part.mlp is not None and part.mlp_norm is not None
+        assert part.mlp is not None
+        assert part.mlp_norm is not None
         return part.mlp(part.mlp_norm(x), self.projections.apply)
 
 

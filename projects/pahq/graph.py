@@ -1,10 +1,10 @@
 """The computational graph of a decoder: who writes into the residual stream, who reads from it.
 
-Senders: the embedding, every head, every MLP. Receivers: Q of every head, K and V of every key-value
-head, the input of every MLP, and the output. An edge sender -> receiver exists where the sender
-stands earlier in the residual stream (ACDC, Conmy et al. 2023; its direct and placeholder edges,
-which only tie a receiver to its own node, are not counted). Senders are numbered in the order of the
-stream, so a receiver sees the senders below a number: `visible`.
+Senders: the embedding, every head, every MLP. Receivers: Q of every head, K and V of every
+key-value head, the input of every MLP, and the output. An edge sender -> receiver exists where the
+sender stands earlier in the residual stream (ACDC, Conmy et al. 2023; its direct and placeholder
+edges, which only tie a receiver to its own node, are not counted). Senders are numbered in the
+order of the stream, so a receiver sees the senders below a number: `visible`.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""What a search minimises. A metric takes logits [V, B, P, vocabulary] and gives one number for each
-variant, [V].
+"""What a search minimises. A metric takes logits [V, B, P, vocabulary] and gives one number for
+each variant, [V].
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Matrices in a low format, and products with them.
 
 Symmetric formats. A weight [N, K] has one scale for each block of rows (a head, or an output
-channel); an activation [M, K] has one for each row, taken as it comes. The product is accumulated in
-float32 (int8: int32), multiplied by both scales and left in float32: it is not rounded again.
+channel); an activation [M, K] has one for each row, taken as it comes. The product is accumulated
+in float32 (int8: int32), multiplied by both scales and left in float32: it is not rounded again.
 
 Legend of shapes: M rows of activations, K features, N outputs.
 """
@@ -59,7 +59,7 @@ class Rows:
 
     @classmethod
     def of(cls, x: Tensor, form: Format, scaled: bool = True) -> "Rows":
-        """Quantise x [..., K] row by row; not `scaled`: with scale 1, as the public release does."""
+        """Quantise x [..., K] row by row; not `scaled`: by 1, as the public release does."""
         if form == "bf16" or not scaled:
             scale = torch.ones_like(x[..., :1])
         else:

@@ -1,11 +1,12 @@
 """How well a ranking or a series of circuits finds the edges of a known one.
 
 A series of circuits gives points (false positive rate, true positive rate) with (0, 0) and (1, 1)
-added. Two areas: pessimistic, a staircase that rises only where a point is reached (ACDC, appendix
-on ROC curves; it never credits a circuit that nobody found), and trapezoid, straight between points.
+added. Two areas: pessimistic, a staircase that rises only where a point is reached (as ACDC's code
+has it; it never credits a circuit that nobody found), and trapezoid, straight between points.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -52,12 +53,11 @@ def trapezoid_auc(points: Iterable[Point]) -> float:
     return _area(curve(points), lambda left, right: (left + right) / 2)
 
 
-def _area(points: list[Point], height: "object") -> float:
-    assert callable(height)
+def _area(points: list[Point], height: Callable[[float, float], float]) -> float:
     return float(
         sum(
             (b.false_positive - a.false_positive) * height(a.true_positive, b.true_positive)
-            for a, b in zip(points, points[1:], strict=False)
+            for a, b in pairwise(points)
         )
     )
 

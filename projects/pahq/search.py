@@ -1,5 +1,5 @@
-"""ACDC's greedy search: visit receivers from the output down, try each edge into them, and remove it
-for good where the metric rises by less than a threshold.
+"""ACDC's greedy search: visit receivers from the output down, try each edge into them, and remove
+it for good where the metric rises by less than a threshold.
 """
 
 from collections.abc import Callable, Iterator
@@ -156,7 +156,7 @@ def _visit(
     heads = high_heads(graph, receiver)
     own = heads if engine.policy.follows_receiver else []
     engine.projections.masters.use(own[0] if own else None, after)
-    engine.select(own)
+    engine.refresh(own)  # a search that goes on after a kill finds the same state
     step = Step(receiver, [], [], [], 0, _now(engine, metric))
     for sender, effect, kept, now in _decide(
         engine, metric, receiver, senders, own, step.metric, threshold, absolute, look_ahead

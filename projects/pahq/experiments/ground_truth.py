@@ -1,4 +1,4 @@
-"""T1, F1: how well each method finds the edges of circuits that were built, so that they are known."""
+"""T1, F1: how well each method finds the edges of circuits that were built, and so are known."""
 
 from collections.abc import Callable
 

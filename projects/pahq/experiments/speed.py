@@ -215,7 +215,7 @@ def _steps(config: Config, run: experiment.Run, model: Any) -> None:
     decoder = decoder_of(model)
     engine = _engine(config, decoder)
     graph = engine.graph
-    clean, corrupted, last = batch(
+    clean, corrupted, _ = batch(
         config.shape.vocabulary, config.prompts, config.tokens, config.device, config.seed
     )
     every = torch.arange(config.tokens, device=config.device).expand(config.prompts, -1)
