@@ -144,6 +144,7 @@ class _State:
         self.hooked, self.mask, self.corrupted = hooked, mask, corrupted
         self.written: list[Tensor] = []
         self.bias: Tensor | float = 0.0  # of the output projections so far
+        self.inputs: Tensor | None = None  # of the attention of the layer that is running
 
     def hooks(self) -> Any:
         parts = self.hooked.parts
@@ -162,14 +163,14 @@ class _State:
             yield block.get_submodule(parts.mlp_out).register_forward_hook(self._after_mlp)
         yield parts.final_norm.register_forward_pre_hook(self._before_output)
 
-    def input(self, receiver: int, senders: int, bias: Tensor | float) -> Tensor:
-        """sum_s c_s + sum_s g (o_s - c_s) over the first `senders`."""
+    def input(self, receivers: slice, senders: int, bias: Tensor | float) -> Tensor:
+        """sum_s c_s + sum_s g (o_s - c_s) over the first `senders`, [n, B, T, D]."""
         own = torch.stack(self.written[:senders])
-        row = self.mask[receiver, :senders].to(own)
+        rows = self.mask[receivers, :senders].to(own)
         if self.corrupted is None:
-            return torch.tensordot(row, own, 1) + bias
+            return torch.tensordot(rows, own, 1) + bias
         c = self.corrupted[:senders]
-        return torch.tensordot(row, own - c, 1) + c.sum(0) + bias
+        return torch.tensordot(rows, own - c, 1) + c.sum(0) + bias
 
     def _embedded(self, module: Any, args: Any, kwargs: Any) -> None:
         self.written.append(args[0] if args else kwargs["hidden_states"])
@@ -183,10 +184,13 @@ class _State:
         senders = 1 + layer * (parts.heads + 1)
         counts = (parts.heads, parts.kv_heads, parts.kv_heads)
         letters = range(3) if len(parts.projections) == 1 else (number,)
+        first = layer * self.hooked.readers
+        if number == 0:
+            self.inputs = self.input(slice(first, first + sum(counts)), senders, self.bias)
+        assert self.inputs is not None
         result = torch.empty_like(output)
         for letter in letters:
             for head in range(counts[letter]):
-                receiver = layer * self.hooked.readers + sum(counts[:letter]) + head
                 if len(parts.projections) > 1:
                     place = head
                 elif parts.interleaved:
@@ -194,7 +198,7 @@ class _State:
                 else:
                     place = letter * parts.heads + head
                 rows = slice(place * width, (place + 1) * width)
-                x = norm(self.input(receiver, senders, self.bias))
+                x = norm(self.inputs[sum(counts[:letter]) + head])
                 bias = None if module.bias is None else module.bias[rows]
                 result[..., rows] = F.linear(x, weight[rows], bias)
         return result
@@ -215,13 +219,13 @@ class _State:
         senders = 1 + layer * (parts.heads + 1) + (0 if parts.parallel else parts.heads)
         receiver = (layer + 1) * self.hooked.readers - 1
         bias = self.before if parts.parallel else self.bias
-        return self.input(receiver, senders, bias).view(args[0].shape)
+        return self.input(slice(receiver, receiver + 1), senders, bias).view(args[0].shape)
 
     def _after_mlp(self, module: Any, args: Any, output: Tensor) -> None:
         self.written.append(output.view(self.written[0].shape))
 
     def _before_output(self, module: Any, args: Any) -> Tensor:
-        return self.input(self.hooked.receivers - 1, self.hooked.senders, self.bias)
+        return self.input(slice(-1, None), self.hooked.senders, self.bias)[0]
 
 
 def plain_search(

@@ -227,7 +227,8 @@ def thresholds(ground_truth: pd.DataFrame) -> Verdict:
     measured = (
         f"{_told(gain, 2)} thresholds of {int(rows['thresholds'].max())}, from"
         f" {', '.join(f'{name} {value:+.2f}' for name, value in by_circuit.items())}; false"
-        f" edges at the smallest threshold {false[PAHQ].mean():.1f} (PAHQ), {false[RTN].mean():.1f} (RTN)"
+        f" edges at the smallest threshold {false[PAHQ].mean():.1f} (PAHQ),"
+        f" {false[RTN].mean():.1f} (RTN)"
     )
     return Verdict(_word(gain.low > 0, gain.value > 0), measured)
 
@@ -381,8 +382,8 @@ def scheduler(scheduler: pd.DataFrame) -> Verdict:
     source="abstract",
     bound=(
         "EAP's ranking of edges nearer to fp32's with a high head than with everything low, in"
-        f" every cell of task and format (mean over at least {SEEDS} models), and over all cells with its"
-        " interval; partly: over all cells"
+        f" every cell of task and format (mean over at least {SEEDS} models), and over all cells"
+        " with its interval; partly: over all cells"
     ),
     paper=UNKNOWN,
     needs=f"rows of pahq/trained with at least {SEEDS} seeds",

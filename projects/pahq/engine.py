@@ -114,12 +114,14 @@ class Engine:
         kept = [self.corrupted, self.deltas, self._room, *sums]
         return sum(one.numel() * one.element_size() for one in kept)
 
+    @torch.no_grad()
     def set_mask(self, mask: Mask) -> None:
         """Take this mask, bool [R, S], and recompute."""
         self.mask = mask & self.graph.full()
         self._plan = (-1, [])
         self._recompute()
 
+    @torch.no_grad()
     def select(self, heads: Iterable[Head]) -> None:
         """Make these heads the high ones, and recompute what that changes."""
         before = self.projections.high
@@ -139,6 +141,7 @@ class Engine:
         wave = self._run(self._reached(tuple(sorted(nodes))), {}, 1)
         self._keep(wave.senders, wave.outputs, 0)
 
+    @torch.no_grad()
     def refresh(self, heads: Iterable[Head]) -> None:
         """Make these heads the high ones and recompute everything, so that the state is a function
         of the mask and the heads alone, to the bit, whatever came before.
@@ -168,11 +171,13 @@ class Engine:
 
     # ---- evaluation ------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def logits(self) -> Tensor:
         """Of the current state, at the scored positions, [B, P, vocabulary]."""
         x, _ = self._inputs([self.graph.out], _Wave(self, [], 1))
         return self.unembed(x[0], 1)[0]
 
+    @torch.no_grad()
     def trial(self, receiver: int, senders: Sequence[Sequence[int]], metric: Metric) -> Trial:
         """Remove edges of one receiver, several sets of them at once, and keep nothing.
 

@@ -74,6 +74,8 @@ class Config(RepeatsConfig):
     """evaluations of one receiver that a timing takes, as a search makes them"""
     threshold: float = Field(gt=0)
     """of the rows `whole`, nats"""
+    gain: float = Field(gt=0)
+    """of the weights of the rows `whole`: as they are drawn, hardly an edge has an effect"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -115,6 +117,11 @@ def _engine(config: Config, decoder: Decoder, how: Policy | None = None) -> Engi
     return Engine(decoder, *data, how)
 
 
+def _clock(config: Config) -> Callable[[], float]:
+    """On a CPU seconds of the processor: one thread, whatever else the machine does."""
+    return time.process_time if config.device == "cpu" else time.perf_counter
+
+
 def _evaluate(engine: Engine, metric: Kl, receiver: int, edges: int) -> Callable[[], None]:
     """Some evaluations of one receiver, without what is done once for it."""
 
@@ -145,6 +152,7 @@ def _precisions(config: Config, run: experiment.Run, decoder: Decoder) -> None:
                 for name, engine in engines.items()
             },
             config.repeats,
+            clock=_clock(config),
         )
         for name, timing in timings.items():
             found[name].append(np.array(timing.seconds) / config.edges)
@@ -174,6 +182,7 @@ def _by_layer(config: Config, run: experiment.Run, decoder: Decoder) -> None:
     timings = meters.interleave(
         variants,
         config.repeats,
+        clock=_clock(config),
         progress=lambda total: run.progress(total, "layers"),
     )
     full = np.array(timings["full"].seconds)
@@ -249,7 +258,10 @@ def _steps(config: Config, run: experiment.Run, model: Any) -> None:
     for timing in (engine, high, low):
         timing.trial(middle, [[0]], metric)
     timings = meters.interleave(
-        ladder, config.repeats, progress=lambda total: run.progress(total, "steps")
+        ladder,
+        config.repeats,
+        clock=_clock(config),
+        progress=lambda total: run.progress(total, "steps"),
     )
     for place, (name, seconds) in enumerate(timings.items()):
         for number, one in enumerate(seconds.seconds):
@@ -264,6 +276,10 @@ def _last_of(metric: Kl) -> Callable[[Tensor], Tensor]:
 
 
 def _whole(config: Config, run: experiment.Run, model: Any) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:  # or no edge would have an effect worth the name
+                parameter *= config.gain
     decoder = decoder_of(model)
     clean, corrupted, last = batch(
         config.small.vocabulary, config.small_prompts, config.tokens, config.device, config.seed
@@ -295,7 +311,7 @@ def _whole(config: Config, run: experiment.Run, model: Any) -> None:
         RTN: lambda: ours(RTN),
         PAHQ: lambda: ours(PAHQ),
     }.items():
-        clock = time.process_time if config.device == "cpu" else time.perf_counter
+        clock = _clock(config)
         start = clock()
         mask, evaluations = go()
         seconds = clock() - start

@@ -212,8 +212,8 @@ def test_built_circuits_do_their_task():
     circuit = built.build("induction", 0, 6)
     logits = circuit.model(circuit.clean)
     half = built.LENGTH // 2
-    # the token after this one's first occurrence
-    assert (logits[:, half:-1].argmax(-1) == circuit.clean[:, 1:half]).all()
+    # the token after this one's first occurrence (the first token is its own predecessor as well)
+    assert (logits[:, half + 1 : -1].argmax(-1) == circuit.clean[:, 2:half]).all()
     circuit = built.build("reverse", 0, 6)
     logits = circuit.model(circuit.clean)
     assert (logits[:, half:].argmax(-1) == circuit.clean[:, :half].flip(1)).all()
