@@ -289,6 +289,9 @@ class Released(Engine):
     def _rests(self, sender: int, own: dict[int, Tensor]) -> bool:
         return False
 
+    def _needed(self) -> np.ndarray:
+        return np.ones(self.graph.senders, dtype=bool)
+
     def trial(self, receiver: int, senders: Sequence[Sequence[int]], metric: Metric) -> Trial:
         """As `Engine.trial`, by the whole forward."""
         self.evaluations += len(senders)

@@ -158,6 +158,7 @@ def _search(
                 order=recipe.order,
                 absolute=recipe.absolute,
                 look_ahead=work.look_ahead,
+                fresh=True,
                 done=steps,
                 progress=_Watch(log, bar, stop, tried, kept),
             )

@@ -281,27 +281,43 @@ class Engine:
     # ---- recomputing -----------------------------------------------------------------------------
 
     def _recompute(self) -> None:
-        """Every head and MLP, layer by layer, into the kept outputs."""
+        """Every head and MLP with a path to the output, layer by layer, into the kept outputs; of
+        the others, whose outputs nobody reads, o - c becomes 0.
+        """
         graph = self.graph
+        live = self._needed()
         stream = self.deltas[0].clone()
         nothing = _Wave(self, [], 1)
         for layer in range(graph.layers):
             self._sums[2 * layer] = stream
             head = graph.head(layer, 0)
             heads = slice(head, head + graph.heads)
-            mlp = self._mlp_input(layer, {}, nothing) if graph.parallel and graph.mlp else None
-            every = range(heads.start, heads.stop)
-            for sender, one in zip(every, self._heads(layer, every, {}, nothing), strict=True):
+            has_mlp = graph.mlp and live[graph.mlp_sender(layer)]
+            mlp = self._mlp_input(layer, {}, nothing) if graph.parallel and has_mlp else None
+            self.deltas[[s for s in range(heads.start, heads.stop) if not live[s]]] = 0.0
+            some = [sender for sender in range(heads.start, heads.stop) if live[sender]]
+            for sender, one in zip(some, self._heads(layer, some, {}, nothing), strict=True):
                 self._subtract(sender, one, self.deltas[sender][None])
             stream = stream + self.deltas[heads].sum(0)
             if graph.mlp:
                 sender = graph.mlp_sender(layer)
                 if not graph.parallel:
                     self._sums[2 * layer + 1] = stream
-                    mlp = self._mlp_input(layer, {}, nothing)
-                self._subtract(sender, self._mlp(layer, mlp), self.deltas[sender][None])
+                    mlp = self._mlp_input(layer, {}, nothing) if has_mlp else None
+                if has_mlp:
+                    self._subtract(sender, self._mlp(layer, mlp), self.deltas[sender][None])
+                else:
+                    self.deltas[sender] = 0.0
                 stream = stream + self.deltas[sender]
         self._sums[2 * graph.layers] = stream
+
+    def _needed(self) -> np.ndarray:
+        """bool [senders]: those that are computed; all while what a node writes at rest is not
+        known.
+        """
+        if not self._knows_rest:
+            return np.ones(self.graph.senders, dtype=bool)
+        return self.graph.live(self.mask)
 
     def _subtract(self, sender: int, written: Tensor | None, into: Tensor) -> None:
         """o - c of what was written [N, T, D], into [V, B, T, D]; None: what it writes at rest."""

@@ -77,6 +77,7 @@ def search(
     order: Order = "normal",
     absolute: bool = False,
     look_ahead: int = 1,
+    fresh: bool = False,
     done: list[Step] | None = None,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> Found:
@@ -88,6 +89,8 @@ def search(
         absolute: compare the size of the change.
         look_ahead: removals tried at once; the result is that of one after the other. It pays where
             launches cost more than the work (on a GPU).
+        fresh: compute the whole state anew at each receiver, so that it is a function of what is
+            left to the bit, and a search that goes on after a kill ends as if it had not stopped.
         done: steps of a search that was interrupted, which are not tested again.
         progress: called after each step.
 
@@ -103,7 +106,9 @@ def search(
         rest = list(graph.search_order())[len(steps) :]
         for place, receiver in enumerate(rest):
             after = next((h for r in rest[place + 1 :] for h in high_heads(graph, r)), None)
-            step = _visit(engine, metric, receiver, after, threshold, order, absolute, look_ahead)
+            how = (threshold, order, absolute, look_ahead, fresh)
+            now = found.steps[-1].metric if found.steps else found.floor
+            step = _visit(engine, metric, receiver, after, now, *how)
             found.steps.append(step)
             _record(found, step)
             progress(step)
@@ -141,22 +146,29 @@ def _visit(
     metric: Metric,
     receiver: int,
     after: Head | None,
+    now: float,
     threshold: float,
     order: Order,
     absolute: bool,
     look_ahead: int,
+    fresh: bool,
 ) -> Step:
-    """Decide the edges of one receiver."""
+    """Decide the edges of one receiver; `now` is the metric before."""
     graph = engine.graph
     senders = candidates(engine.mask, receiver, order)
     owners = graph.owners(receiver)
     if owners and not graph.live(engine.mask)[list(owners)].any():
         engine.mask[receiver] = False
-        return Step(receiver, [], [], [], len(senders), _now(engine, metric))
+        return Step(receiver, [], [], [], len(senders), now)
+    if not senders:
+        return Step(receiver, [], [], [], 0, now)
     heads = high_heads(graph, receiver)
     own = heads if engine.policy.follows_receiver else []
     engine.projections.masters.use(own[0] if own else None, after)
-    engine.refresh(own)  # a search that goes on after a kill finds the same state
+    if fresh:
+        engine.refresh(own)
+    else:
+        engine.select(own)
     step = Step(receiver, [], [], [], 0, _now(engine, metric))
     for sender, effect, kept, now in _decide(
         engine, metric, receiver, senders, own, step.metric, threshold, absolute, look_ahead

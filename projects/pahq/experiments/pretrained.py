@@ -35,7 +35,9 @@ class Config(DeviceConfig):
     prompts: PositiveInt
     """of a search; as many others judge the circuit"""
     sizes: list[PositiveInt]
-    """edges kept by EAP-IG; the greedy search starts from the last of them"""
+    """edges kept by EAP-IG"""
+    start: PositiveInt
+    """edges of EAP-IG that the greedy search starts from"""
     steps: PositiveInt
     """of EAP-IG"""
     format: Format
@@ -124,7 +126,7 @@ def _task(
     for size in config.sizes:
         row(EAP_IG, attribution.top(scores, edges, size), search_seconds=seconds)
         row(RANDOM, attribution.top(noise, edges, size))
-    survivors = graph.without_dead(attribution.top(scores, edges, config.sizes[-1]))
+    survivors = graph.without_dead(attribution.top(scores, edges, config.start))
     full: Mask | None = None
     cases = [(FP32, None), *((m, s) for s in config.scopes for m in (RTN, PAHQ))]
     for method, scope in cases:

@@ -74,7 +74,7 @@ def test_a_circuit_is_what_the_search_finds(model, task, tmp_path, capsys):
     data = (found.clean, found.corrupted, found.positions)
     policy = discovering.Policy("pahq-receiver", "int8")
     metric = Kl(Engine(decoder, *data).logits())
-    expected = search(Engine(decoder, *data, policy), metric, 0.05)
+    expected = search(Engine(decoder, *data, policy), metric, 0.05, fresh=True)
     assert (circuit.mask == expected.mask).all()
     assert np.allclose(circuit.effects, expected.effects, equal_nan=True)
     assert 0 < circuit.mask.sum() < decoder.graph.edges
