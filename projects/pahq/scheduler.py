@@ -102,7 +102,7 @@ class Uploaded:
         self._current = 0
         self._stream = torch.cuda.Stream(device) if on_gpu else None
         # of each room: its bytes have come (recorded on the side stream)
-        self._come = [torch.cuda.Event() for _ in range(rooms)] if on_gpu else []
+        self._come: dict[int, torch.cuda.Event] = {}
         self.room_bytes = sum(room.numel() * room.element_size() for room in self._rooms)
         self.host_bytes = sum(p.numel() * p.element_size() for p in self._host.values())
 
@@ -122,7 +122,7 @@ class Uploaded:
             self.waits += 1
             self._bring(wanted, self._other_room())
         self._current = self._holds.index(wanted)
-        if self._come:
+        if self._current in self._come:
             torch.cuda.current_stream(self.device).wait_event(self._come[self._current])
         if self.prefetch and later is not None and later not in self._holds:
             self._bring(later, self._other_room())
@@ -142,7 +142,7 @@ class Uploaded:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):
                 target.copy_(source, non_blocking=True)
-                self._come[room].record(self._stream)
+                self._come[room] = self._stream.record_event()
         self._holds[room] = key
         self.uploads += 1
         self.uploaded_bytes += source.numel() * source.element_size()

@@ -266,7 +266,9 @@ def _of_one_length(
     many = [*made, *examples(name, 20 * count, seed + 1)[0]]
 
     def lengths(one: Example) -> tuple[int, int]:
-        return len(tokenizer(one.clean)["input_ids"]), len(tokenizer(one.corrupted)["input_ids"])
+        clean, corrupted = (tokenizer(text)["input_ids"] for text in (one.clean, one.corrupted))
+        # words that the tokenizer does not know may make the two the same
+        return len(clean), len(corrupted) if clean != corrupted else -1
 
     def single(one: Example) -> bool:
         return all(
