@@ -5,9 +5,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from projects.pahq.labels import COLOURS, EAP, EFFECTS, FP32, PAHQ, POINT, RELEASED, RTN
+from projects.pahq.labels import (
+    COLOURS,
+    EAP,
+    EFFECTS,
+    FP32,
+    PAHQ,
+    POINT,
+    RELEASED,
+    RTN,
+    circuit_array,
+)
 from projects.pahq.tables import pairs, times
+from projects.pahq.circuit import Circuit
+from projects.pahq.graph import Graph
+from projects.pahq.picture import picture
 from shared.figures import PALETTE
+from shared.rows import read_array
 
 
 def roc(ground_truth: pd.DataFrame) -> Figure:
@@ -73,3 +87,14 @@ def steps(speed: pd.DataFrame) -> Figure:
     axes.margins(x=0.15)
     axes.set(xlabel="one evaluation, ms", title="Where the time goes")
     return figure
+
+
+def circuit(pretrained: pd.DataFrame) -> Figure:
+    """PAHQ's circuit of the first task."""
+    row = pretrained[pretrained["method"] == PAHQ].iloc[0]
+    graph = Graph(*(int(row[name]) for name in ("layers", "heads", "kv_heads")), bool(row["mlp"]))
+    edges = read_array(pretrained, circuit_array(row["task"], row["scope"]))
+    effects = np.full((graph.receivers, graph.senders), np.nan)
+    receivers, senders = edges[:, :2].astype(int).T
+    effects[receivers, senders] = edges[:, 2]
+    return picture(Circuit(graph, ~np.isnan(effects), effects, {}))

@@ -40,3 +40,8 @@ COLOURS = {
 
 EFFECTS, CIRCUIT, ATTRIBUTION = "effects", "circuit", "attribution"  # kinds of rows of `trained`
 AREA, POINT = "area", "point"  # kinds of rows of `ground_truth`
+
+
+def circuit_array(task: str, scope: str) -> str:
+    """Under which `pretrained` keeps the edges of PAHQ's circuit."""
+    return f"{task}_{scope}".replace("-", "_")

@@ -301,8 +301,8 @@ def pretrained(pretrained: pd.DataFrame) -> Table:
     return Table(
         title="Circuits of a pretrained model",
         caption=(
-            "The strongest edges by EAP-IG, random ones, and the greedy search from some of EAP-IG's"
-            " down. Judged in fp32 on held-out prompts: KL to the full model, accuracy at"
+            "The strongest edges by EAP-IG, random ones, and the greedy search from some of"
+            " EAP-IG's down. Judged in fp32 on held-out prompts: KL to the full model, accuracy at"
             " the task. Agreement: edges shared with fp32's circuit. Nobody knows this model's true"
             " circuits."
         ),

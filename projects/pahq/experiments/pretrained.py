@@ -16,7 +16,7 @@ from projects.pahq.engine import check
 from projects.pahq.experiments.common import DeviceConfig, engine_of, policy, prompts, reference
 from projects.pahq.families import decoder_of
 from projects.pahq.graph import Mask
-from projects.pahq.labels import ALL, EAP_IG, FP32, NONE, PAHQ, RANDOM, RTN
+from projects.pahq.labels import ALL, EAP_IG, FP32, NONE, PAHQ, RANDOM, RTN, circuit_array
 from projects.pahq.metrics import Kl
 from projects.pahq.policy import Scope
 from projects.pahq.quantise import Format
@@ -75,6 +75,12 @@ def _load(config: Config, run: experiment.Run, name: str) -> tuple[Decoder, Task
     return decoder, search_task, held_out
 
 
+def edges_array(mask: Mask, effects: np.ndarray) -> np.ndarray:
+    """Receiver, sender and effect of each edge, [n, 3]."""
+    places = np.argwhere(mask)
+    return np.column_stack([places, effects[mask]])
+
+
 _MODELS: dict[str, tuple[Any, Any]] = {}
 
 
@@ -109,6 +115,10 @@ def _task(
             method=method,
             edges=int(mask.sum()),
             of_edges=graph.edges,
+            layers=graph.layers,
+            heads=graph.heads,
+            kv_heads=graph.kv_heads,
+            mlp=graph.mlp,
             kl_nats=float(judge_kl(logits)[0]),
             margin_difference=-float(held_out.margin()(logits)[0]),
             task_accuracy=float(held_out.margin().accuracy(logits)[0]),
@@ -137,6 +147,8 @@ def _task(
         found = search(engine, metric, config.threshold)
         seconds = time.process_time() - start
         full = found.mask if full is None else full
+        if method == PAHQ:
+            run.array(circuit_array(name, str(scope)), edges_array(found.mask, found.effects))
         row(
             method,
             found.mask,
