@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from projects.pahq.circuit import Circuit
+from projects.pahq.graph import Graph
 from projects.pahq.labels import (
     COLOURS,
     EAP,
@@ -16,10 +18,8 @@ from projects.pahq.labels import (
     RTN,
     circuit_array,
 )
-from projects.pahq.tables import pairs, times
-from projects.pahq.circuit import Circuit
-from projects.pahq.graph import Graph
 from projects.pahq.picture import picture
+from projects.pahq.tables import pairs, times
 from shared.figures import PALETTE
 from shared.rows import read_array
 
