@@ -25,6 +25,7 @@ from projects.pahq.decoder import Decoder
 from projects.pahq.graph import Mask
 from projects.pahq.policy import Head, Policy, Projections
 from projects.pahq.scheduler import Masters
+from projects.pahq.wave import Wave, mix
 from shared.errors import UserError
 
 Ablation = Literal["corrupted", "zero"]
@@ -174,7 +175,7 @@ class Engine:
     @torch.no_grad()
     def logits(self) -> Tensor:
         """Of the current state, at the scored positions, [B, P, vocabulary]."""
-        x, _ = self._inputs([self.graph.out], _Wave(self, [], 1))
+        x, _ = self._inputs([self.graph.out], Wave(self, [], 1))
         return self.unembed(x[0], 1)[0]
 
     @torch.no_grad()
@@ -251,10 +252,10 @@ class Engine:
     def _of_rows(self, receiver: int, rows: np.ndarray) -> Tensor:
         """Inputs [U, B, T, D] of a receiver for rows [U, S] of the mask, of the kept outputs."""
         place, seen = self._place(receiver), self.graph.visible[receiver]
-        mixed = _mix(rows[:, :seen], self.deltas[:seen], self._sums[place])
+        mixed = mix(rows[:, :seen], self.deltas[:seen], self._sums[place])
         return self._bases[place] + mixed
 
-    def _inputs(self, receivers: Sequence[int], wave: "_Wave") -> tuple[Tensor, list[int]]:
+    def _inputs(self, receivers: Sequence[int], wave: Wave) -> tuple[Tensor, list[int]]:
         """The distinct inputs [U, N, T, D] of receivers at one place of the stream, under the mask
         and with the outputs of a wave, and which of them each receiver has. Receivers with the same
         edges share one.
@@ -269,11 +270,11 @@ class Engine:
         place, seen = self._place(receivers[0]), self.graph.visible[receivers[0]]
         kept = ~wave.changed[:seen]
         total = self._sums[place] - wave.old_total if wave.senders else self._sums[place]
-        mixed = _mix(rows[:, :seen], self.deltas[:seen], total, kept)
+        mixed = mix(rows[:, :seen], self.deltas[:seen], total, kept)
         x = (self._bases[place] + mixed)[:, None]
         if wave.senders:
             table = wave.outputs
-            x = x + _mix(rows[:, wave.senders], table, wave.new_total)
+            x = x + mix(rows[:, wave.senders], table, wave.new_total)
         elif wave.variants > 1:
             x = x.expand(-1, wave.variants, -1, -1, -1)
         return x.flatten(1, 2), which
@@ -287,7 +288,7 @@ class Engine:
         graph = self.graph
         live = self._needed()
         stream = self.deltas[0].clone()
-        nothing = _Wave(self, [], 1)
+        nothing = Wave(self, [], 1)
         for layer in range(graph.layers):
             self._sums[2 * layer] = stream
             head = graph.head(layer, 0)
@@ -297,7 +298,7 @@ class Engine:
             self.deltas[[s for s in range(heads.start, heads.stop) if not live[s]]] = 0.0
             some = [sender for sender in range(heads.start, heads.stop) if live[sender]]
             for sender, one in zip(some, self._heads(layer, some, {}, nothing), strict=True):
-                self._subtract(sender, one, self.deltas[sender][None])
+                self.subtract(sender, one, self.deltas[sender][None])
             stream = stream + self.deltas[heads].sum(0)
             if graph.mlp:
                 sender = graph.mlp_sender(layer)
@@ -305,7 +306,7 @@ class Engine:
                     self._sums[2 * layer + 1] = stream
                     mlp = self._mlp_input(layer, {}, nothing) if has_mlp else None
                 if has_mlp:
-                    self._subtract(sender, self._mlp(layer, mlp), self.deltas[sender][None])
+                    self.subtract(sender, self._mlp(layer, mlp), self.deltas[sender][None])
                 else:
                     self.deltas[sender] = 0.0
                 stream = stream + self.deltas[sender]
@@ -319,7 +320,7 @@ class Engine:
             return np.ones(self.graph.senders, dtype=bool)
         return self.graph.live(self.mask)
 
-    def _subtract(self, sender: int, written: Tensor | None, into: Tensor) -> None:
+    def subtract(self, sender: int, written: Tensor | None, into: Tensor) -> None:
         """o - c of what was written [N, T, D], into [V, B, T, D]; None: what it writes at rest."""
         if written is not None:
             torch.sub(written.view(into.shape), self.corrupted[sender], out=into)
@@ -341,14 +342,14 @@ class Engine:
         todo = self.graph.descendants(self.mask, nodes) & self.graph.live(self.mask)
         return np.flatnonzero(todo).tolist()
 
-    def _run(self, nodes: list[int], own: dict[int, Tensor], variants: int) -> "_Wave":
+    def _run(self, nodes: list[int], own: dict[int, Tensor], variants: int) -> Wave:
         """Recompute senders in the order of the stream, and keep nothing.
 
         Args:
             own: inputs of receivers [N, T, D] that do not follow from the mask.
         """
         graph = self.graph
-        wave = _Wave(self, nodes, variants)
+        wave = Wave(self, nodes, variants)
         by_layer: dict[int, list[int]] = {}
         for node in nodes:
             by_layer.setdefault(graph.layer_of_sender(node), []).append(node)
@@ -372,7 +373,7 @@ class Engine:
         inputs = self.graph.inputs_of(sender)
         return self._knows_rest and not (self.mask[list(inputs)].any() or own.keys() & set(inputs))
 
-    def _mlp_input(self, layer: int, own: dict[int, Tensor], wave: "_Wave") -> Tensor | None:
+    def _mlp_input(self, layer: int, own: dict[int, Tensor], wave: Wave) -> Tensor | None:
         """[N, T, D]; None where the MLP is at rest."""
         receiver = self.graph.mlp_receiver(layer)
         if receiver in own:
@@ -388,7 +389,7 @@ class Engine:
         return self.run_mlp(layer, x)
 
     def _heads(
-        self, layer: int, senders: Sequence[int], own: dict[int, Tensor], wave: "_Wave"
+        self, layer: int, senders: Sequence[int], own: dict[int, Tensor], wave: Wave
     ) -> list[Tensor | None]:
         """What heads of a layer write, each [N, T, D]; None where one is at rest."""
         graph = self.graph
@@ -459,65 +460,6 @@ class Engine:
         assert part.mlp is not None
         assert part.mlp_norm is not None
         return part.mlp(part.mlp_norm(x), self.projections.apply)
-
-
-class _Wave:
-    """New outputs that spread through the graph, beside the kept ones.
-
-    Attributes:
-        senders: those that have new outputs so far, in the order of `outputs`, [n, V, B, T, D].
-        old_total, new_total: the sums of their kept and of their new outputs.
-    """
-
-    def __init__(self, engine: Engine, nodes: list[int], variants: int) -> None:
-        self.variants, self.senders = variants, list[int]()
-        self.changed = np.zeros(engine.graph.senders, dtype=bool)
-        self._engine = engine
-        shape = engine.deltas.shape[1:]
-        self._table = engine.room(len(nodes), variants)
-        self.old_total = engine.deltas.new_zeros(shape if nodes else ())
-        self.new_total = engine.deltas.new_zeros((variants, *shape) if nodes else ())
-
-    @property
-    def outputs(self) -> Tensor:
-        return self._table[: len(self.senders)]
-
-    def put(self, sender: int, written: Tensor | None) -> None:
-        """What a sender writes now, [N, T, D]; None: what it writes at rest."""
-        into = self._table[len(self.senders)]
-        self._engine._subtract(sender, written, into)
-        self.senders.append(sender)
-        self.changed[sender] = True
-        self.old_total += self._engine.deltas[sender]
-        self.new_total += into
-
-
-def _mix(rows: np.ndarray, table: Tensor, total: Tensor, kept: np.ndarray | None = None) -> Tensor:
-    """Sums of the entries of a table that rows ask for: of those present, or all less those
-    missing, whichever are fewer.
-
-    Args:
-        rows: bool [U, n].
-        table: [n, ...]; total: the sum of its entries (of those in `kept`, where given).
-
-    Returns:
-        [U, ...]
-    """
-    missing = ~rows
-    if kept is not None:
-        rows, missing = rows & kept, missing & kept
-    present_columns, missing_columns = (np.flatnonzero(r.any(axis=0)) for r in (rows, missing))
-    less = len(missing_columns) < len(present_columns)
-    columns, signs = (missing_columns, missing) if less else (present_columns, rows)
-    if not len(columns):
-        return (total if less else torch.zeros_like(total)).expand(len(rows), *total.shape)
-    if 2 * len(columns) < len(table):
-        chosen = table[torch.from_numpy(columns).to(table.device)]
-        weights = torch.from_numpy(signs[:, columns]).to(table)
-    else:  # a copy of most of the table would cost more than the zeros
-        chosen, weights = table, torch.from_numpy(np.ascontiguousarray(signs)).to(table)
-    mixed = (weights @ chosen.flatten(1)).unflatten(1, table.shape[1:])
-    return total - mixed if less else mixed
 
 
 def check(decoder: Decoder, tokens: Tensor, tolerance: float = 1e-4) -> float:
