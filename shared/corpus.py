@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shared.errors import UserError
 from shared.files import atomic_folder, sha256
+from shared.records import is_conversation, is_jsonl, lines, objects
 from shared.seeding import step_seed
 
 IGNORED = -100  # the label of a token that no loss is taken on
@@ -44,6 +45,18 @@ def tokenizer_digest(tokenizer: Any) -> str:
         tokenizer.chat_template,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def prompt_tokens(tokenizer: Any, prompt: str) -> list[int]:
+    """A prompt with the special tokens that begin a text, and without the one that some tokenizers
+    put at its end: what follows goes on from it.
+    """
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    end = tokenizer.eos_token_id
+    if end is None or ids[-1:] != [end]:
+        return ids
+    plain = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return ids[:-1] if ids[-1 - len(plain) : -1] == plain else ids
 
 
 class Corpus:
@@ -198,10 +211,8 @@ def _examples(file: Path, tokenizer: Any) -> Iterator[Example]:
             continue
         yield from tokenised()
         if isinstance(text, tuple):
-            before, after = (
-                tokenizer(text[0])["input_ids"],
-                tokenizer(text[1], add_special_tokens=False)["input_ids"],
-            )
+            before = prompt_tokens(tokenizer, text[0])
+            after = tokenizer(text[1], add_special_tokens=False)["input_ids"]
             start = before or (
                 [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else end
             )
@@ -226,52 +237,47 @@ def _examples(file: Path, tokenizer: Any) -> Iterator[Example]:
                 ) from None
             if len(ids) < 2:
                 raise UserError(f"{file}, line {number}: a conversation of fewer than two tokens")
-            answered = 0 < len(question) < len(ids) and ids[: len(question)] == question
-            split = len(question) if answered else 1
+            if question and not (len(question) < len(ids) and ids[: len(question)] == question):
+                raise UserError(
+                    f"{file}, line {number}: the chat template writes the conversation otherwise"
+                    " than its generation prompt, so that where the answer begins is not known;"
+                    ' give it as "prompt" and "completion"'
+                )
+            split = len(question) or 1
             yield ids[:split], ids[split:]
     yield from tokenised()
 
 
 def _texts(file: Path) -> Iterator[tuple[int, str | tuple[str, str] | list[dict[str, str]]]]:
     """(line number, a text | a prompt and its completion | messages)."""
-    if file.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"{file}: name a .jsonl or a .txt file")
-    try:
-        with open(file, encoding="utf-8", newline="\n") as lines:
-            number, paragraph = 0, ""
-            for number, line in enumerate(lines, 1):
-                if file.suffix == ".txt":
-                    paragraph += line
-                    if paragraph.strip() and not line.strip():
-                        yield number, paragraph
-                        paragraph = ""
-                elif line.strip():
-                    yield number, _parsed(file, number, line)
-            if paragraph.strip():
-                yield number, paragraph
-    except UnicodeDecodeError:
-        raise UserError(f"{file}, near line {number + 1}: not UTF-8") from None
+    if is_jsonl(file):
+        for number, record in objects(file):
+            yield number, _parsed(f"{file}, line {number}", record)
+        return
+    number, paragraph = 0, ""
+    for number, line in lines(file):
+        paragraph += line + "\n"
+        if paragraph.strip() and not line.strip():
+            yield number, paragraph
+            paragraph = ""
+    if paragraph.strip():
+        yield number, paragraph
 
 
-def _parsed(file: Path, number: int, line: str) -> str | tuple[str, str] | list[dict[str, str]]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{file}, line {number}: not JSON ({error})") from None
-    if isinstance(record, dict):
-        match record:
-            case {"text": str(text)} if text:
-                return text
-            case {"prompt": str(prompt), "completion": str(completion)} if completion:
-                return prompt, completion
-            case {"messages": [*messages]} if messages and all(
-                isinstance(m, dict)
-                and isinstance(m.get("role"), str)
-                and isinstance(m.get("content"), str)
-                for m in messages
-            ):
-                return messages
+def _parsed(where: str, record: dict[str, Any]) -> str | tuple[str, str] | list[dict[str, str]]:
+    kinds = [key for key in ("text", "prompt", "messages") if key in record]
+    if len(kinds) > 1:
+        raise UserError(f'{where}: both "{kinds[0]}" and "{kinds[1]}"; which is meant?')
+    if record.get("tools"):
+        raise UserError(f'{where}: "tools" are not put into the chat template here; leave them out')
+    match record:
+        case {"text": str(text)} if text:
+            return text
+        case {"prompt": str(prompt), "completion": str(completion)} if completion:
+            return prompt, completion
+        case {"messages": [*messages]} if is_conversation(messages):
+            return messages
     raise UserError(
-        f'{file}, line {number}: needs a "text", a "prompt" and a "completion", or "messages" with'
+        f'{where}: needs a "text", a "prompt" and a "completion", or "messages" with'
         ' "role" and "content", none empty'
     )

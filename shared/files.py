@@ -112,7 +112,7 @@ def atomic_save(
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    from shared.models.guard import check_trained
+    from shared.finite import check_trained
 
     check_trained(tensors.items())
     with replacing(path) as temporary:

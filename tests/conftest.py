@@ -12,15 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from language_inputs import make_tokenizer
 
 import projects
 from shared import cli, paths
 
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{%"
-    " endif %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}{% if"
-    " add_generation_prompt %}<assistant>{% endif %}"
-)
 TOY = Path(__file__).parent / "workflows" / "toy_repo"
 
 
@@ -199,22 +195,5 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def save_tokenizer() -> Callable[[Path], Any]:
-    """A function `save(folder)` that saves a tokenizer there and returns it: a token per byte,
-    `<end>`, a chat template.
-    """
-
-    def save(folder: Path) -> Any:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
-
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        wrapped = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, eos_token="<end>", chat_template=TEMPLATE
-        )
-        wrapped.save_pretrained(folder)
-        return wrapped
-
-    return save
+    """`make_tokenizer`."""
+    return make_tokenizer

@@ -83,7 +83,11 @@ def run(
         for one in ("projects", "shared", folder):
             shutil.copytree(ROOT / one, copy / one, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
-        for shared in ("conftest.py", "fake_cuda.py"):  # what papers' tests share
+        for shared in (
+            "conftest.py",
+            "fake_cuda.py",
+            "language_inputs.py",
+        ):  # what papers' tests share
             shutil.copy(ROOT / "tests" / shared, copy / "tests")
         if mutation is not None:
             target = copy / mutation.file

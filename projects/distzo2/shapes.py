@@ -7,7 +7,7 @@ from typing import Any
 from projects.distzo2.cost_model import Shape
 from projects.zo2.units import find_blocks
 from shared.errors import UserError
-from shared.models import causal_lm_config, empty_causal_lm_of, load_config, local_model
+from shared.models import causal_lm_config, empty_causal_lm, empty_causal_lm_of, local_model
 from shared.models.shapes import OPT_SHAPES
 
 
@@ -16,15 +16,15 @@ def shape_of(model: str) -> Shape:
     where there is neither.
     """
     if model in OPT_SHAPES:
-        return shape_of_config(causal_lm_config("opt", *OPT_SHAPES[model]))
-    return shape_of_config(load_config(local_model(model)))
+        return shape_of_model(empty_causal_lm_of(causal_lm_config("opt", *OPT_SHAPES[model])))
+    return shape_of_model(empty_causal_lm(local_model(model)))
 
 
-def shape_of_config(config: Any) -> Shape:
-    """Of a causal language model by its transformers configuration. Raises UserError where its
-    blocks are not alike.
+def shape_of_model(model: Any) -> Shape:
+    """Of a causal language model of transformers. Raises UserError where its blocks are not
+    alike.
     """
-    model = empty_causal_lm_of(config)
+    config = model.config
     blocks = list(find_blocks(model).values())
     counts = [sum(p.numel() for p in block.parameters()) for block in blocks]
     if len(set(counts)) > 1:

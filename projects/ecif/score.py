@@ -284,7 +284,7 @@ def read_images(file: Path, tokenizer: Any, processor: Any) -> Inputs:
     id.
     """
     try:
-        with open(file, encoding="utf-8", newline="") as stream:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
             lines = list(csv.DictReader(stream))
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None

@@ -13,7 +13,7 @@ that of Ziv 1991 for elementary functions):
 
 1. with 32 bits in float32: m is certain where (s + N) / g is further from the border between two
    integers than `MARGIN`, which bounds all errors (see there), and N is not in the far tail;
-2. of the rest, 1 in 100, with 85 bits in float64: certain beyond `MARGIN_64`;
+2. of the rest, 1 in 500, with 85 bits in float64: certain beyond `MARGIN_64`;
 3. of the rest, about 1 in 10^10, with 160 bits in numbers as long as that takes.
 
 **What it costs in delta.** With 160 bits, m differs from that of a real N with a probability of at
@@ -46,19 +46,19 @@ BLOCK = 1 << 16
 CHUNK = 1 << 24  # on a GPU
 SECRET_BYTES = 80  # a cipher's key and first counter, and another's key
 
-# A deviation is at least so many steps of the grid and less than twice as many. Rounding adds 5e-6
-# of the noise's variance at most.
-STEPS = 128
+# A deviation is at least so many steps of the grid and less than twice as many. Rounding adds 1/12
+# of a step squared to the noise's variance: 1 part in 3,000 at most. Fewer steps would add more,
+# more of them leave more numbers uncertain in float32.
+STEPS = 16
 # |2U - 1| above 1 - FAR goes past float32 at once.
-FAR = 2**-8
+FAR = 2**-10
 # Bounds the error of (s + N) / g in float32, in steps, where |2U - 1| <= 1 - FAR and the value is
-# below `LIMIT`: a uniform number is 2^-25 + 2^-31 off, which the slope of the quantile there, at
-# most 140, takes to 2^-13 deviations of less than 256 steps (1.1e-3 with the root of 2 in it);
-# erfinv is off by 4 units in its last place at most (3e-4 steps), three roundings below 2^11 by
-# 6e-5 each.
-MARGIN = 2**-9
+# below `LIMIT`. A deviation is less than 32 steps. A uniform number is 2^-25 + 2^-31 off, which the
+# slope of the quantile there, at most 288 deviations, takes to 2.8e-4 steps; erfinv is off by 4
+# units in its last place at most (5e-5 steps), and three roundings below 2^10 by 3e-5 each.
+MARGIN = 2**-11
 _UP = torch.tensor(0.5 - MARGIN)
-LIMIT = 1 << 11
+LIMIT = 1 << 10
 # The same in float64, where a quantile is off by 1e-14 deviations at most.
 MARGIN_64 = 1e-10
 PENDING = 1 << 8  # blocks whose uncertain numbers wait for float64, at most
@@ -124,7 +124,7 @@ class CipherNoise:
         self._bits = np.empty(BLOCK + 4, np.int32)  # 4: the cipher asks for room for 16 bytes more
         self._zeros = bytes(4 * BLOCK)
         self._numbers, self._values, self._steps = (torch.empty(BLOCK) for _ in range(3))
-        self._far, self._unsure = (np.empty(BLOCK, bool) for _ in range(2))
+        self._mask = np.empty(BLOCK, bool)
         self._pending: list[_Pending] = []
         self._taken = BLOCK
         self._block = -1  # the number of the block that `_bits` holds
@@ -173,8 +173,8 @@ class CipherNoise:
         pieces = np.split(m, np.cumsum(lengths)[:-1])
         for each, steps in zip(self._pending, pieces, strict=True):
             # The same two operations as for the others: what is written is a function of m.
-            written = torch.from_numpy(steps).to(each.part.dtype).mul_(each.scale)
-            each.part.numpy()[each.places] = written.numpy()
+            written = each.part.numpy()
+            written[each.places] = steps.astype(written.dtype) * written.dtype.type(each.scale)
         self._pending.clear()
 
     def _round(self, sums: Tensor, taken: slice, deviation: float, step: float) -> np.ndarray:
@@ -182,30 +182,31 @@ class CipherNoise:
         certain.
         """
         count = len(sums)
-        value, m, unsure = self._values[:count], self._steps[:count], self._unsure[:count]
+        value, m, certain = self._values[:count], self._steps[:count], self._mask[:count]
         s = sums.numpy()
         highest = max(float(s.max()), -float(s.min())) / step
         # Half a step up, floor rounds; MARGIN less, what is uncertain lies at one end.
         torch.add(_UP, sums, alpha=1 / step, out=value)
         value.add_(self._numbers[taken], alpha=math.sqrt(2) * deviation / step)
         torch.floor(value, out=m)
-        # NaN compares false
-        np.less(value.sub_(m).numpy(), 1 - 2 * MARGIN, out=unsure)
-        np.greater_equal(self._far[taken], unsure, out=unsure)  # far, or not certain
-        if not highest < LIMIT - 6 * STEPS:  # up to 3 deviations are not far
-            unsure |= ~(np.abs(s) < (LIMIT - 6 * STEPS) * step)
-        return _where(unsure)
+        # NaN compares false, whether a sum's or a far number's
+        np.less(value.sub_(m).numpy(), 1 - 2 * MARGIN, out=certain)
+        if not highest < LIMIT - 6 * STEPS:  # up to 4 deviations are not far
+            certain &= np.abs(s) < (LIMIT - 6 * STEPS) * step
+        return _where_not(certain)
 
     def _draw(self) -> None:
+        """The next block of numbers, over the square root of 2; NaN where they are far."""
         self._cipher.update_into(self._zeros, memoryview(self._bits).cast("B"))
         self._block += 1
         bits = self._bits[:BLOCK]
         self._numbers.copy_(torch.from_numpy(bits)).mul_(2**-31).erfinv_()
-        # wraps: both ends of int32
+        # wraps: both ends of int32 come to lie below 2 * edge
         edge = np.uint32(2**31 * FAR)
         place = self._values.numpy().view(np.uint32)
         np.subtract(bits.view(np.uint32), np.uint32(2**31) - edge, out=place)
-        np.less(place, 2 * edge, out=self._far)
+        np.greater_equal(place, 2 * edge, out=self._mask)
+        self._numbers.numpy()[_where_not(self._mask)] = np.nan
         self._taken = 0
 
     def _exactly(
@@ -237,12 +238,12 @@ class CipherNoise:
         return whole + m + 0.0  # -0, which would tell two negative parts, becomes 0
 
 
-def _where(mask: np.ndarray) -> np.ndarray:
-    """`np.flatnonzero` of a mask with few ones, twice as fast: by eights first."""
+def _where_not(mask: np.ndarray) -> np.ndarray:
+    """`np.flatnonzero(~mask)` of a mask with few zeros, three times as fast: by eights first."""
     whole = len(mask) // 8 * 8
-    groups = np.flatnonzero(mask[:whole].view(np.uint64))
+    groups = np.flatnonzero(mask[:whole].view(np.uint64) != 0x0101010101010101)
     places = (groups[:, None] * 8 + np.arange(8)).ravel()
-    return np.concatenate([places[mask[places]], whole + np.flatnonzero(mask[whole:])])
+    return np.concatenate([places[~mask[places]], whole + np.flatnonzero(~mask[whole:])])
 
 
 def _nearest(rest: float, p: Fraction, upper: bool, deviation: float) -> int:

@@ -13,8 +13,10 @@ from projects.infinite_sampling.predictor import PREDICTORS, Online
 from projects.infinite_sampling.recipe import Recipe
 from projects.infinite_sampling.rollout import Predictor, Schedule
 from shared.commands.key import digest
+from shared.corpus import prompt_tokens
 from shared.errors import UserError
 from shared.models import check_length, end_tokens, fingerprint, load_causal_lm
+from shared.records import is_conversation, is_jsonl, lines, objects
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,11 @@ class Prompts:
         others: list[dict[str, Any]] = []
         for number, record in _records(file):
             text, special = record.pop("prompt", None), True
-            if (messages := record.pop("messages", None)) is not None:
+            if "messages" in record and (text is not None or record.get("tools")):
+                other = "prompt" if text is not None else "tools"
+                raise UserError(f'{file}, line {number}: "{other}" beside "messages"; leave it out')
+            messages = record.pop("messages", None)
+            if is_conversation(messages):
                 try:
                     text, special = (
                         tokenizer.apply_chat_template(
@@ -59,7 +65,11 @@ class Prompts:
                     f'{file}, line {number}: needs a "prompt" or "messages" with "role" and'
                     ' "content"'
                 )
-            found = tokenizer(text, add_special_tokens=special)["input_ids"] if text else []
+            found: list[int] = []
+            if text and special:
+                found = prompt_tokens(tokenizer, text)
+            elif text:  # a template writes its own
+                found = tokenizer(text, add_special_tokens=False)["input_ids"]
             if not found:
                 raise UserError(f"{file}, line {number}: an empty prompt")
             texts.append(text)
@@ -72,32 +82,10 @@ class Prompts:
 
 
 def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if file.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"{file}: name a .jsonl or a .txt file")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        if file.suffix == ".txt":
-            yield number, {"prompt": line}
-        elif line.strip():
-            try:
-                record = json.loads(line, parse_constant=_no_number)
-            except ValueError as error:
-                raise UserError(f"{file}, line {number}: not JSON ({error})") from None
-            if not isinstance(record, dict):
-                raise UserError(
-                    f'{file}, line {number}: needs an object with "prompt" or "messages"'
-                )
-            yield number, record
-
-
-def _no_number(text: str) -> None:
-    """NaN and infinity, which JSON does not have."""
-    raise ValueError(f"{text} is no number of JSON")
+    if is_jsonl(file):
+        yield from objects(file)
+    else:
+        yield from ((number, {"prompt": line}) for number, line in lines(file))
 
 
 def load(folder: Path, dtype: str, device: torch.device) -> tuple[Any, Any]:

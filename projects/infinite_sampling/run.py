@@ -17,7 +17,7 @@ from projects.infinite_sampling.paged_rows import PagedRows
 from projects.infinite_sampling.rollout import Completion, Prefixes, Rollout, Schedule, Stats
 from projects.infinite_sampling.sampler import Sampler, prefix_features
 from projects.infinite_sampling.scheduler import Queue
-from projects.infinite_sampling.streams import draw, stream
+from projects.infinite_sampling.streams import draw, occurrences, stream
 from shared.errors import UserError
 
 
@@ -42,9 +42,14 @@ class Run:
         )
         self.prompts = [Prompt(list(map(int, tokens)), 0) for tokens in prompts]
         self.jobs = []
+        before = occurrences([prompt.tokens for prompt in self.prompts])
         for number, (prompt, index) in enumerate(pairs):
             uniforms = stream(
-                engine.seed, self.prompts[prompt].tokens, index, engine.max_new_tokens
+                engine.seed,
+                self.prompts[prompt].tokens,
+                index,
+                engine.max_new_tokens,
+                before[prompt],
             ).tolist()
             limit = min(limits.get((prompt, index), engine.max_new_tokens), engine.max_new_tokens)
             self.jobs.append(Job(number, prompt, index, uniforms, limit))

@@ -9,6 +9,7 @@ the paper says only that completions are the policy's own.]
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,15 +17,32 @@ import torch
 from torch import Tensor
 
 
-def stream(seed: int, prompt: Sequence[int], index: int, length: int) -> np.ndarray:
+def occurrences(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """How often each prompt has stood before it in the list."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for prompt in prompts:
+        key = tuple(prompt)
+        found.append(seen[key])
+        seen[key] += 1
+    return found
+
+
+def stream(
+    seed: int, prompt: Sequence[int], index: int, length: int, occurrence: int = 0
+) -> np.ndarray:
     """The first `length` numbers, in [0, 1), of a completion's stream: float64 [length].
 
     Args:
         seed: of the rollout; in training another one each step, so that a prompt seen twice gets
             fresh numbers.
-        prompt: the prompt's tokens. Two equal prompts have equal streams.
+        prompt: the prompt's tokens.
         index: of the completion in its group.
+        occurrence: how often the prompt has stood in the list before, so that a second one has
+            other completions.
     """
+    assert 0 <= index < 1 << 32
+    index += occurrence << 32
     digest = hashlib.blake2b(
         repr((seed, index, tuple(map(int, prompt)))).encode(), digest_size=16
     ).digest()

@@ -42,9 +42,9 @@ from shared.commands.progress import Progress
 from shared.commands.signals import Stopped, stop_signals
 from shared.errors import UserError
 from shared.files import atomic_files, atomic_save, remove
+from shared.finite import check_trained
 from shared.models import (
     add_lora,
-    check_trained,
     copy_configuration,
     local_model,
     save_lora_configuration,

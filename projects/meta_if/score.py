@@ -21,6 +21,7 @@ from projects.meta_if.total import Implicit, at
 from projects.meta_if.training import fit as meta_fit
 from shared.commands.folder import check_out
 from shared.commands.inputs import (
+    MOST_LABEL,
     Array,
     load_weights,
     user_arrays,
@@ -33,18 +34,18 @@ from shared.commands.pieces import Pieces
 from shared.commands.progress import Progress
 from shared.errors import UserError
 from shared.files import atomic_save
+from shared.finite import check_finite
 from shared.influence import scoring
 from shared.influence.params import refuse_unseen_modes
 from shared.influence.solvers import cg, require_positive
-from shared.models import check_finite
 from shared.vision.backbones import backbone, initialised
 
 NAMES = ("x_train", "y_train", "x_val", "y_val")
 ARRAYS = {
     "x_train": Array("fiu", ("tasks", "training samples", ...)),
-    "y_train": Array("iu", ("tasks", "training samples"), least=0),
+    "y_train": Array("iu", ("tasks", "training samples"), least=0, most=MOST_LABEL),
     "x_val": Array("fiu", ("tasks", "validation samples", ...)),
-    "y_val": Array("iu", ("tasks", "validation samples"), least=0),
+    "y_val": Array("iu", ("tasks", "validation samples"), least=0, most=MOST_LABEL),
     "ids": Array("USiu", ("tasks",), required=False),
 }
 EXACT_SPECTRUM = 500  # up to here the smallest eigenvalue is computed before the solve

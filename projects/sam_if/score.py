@@ -20,6 +20,7 @@ from projects.sam_if.fixed_point import SAMProblem, fit, partition
 from projects.sam_if.trajectory import gif_checkpoints
 from shared.commands.folder import check_out
 from shared.commands.inputs import (
+    MOST_LABEL,
     Array,
     load_weights,
     user_arrays,
@@ -32,18 +33,18 @@ from shared.commands.options import device_of
 from shared.commands.pieces import Pieces
 from shared.errors import UserError
 from shared.files import atomic_save
+from shared.finite import check_finite
 from shared.influence import scoring
 from shared.influence.baselines import metric_gradient
 from shared.influence.objective import Objective, class_losses
 from shared.influence.params import Parameters
 from shared.influence.products import chunks
 from shared.influence.solvers import require_positive
-from shared.models import check_finite
 from shared.vision import images as vision
 
 ARRAYS = {
     "x": Array("fiub", ("samples", "values", ...)),
-    "y": Array("iu", ("samples",), least=0),
+    "y": Array("iu", ("samples",), least=0, most=MOST_LABEL),
     "id": Array("USiu", ("samples",), required=False),
 }
 KEYED = 64  # samples whose outputs tell models with the same weights apart

@@ -36,7 +36,7 @@ from projects.zo2.placement import Placement
 from projects.zo2.storage import DiskStore, RamStore, SafetensorsReader, safetensors_writer
 from projects.zo2.walk import Walk
 from shared.errors import UserError
-from shared.models import check_trained
+from shared.finite import check_trained
 from shared.seeding import step_seed
 
 

@@ -5,7 +5,7 @@ It moves tensors and never computes with them. While a block is away its tensors
 (NaN, one element of memory), so that nobody computes with them unnoticed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,17 +74,25 @@ class Placement:
         if options.storage is None:
             model.to(self.device)
         else:
-            self.pager = Pager(
-                self._make_store(options, in_place),
-                len(self.layouts),
-                max(layout.nbytes for layout in self.layouts),
-                self.device,
-                options.slots,
-                options.overlap,
-                options.reuse,
-                options.trace,
-            )
-            self._place_resident()
+            store = self._make_store(options, in_place)
+            try:
+                self.pager = Pager(
+                    store,
+                    len(self.layouts),
+                    max(layout.nbytes for layout in self.layouts),
+                    self.device,
+                    options.slots,
+                    options.overlap,
+                    options.reuse,
+                    options.trace,
+                )
+                self._place_resident()
+            except BaseException:  # too little memory on the device
+                # what was on the meta device has no memory to go back to
+                self._take_back(store, () if in_place else range(len(self.layouts)))
+                if isinstance(options.storage, Path) and not in_place:
+                    options.storage.unlink()
+                raise
 
     # ---- a visit ---------------------------------------------------------------------------------
 
@@ -212,7 +220,11 @@ class Placement:
         if options.storage == "ram":
             store = RamStore(codecs, pinned=self.device.type == "cuda", bucket=options.bucket)
             for index, tensors in enumerate(self._tensors):
-                store.fill(index, {name: t.data for name, t in tensors.items()})
+                try:
+                    store.fill(index, {name: t.data for name, t in tensors.items()})
+                except BaseException:  # memory that cannot be had, or page-locked
+                    self._take_back(store, range(index))
+                    raise
                 self._make_away(index)
             return store
         assert isinstance(options.storage, Path)
@@ -237,6 +249,21 @@ class Placement:
         for index in range(len(self._tensors)):
             self._make_away(index)
         return disk
+
+    def _take_back(self, store: RamStore | DiskStore, blocks: Iterable[int]) -> None:
+        """The user's model as it was, where it cannot be taken in whole (in a narrower
+        `storage_dtype`, rounded to it).
+        """
+        for block in blocks:
+            layout = self.layouts[block]
+            room = torch.empty(layout.nbytes, dtype=torch.uint8)
+            store.read(block, room)
+            views = dict(zip((f.name for f in layout.fields), layout.views(room), strict=True))
+            for name, tensor in self._tensors[block].items():
+                tensor.data = views[name].to(self.home)
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            tensor.data = tensor.data.to(self.home)
+        store.close()
 
     def _place_resident(self) -> None:
         """Everything that does not travel goes to the device."""

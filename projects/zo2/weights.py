@@ -18,7 +18,8 @@ from projects.zo2.engine import ZO2
 from projects.zo2.storage import Field, SafetensorsReader, safetensors_writer
 from projects.zo2.units import find_blocks
 from shared.errors import UserError
-from shared.models import Stored, check_finite
+from shared.finite import check_finite
+from shared.models import Stored
 from shared.seeding import generator
 
 Source = Callable[[list[str]], Tensor]  # the names under which a model knows a tensor -> its value

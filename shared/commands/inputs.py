@@ -165,6 +165,9 @@ def user_model(text: str, option: str = "--model") -> "nn.Module":
 # ---- files ---------------------------------------------------------------------------------------
 
 
+MOST_LABEL = 2**20  # of classes that count from 0: a layer for more is a mistake in the labels
+
+
 @dataclass(frozen=True)
 class Array:
     """What an array of a user's file must be.
@@ -174,6 +177,7 @@ class Array:
         shape: a name for a size that arrays share ("samples"), a number for one that is fixed, and
             at the end perhaps `...` for any more. A size with a name must not be 0.
         least: no value may be below.
+        most: no value may be above.
         required: whether the file must have it.
 
     Numbers must be finite.
@@ -182,6 +186,7 @@ class Array:
     kinds: str
     shape: tuple[str | int | EllipsisType, ...]
     least: float | None = None
+    most: float | None = None
     required: bool = True
 
     def described(self) -> str:
@@ -244,6 +249,10 @@ def user_arrays(path: Path, arrays: Mapping[str, Array]) -> dict[str, np.ndarray
             raise UserError(
                 f"{path}: '{name}' holds {there.min()}; values count from {wanted.least:g}"
             )
+        if wanted.most is not None and there.max() > wanted.most:
+            raise UserError(
+                f"{path}: '{name}' holds {there.max()}; values go up to {wanted.most:g}"
+            )
     return values
 
 
@@ -254,7 +263,12 @@ def _read(path: Path, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as saved:
             there = list(saved.files)
-            values = {name: saved[name] for name in arrays if name in there}
+            # in this machine's byte order, the only one that torch takes
+            values = {
+                name: saved[name].astype(saved[name].dtype.newbyteorder("="), copy=False)
+                for name in arrays
+                if name in there
+            }
     except Exception as error:  # numpy, zipfile and zlib each have their own
         raise UserError(
             f"{path} is damaged, or no .npz file of plain arrays; save it with numpy.savez(path,"

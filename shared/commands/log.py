@@ -40,7 +40,7 @@ def read_lines(path: Path, strict: bool = False) -> Iterator[tuple[dict[str, Any
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -6,7 +6,6 @@ import argparse
 import importlib
 import os
 import sys
-import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,7 +75,7 @@ def _function(function: Callable[[argparse.Namespace], int] | str) -> Callable[.
 
 
 def _said(program: str, text: str, status: int) -> int:
-    print(f"{program}: {text}", file=sys.stderr)
+    print(f"{program}: {' '.join(text.splitlines())}", file=sys.stderr)
     return status
 
 
@@ -84,15 +83,28 @@ def _explained(error: Exception, debug: bool) -> str:
     """An error that nobody expected, as a line: what, where, and how to see more."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    # which makes one line of it as well
-    text = textwrap.shorten(text, _LONGEST, placeholder=" ...") or "no more is said"
+        if error.filename is not None:  # says all: the user's file, and what is wrong with it
+            return _short(f"{error.filename}: {error.strerror}")
+        text = error.strerror
+    text = _short(text) or "no more is said"
     what = f"{type(error).__name__}{_place(error)}: {text}"
     if isinstance(error, AssertionError):
         what = f"a bug of this program, not of yours: {what}; please report it"
-    elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+    elif (
+        isinstance(error, MemoryError)
+        or "OutOfMemory" in type(error).__name__
+        or "allocate memory" in text  # a RuntimeError of torch or safetensors
+    ):
         what = f"not enough memory: {what}"
     return what if debug else f"{what} (--debug shows the traceback)"
+
+
+def _short(text: str) -> str:
+    """In one line, the end of which is kept: what is wrong stands there."""
+    line = " ".join(text.split())
+    return (
+        line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    )
 
 
 def _place(error: Exception) -> str:

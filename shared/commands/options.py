@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import torch
 
 
+LARGEST = 1e30  # a float of an option: products of two are within float64, itself within float32
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, and has `--debug`; so have the parsers of its
     commands. Descriptions and examples keep their line breaks.
@@ -46,10 +49,11 @@ def number(
         least: the number must be at least this, or with `above` more.
         most: the number must be at most this, or with `below` less.
     """
+    most = min(most, 2**63 - 1) if kind is int else most  # torch and numpy take no more
     bounds = []
     if least > -math.inf:
         bounds.append(f"above {least:g}" if above else f"of at least {least:g}")
-    if most < math.inf:
+    if most < 2**63 - 1:
         bounds.append(f"below {most:g}" if below else f"at most {most:g}")
     wanted = f"a{'n integer' if kind is int else ' number'} {' and '.join(bounds)}".rstrip()
 
@@ -58,6 +62,8 @@ def number(
             value = kind(text)
         except ValueError:
             value = None
+        if kind is float and value is not None and LARGEST < abs(value) < math.inf:
+            raise argparse.ArgumentTypeError(f"'{text}' is beyond what float32 holds")
         if (
             value is None
             or not math.isfinite(value)

@@ -1,5 +1,4 @@
 from .folders import copy_configuration, fingerprint, weight_files
-from .guard import check_finite, check_trained, is_finite
 from .language import (
     empty_causal_lm,
     load_causal_lm,
@@ -22,15 +21,12 @@ __all__ = [
     "Stored",
     "add_lora",
     "causal_lm_config",
-    "check_finite",
     "check_length",
-    "check_trained",
     "copy_configuration",
     "empty_causal_lm",
     "empty_causal_lm_of",
     "end_tokens",
     "fingerprint",
-    "is_finite",
     "load_causal_lm",
     "load_clip",
     "load_clip_processor",

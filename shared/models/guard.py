@@ -5,13 +5,12 @@ it is the answer is one line that names the folder and the model's family.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from shared.errors import UserError
 
@@ -103,47 +102,3 @@ def plain_errors(folder: Path, family: str) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{folder} ({family}) cannot be loaded: {reason}") from error
-
-
-def check_finite(tensors: nn.Module | Iterable[tuple[str, Tensor]], what: str) -> None:
-    """Refuse NaN and infinity, reading tensor by tensor and holding none of them twice.
-
-    Args:
-        tensors: a model, of which parameters and what is saved with them are looked at, or pairs
-            of name and tensor. Whole numbers pass.
-        what: begins the message: "/models/mine (llama)", "the trained model".
-
-    Raises:
-        UserError: names the first tensor that holds either.
-    """
-    pairs = tensors.state_dict().items() if isinstance(tensors, nn.Module) else tensors
-    for name, tensor in pairs:
-        if not is_finite(tensor):
-            raise UserError(
-                f"{what}: '{name}' holds NaN or infinity; nothing can be computed with it"
-            )
-
-
-def check_trained(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """The gate that trained weights pass on their way to a file, as (name, tensor).
-
-    Raises:
-        UserError: one of them holds NaN or infinity: the training has failed.
-    """
-    for name, tensor in tensors:
-        if not is_finite(tensor):
-            raise UserError(
-                f"the trained model: '{name}' holds NaN or infinity, and it is not saved; try"
-                " another --out with a smaller learning rate"
-            )
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no number of `tensor`, of any shape, is NaN or infinite."""
-    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
-        return True
-    if tensor.dtype.itemsize == 1:  # torch finds no extremes of 8 bits
-        tensor = tensor.float()
-    # the extremes need no memory of the tensor's size, as a mask would, and NaN is both of them
-    least, largest = torch.aminmax(tensor.detach())
-    return bool(least.isfinite()) and bool(largest.isfinite())

@@ -7,7 +7,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from shared.errors import UserError
-from shared.models.guard import check_finite, family_of, plain_errors, read_config
+from shared.finite import check_finite
+from shared.models.guard import family_of, plain_errors, read_config
 from shared.models.weights import stored_tensors
 
 # several lines for a load of a second; experiments show their own

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import UserError
-from shared.models.guard import check_finite, plain_errors
+from shared.finite import check_finite
+from shared.models.guard import plain_errors
 
 
 def add_lora(

@@ -7,7 +7,8 @@ import torch
 
 from shared import data
 from shared.errors import UserError
-from shared.models.guard import check_finite, plain_errors
+from shared.finite import check_finite
+from shared.models.guard import plain_errors
 from shared.models.loading import load_pretrained, load_tokenizer
 
 

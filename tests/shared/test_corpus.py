@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.corpus import IGNORED, Corpus
+from shared.corpus import IGNORED, Corpus, prompt_tokens
 from shared.errors import UserError
 
 Rows = Callable[..., list[tuple[str, str]]]
@@ -204,6 +204,11 @@ LINES = {
         b'{"messages": [{"role": "system", "content": "x"}]}\n',
         "line 1: the tokenizer's chat template refuses it: no system role",
     ),
+    "two kinds": (b'{"text": "a", "prompt": "b"}\n', 'line 1: both "text" and "prompt"'),
+    "tools": (
+        b'{"messages": [{"role": "user", "content": "x"}], "tools": [{}]}\n',
+        'line 1: "tools" are not put',
+    ),
     "not UTF-8": (b'{"text": "\xff"}\n', "not UTF-8"),
     "nothing": (b"\n", "holds no text"),
 }
@@ -228,3 +233,40 @@ def test_a_bad_line_is_named(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert {f.name for f in tmp_path.iterdir()} == {"bad.jsonl", "tokenizer"}
+
+
+def test_an_answer_that_does_not_follow_the_generation_prompt_is_refused(
+    tmp_path: Path, save_tokenizer: Callable[[Path], Any]
+) -> None:
+    """Else the loss would be on the question too."""
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    built = Corpus.build(tmp_path / "a.jsonl", tokenizer, 60, tmp_path / "whole")
+    labels = built.batch(range(1))["labels"][0]
+    assert tokenizer.decode(labels[labels != IGNORED]) == "b<end>"
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{% if add_generation_prompt %}<assistant>", "{% if add_generation_prompt %}<think>"
+    )
+    with pytest.raises(UserError, match=r"line 1: the chat template writes the conversation other"):
+        Corpus.build(tmp_path / "a.jsonl", tokenizer, 60, tmp_path / "other")
+
+
+def test_no_end_of_text_stands_between_a_prompt_and_its_completion(
+    tmp_path: Path, save_tokenizer: Callable[[Path], Any]
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "ab", "completion": "cd"}\n')
+    plain = Corpus.build(tmp_path / "a.jsonl", tokenizer, 60, tmp_path / "plain").batch(range(1))
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    assert tokenizer("ab")["input_ids"][-1] == end[1]
+    ending = Corpus.build(tmp_path / "a.jsonl", tokenizer, 60, tmp_path / "end").batch(range(1))
+    assert ending["input_ids"].tolist() == plain["input_ids"].tolist()
+    for prompt in ("ab", "ab<end>", "<end>", ""):
+        plain_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert prompt_tokens(tokenizer, prompt) == plain_ids

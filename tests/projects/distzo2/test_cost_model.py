@@ -27,13 +27,18 @@ from projects.distzo2.cost_model import (
     sliced_compute_share,
 )
 from projects.distzo2.labels import MODES
-from projects.distzo2.shapes import shape_of_config
+from projects.distzo2.shapes import shape_of_model
 from projects.zo2 import ZO2
 from projects.zo2.data import random_tokens
 from projects.zo2.lanes import Pager
 from shared.errors import UserError
 from shared.meters import count_flops
-from shared.models import causal_lm_config, random_causal_lm
+from shared.models import causal_lm_config, empty_causal_lm_of, random_causal_lm
+
+
+def shape_of_config(config):
+    """Of a transformers configuration."""
+    return shape_of_model(empty_causal_lm_of(config))
 
 
 def _beside(name: str):

@@ -134,8 +134,8 @@ MUTATIONS = [
     ),
     Mutation(
         NOISE,
-        "np.less(place, 2 * edge, out=self._far)",
-        "self._far[:] = False",
+        "        self._numbers.numpy()[_where_not(self._mask)] = np.nan\n",
+        "",
         "the tails of the noise are those of float32",
         ("noise",),
     ),
@@ -163,8 +163,8 @@ MUTATIONS = [
     ),
     Mutation(
         NOISE,
-        "np.greater_equal(self._far[taken], unsure, out=unsure)",
-        "unsure[:] = False",
+        "return _where_not(certain)",
+        "return np.arange(0)",
         "what float32 leaves open is taken as it is",
         ("noise",),
     ),

@@ -62,7 +62,7 @@ def test_every_number_is_the_rounded_quantile_of_the_ciphers_bits(deviation):
     found = released(sums, deviation).double().numpy() / step
     assert np.array_equal(found[clear], np.rint(wanted)[clear])
     # and none of them was certain by luck: the errors of float32 reach a few hundredths of a step
-    assert np.abs(wanted).max() > 4 * 128
+    assert np.abs(wanted).max() > 4 * noise.STEPS
 
 
 def test_the_float32_path_stays_far_within_its_margin():
@@ -72,11 +72,12 @@ def test_the_float32_path_stays_far_within_its_margin():
         for _ in range(6):
             stream._draw()
             sums = torch.randn(noise.BLOCK) * 0.1
-            unsure = stream._round(sums, slice(0, noise.BLOCK), deviation, 2**-7)
+            unsure = stream._round(sums, slice(0, noise.BLOCK), deviation, 1 / noise.STEPS)
             certain = np.ones(noise.BLOCK, bool)
             certain[unsure] = False
             u = (stream._bits[: noise.BLOCK] + 0.5) / 2**31
-            exact = sums.numpy() * 128.0 + 128 * deviation * math.sqrt(2) * scipy.special.erfinv(u)
+            exact = sums.numpy() + deviation * math.sqrt(2) * scipy.special.erfinv(u)
+            exact *= noise.STEPS
             shown = stream._values.numpy() + stream._steps.numpy() + noise.MARGIN - 0.5
             worst = max(worst, np.abs(shown - exact)[certain].max())
     assert 1e-5 < worst < 0.7 * noise.MARGIN
@@ -156,7 +157,9 @@ def test_moments_and_tails_are_those_of_a_normal_distribution():
     assert abs(x.mean()) < 4 / len(x) ** 0.5
     assert abs(x.var() - 1) < 4 * (2 / len(x)) ** 0.5
     for far in (1, 2, 3, 3.3, 4, 4.5):
-        expected = 2 * len(x) * scipy.stats.norm.sf(far + noise.grid(1.0) / 2)
+        step = noise.grid(1.0)
+        border = (math.floor(far / step) + 0.5) * step  # below the first multiple beyond `far`
+        expected = 2 * len(x) * scipy.stats.norm.sf(border)
         assert abs((np.abs(x) > far).sum() - expected) < 5 * expected**0.5
 
 
@@ -180,12 +183,12 @@ def test_release_adds_the_deviation_times_the_noise_and_divides():
     assert torch.equal(without, sums / 8)
 
 
-def test_the_grid_is_a_power_of_two_between_128_and_256_steps_a_deviation():
+def test_the_grid_is_a_power_of_two_between_16_and_32_steps_a_deviation():
     for deviation in (1e-6, 0.3, 0.5, 0.75, 1.0, 1.9999, 2.0, 3e4):
         step = noise.grid(deviation)
         assert Fraction(step).numerator == 1 or Fraction(step).denominator == 1
         assert math.frexp(step)[0] == 0.5
-        assert 128 <= deviation / step < 256
+        assert 16 <= deviation / step < 32
     for deviation in (1e-40, 1e35, math.inf):
         with pytest.raises(UserError, match="beyond float32"):
             noise.grid(deviation)

@@ -2,7 +2,7 @@
 
 import torch
 
-from projects.infinite_sampling.streams import draw, stream
+from projects.infinite_sampling.streams import draw, occurrences, stream
 
 
 def test_a_stream_is_its_own():
@@ -17,6 +17,13 @@ def test_a_stream_is_its_own():
         )
         == 4
     )
+
+
+def test_a_prompt_that_stands_twice_has_a_stream_of_its_own_each_time():
+    assert occurrences([[1], [2], [1], [1, 2], [1]]) == [0, 0, 1, 0, 2]
+    numbers = [float(stream(1, [1], i, 1, again)[0]) for i in range(3) for again in range(3)]
+    assert len(set(numbers)) == 9
+    assert numbers[0] == float(stream(1, [1], 0, 1)[0])
 
 
 def test_tokens_are_drawn_from_the_softmax():

@@ -30,6 +30,20 @@ BUDGET = "projects/zo2/budget.py"
 
 MUTATIONS = [
     Mutation(
+        "projects/zo2/placement.py",
+        "                    self._take_back(store, range(index))\n",
+        "",
+        "a model whose memory could not be had stays half away",
+        ("engine",),
+    ),
+    Mutation(
+        "projects/zo2/placement.py",
+        "() if in_place else range(len(self.layouts))",
+        "()",
+        "a model that the device has no room for stays away",
+        ("engine",),
+    ),
+    Mutation(
         "projects/zo2/tables.py",
         'return "holds" if same and seeds >= 5 else "partly"',
         'return "holds" if same else "partly"',

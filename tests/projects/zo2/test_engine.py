@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from projects.zo2 import ZO2
+from projects.zo2.lanes import Pager
 from projects.zo2.noise import Noise
+from projects.zo2.placement import Placement
+from projects.zo2.storage import RamStore
 from shared.errors import UserError
 
 
@@ -319,6 +322,41 @@ def test_an_existing_file_is_refused_and_left_alone(plain, tmp_path):
     with pytest.raises(UserError, match="exists: name a new file"):
         ZO2(plain.make(), storage=path)
     assert path.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("storage", ["ram", "disk"])
+@pytest.mark.parametrize(
+    "broken",
+    [(RamStore, "fill", 2), (Pager, "_allocate", 1), (Placement, "_place_resident", 0)],
+    ids=lambda place: place[1],
+)
+def test_a_model_that_cannot_be_taken_in_whole_is_left_as_it_was(
+    storage, broken, tmp_path, monkeypatch
+):
+    """The memory of the host, or of the device, ends when some blocks have gone."""
+    owner, method, calls = broken
+    if storage == "disk" and owner is RamStore:
+        pytest.skip("a file has no memory to run out of")
+    model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(4)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    real, left = getattr(owner, method), [calls]
+
+    def failing(self, *arguments):
+        if not left[0]:
+            raise torch.OutOfMemoryError("deliberate")
+        left[0] -= 1
+        return real(self, *arguments)
+
+    monkeypatch.setattr(owner, method, failing)
+    where = "ram" if storage == "ram" else tmp_path / "weights.safetensors"
+    options = {"storage": where, "loss": lambda model, batch: model(batch).square().mean()}
+    with pytest.raises(torch.OutOfMemoryError):
+        ZO2(model, **options)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert ZO2(model, **options).step(torch.ones(2, 5)).loss > 0
 
 
 def test_a_unit_that_runs_inside_another_is_refused():

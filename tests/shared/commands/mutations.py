@@ -99,8 +99,8 @@ MUTATIONS = [
     ),
     Mutation(
         MAIN,
-        'textwrap.shorten(text, _LONGEST, placeholder=" ...")',
-        "text[:_LONGEST]",
+        "    print(f\"{program}: {' '.join(text.splitlines())}\", file=sys.stderr)",
+        '    print(f"{program}: {text}", file=sys.stderr)',
         "main: an error of several lines is several lines",
         ("main",),
     ),

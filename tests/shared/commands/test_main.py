@@ -60,6 +60,7 @@ def test_a_function_is_imported_when_it_is_called():
     ("error", "status", "line"),
     [
         (UserError("no such file; name another"), 2, "tool: no such file; name another"),
+        (UserError("no model 'a\nb'; name another"), 2, "tool: no model 'a b'; name another"),
         (KeyboardInterrupt(), 130, "tool: stopped"),
         (Stopped("stopped after step 3", signal.SIGTERM), 143, "tool: stopped after step 3"),
         (Stopped("stopped after step 3", signal.SIGINT), 130, "tool: stopped after step 3"),

@@ -18,6 +18,8 @@ GUARD, WEIGHTS, LOADING, FOLDERS, LANGUAGE, LORA, VISION = (
     for name in ("guard", "weights", "loading", "folders", "language", "lora", "vision")
 )
 
+FINITE = "shared/finite.py"
+
 MUTATIONS = [
     Mutation(
         GUARD,
@@ -55,18 +57,18 @@ MUTATIONS = [
         ("guard",),
     ),
     Mutation(
-        GUARD,
+        FINITE,
         "return bool(least.isfinite()) and bool(largest.isfinite())",
         "return bool(largest.isfinite())",
         "minus infinity is finite",
-        ("guard",),
+        ("finite",),
     ),
     Mutation(
-        GUARD,
+        FINITE,
         "tensors.state_dict().items() if isinstance",
         "tensors.named_parameters() if isinstance",
         "running means are not looked at",
-        ("guard",),
+        ("finite",),
     ),
     Mutation(
         LOADING,

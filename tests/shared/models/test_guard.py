@@ -8,8 +8,6 @@ from transformers import AutoTokenizer
 
 from shared.errors import UserError
 from shared.models import (
-    check_finite,
-    is_finite,
     load_causal_lm,
     load_clip_processor,
     load_config,
@@ -128,38 +126,6 @@ def test_a_folder_without_its_description_is_no_model(tmp_path):
         read_config(tmp_path)
     with pytest.raises(UserError, match=r"\(clip\) cannot be loaded"):
         load_clip_processor(tmp_path)
-
-
-# ---- numbers -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_found_wherever_it_is(dtype, wrong):
-    tensor = torch.randn(3, 4).to(dtype)
-    assert is_finite(tensor)
-    for place in range(12):
-        broken = tensor.clone()
-        broken.view(-1)[place] = wrong
-        assert not is_finite(broken)
-
-
-def test_whole_numbers_and_tensors_without_numbers_are_finite():
-    largest = torch.tensor([torch.finfo(torch.float32).max])
-    eight = torch.ones(2).to(torch.float8_e4m3fn)
-    whole, none, away = torch.arange(3), torch.empty(0), torch.empty(2, device="meta")
-    for tensor in (whole, none, away, eight, largest):
-        assert is_finite(tensor)
-
-
-def test_a_model_that_is_not_finite_is_named_with_the_tensor():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    check_finite(model, "it")
-    model[1].running_mean[1] = float("nan")
-    with pytest.raises(UserError, match=r"^the trained model: '1.running_mean' holds NaN"):
-        check_finite(model, "the trained model")
-    with pytest.raises(UserError, match=r"^it: 'b' holds NaN"):
-        check_finite([("a", torch.ones(1)), ("b", torch.tensor([float("inf")]))], "it")
 
 
 def test_too_little_memory_is_not_the_folders_fault(tmp_path):
