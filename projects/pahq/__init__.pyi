@@ -4,7 +4,7 @@ from .families import decoder_of
 from .graph import Graph
 from .metrics import Kl, Margin
 from .policy import Policy
-from .search import effects, search
+from .search import effects
 
 __all__ = [
     "Engine",
@@ -18,5 +18,4 @@ __all__ = [
     "eap_ig",
     "effects",
     "hisp",
-    "search",
 ]
