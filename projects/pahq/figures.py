@@ -69,7 +69,7 @@ def effects(trained: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(cells)), [task for task, _ in cells])
     axes.invert_yaxis()
     axes.set(xlabel="error with PAHQ / error with all low", title="Effects of single edges")
-    axes.legend(title="format")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(colours))
     return figure
 
 

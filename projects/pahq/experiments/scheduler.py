@@ -33,13 +33,15 @@ class Config(RepeatsConfig):
     """what is low"""
     threshold: float = Field(gt=0)
     """nats"""
+    gain: float = Field(gt=0)
+    """of the random weights"""
     look_ahead: PositiveInt
     """removals tried at once"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
     device = torch.device(config.device)
-    decoder = decoder_of(random_model(config.shape, device))
+    decoder = decoder_of(random_model(config.shape, device, config.gain))
     data = batch(config.shape.vocabulary, config.prompts, config.tokens, config.device, config.seed)
     with torch.no_grad():
         reference = Engine(decoder, *data).logits()

@@ -75,7 +75,7 @@ class Config(RepeatsConfig):
     threshold: float = Field(gt=0)
     """of the rows `whole`, nats"""
     gain: float = Field(gt=0)
-    """of the weights of the rows `whole`: as they are drawn, hardly an edge has an effect"""
+    """of the weights of the rows `whole`"""
 
 
 def run(config: Config, run: experiment.Run) -> None:
@@ -85,16 +85,21 @@ def run(config: Config, run: experiment.Run) -> None:
         _by_layer(config, run, shaped)
         _steps(config, run, random_model(config.shape, device))
         _precisions(config, run, shaped if config.model == "random" else _pretrained(config))
-    _whole(config, run, random_model(config.small, device))
+    _whole(config, run, random_model(config.small, device, config.gain))
 
 
-def random_model(shape: Shape, device: torch.device) -> Any:
-    """A model of a shape with random weights."""
+def random_model(shape: Shape, device: torch.device, gain: float = 1.0) -> Any:
+    """A model of a shape with random weights, `gain` times as large as they are drawn: as they
+    are, hardly an edge has an effect, and a search is over at once.
+    """
     config = models.causal_lm_config(
         shape.family, shape.layers, shape.hidden, shape.heads, shape.vocabulary, positions=1024
     )  # type: ignore[arg-type]
-    model = models.random_causal_lm(config, device=str(device))
-    return model.requires_grad_(False)
+    model = models.random_causal_lm(config, device=str(device)).requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter *= gain
+    return model
 
 
 def _pretrained(config: Config) -> Decoder:
@@ -276,10 +281,6 @@ def _last_of(metric: Kl) -> Callable[[Tensor], Tensor]:
 
 
 def _whole(config: Config, run: experiment.Run, model: Any) -> None:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:  # or no edge would have an effect worth the name
-                parameter *= config.gain
     decoder = decoder_of(model)
     clean, corrupted, last = batch(
         config.small.vocabulary, config.small_prompts, config.tokens, config.device, config.seed
