@@ -84,7 +84,7 @@ def steps(speed: pd.DataFrame) -> Figure:
     axes.bar_label(bars, [f"{1000 * value:.0f} ms" for value in medians], padding=4)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.3)
     axes.set(xlabel="one evaluation, ms", title="Where the time goes")
     return figure
 
