@@ -203,8 +203,7 @@ class Engine:
     def unembed(self, x: Tensor, variants: int) -> Tensor:
         """Logits [V, B, P, vocabulary] of the output's input [N, T, D], at the scored positions."""
         batch, scored = self.positions.shape
-        index = self.positions.repeat(variants, 1)[..., None].expand(-1, -1, x.shape[-1])
-        normed = self.decoder.final_norm(x.gather(1, index))
+        normed = self.decoder.final_norm(x.gather(1, self._scored(x, variants)))
         logits = self.decoder.unembed(normed, self.projections.apply)
         return logits.view(variants, batch, scored, -1)
 
@@ -386,7 +385,16 @@ class Engine:
         if x is None:
             return None
         self.computed += variants
-        return self.run_mlp(layer, x)
+        if layer < self.graph.layers - 1:
+            return self.run_mlp(layer, x)
+        # only the output reads the last MLP, and of it the scored positions: elsewhere o - c is 0
+        index = self._scored(x, variants)
+        rest = self.corrupted[self.graph.mlp_sender(layer)].repeat(variants, 1, 1)
+        return rest.scatter_(1, index, self.run_mlp(layer, x.gather(1, index)))
+
+    def _scored(self, x: Tensor, variants: int) -> Tensor:
+        """The index [N, P, D] of the scored positions in x [N, T, D]."""
+        return self.positions.repeat(variants, 1)[..., None].expand(-1, -1, x.shape[-1])
 
     def _heads(
         self, layer: int, senders: Sequence[int], own: dict[int, Tensor], wave: Wave

@@ -38,6 +38,8 @@ class Config(DeviceConfig):
     """edges kept by EAP-IG"""
     start: PositiveInt
     """edges of EAP-IG that the greedy search starts from"""
+    searched: list[str]
+    """tasks that are searched; of the others EAP-IG's circuits are judged"""
     steps: PositiveInt
     """of EAP-IG"""
     format: Format
@@ -136,6 +138,8 @@ def _task(
     for size in config.sizes:
         row(EAP_IG, attribution.top(scores, edges, size), search_seconds=seconds)
         row(RANDOM, attribution.top(noise, edges, size))
+    if name not in config.searched:
+        return
     survivors = graph.without_dead(attribution.top(scores, edges, config.start))
     full: Mask | None = None
     cases = [(FP32, None), *((m, s) for s in config.scopes for m in (RTN, PAHQ))]
