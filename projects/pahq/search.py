@@ -105,7 +105,7 @@ def search(
             _repeat(engine, mask, found, steps)
         rest = list(graph.search_order())[len(steps) :]
         for place, receiver in enumerate(rest):
-            after = next((h for r in rest[place + 1 :] for h in high_heads(graph, r)), None)
+            after = _next_head(engine, receiver, rest[place + 1 :])
             how = (threshold, order, absolute, look_ahead, fresh)
             now = found.steps[-1].metric if found.steps else found.floor
             step = _visit(engine, metric, receiver, after, now, *how)
@@ -115,6 +115,22 @@ def search(
     found.mask = engine.mask.copy()
     found.evaluations = engine.evaluations
     return found
+
+
+def _next_head(engine: Engine, receiver: int, rest: list[int]) -> Head | None:
+    """The head that will be high after this receiver's, as far as the mask tells now: one that has
+    edges and a path to the output.
+    """
+    if not engine.policy.follows_receiver:
+        return None
+    graph = engine.graph
+    live, now = graph.live(engine.mask), set(graph.owners(receiver))
+    for other in rest:
+        owners = set(graph.owners(other)) - now
+        heads = [h for h in map(graph.head_of, sorted(owners)) if h is not None]
+        if heads and engine.mask[other].any() and live[list(owners)].any():
+            return heads[0]
+    return None
 
 
 def _now(engine: Engine, metric: Metric) -> float:
