@@ -16,6 +16,7 @@ NAMES = (
     "mlp-WIDTH[-WIDTH...]",
     "conv4-FILTERS",
     "residual-WIDTH[-WIDTH...]",
+    "quarter-WIDTH[-WIDTH...]",
     "resnet10",
     "resnet18",
     "resnet34",
@@ -79,10 +80,11 @@ def backbone(
 
     Args:
         name: mlp-W1-W2-... (tanh layers of these widths), conv4-F (F filters, softplus, no norm),
-            residual-W1-W2-... (a residual block a width, each of which halves the map), resnet10,
-            resnet18, resnet34 (for images of some 64 pixels and more: they shrink them by 32),
-            timm:NAME (any model of timm, random weights), efficientnet-lite0 (trained on ImageNet;
-            takes RGB as (255 x - 127) / 128 for x in 0..1).
+            residual-W1-W2-... (a residual block a width, each of which halves the map),
+            quarter-W1-W2-... (a convolution with batch norm a width; the map is a quarter of the
+            image), resnet10, resnet18, resnet34 (for images of some 64 pixels and more: they
+            shrink them by 32), timm:NAME (any model of timm, random weights), efficientnet-lite0
+            (trained on ImageNet; takes RGB as (255 x - 127) / 128 for x in 0..1).
         shape: of one sample, [channels, height, width]; of an mlp's, any.
         seed: of torch's generator for the weights, which is left as it was; None goes on with it.
         logits: the last layer of an mlp has no tanh.
@@ -100,7 +102,9 @@ def _named(name: str, shape: tuple[int, ...], logits: bool) -> Backbone:
     kind, *numbers = name.split("-")
     if kind == "mlp" and _widths(numbers):
         return mlp([torch.Size(shape).numel(), *map(int, numbers)], logits)
-    many = {"conv4": len(numbers) == 1, "residual": True}.get(kind, False) and _widths(numbers)
+    many = {"conv4": len(numbers) == 1, "residual": True, "quarter": True}.get(
+        kind, False
+    ) and _widths(numbers)
     known = name in ("resnet10", "resnet18", "resnet34", "efficientnet-lite0")
     if not (many or known or name.startswith("timm:")):
         raise UserError(
@@ -115,6 +119,8 @@ def _named(name: str, shape: tuple[int, ...], logits: bool) -> Backbone:
         return conv4(shape[0], int(numbers[0]))
     if kind == "residual":
         return residual(shape[0], [int(number) for number in numbers])
+    if kind == "quarter":
+        return quarter(shape[0], [int(number) for number in numbers])
     if name == "efficientnet-lite0":
         return _lite0(shape)
     return Timm(_timm(name, shape[0]))
@@ -178,6 +184,21 @@ def residual(channels: int, widths: Sequence[int]) -> Layers:
     """
     blocks = [ResidualBlock(a, b) for a, b in pairwise([channels, *widths])]
     return Layers(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), width=widths[-1])
+
+
+def quarter(channels: int, widths: Sequence[int]) -> Layers:
+    """Convolutions with batch norm, of which the first two halve the map and the others keep it: a
+    small network whose map still shows where things are.
+    """
+    layers: list[nn.Module] = []
+    for number, (a, b) in enumerate(pairwise([channels, *widths])):
+        stride = 2 if number < 2 else 1
+        layers += [
+            nn.Conv2d(a, b, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(b),
+            nn.ReLU(),
+        ]
+    return Layers(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), width=widths[-1])
 
 
 def initialised(model: nn.Module, seed: int) -> nn.Module:

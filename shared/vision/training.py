@@ -49,21 +49,48 @@ def train(
         UserError: the loss is not finite.
     """
     steps = optimiser(parameter for parameter in model.parameters() if parameter.requires_grad)
-    n = len(data[0])
     for epoch in range(1, epochs + 1):
-        model.train()
-        total = 0.0
-        for rows in batches(n, batch, seed, epoch):
-            value = loss(*(column[rows] for column in data))
-            if not value.isfinite():
-                raise UserError(
-                    f"the loss is {value.item():g} in epoch {epoch}; lower the learning rate, or"
-                    " look at the data"
-                )
-            steps.zero_grad()
-            value.backward()
-            steps.step()
-            total += float(value.detach()) * len(rows)
+        mean = train_epoch(model, data, loss, batch=batch, seed=seed, epoch=epoch, steps=steps)
         if callback is not None:
-            callback(epoch, total / n)
+            callback(epoch, mean)
     return model.eval()
+
+
+def train_epoch(
+    model: nn.Module,
+    data: tuple[Tensor, ...],
+    loss: Callable[..., Tensor],
+    *,
+    batch: int,
+    seed: int,
+    epoch: int,
+    steps: torch.optim.Optimizer,
+) -> float:
+    """One epoch of `train`, for a loop that keeps its state between epochs: the model is in train
+    mode after it.
+
+    Args:
+        data, loss, batch, seed: as of `train`.
+        epoch: its number, from 1, which decides the order of samples.
+        steps: the optimiser, which goes on from epoch to epoch.
+
+    Returns:
+        The mean loss of the samples.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    model.train()
+    total, n = 0.0, len(data[0])
+    for rows in batches(n, batch, seed, epoch):
+        value = loss(*(column[rows] for column in data))
+        if not value.isfinite():
+            raise UserError(
+                f"the loss is {value.item():g} in epoch {epoch}; lower the learning rate, or look"
+                " at the data"
+            )
+        steps.zero_grad()
+        value.backward()
+        steps.step()
+        total += float(value.detach()) * len(rows)
+    return total / n

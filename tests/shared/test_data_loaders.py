@@ -89,6 +89,12 @@ def _() -> None:
     }
 
 
+@known("torch-explain")
+def _() -> None:
+    text = (data.path("torch-explain") / "torch_explain" / "nn" / "concepts.py").read_text()
+    assert "class ConceptEmbedding(torch.nn.Module)" in text
+
+
 @known("tok-gpt2")
 def _() -> None:
     import json

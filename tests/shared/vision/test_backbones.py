@@ -32,6 +32,7 @@ def images(n: int = 2, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
     [
         ("conv4-16", 16, 4),
         ("residual-8-16-32", 32, 8),
+        ("quarter-4-8-12", 12, 16),
         ("resnet10", 512, 2),
         ("resnet18", 512, 2),
         ("resnet34", 512, 2),
@@ -50,7 +51,8 @@ def test_features_are_the_mean_of_the_map(name, width, edge):
 
 
 @pytest.mark.parametrize(
-    ("name", "edge"), [("conv4-4", 64), ("residual-4-8", 64), ("resnet10", 256)]
+    ("name", "edge"),
+    [("conv4-4", 64), ("residual-4-8", 64), ("quarter-8-8-8", 64), ("resnet10", 256)],
 )
 def test_the_map_shows_where_something_is(name, edge):
     """A bright spot in the upper right corner moves the upper right of the map most."""
