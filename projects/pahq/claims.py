@@ -433,6 +433,6 @@ def pretrained(pretrained: pd.DataFrame) -> Verdict:
             f" {full:.2f} (random edges {random:.2f}, none {nothing:.2f})"
         )
     tasks = len(told)
-    measured = f"{'; '.join(told)}; RTN within the bound on {good[RTN]} of {tasks} tasks"
+    measured = f"{'; '.join(told)}; within the bound PAHQ on {good[PAHQ]}, RTN on {good[RTN]}"
     every = good[PAHQ] == tasks and tasks >= SEEDS
-    return Verdict(_word(every, 2 * good[PAHQ] > tasks), measured + f", {tasks} tasks")
+    return Verdict(_word(every, 2 * good[PAHQ] > tasks), measured + f" of {tasks} searched")
