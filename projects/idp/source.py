@@ -122,12 +122,15 @@ class Training:
             x, y = self.images[rows], self.labels[rows]
             mirrored = torch.rand(len(x), 1, 1, 1, generator=coins).to(x.device) < 0.5
             x = torch.where(mirrored, x.flip(-1), x)
-            logits = self.head(cells_of(self.network.spatial_map(x)))
-            loss = F.cross_entropy(logits, y, label_smoothing=0.1)
+            try:
+                logits = self.head(cells_of(self.network.spatial_map(x)))
+                loss = F.cross_entropy(logits, y, label_smoothing=0.1)
+            except torch.linalg.LinAlgError:  # of numbers too large to be squared, or none
+                loss = torch.full((), torch.nan)
             if not loss.isfinite():
                 raise UserError(
-                    f"the loss is {loss.item():g} in epoch {number}; lower the learning rate, or"
-                    " look at the images"
+                    f"the loss is {loss.item():g} in epoch {number}; lower the learning rate or"
+                    " the weight decay, or look at the images"
                 )
             self.optimiser.zero_grad()
             loss.backward()

@@ -45,6 +45,8 @@ def test_a_loss_that_is_not_finite_ends_the_training():
         one.head.scale.fill_(torch.nan)
     with pytest.raises(UserError, match="the loss is nan in epoch 1"):
         one.epoch(1)
+    with pytest.raises(UserError, match="the loss is nan in epoch 1"):  # in the ridge's solve
+        training(weight_decay=1e25).epoch(1)
 
 
 def test_a_source_is_the_same_from_its_tensors():
