@@ -135,7 +135,7 @@ def _reference(paper: str) -> Iterator[str]:
     core_seconds = 0.0
     for name in manifest.scale_config(paper, scale):
         file = rows.rows_path(paths.REFERENCE, scale, paper, name)
-        if rows.are_whole(file):
+        if rows.are_whole(file, tensors=False):
             core_seconds += rows.read_rows(file).provenance.get("core_seconds", 0)
         else:
             yield f"results/reference: no rows of {name}, or broken ones: repro keep {paper}"

@@ -1,7 +1,8 @@
 """`repro keep`: a finished run becomes the reference, what the repository keeps of results.
 
-Kept are what cannot be made again, the rows with the arrays and tensors that they name, and what a
-reader sees before running anything: verdicts, figures (SVG), tables (Markdown).
+Kept are what cannot be made again, the rows with the arrays that they name, and what a reader sees
+before running anything: verdicts, figures (SVG), tables (Markdown). Tensors, which experiments hand
+to one another, are not: no table is made of them, they may be large, and rows hold their digests.
 """
 
 import shutil
@@ -67,9 +68,8 @@ def _check(paper: str, name: str, scale: str, results: Path) -> None:
 
 
 def _copy(path: Path, folder: Path) -> None:
-    """A rows file and every file that it names."""
+    """A rows file and the arrays that it names."""
     content = rows.read_rows(path)
     folder.mkdir(parents=True, exist_ok=True)
-    entries = [*content.arrays.values(), *content.tensors.values()]
-    for name in (path.name, *(entry.file for entry in entries)):
+    for name in (path.name, *(entry.file for entry in content.arrays.values())):
         shutil.copy(path.parent / name, folder)

@@ -195,13 +195,15 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def are_whole(path: Path) -> bool:
-    """Whether `path` is a rows file that `read_rows` takes, with every file that it names whole."""
+def are_whole(path: Path, tensors: bool = True) -> bool:
+    """Whether `path` is a rows file that `read_rows` takes, with every file that it names whole;
+    or, without `tensors`, every array (the reference keeps no tensors).
+    """
     try:
         content = read_rows(path)
     except UserError:
         return False
-    entries = [*content.arrays.values(), *content.tensors.values()]
+    entries = [*content.arrays.values(), *(content.tensors.values() if tensors else ())]
     files = [(path.parent / entry.file, entry.sha256) for entry in entries]
     return all(file.is_file() and sha256(file) == expected for file, expected in files)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from shared import cli, experiment, reference, rows
@@ -28,8 +29,27 @@ def test_rows_verdicts_tables_and_figures_are_kept_in_one_form_each(ran):
     assert {file.suffix for file in (place / "tables").iterdir()} == {".md"}
     assert {file.suffix for file in (place / "figures").iterdir()} == {".svg"}
     assert json.loads((place / "claims.json").read_text())
-    for file in (ran / "results" / "smoke" / "toy" / "rows").glob("[!.]*"):
-        assert (place / "rows" / file.name).read_bytes() == file.read_bytes()
+    made = {file.name: file for file in (ran / "results" / "smoke" / "toy" / "rows").glob("[!.]*")}
+    kept = {file.name for file in (place / "rows").iterdir()}
+    assert kept == set(made)
+    for name in kept:
+        assert (place / "rows" / name).read_bytes() == made[name].read_bytes()
+
+
+def test_tensors_stay_with_the_results(tmp_path):
+    import torch
+
+    path = rows.rows_path(tmp_path, "cpu", "toy", "squares")
+    content = {"config": {}, "seed": 0, "provenance": {}, "rows": [{"n": 1}]}
+    whole = {"paper": "toy", "experiment": "squares", "scale": "cpu", **content}
+    rows.write_rows(path, whole, {"grid": np.arange(3.0)}, {"weights": {"w": torch.ones(2)}})
+    place = rows.rows_path(tmp_path / "kept", "cpu", "toy", "squares")
+    reference._copy(path, place.parent)
+    assert {file.suffix for file in place.parent.iterdir()} == {".json", ".npy"}
+    assert rows.are_whole(place, tensors=False)
+    assert not rows.are_whole(place)
+    next(place.parent.glob("*.npy")).unlink()
+    assert not rows.are_whole(place, tensors=False)
 
 
 def test_what_was_kept_before_goes(ran):
