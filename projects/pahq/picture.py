@@ -21,7 +21,7 @@ MEANING = {"q": "into Q", "k": "into K", "v": "into V", "m": "into an MLP", "o":
 MOST = 300  # more edges are no picture; the strongest are drawn
 
 
-def draw(circuit: "Circuit", path: Path) -> None:
+def draw(circuit: "Circuit", path: str | Path) -> None:
     """Write the picture as SVG."""
     import matplotlib
 
@@ -33,7 +33,7 @@ def draw(circuit: "Circuit", path: Path) -> None:
         buffer = BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
         plt.close(figure)
-    atomic_write(path, buffer.getvalue())
+    atomic_write(Path(path), buffer.getvalue())
 
 
 def picture(circuit: "Circuit") -> "Figure":

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-LARGEST = 1e30  # a float of an option: products of two are within float64, itself within float32
+LARGEST = 3.4e38  # a float of an option is within float32, and its square within float64
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,11 +49,12 @@ def number(
         least: the number must be at least this, or with `above` more.
         most: the number must be at most this, or with `below` less.
     """
-    most = min(most, 2**63 - 1) if kind is int else most  # torch and numpy take no more
+    if kind is int and most == math.inf:
+        most = 2**63 - 1  # torch and numpy take no more
     bounds = []
     if least > -math.inf:
         bounds.append(f"above {least:g}" if above else f"of at least {least:g}")
-    if most < 2**63 - 1:
+    if most not in (math.inf, 2**63 - 1):
         bounds.append(f"below {most:g}" if below else f"at most {most:g}")
     wanted = f"a{'n integer' if kind is int else ' number'} {' and '.join(bounds)}".rstrip()
 
@@ -66,7 +67,7 @@ def number(
             raise argparse.ArgumentTypeError(f"'{text}' is beyond what float32 holds")
         if (
             value is None
-            or not math.isfinite(value)
+            or (kind is float and not math.isfinite(value))
             or not (value > least if above else value >= least)
             or not (value < most if below else value <= most)
         ):

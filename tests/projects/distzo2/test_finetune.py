@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(folder, alone, tmp_path):
         (3, ("--pert", "2"), "--pert 2 needs an even number of processes, and there are 3"),
         (2, ("--model", "no-such-model"), "no model 'no-such-model'"),
         (2, ("--data", "no-such-file.jsonl"), "no-such-file.jsonl"),
-        (2, ("--lr", "1e39", "--steps", "1"), "the trained model: "),
+        (2, ("--lr", "3e38", "--steps", "1"), "the trained model: "),
     ],
 )
 def test_what_is_wrong_is_said_once_by_all_ranks_ending(world, more, said, folder, tmp_path):

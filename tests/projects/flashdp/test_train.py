@@ -885,7 +885,7 @@ OPTIONS = [
     (["--batch-size", "41"], "--batch-size 41 is more than the 40 records"),
     (["--micro-batch", "0"], "--micro-batch"),
     (["--lr", "-1"], "--lr: '-1' is not a number of at least 0"),
-    (["--noise-seed", str(2**256)], "--noise-seed must be below"),
+    (["--noise-seed", str(2**256)], "of at least 0 and below 1.15792e+77"),
     (["--backend", "fast"], "no backend 'fast'; there are auto, loop"),
     (["--model", "nowhere/at-all"], "nowhere/at-all"),
     (["--data", "missing.jsonl"], "missing.jsonl: No such file"),

@@ -128,7 +128,7 @@ MUTATIONS = [
     # ---- options ----
     Mutation(
         OPTIONS,
-        "or not math.isfinite(value)",
+        "or (kind is float and not math.isfinite(value))",
         "or value == math.inf",
         "options: minus infinity is a number",
         ("options", "recipe"),
