@@ -186,16 +186,16 @@ def baselines(main: pd.DataFrame) -> Verdict:
     if not _enough(main):
         return FEW
     better, worse, cells, told = 0, 0, 0, []
-    for rival in (CBM_SSL, CEM_SSL, FIXMATCH):
+    for baseline in (CBM_SSL, CEM_SSL, FIXMATCH):
         means = []
         for column, what in (("concept_accuracy", "concepts"), ("task_accuracy", "classes")):
-            gains = _by_set(main, column, SSCBM, rival)
-            means.append(f"{what} {points(_mean_over_sets(main, column, SSCBM, rival))}")
-            if rival != FIXMATCH:  # ours, for comparison; the paper does not name it
+            gains = _by_set(main, column, SSCBM, baseline)
+            means.append(f"{what} {points(_mean_over_sets(main, column, SSCBM, baseline))}")
+            if baseline != FIXMATCH:  # ours, for comparison; the paper does not name it
                 better += sum(gain.low > 0 for gain in gains.values())
                 worse += sum(gain.high < 0 for gain in gains.values())
                 cells += len(gains)
-        told.append(f"less {rival}: {', '.join(means)}")
+        told.append(f"less {baseline}: {', '.join(means)}")
     return Verdict(
         _count(better, cells),
         f"better in {better}, worse in {worse} of {cells} cells; means over the sets, "
